@@ -1,0 +1,1 @@
+"""Networks: ImageNet and CIFAR residual networks, and the registry that names them."""

@@ -1,0 +1,26 @@
+"""What a loader hands to the training loop."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+
+class Batch(NamedTuple):
+    """B views with what joins them to labels and cached targets; row i of every field belongs to one sample."""
+
+    images: torch.Tensor
+    "float32 [B, 3, S, S], normalised, on the device"
+    labels: torch.Tensor
+    "int64 [B], on the device"
+    keys: np.ndarray
+    "int64 [B], on the host"
+    views: np.ndarray
+    "int32 [B], on the host"
+    pixels: torch.Tensor
+    "uint8 [B, S, S, 3], on the device: the crops before normalisation"
+
+    def rows(self, start: int, stop: int) -> "Batch":
+        """Rows start to stop (a micro-batch of gradient accumulation), without copying."""
+        part = slice(start, stop)
+        return Batch(self.images[part], self.labels[part], self.keys[part], self.views[part], self.pixels[part])

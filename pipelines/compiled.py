@@ -1,0 +1,48 @@
+"""How our numba functions are compiled: exact arithmetic, without the GIL, the machine code kept on disk.
+
+fastmath=False is said explicitly because numba lets a function that does not say it inherit the option from whoever calls
+it first, and stores the result for everybody: called from FFCV, which compiles with fastmath, boxes came out a pixel off.
+The folder of the stored code is named by a hash over every file with compiled functions, because numba itself notices
+only a change in the function's own file: code inlined from another one would go stale.
+"""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from numba import config, njit
+
+
+def _source_hash() -> str:
+    digest = hashlib.blake2b(digest_size=6)
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        text = path.read_bytes()
+        if b"@exact" in text or b"njit" in text:
+            digest.update(text)
+    return digest.hexdigest()
+
+
+def _code_folder() -> str:
+    """The first place that can be written: NUMBA_CACHE_DIR, beside the sources, the user's cache, a temporary folder."""
+    name = f"numba-{_source_hash()}"
+    places = [
+        config.CACHE_DIR,  # pyright: ignore[reportAttributeAccessIssue]
+        Path(__file__).parent / "__pycache__",
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dive-trainer",
+    ]
+    for place in filter(None, places):
+        folder = Path(place) / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return str(folder)
+    return tempfile.mkdtemp(prefix=name)
+
+
+config.CACHE_DIR = _code_folder()  # pyright: ignore[reportAttributeAccessIssue]
+_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": False}
+exact = njit(**_OPTIONS)
+exact_parallel = njit(parallel=True, **_OPTIONS)

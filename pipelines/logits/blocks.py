@@ -1,0 +1,147 @@
+"""One block of a cache on disk: the targets of up to 4096 consecutive keys under one view.
+
+    header | records | CRC-32 of each record | certificate | CRC-32 of the last two
+
+A record is a fingerprint (hash, thumbnail) and the encoded logits. Its CRC starts from key and view, so a record at the
+wrong place fails as a damaged one does. Invariant: a file that `open_block` accepts belongs to this cache, view and block.
+"""
+
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipelines.checksum import crc32
+from pipelines.compiled import exact
+from pipelines.errors import UserError
+from pipelines.files import write_bytes_atomic
+from pipelines.logits.codec import CODECS, TEMPERATURES, payload_bytes
+from pipelines.logits.fingerprint import THUMB, Fingerprints
+
+BLOCK_ROWS = 4096
+MAGIC = b"DiVElc01"
+HEADER = np.dtype(
+    [
+        ("magic", "S8"),
+        ("view", "<u4"),
+        ("block", "<u4"),
+        ("count", "<u4"),
+        ("classes", "<u4"),
+        ("codec", "<u4"),
+        ("record_bytes", "<u4"),
+        ("identity", "<u1", 32),
+        ("index", "<u1", 32),
+        ("crc", "<u4"),
+    ]
+)
+FINGERPRINT_BYTES = 4 + THUMB * THUMB
+_CERTIFICATE_BYTES = 16 * len(TEMPERATURES)
+
+
+class BlockKind(NamedTuple):
+    """What all blocks of one cache share. identity_hash, index_hash: SHA-256 of identity.json and of index.bin."""
+
+    identity_hash: bytes
+    index_hash: bytes
+    classes: int
+    codec: str
+
+    @property
+    def record_bytes(self) -> int:
+        return FINGERPRINT_BYTES + payload_bytes(self.codec, self.classes)
+
+    def block_bytes(self, rows: int) -> int:
+        """Size of a block file of so many rows."""
+        return HEADER.itemsize + rows * (self.record_bytes + 4) + _CERTIFICATE_BYTES + 4
+
+
+class Block(NamedTuple):
+    """An opened block: records uint8[n, R] (memory map), crcs uint32[n], certificate float64[T, 2]."""
+
+    records: np.ndarray
+    crcs: np.ndarray
+    certificate: np.ndarray
+
+
+def block_path(folder: Path, view: int, block: int) -> Path:
+    """Where the block of one cell lies."""
+    return folder / f"v{view:03d}" / f"b{block:05d}.lc"
+
+
+def _header(kind: BlockKind, view: int, block: int, count: int) -> np.ndarray:
+    header = np.zeros(1, HEADER)
+    header["magic"] = MAGIC
+    header["view"], header["block"], header["count"] = view, block, count
+    header["classes"], header["codec"], header["record_bytes"] = (
+        kind.classes,
+        CODECS.index(kind.codec),
+        kind.record_bytes,
+    )
+    header["identity"][0] = np.frombuffer(kind.identity_hash, np.uint8)
+    header["index"][0] = np.frombuffer(kind.index_hash, np.uint8)
+    header["crc"] = zlib.crc32(header.tobytes()[:-4])
+    return header
+
+
+@exact
+def record_crcs(records, keys, view):
+    """uint32[n]: CRC-32 of (key, view, record bytes) for uint8 records [n, R] and int64 keys [n]."""
+    out = np.empty(len(records), np.uint32)
+    head = np.empty(12, np.uint8)
+    for i in range(len(records)):
+        place = np.uint64(keys[i])
+        for j in range(8):
+            head[j] = np.uint8((place >> np.uint64(8 * j)) & np.uint64(255))
+        for j in range(4):
+            head[8 + j] = np.uint8((np.uint64(view) >> np.uint64(8 * j)) & np.uint64(255))
+        out[i] = crc32(records[i], np.uint32(crc32(head)))
+    return out
+
+
+def write_block(
+    folder: Path,
+    kind: BlockKind,
+    view: int,
+    block: int,
+    keys: np.ndarray,
+    prints: Fingerprints,
+    payload: np.ndarray,
+    certificate: np.ndarray,
+) -> None:
+    """Publish one block: it is visible whole or not at all."""
+    records = np.concatenate([prints.hashes.astype("<u4")[:, None].view(np.uint8), prints.thumbs, payload], axis=1)
+    tail = record_crcs(records, keys, view).astype("<u4").tobytes() + certificate.astype("<f8").tobytes()
+    path = block_path(folder, view, block)
+    path.parent.mkdir(exist_ok=True)
+    write_bytes_atomic(
+        path,
+        _header(kind, view, block, len(keys)).tobytes()
+        + records.tobytes()
+        + tail
+        + zlib.crc32(tail).to_bytes(4, "little"),
+    )
+
+
+def open_block(folder: Path, kind: BlockKind, view: int, block: int, count: int) -> Block:
+    """Map one block after checking its header and checksums (not those of its records). UserError names the file."""
+    path = block_path(folder, view, block)
+    advice = "delete it and run train/cache_logits.py again to rewrite it"
+    try:
+        data = np.memmap(path, np.uint8, mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {advice}") from error
+    size = kind.block_bytes(count)
+    if len(data) != size:
+        raise UserError(f"{path}: {len(data)} bytes instead of {size}, so it is damaged or foreign; {advice}")
+    if data[: HEADER.itemsize].tobytes() != _header(kind, view, block, count).tobytes():
+        raise UserError(f"{path}: its header is not that of view {view}, block {block} of this cache; {advice}")
+    split = HEADER.itemsize + count * kind.record_bytes
+    tail = data[split:-4].tobytes()
+    if zlib.crc32(tail) != int.from_bytes(data[-4:].tobytes(), "little"):
+        raise UserError(f"{path}: its checksums are damaged; {advice}")
+    return Block(
+        records=data[HEADER.itemsize : split].reshape(count, kind.record_bytes),
+        crcs=np.frombuffer(tail, "<u4", count),
+        certificate=np.frombuffer(tail, "<f8", offset=4 * count).reshape(-1, 2),
+    )

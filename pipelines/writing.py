@@ -1,0 +1,571 @@
+"""Writing record files: images in, one .beton out (layout: pipelines/records.py).
+
+Owns the rule by which a file's JPEG bytes are kept or its pixels encoded anew, the worker processes, and the
+temporary file. Files are stored as JPEG, arrays as raw pixels. Knows nothing of data sets, lists or folders.
+Invariant: the bytes written depend on the samples, the options and the decoder named in the manifest, not on
+the number of workers, the host or the time; and a file under its final name is complete.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import functools
+import importlib.util
+import io
+import json
+import multiprocessing
+import os
+import signal
+import traceback
+import warnings
+import zlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from pipelines import records
+from pipelines.errors import UserError
+
+MAX_STORED_SIDE = 65_535  # pixels: FFCV stores sides as uint16
+MAX_ENCODED_SIDE = 65_500  # pixels: libjpeg's own limit
+CHUNK = 16  # samples handed over at a time: large enough to hide that cost, small enough to bound memory
+CHUNKS_PER_WORKER = 3  # at work or waiting for their turn to be written
+
+StrPath = str | os.PathLike[str]
+
+
+class Sample(NamedTuple):
+    """One image to write: a file's path, or RGB pixels uint8[height, width, 3]."""
+
+    name: str
+    label: int
+    image: StrPath | np.ndarray
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How files are stored. Sides in pixels, aspect kept, never enlarged; of two limits both hold."""
+
+    short_side: int | None = None
+    max_side: int | None = None
+    quality: int = 95  # JPEG quality of images that are encoded anew, always 4:4:4
+
+
+class Stored(NamedTuple):
+    """One image as it goes into the file."""
+
+    payload: bytes
+    mode: int
+    width: int  # of the original
+    height: int
+    stored_width: int
+    stored_height: int
+    source: int
+
+
+class Unreadable(NamedTuple):
+    """One image that cannot be decoded, and why, in words."""
+
+    name: str
+    reason: str
+
+
+Answer = Stored | Unreadable | Exception
+
+
+class _Broken(Exception):
+    """An image that cannot be decoded; the message says why."""
+
+
+class UnreadableImages(UserError):
+    """Raised after all samples were tried; `images` lists every one that cannot be read."""
+
+    def __init__(self, images: Sequence[Unreadable], samples: int) -> None:
+        first = images[0]
+        advice = "repair or remove them, or leave them out with --skip-bad"
+        if len(images) == samples:
+            advice = "check the folder and the list given"
+        super().__init__(
+            f"{len(images)} of {samples} images cannot be read, first {first.name} ({first.reason}); {advice}"
+        )
+        self.images = images
+
+
+class JpegFrame(NamedTuple):
+    """What the frame header (SOFn marker) of a JPEG says."""
+
+    marker: int
+    precision: int  # bits per component
+    height: int
+    width: int
+    components: int
+
+
+def jpeg_frame(data: bytes) -> JpegFrame | None:
+    """The frame header of a JPEG, None where there is none (ITU T.81, B.2.2)."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # SOFn, but DHT, JPG, DAC
+            header = data[position + 4 : position + 10]
+            if len(header) < 6:
+                return None
+            height, width = int.from_bytes(header[1:3]), int.from_bytes(header[3:5])
+            return JpegFrame(marker, header[0], height, width, header[5])
+        position += 2 + int.from_bytes(data[position + 2 : position + 4])
+    return None
+
+
+@functools.cache
+def _libffcv() -> Any:
+    """FFCV's JPEG decoder as a C function, None where FFCV is not installed.
+
+    Loaded by the library's path: `import ffcv` would import torch, in every worker.
+    """
+    spec = importlib.util.find_spec("ffcv")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for path in Path(folder).glob("_libffcv*.so"):
+            with contextlib.suppress(OSError):  # OpenCV or turbojpeg were removed after the installation
+                decode = ctypes.CDLL(str(path)).imdecode
+                decode.restype = ctypes.c_int
+                decode.argtypes = (
+                    [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p]
+                    + [ctypes.c_uint32] * 6
+                    + [ctypes.c_bool] * 2
+                )
+                return decode
+    return None
+
+
+def decoder_name() -> str:
+    """The decoder that a kept JPEG had to satisfy: libffcv, or Pillow (more lenient) where FFCV is absent."""
+    return "libffcv" if _libffcv() else "pillow"
+
+
+def _libffcv_decodes(data: bytes, width: int, height: int) -> bool:
+    pixels = np.empty(3 * width * height, np.uint8)
+    source = np.frombuffer(data, np.uint8)
+    crop = (height, width, 0, 0, 1, 1, False, False)  # the whole image, at full scale, not flipped
+    return _libffcv()(source.ctypes.data, source.size, height, width, pixels.ctypes.data, *crop) == 0
+
+
+def _keepable(data: bytes) -> bool:
+    """Whether these are JPEG bytes that every backend decodes as they are.
+
+    Sequential 8-bit Huffman coding (SOF0, SOF1), 1 or 3 components, sides and size within FFCV's limits, and
+    decoded by libffcv without so much as a warning. Where FFCV is not installed the caller's decode by Pillow
+    stands in for that last point; it lets warnings pass.
+    """
+    frame = jpeg_frame(data)
+    if frame is None or frame.marker not in (0xC0, 0xC1) or frame.precision != 8:
+        return False
+    if frame.components not in (1, 3) or len(data) > records.PAGE_SIZE:
+        return False
+    if not (0 < frame.width <= MAX_STORED_SIDE and 0 < frame.height <= MAX_STORED_SIDE):
+        return False
+    return not _libffcv() or _libffcv_decodes(data, frame.width, frame.height)
+
+
+def stored_size(width: int, height: int, encoding: Encoding) -> tuple[int, int]:
+    """(width, height) to store: one exact scale for both limits, at most 1; rounded half up, at least 1."""
+    scales = [(1, 1)]
+    if encoding.short_side:
+        scales.append((encoding.short_side, min(width, height)))
+    if encoding.max_side:
+        scales.append((encoding.max_side, max(width, height)))
+    numerator, denominator = min(scales, key=lambda scale: scale[0] / scale[1])
+    shrunk = [max(1, (2 * side * numerator + denominator) // (2 * denominator)) for side in (width, height)]
+    return shrunk[0], shrunk[1]
+
+
+def _reason(error: Exception) -> str:
+    """Why an image cannot be read, in words without addresses or paths of this machine."""
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return "no image format that Pillow knows"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
+    """Turns whatever Pillow's decoders raise on a damaged file, nearly anything, into _Broken."""
+    try:
+        yield
+    except MemoryError:
+        raise UserError("out of memory while decoding; use fewer --workers") from None
+    except Exception as error:
+        raise _Broken(_reason(error)) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """RGB as `convert` gives it (alpha dropped, palette applied), but 16-bit grey scaled, not clipped."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        grey = np.asarray(image).astype(np.uint32) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"32-bit pixels (mode {image.mode}) have no defined range")
+    return image.convert("RGB")
+
+
+def _encode_jpeg(rgb: Image.Image, size: tuple[int, int], quality: int) -> bytes:
+    if max(size) > MAX_ENCODED_SIDE:
+        raise UserError(f"{size[0]}x{size[1]} pixels, a JPEG's sides end at {MAX_ENCODED_SIDE}; use --max-side")
+    if size != rgb.size:
+        rgb = rgb.resize(size, Image.Resampling.BICUBIC)  # antialiased, as always in Pillow
+    buffer = io.BytesIO()
+    rgb.save(buffer, "JPEG", quality=quality, subsampling=0)
+    if buffer.tell() > records.PAGE_SIZE:
+        raise UserError(f"{buffer.tell()} bytes as JPEG, more than a page of {records.PAGE_SIZE}; use --max-side")
+    return buffer.getvalue()
+
+
+def _store_file(data: bytes, encoding: Encoding) -> Stored:
+    """An image file's bytes as they are if all backends decode them and no resize is due, else new JPEG."""
+    with _decoding():
+        image = Image.open(io.BytesIO(data))
+    size = stored_size(*image.size, encoding)
+    payload = data
+    keep = size == image.size and _keepable(data)
+    if not (keep and _libffcv()):
+        with _decoding():
+            rgb = _to_rgb(image)
+        payload = data if keep else _encode_jpeg(rgb, size, encoding.quality)
+    return Stored(payload, records.MODE_JPEG, *image.size, *size, source=records.hash63(data))
+
+
+def _store_array(pixels: np.ndarray) -> Stored:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ValueError(f"uint8[height, width, 3] expected, {pixels.dtype}{list(pixels.shape)} given")
+    height, width = pixels.shape[:2]
+    if max(height, width) > MAX_STORED_SIDE or pixels.nbytes > records.PAGE_SIZE:
+        raise UserError(f"{width}x{height} raw pixels do not fit a page of {records.PAGE_SIZE} bytes")
+    payload = pixels.tobytes()
+    return Stored(payload, records.MODE_RAW, width, height, width, height, records.hash63(payload))
+
+
+def _read_file(path: StrPath) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise _Broken(_reason(error)) from error
+    if not data:
+        raise _Broken("empty file")
+    return data
+
+
+def encode_sample(sample: Sample, encoding: Encoding) -> Stored | Unreadable:
+    """What to store for one sample. Raises UserError for an image that can be read but not stored."""
+    try:
+        if isinstance(sample.image, np.ndarray):
+            return _store_array(sample.image)
+        return _store_file(_read_file(sample.image), encoding)
+    except _Broken as error:
+        return Unreadable(sample.name, str(error))
+    except UserError as error:
+        raise UserError(f"{sample.name}: {error}") from None
+    except Exception as error:
+        raise RuntimeError(f"while converting {sample.name}") from error
+
+
+def _encode_quietly(sample: Sample, encoding: Encoding) -> Stored | Unreadable:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata and large images: not asked for
+        return encode_sample(sample, encoding)
+
+
+def _work(tasks: Connection, encoding: Encoding) -> None:
+    """A worker's life: take a few samples, answer each in turn, until the parent closes the line or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent alone reacts
+    try:
+        while True:
+            for sample in tasks.recv():
+                try:
+                    tasks.send(_encode_quietly(sample, encoding))
+                except (UserError, RuntimeError) as error:
+                    error.add_note(traceback.format_exc())
+                    tasks.send(error)
+    except (EOFError, OSError):
+        return
+
+
+class _Worker:
+    """One process and our end of its line.
+
+    A line for each worker, not one for all as in concurrent.futures: there a worker killed while it sends
+    leaves the others and the parent waiting for ever. Not fork: the caller may have threads (a progress bar,
+    torch) whose locks a fork inherits locked.
+    """
+
+    def __init__(self, encoding: Encoding) -> None:
+        context = multiprocessing.get_context("forkserver")
+        self.line, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, encoding), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.todo: deque[tuple[int, Sample]] = deque()
+
+    def give(self, first: int, samples: Sequence[Sample]) -> None:
+        """Hand over samples with their numbers; only to a worker with nothing to do, which does listen."""
+        self.todo.extend(enumerate(samples, first))
+        try:
+            self.line.send(samples)
+        except OSError:
+            raise self._death() from None
+
+    def take(self) -> tuple[int, Answer]:
+        """The next answer, with its sample's number."""
+        try:
+            answer = self.line.recv()
+        except (EOFError, OSError):
+            raise self._death() from None
+        return self.todo.popleft()[0], answer
+
+    def _death(self) -> UserError:
+        return UserError(
+            f"{self.todo[0][1].name}: the worker that converted it died: killed, out of memory (use fewer "
+            "--workers), or a crash of the decoder (remove or repair this file)"
+        )
+
+    def stop(self) -> None:
+        self.line.close()
+        self.process.kill()  # it is idle, or its work is not wanted any more
+        self.process.join()
+
+
+def _encode_parallel(
+    samples: Sequence[Sample], encoding: Encoding, workers: int
+) -> Generator[Stored | Unreadable, None, None]:
+    """As _encode_quietly, in processes, in the order of the samples, with bounded memory."""
+    team: dict[Any, _Worker] = {}
+    ahead = workers * CHUNKS_PER_WORKER * CHUNK
+    answers: dict[int, Answer] = {}
+    given = taken = 0
+    try:
+        for _ in range(min(workers, -(-len(samples) // CHUNK))):
+            worker = _Worker(encoding)
+            team[worker.line] = worker
+        while taken < len(samples):
+            for worker in team.values():
+                if not worker.todo and given < len(samples) and given + CHUNK <= taken + ahead:
+                    worker.give(given, samples[given : given + CHUNK])
+                    given += CHUNK
+            for line in connection.wait([line for line, worker in team.items() if worker.todo]):
+                number, answer = team[line].take()
+                answers[number] = answer
+            while taken in answers:
+                answer = answers.pop(taken)
+                if isinstance(answer, Exception):
+                    raise answer
+                yield answer
+                taken += 1
+    finally:
+        for worker in team.values():
+            worker.stop()
+
+
+def _encode(samples: Sequence[Sample], encoding: Encoding, workers: int) -> Generator[Stored | Unreadable, None, None]:
+    if workers > 1:
+        yield from _encode_parallel(samples, encoding, workers)
+    else:
+        for sample in samples:
+            yield _encode_quietly(sample, encoding)
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Raise UserError unless `path` may be written."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the file to write, such as {path / 'train.beton'}")
+    if path.exists() and not force:
+        raise UserError(f"{path} exists; add --force to overwrite it, or name another file")
+
+
+@contextlib.contextmanager
+def _published(path: Path) -> Iterator[IO[bytes]]:
+    """A locked file beside `path` that takes its name on success and is removed on any error.
+
+    Its name is fixed, so that a later run writes over what a killed one left; the lock refuses two at a time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    with open(os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666), "wb", buffering=1 << 20) as file:
+        _lock(file, temporary)
+        try:
+            file.truncate(0)
+            yield file
+            file.flush()
+            records.Records(temporary)  # opens as any reader will, before anyone can see it
+            os.fsync(file.fileno())
+            os.rename(temporary, path)
+        except BaseException:
+            temporary.unlink()
+            raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    """Lock an open file that is to be written from its start."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except (BlockingIOError, FileNotFoundError):
+        mine = False
+    if not mine:  # locked; or another run published or removed the file between our open and our lock
+        raise UserError(f"{path}: another conversion is writing this file; wait for its end")
+
+
+def _check_samples(samples: Sequence[Sample], num_classes: int) -> np.ndarray:
+    """The samples' keys, int64[N], after checking that there are some, with fit labels and different keys."""
+    if not samples:
+        raise UserError("there are no images to write")
+    for sample in samples:
+        if not 0 <= sample.label < num_classes:
+            raise UserError(f"{sample.name}: label {sample.label} is not in 0..{num_classes - 1}, the classes given")
+    keys = np.fromiter((records.sample_key(sample.name) for sample in samples), np.int64, len(samples))
+    order = np.argsort(keys, kind="stable")
+    equal = np.flatnonzero(np.diff(keys[order]) == 0)
+    if equal.size:
+        first, second = order[equal[0] : equal[0] + 2]
+        raise UserError(
+            f"{equal.size} images have the key of another, such as {samples[first].name} (image {first + 1}) "
+            f"and {samples[second].name} (image {second + 1}); every image needs a name of its own"
+        )
+    return keys
+
+
+class _Writer:
+    """The sections of one file while its images come in, in order."""
+
+    def __init__(self, file: IO[bytes], samples: int) -> None:
+        self.file = file
+        self.table = np.zeros(samples, records.TABLE)
+        self.allocation = np.zeros(samples, records.ALLOCATION)
+        self.names: list[bytes] = []
+        # As in FFCV, images start at the first page after the table, of all samples, unreadable ones too.
+        head = records.TABLE_START + self.table.nbytes
+        self.position = file.seek(-(-head // records.PAGE_SIZE) * records.PAGE_SIZE)
+
+    def add(self, sample: Sample, key: int, stored: Stored) -> None:
+        """Write one image where it fits a page whole, and its rows of both tables."""
+        size, number = len(stored.payload), len(self.names)
+        room = records.PAGE_SIZE - self.position % records.PAGE_SIZE
+        if size > room:
+            self.position = self.file.seek(self.position + room)
+        self.file.write(stored.payload)
+        image = (stored.mode, stored.stored_width, stored.stored_height, self.position)
+        crc = zlib.crc32(stored.payload)
+        self.table[number] = (image, sample.label, key, stored.width, stored.height, stored.source, crc)
+        self.allocation[number] = (number, self.position, size)
+        self.names.append(records.encode_name(sample.name))
+        self.position += size
+
+    def finish(self, class_names: Sequence[str], made: dict[str, Any]) -> None:
+        """Write everything but the images."""
+        samples = len(self.names)
+        table, allocation = self.table[:samples], self.allocation[:samples].tobytes()
+        names, manifest = _names_section(self.names), _manifest(table, class_names, made)
+        footer = np.zeros(1, records.FOOTER)
+        after = self.position + len(names) + len(manifest) + footer.nbytes
+        header = np.array(
+            [(records.FFCV_VERSION, len(records.FIELD_NAMES), records.PAGE_SIZE, samples, after)],
+            records.HEADER,
+        )
+        head = header.tobytes() + records.field_descriptors().tobytes() + table.tobytes()
+        footer["magic"], footer["version"] = records.FOOTER_MAGIC, records.FORMAT_VERSION
+        footer["head_crc"], footer["allocation_crc"] = zlib.crc32(head), zlib.crc32(allocation)
+        footer["names_crc"], footer["manifest_crc"] = zlib.crc32(names), zlib.crc32(manifest)
+        footer["names_offset"], footer["names_size"] = self.position, len(names)
+        footer["manifest_offset"], footer["manifest_size"] = self.position + len(names), len(manifest)
+        footer["crc"] = records.footer_crc(footer)
+        self.file.write(names + manifest + footer.tobytes() + allocation)
+        self.file.seek(0)
+        self.file.write(head)
+
+
+def _names_section(names: Sequence[bytes]) -> bytes:
+    offsets = np.zeros(len(names) + 1, "<u8")
+    np.cumsum([len(name) for name in names], out=offsets[1:])
+    return offsets.tobytes() + b"".join(names)
+
+
+def _manifest(table: np.ndarray, class_names: Sequence[str], made: dict[str, Any]) -> bytes:
+    rows = np.empty(table.size, records.ROW)
+    for field in ("key", "label", "width", "height", "source"):
+        rows[field] = table[f"f{records.FIELD_NAMES.index(field)}"]
+    manifest = {
+        "format": records.FORMAT_NAME,
+        "version": records.FORMAT_VERSION,
+        "class_names": list(class_names),
+        "class_counts": np.bincount(rows["label"], minlength=len(class_names)).tolist(),
+        "samples": table.size,
+        "digest": records.rows_digest(rows),
+        "made": made,
+    }
+    return json.dumps(manifest, sort_keys=True, indent=1).encode("ascii")
+
+
+def write_records(
+    path: StrPath,
+    samples: Sequence[Sample],
+    class_names: Sequence[str],
+    *,
+    kind: str,
+    options: dict[str, Any] | None = None,
+    encoding: Encoding = Encoding(),
+    workers: int = 1,
+    skip_bad: bool = False,
+    force: bool = False,
+    progress: Callable[[], None] | None = None,
+) -> list[Unreadable]:
+    """Write one record file, whole or not at all, and return the unreadable images that `skip_bad` left out.
+
+    samples: all files or all arrays; they keep their order.
+    kind, options: how the data set was made, for the manifest; no paths of this machine, no times.
+    encoding: for files. workers: processes that read and encode, 0 or 1 = none. progress: called per image.
+    Raises UnreadableImages after trying every sample; UserError for labels, names, sizes, an existing file, a
+    full disk, an image on which a worker died.
+    """
+    target = Path(path)
+    check_output(target, force)
+    keys = _check_samples(samples, len(class_names))
+    made: dict[str, Any] = {"kind": kind, "options": options or {}}
+    arrays = {isinstance(sample.image, np.ndarray) for sample in samples}
+    if len(arrays) != 1:
+        raise ValueError("a record file holds either files or arrays, not both")
+    if not arrays.pop():
+        made |= {"encoding": asdict(encoding), "decoder": decoder_name(), "pillow": PIL.__version__}
+    bad: list[Unreadable] = []
+    try:
+        with _published(target) as file, contextlib.closing(_encode(samples, encoding, workers)) as encoded:
+            writer = _Writer(file, len(samples))
+            for sample, key, stored in zip(samples, keys, encoded, strict=True):
+                if isinstance(stored, Unreadable):
+                    bad.append(stored)
+                else:
+                    writer.add(sample, key, stored)
+                if progress:
+                    progress()
+            if bad and (not skip_bad or len(bad) == len(samples)):
+                raise UnreadableImages(bad, len(samples))
+            writer.finish(class_names, made | {"skipped": [image.name for image in bad]})
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
+    return bad

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Sets up .venv (tools/setup.sh) and runs the tests; arguments go to pytest, e.g. bash tools/test.sh -k losses
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash tools/setup.sh report dev
+exec .venv/bin/python -m pytest --durations=15 "$@"

@@ -1,0 +1,53 @@
+"""Compute a teacher's logits once, for every view that students of a configuration will see.
+
+CONFIG is the STUDENT's: recipe, data.seed and number of views agree by construction. Kill it whenever you like and run the
+same command again: finished blocks are kept. The printed folder goes into the students' cache.paths.
+
+    accelerate launch train/cache_logits.py configs/cifar100_lt/dive_if100.yaml distill.teacher=NAME
+"""
+
+import sys
+from pathlib import Path
+
+# `accelerate launch` puts this script's folder first; a foreign `models` or `train` must not win over ours.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pipelines.errors import UserError
+from pipelines.loader import resolve_backend
+from pipelines.logits import CacheWriter
+from pipelines.logits.identity import cache_identity, view_identity
+from pipelines.records import Records
+from train.caching import write_cache
+from train.config import Config, parse_args
+from train.experiment import make_loader, make_teacher, views_of
+from train.run import guard, make_accelerator
+
+
+def main(argv: list[str]) -> None:
+    config, options = parse_args(argv, __doc__ or "", Config)
+    if config.data.train is None:
+        raise UserError("data.train is not set; type data.train=FILE.beton (tools/convert.py makes it)")
+    if config.distill.teacher is None:
+        raise UserError("distill.teacher is not set; type distill.teacher=RUN, the run of the finished teacher")
+    accelerator = make_accelerator(config)
+    records = Records(config.data.train)
+    teacher = make_teacher(config, records, accelerator)
+    backend = resolve_backend(config.data.backend)
+    loader = make_loader(config, records, config.data.recipe, backend, accelerator)
+    view = view_identity(records, config.data.recipe, config.data.seed, backend)
+    identity = cache_identity(view, teacher.identity, config.cache.codec, config.cache.batch)
+    views = views_of(config)
+    if options.dry_run:
+        accelerator.print(f"dry run: would write {views} views of {len(records)} samples into {config.cache.dir}")
+        return
+    writer = CacheWriter(config.cache.dir, teacher.name, identity, records.rows())
+    accelerator.print(
+        f"writing {writer.folder}: {len(writer.missing(views))} of {views * writer.blocks} blocks missing"
+    )
+    figures = write_cache(writer, loader, teacher, views, config.cache.batch, accelerator)
+    accelerator.print("  ".join(f"{name} {value}" for name, value in figures.items()))
+    accelerator.print(f"complete: cache.paths=[{writer.folder}]")
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main))

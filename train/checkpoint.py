@@ -1,0 +1,318 @@
+"""Checkpoints of a run, and the weights it ends with.
+
+    RUN/checkpoints/step_00001234/   one safetensors file per group of tensors, state.json with their digests
+    RUN/checkpoints/latest           name of the newest complete folder
+    RUN/model.safetensors, model.json   the final weights and what one must know to use them
+
+Owns how these lie on the disk; when to save and what belongs in them is the loop's business. One process
+writes. Invariant: a visible folder was written whole, and nothing is used whose digest differs. Nothing is
+ever unpickled.
+"""
+
+import difflib
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from pipelines.errors import UserError
+from pipelines.files import (
+    fsync_folder,
+    is_temporary,
+    read_json,
+    temporary_path,
+    write_bytes_atomic,
+    write_durable,
+    write_json_atomic,
+)
+
+Tensors = Mapping[str, torch.Tensor]
+RUNS = Path("runs")
+_FORMAT = 1
+
+
+@dataclass(kw_only=True)
+class SaveConfig:
+    every_epochs: int = 1
+    "a checkpoint at the end of every n-th epoch, and at the end"
+    keep: int = 2
+    "newest checkpoints to keep; the one before the newest is used when the newest is damaged"
+
+    def __post_init__(self) -> None:
+        for name in ("every_epochs", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"save.{name}={getattr(self, name)}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint. `state` has been through JSON: tuples are lists, keys strings, floats exact.
+
+    warnings: one line for each newer checkpoint that was damaged and passed over.
+    """
+
+    step: int
+    tensors: dict[str, dict[str, torch.Tensor]]
+    state: dict[str, Any]
+    warnings: list[str]
+
+
+# ---- saving ----
+
+
+def save(run_dir: Path, step: int, tensors: Mapping[str, Tensors], state: dict[str, Any], keep: int) -> Path:
+    """Write the checkpoint of `step`, point `latest` at it, then delete all but the newest `keep`.
+
+    tensors: {group: {name: tensor}}, on any device. state: what JSON can hold, no NaN. An intact checkpoint
+    of the same step is left as it is: the state of a step does not change. An OSError (disk full) leaves the
+    earlier ones untouched.
+    """
+    root = run_dir / "checkpoints"
+    root.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(root)
+    folder = root / _folder_name(step)
+    if not folder.exists() or _damage(folder):
+        if folder.exists():
+            _remove(folder)
+        _write_folder(folder, step, tensors, state)
+    write_bytes_atomic(root / "latest", folder.name.encode())
+    _prune(root, step, keep)
+    return folder
+
+
+def _folder_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def _write_folder(folder: Path, step: int, tensors: Mapping[str, Tensors], state: dict[str, Any]) -> None:
+    temporary = temporary_path(folder)
+    temporary.mkdir()
+    try:
+        files = {}
+        for group, named in tensors.items():
+            data = _encode(named)
+            write_durable(temporary / f"{group}.safetensors", data)
+            files[group] = _sha256(data)
+        content = {"format": _FORMAT, "step": step, "files": files, "state": state}
+        write_durable(temporary / "state.json", _seal(content))
+        fsync_folder(temporary)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_folder(folder.parent)
+
+
+def _encode(named: Tensors) -> bytes:
+    """safetensors wants contiguous tensors that share no memory: channels_last and tied ones are copied."""
+    copies = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in named.items()
+    }
+    return safetensors.torch.save(copies)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _seal(content: dict[str, Any]) -> bytes:
+    """JSON that carries the digest of the rest of itself, as it will be read back (keys as strings)."""
+    content = json.loads(json.dumps(content, allow_nan=False))
+    return (json.dumps(content | {"digest": _digest_of(content)}, indent=2) + "\n").encode()
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    return _sha256(json.dumps(content, sort_keys=True).encode())
+
+
+def _remove(folder: Path) -> None:
+    """Deletion in one step for whoever looks: a folder half deleted is no checkpoint by its name."""
+    hidden = temporary_path(folder)
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _remove_leftovers(root: Path) -> None:
+    for path in root.iterdir():
+        if is_temporary(path):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _prune(root: Path, step: int, keep: int) -> None:
+    """Keep the newest `keep` up to `step`; a later one is damaged: it was passed over by this run."""
+    steps = sorted(_steps(root))
+    kept = [other for other in steps if other <= step][-keep:]
+    for other in steps:
+        if other not in kept:
+            _remove(root / _folder_name(other))
+
+
+def _steps(root: Path) -> list[int]:
+    return [int(path.name.removeprefix("step_")) for path in root.glob("step_" + "[0-9]" * 8) if path.is_dir()]
+
+
+# ---- loading ----
+
+
+def load_latest(run_dir: Path) -> Checkpoint | None:
+    """The newest intact checkpoint; None when there is none at all, UserError when all are damaged."""
+    root = run_dir / "checkpoints"
+    warnings = []
+    for step in _newest_first(root):
+        folder = root / _folder_name(step)
+        try:
+            content, tensors = _read_folder(folder)
+            return Checkpoint(step, tensors, content["state"], warnings)
+        except UserError as error:
+            warnings.append(f"checkpoint passed over: {error}")
+    if warnings:
+        raise UserError(
+            f"no checkpoint in {root} is intact ({'; '.join(warnings)}); "
+            f"to train from the start, delete the folder: rm -r {root}"
+        )
+    return None
+
+
+def _newest_first(root: Path) -> list[int]:
+    """Steps up to the one `latest` names, then (all of those damaged, or no `latest`) any that are newer."""
+    steps = sorted(_steps(root), reverse=True) if root.is_dir() else []
+    try:
+        latest = int((root / "latest").read_bytes().removeprefix(b"step_"))
+    except (OSError, ValueError):
+        return steps
+    return [step for step in steps if step <= latest] + [step for step in steps if step > latest]
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
+    content = read_json(folder / "state.json")
+    if not isinstance(content, dict) or content.pop("digest", None) != _digest_of(content):
+        raise UserError(f"{folder / 'state.json'} is damaged: digest differs")
+    if content["format"] != _FORMAT:
+        raise UserError(f"{folder} has format {content['format']}; this program reads format {_FORMAT}")
+    tensors = {group: _read_tensors(folder / f"{group}.safetensors", sha) for group, sha in content["files"].items()}
+    return content, tensors
+
+
+def _read_tensors(path: Path, sha256: str) -> dict[str, torch.Tensor]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if _sha256(data) != sha256:
+        raise UserError(f"{path} is damaged: digest differs")
+    return safetensors.torch.load(data)
+
+
+def _damage(folder: Path) -> str | None:
+    try:
+        _read_folder(folder)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+# ---- the optimizer, by parameter name ----
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """{"parameter name/state name": tensor}; parameters that have no state yet are absent.
+
+    Learning rates and the like are not included: they are settings and functions of the step.
+    """
+    names = _names(model)
+    tensors = {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if value is None:
+                continue  # SGD without momentum notes that it has none
+            if not isinstance(value, torch.Tensor):
+                raise TypeError(
+                    f"optimizer state '{key}' of {names[parameter]} is a {type(value).__name__}, not a tensor"
+                )
+            tensors[f"{names[parameter]}/{key}"] = value
+    return tensors
+
+
+def _names(model: nn.Module) -> dict[torch.Tensor, str]:
+    return {parameter: name for name, parameter in model.named_parameters()}
+
+
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+    """Put back what `optimizer_tensors` gave, bit for bit; state that the tensors do not name is dropped."""
+    names = _names(model)
+    ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    index = {names[parameter]: i for i, parameter in enumerate(ordered)}
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        if name not in index:
+            raise UserError(f"the checkpoint has optimizer state for '{name}', which this model does not train")
+        parameter = ordered[index[name]]
+        if tensor.ndim and tensor.shape != parameter.shape:
+            raise UserError(
+                f"the checkpoint's optimizer state for '{name}' has shape {list(tensor.shape)}, "
+                f"the parameter {list(parameter.shape)}"
+            )
+        states.setdefault(index[name], {})[key] = _laid_out_as(parameter, tensor)
+    # Through load_state_dict, because only the optimizer knows which of its state stays on the CPU.
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
+
+
+def _laid_out_as(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """A copy with the parameter's memory format: other strides would put the optimizer on a slow path."""
+    if tensor.shape != parameter.shape:
+        return tensor.clone()
+    return torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+# ---- final weights ----
+
+
+def run_folder(name: str) -> Path:
+    """`NAME` -> runs/NAME below the current directory; a name with a slash is a path itself."""
+    return Path(name).expanduser() if "/" in name else RUNS / name
+
+
+def save_final(run_dir: Path, model_state: Tensors, meta: dict[str, Any]) -> None:
+    """Write the final weights; `meta` (what JSON can hold) is what a user of them must know.
+
+    model.json comes second and holds the digest of the weights: a kill in between leaves no valid pair.
+    """
+    data = _encode(model_state)
+    write_bytes_atomic(run_dir / "model.safetensors", data)
+    write_json_atomic(run_dir / "model.json", meta | {"sha256": _sha256(data)})
+
+
+def load_final(run: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """(weights on the CPU, meta) of a finished run: its name, its folder or its model.safetensors."""
+    folder = run if isinstance(run, Path) else run_folder(run)
+    if folder.name == "model.safetensors":
+        folder = folder.parent
+    if not (folder / "model.json").is_file():
+        raise UserError(_why_not_final(folder))
+    meta = read_json(folder / "model.json")
+    return _read_tensors(folder / "model.safetensors", meta.pop("sha256", "")), meta
+
+
+def _why_not_final(folder: Path) -> str:
+    if (folder / "run.json").is_file():
+        record = read_json(folder / "run.json")
+        return (
+            f"run {folder} is unfinished (it is {record['status']}) and has no final weights yet; "
+            f"to go on with it type: {record['command']}"
+        )
+    if folder.exists():
+        return f"{folder} holds no run: no model.json in it; give the name or the folder of a finished run"
+    near = difflib.get_close_matches(
+        folder.name, sorted(path.parent.name for path in folder.parent.glob("*/model.json"))
+    )
+    hint = f"; finished runs with a name like it: {', '.join(near)}" if near else ""
+    return f"no run '{folder.name}': there is no folder {folder}{hint}"

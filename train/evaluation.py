@@ -1,0 +1,105 @@
+"""Exact evaluation: every sample of a split counted once, whatever the number of processes and the batch size.
+
+Sums stay on the device, one reduction at the end; the accuracies themselves are metrics.py's.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from pipelines.loader import Loader
+from pipelines.order import evaluation_shard
+from train.metrics import group_accuracies
+
+
+@dataclass(kw_only=True)
+class EvalConfig:
+    every_epochs: int = 10
+    "evaluate during training each so many epochs (val if given, else test; nothing is selected by it); 0 = at the end only"
+    batch: int = 256
+    "images per evaluation batch and process"
+
+    def __post_init__(self) -> None:
+        if self.every_epochs < 0 or self.batch < 1:
+            raise ValueError(f"eval.every_epochs={self.every_epochs} eval.batch={self.batch}: at least 0 and 1")
+
+
+class Predictions(NamedTuple):
+    """keys int64 [n], labels int64 [n], logits float16 [n, C], sorted by key."""
+
+    keys: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+
+
+class Evaluation(NamedTuple):
+    """figures: for result.json; predictions: on request, on every process."""
+
+    figures: dict[str, Any]
+    predictions: Predictions | None
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: Loader,
+    batch_size: int,
+    train_counts: np.ndarray,
+    accelerator: Accelerator,
+    keep_predictions: bool = False,
+) -> Evaluation:
+    """Plain argmax of raw logits over all of the loader's records; groups by int64 train_counts [C]."""
+    records = loader.records
+    shard = evaluation_shard(len(records), accelerator.process_index, accelerator.num_processes)
+    device = accelerator.device
+    correct = torch.zeros(records.num_classes, dtype=torch.int64, device=device)
+    total = torch.zeros_like(correct)
+    kept: list[Predictions] = []
+    # Not through DDP: its forward is a collective, and the shards may differ by one batch.
+    network = accelerator.unwrap_model(model)
+    if accelerator.num_processes > 1:
+        for buffer in network.buffers():  # batch-norm statistics of the last step are each process's own until here
+            torch.distributed.broadcast(buffer, 0)
+    was_training = network.training
+    network.eval()
+    batches = loader.batches(shard, np.zeros(len(shard), np.int32), batch_size)
+    try:
+        for batch in batches:
+            logits = _forward(network, batch.images, batch_size)
+            hits = logits.argmax(dim=1) == batch.labels
+            correct += torch.bincount(batch.labels, weights=hits.double(), minlength=len(correct)).long()
+            total += torch.bincount(batch.labels, minlength=len(total))
+            if keep_predictions:
+                kept.append(Predictions(batch.keys, batch.labels.cpu().numpy(), logits.half().cpu().numpy()))
+    finally:
+        batches.close()
+        network.train(was_training)
+    sums: Any = accelerator.reduce(torch.stack([correct, total]), reduction="sum")
+    correct_np, total_np = sums.cpu().numpy()
+    figures = group_accuracies(correct_np, total_np, train_counts) | {"samples": int(total_np.sum())}
+    return Evaluation(figures, _gather(kept, records.num_classes, accelerator) if keep_predictions else None)
+
+
+def _forward(network: nn.Module, images: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Float32 logits; a short last batch is filled up, so that a compiled model meets one shape only."""
+    missing = batch_size - len(images)
+    if missing:
+        filler = images[:1].expand(missing, -1, -1, -1)
+        return network(torch.cat([images, filler]))[: len(images)].float()
+    return network(images).float()
+
+
+def _gather(kept: list[Predictions], classes: int, accelerator: Accelerator) -> Predictions:
+    empty = Predictions(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, classes), np.float16))
+    columns = [np.concatenate(column) for column in zip(empty, *kept, strict=True)]
+    shards = [columns]
+    if accelerator.num_processes > 1:
+        shards = [None] * accelerator.num_processes  # type: ignore[list-item]
+        torch.distributed.all_gather_object(shards, columns)
+    keys, labels, logits = (np.concatenate(column) for column in zip(*shards, strict=True))
+    order = np.argsort(keys)
+    return Predictions(keys[order], labels[order], logits[order])

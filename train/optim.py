@@ -1,0 +1,85 @@
+"""The optimizer's settings, and the optimizer built from them.
+
+Owns which parameter is decayed; the learning rate of every step comes from schedule.py, clipping, batches and
+accumulation are carried out by loop.py. Invariant: every trainable parameter is in exactly one group.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from pipelines.errors import UserError
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    name: Literal["sgd"] = "sgd"
+    "the optimizer"
+    lr: float = 0.1
+    "learning rate after the warm-up, before the schedule lowers it"
+    momentum: float = 0.9
+    "share of the last update that is kept"
+    nesterov: bool = False
+    "Nesterov's form of the momentum"
+    weight_decay: float = 5e-4
+    "L2 penalty, added to the gradient"
+    no_decay: list[str] = field(default_factory=list)
+    "regular expressions, searched in parameter names: what they find is not decayed, e.g. [bn, bias$]"
+    clip: float | None = None
+    "largest norm of the whole gradient; null = no limit"
+    batch: int = 128
+    "images per optimizer step, over all processes"
+    accumulate: int = 1
+    "parts that each process computes its share of a batch in, one after the other, to save memory"
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"optim.lr={self.lr}: must be above 0")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optim.momentum={self.momentum}: must be at least 0 and below 1")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("optim.nesterov=true with optim.momentum=0: Nesterov needs a momentum above 0")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"optim.weight_decay={self.weight_decay}: must be 0 or above")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"optim.clip={self.clip}: must be above 0, or null for no limit")
+        if self.accumulate < 1 or self.batch < 1 or self.batch % self.accumulate:
+            raise ValueError(
+                f"optim.batch={self.batch}, optim.accumulate={self.accumulate}: both must be at least 1, "
+                "and the batch a multiple of accumulate"
+            )
+        for pattern in self.no_decay:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"optim.no_decay: {pattern!r} is no regular expression: {error}") from error
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
+    """SGD over the model's trainable parameters: those that decay and, if any, those that do not."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    undecayed: set[str] = set()
+    for pattern in config.no_decay:
+        found = {name for name in named if re.search(pattern, name)}
+        if not found:
+            raise UserError(
+                f"optim.no_decay: {pattern!r} is found in no parameter name of this model; names are like "
+                f"{', '.join(list(named)[:3])} ... {list(named)[-1]}"
+            )
+        undecayed |= found
+    groups = [
+        {
+            "params": [named[name] for name in named if name not in undecayed],
+            "weight_decay": config.weight_decay,
+        },
+        {"params": [named[name] for name in named if name in undecayed], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+    )

@@ -1,0 +1,25 @@
+"""Train a network on hard labels: a teacher with balanced softmax (bsce), or the cross-entropy baseline (ce).
+
+The same command again resumes an interrupted run, and prints the result of a finished one.
+
+    accelerate launch train/teacher.py configs/cifar100_lt/bsce_if100.yaml
+"""
+
+import sys
+from pathlib import Path
+
+# `accelerate launch` puts this script's folder first; a foreign `models` or `train` must not win over ours.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from train.config import Config, parse_args
+from train.experiment import Experiment
+from train.run import guard
+
+
+def main(argv: list[str]) -> None:
+    config, options = parse_args(argv, __doc__ or "", Config)
+    Experiment(config, options, "train/teacher.py", ("ce", "bsce")).run()
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main))
