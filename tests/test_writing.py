@@ -376,7 +376,7 @@ def test_bytes_do_not_depend_on_the_workers_or_their_haste(tmp_path: Path) -> No
     paths = jpegs(tmp_path, 70)
     (tmp_path / "0003.jpg").write_bytes(odd("16bit.png")[0])
     (tmp_path / "0068.jpg").write_bytes(b"no image")
-    delays = np.random.default_rng(0).permutation(70) * 0.0004
+    delays = np.random.default_rng(0).permutation(70) * 0.0002
     slow = [Sample(f"a/{path.name}", 0, Slow(str(path), delay)) for path, delay in zip(paths, delays, strict=True)]
     made = {}
     for workers, samples in ((0, samples_of(paths)), (1, slow), (2, slow), (3, slow[:])):

@@ -1,0 +1,125 @@
+"""The entry scripts from end to end on small real records: teacher, cache, students, evaluation, and every refusal."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launch import run, tiny_config
+from safetensors.torch import load_file
+
+DIVE = "  tau: 3\n  p: 0.5\n  alpha: 0.5\n"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """A working directory with a finished teacher `t` and its cache in caches/."""
+    folder = tmp_path_factory.mktemp("work")
+    run("teacher", tiny_config(folder, tiny, "bsce"), "run=t", "data.seed=1", cwd=folder)
+    run("cache_logits", tiny_config(folder, tiny, "dive", DIVE), "distill.teacher=t", "cache.codec=f32", cwd=folder)
+    return folder
+
+
+def result(folder: Path, name: str) -> dict:
+    return json.loads((folder / "runs" / name / "result.json").read_text())
+
+
+def losses(folder: Path, name: str) -> list[float]:
+    lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+
+
+def test_teacher_learns_and_counts_every_test_image(work: Path) -> None:
+    figures = result(work, "t")
+    assert figures["test"]["samples"] == 37
+    assert figures["test"]["many"] is None and figures["test"]["few"] is not None
+    curve = losses(work, "t")
+    assert curve[-1] < curve[0]
+    assert (work / "runs/t/model.safetensors").exists()
+
+
+def test_student_from_the_cache_is_the_student_trained_online(work: Path) -> None:
+    run("distill", work / "dive.yaml", "cache.paths=[caches]", "run=cached", cwd=work)
+    run("distill", work / "dive.yaml", "distill.teacher=t", "run=online", cwd=work)
+    assert np.allclose(losses(work, "cached"), losses(work, "online"), rtol=0, atol=2e-4)
+    cached, online = (load_file(work / f"runs/{name}/model.safetensors") for name in ("cached", "online"))
+    assert max(float((cached[k].double() - online[k].double()).abs().max()) for k in cached) < 2e-2
+
+
+def test_same_command_again_prints_the_result(work: Path) -> None:
+    before = (work / "runs/t/metrics.jsonl").read_bytes()
+    again = run("teacher", work / "bsce.yaml", "run=t", "data.seed=1", cwd=work)
+    assert "is finished" in again.stdout and "test.top1" in again.stdout
+    assert (work / "runs/t/metrics.jsonl").read_bytes() == before
+
+
+def test_evaluate_gives_the_runs_own_figures_and_predictions(work: Path) -> None:
+    run("evaluate", "t", "predictions=p.npz", cwd=work)
+    figures = json.loads((work / "runs/t/evaluation_test.json").read_text())
+    assert figures == result(work, "t")["test"]
+    saved = np.load(work / "p.npz")
+    assert saved["logits"].dtype == np.float16 and saved["logits"].shape == (37, 5)
+    assert (np.diff(saved["keys"]) > 0).all()
+    assert (saved["logits"].argmax(1) == saved["labels"]).mean() == pytest.approx(figures["top1"], abs=1 / 37)
+
+
+def test_kd_and_ce_run_too(work: Path, tiny: Path) -> None:
+    kd = tiny_config(work, tiny, "kd", "  tau: 4\n")
+    run("distill", kd, "distill.teacher=t", "schedule.epochs=1", "cache.codec=f16", cwd=work)
+    ce = tiny_config(work, tiny, "ce")
+    run("teacher", ce, "schedule.epochs=1", "optim.accumulate=2", "optim.clip=1.0", cwd=work)
+    assert result(work, "kd-s0")["test"]["samples"] == result(work, "ce-s0")["test"]["samples"] == 37
+
+
+def test_accumulation_takes_the_same_rows(work: Path) -> None:
+    """Two halves of a batch give the loss of the whole up to batch norm, which sees halves: close, not equal."""
+    run("teacher", work / "bsce.yaml", "run=whole", "schedule.epochs=1", cwd=work)
+    run("teacher", work / "bsce.yaml", "run=halves", "schedule.epochs=1", "optim.accumulate=2", cwd=work)
+    assert losses(work, "whole") == pytest.approx(losses(work, "halves"), rel=0.2)
+    assert losses(work, "whole") != losses(work, "halves")
+
+
+def test_dry_run_writes_nothing(work: Path) -> None:
+    done = run("distill", work / "dive.yaml", "cache.paths=[caches]", "run=dry", "--dry-run", cwd=work)
+    assert "dry run: loss" in done.stdout and "37 images evaluated" in done.stdout
+    assert not (work / "runs/dry").exists()
+
+
+def refused(work: Path, script: str, *arguments: object, apart: bool = False) -> str:
+    """The one line of a refusal: exit code 2, no traceback, no run directory left behind."""
+    runs = sorted(work.glob("runs/*"))
+    done = run(script, *arguments, cwd=work, check=False, apart=apart)
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in done.stderr + done.stdout
+    assert sorted(work.glob("runs/*")) == runs
+    return lines[0]
+
+
+def test_refusals_are_one_line(work: Path, tiny: Path, tmp_path: Path) -> None:
+    """Each mistake of issue 2's list, and more: what was given, and what to type."""
+    dive, cached = work / "dive.yaml", "cache.paths=[caches]"
+    assert "optim.lr" in refused(work, "distill", dive, cached, "optim.lrr=1", apart=True)
+    assert "nothere.beton" in refused(work, "distill", dive, cached, "data.train=nothere.beton")
+    assert "nothere.yaml" in refused(work, "distill", work / "nothere.yaml")
+    cut = tmp_path / "cut.beton"
+    cut.write_bytes((tiny / "train.beton").read_bytes()[:-100])
+    assert "truncated" in refused(work, "distill", dive, cached, f"data.train={cut}")
+    assert "distill.tau" in refused(work, "distill", dive, cached, "distill.tau=null")
+    assert "cache.paths" in refused(work, "distill", dive)
+    assert "train/teacher.py" in refused(work, "distill", work / "bsce.yaml")
+    assert "model" in refused(work, "distill", dive, cached, "model.name=resnet33")
+    assert "optim.batch" in refused(work, "distill", dive, cached, "optim.batch=1000")
+    assert "nothing" in refused(work, "distill", dive, "distill.teacher=nothing")
+    assert "data_seed" in refused(work, "distill", dive, cached, "data.seed=5")
+    assert "recipe.pad" in refused(work, "distill", dive, cached, "data.recipe.pad=1")
+    assert "views" in refused(work, "distill", dive, cached, "schedule.epochs=4")
+
+
+def test_a_cache_of_another_dataset_or_teacher_is_refused(work: Path, tiny: Path) -> None:
+    dive = work / "dive.yaml"
+    # test.beton has the same classes, but none of the cached samples
+    other = refused(work, "distill", dive, "cache.paths=[caches]", f"data.train={tiny}/test.beton")
+    assert "another dataset" in other
+    run("teacher", work / "bsce.yaml", "run=t2", "seed=7", "schedule.epochs=1", cwd=work)
+    assert "another teacher" in refused(work, "distill", dive, "cache.paths=[caches]", "distill.teacher=t2")
