@@ -29,8 +29,10 @@ def _code_folder() -> str:
     places = [
         config.CACHE_DIR,  # pyright: ignore[reportAttributeAccessIssue]
         Path(__file__).parent / "__pycache__",
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dive-trainer",
     ]
+    # Path.home() raises where there is no home, as in a container run under a number that has no account.
+    users = {"XDG_CACHE_HOME": "dive-trainer", "HOME": ".cache/dive-trainer"}
+    places += [Path(os.environ[name], part) for name, part in users.items() if os.environ.get(name)]
     for place in filter(None, places):
         folder = Path(place) / name
         try:

@@ -86,10 +86,13 @@ class FFCVBackend:
     """See loader.Backend. workers: threads that load one batch together."""
 
     def __init__(self, records: Records, params: ViewParams, workers: int, verify: str):
-        library = library_path()
-        if library is None:
-            raise UserError("data.backend=ffcv: FFCV is not installed; run `bash tools/setup.sh`, or use reference")
-        llvmlite.binding.load_library_permanently(str(library))
+        try:
+            llvmlite.binding.load_library_permanently(str(library_path()))
+        except RuntimeError as error:  # not installed, or OpenCV or turbojpeg were removed afterwards
+            raise UserError(
+                f"data.backend=ffcv: FFCV's library does not load ({error}); run `bash tools/setup.sh`, "
+                "or use data.backend=reference"
+            ) from error
         self._records = records
         self._params = params
         self._workers = min(workers, numba.config.NUMBA_NUM_THREADS)  # pyright: ignore[reportAttributeAccessIssue]
@@ -133,7 +136,7 @@ class FFCVBackend:
         """Scratch for the largest image of the batch, so that one giant costs memory only when it comes up."""
         r = self._records
         pixels = r.stored_widths[positions].astype(np.int64) * r.stored_heights[positions]
-        largest = int(np.where(r.raw[positions], 0, 3 * pixels).max())
+        largest = int(np.where(r.raw[positions], 0, 3 * pixels).max(initial=0))
         if largest > self._scratch.shape[1]:
             self._scratch = np.empty((self._workers, largest), np.uint8)
         if len(positions) > len(self._status):

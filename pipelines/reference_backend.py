@@ -19,7 +19,7 @@ class ReferenceBackend:
         self._params = params
         self._verify = verify
         self._checked = np.zeros(len(records), np.bool_)
-        self._pool = ThreadPoolExecutor(workers)
+        self._workers = workers
 
     def load(self, positions: np.ndarray, views: np.ndarray, out: np.ndarray) -> None:
         r = self._records
@@ -37,8 +37,9 @@ class ReferenceBackend:
             x, y, w, h, flip = (int(value) for value in batch_boxes[i])
             crop_resize_flip(self._decode(int(positions[i])), x, y, w, h, flip, out[i])
 
-        for _ in self._pool.map(one, range(len(positions))):
-            pass
+        with ThreadPoolExecutor(self._workers) as pool:  # one for each batch: no thread outlives it
+            for _ in pool.map(one, range(len(positions))):
+                pass
 
     def _decode(self, position: int) -> np.ndarray:
         """uint8 [H, W, 3] pixels of one record, after its CRC."""
@@ -47,10 +48,14 @@ class ReferenceBackend:
             r.verify(position)
             self._checked[position] = True
         payload = r.payload(position)
+        shape = (int(r.stored_heights[position]), int(r.stored_widths[position]), 3)
         if r.raw[position]:
-            return payload.reshape(r.stored_heights[position], r.stored_widths[position], 3)
+            return payload.reshape(shape)
         try:
             with Image.open(io.BytesIO(payload.tobytes())) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError) as error:
-            raise r.damaged(position, f"does not decode ({error})") from error
+                pixels = np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise r.damaged(position, "does not decode") from error
+        if pixels.shape != shape:  # the box is cut for `shape`: compiled code would read past the end of the pixels
+            raise r.damaged(position, f"decodes to {pixels.shape[1]}x{pixels.shape[0]} pixels, not {shape[1]}x{shape[0]}")
+        return pixels

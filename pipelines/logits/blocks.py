@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from pipelines.checksum import crc32
 from pipelines.compiled import exact
@@ -36,7 +37,7 @@ HEADER = np.dtype(
     ]
 )
 FINGERPRINT_BYTES = 4 + THUMB * THUMB
-_CERTIFICATE_BYTES = 16 * len(TEMPERATURES)
+_CERTIFICATE_BYTES = 24 * len(TEMPERATURES)
 
 
 class BlockKind(NamedTuple):
@@ -57,7 +58,7 @@ class BlockKind(NamedTuple):
 
 
 class Block(NamedTuple):
-    """An opened block: records uint8[n, R] (memory map), crcs uint32[n], certificate float64[T, 2]."""
+    """An opened block: records uint8[n, R] (memory map), crcs uint32[n], certificate float64[T, 3]."""
 
     records: np.ndarray
     crcs: np.ndarray
@@ -127,13 +128,17 @@ def open_block(folder: Path, kind: BlockKind, view: int, block: int, count: int)
     """Map one block after checking its header and checksums (not those of its records). UserError names the file."""
     path = block_path(folder, view, block)
     advice = "delete it and run train/cache_logits.py again to rewrite it"
-    try:
-        data = np.memmap(path, np.uint8, mode="r")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); {advice}") from error
     size = kind.block_bytes(count)
-    if len(data) != size:
-        raise UserError(f"{path}: {len(data)} bytes instead of {size}, so it is damaged or foreign; {advice}")
+    try:
+        found = path.stat().st_size
+        if found != size:
+            raise UserError(f"{path}: {found} bytes instead of {size}, so it is damaged or foreign; {advice}")
+        # Not numpy's memory map: that keeps a file descriptor, and a process may have only 1024.
+        data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run train/cache_logits.py again to write it") from None
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); check permissions and disk") from error
     if data[: HEADER.itemsize].tobytes() != _header(kind, view, block, count).tobytes():
         raise UserError(f"{path}: its header is not that of view {view}, block {block} of this cache; {advice}")
     split = HEADER.itemsize + count * kind.record_bytes
@@ -143,5 +148,5 @@ def open_block(folder: Path, kind: BlockKind, view: int, block: int, count: int)
     return Block(
         records=data[HEADER.itemsize : split].reshape(count, kind.record_bytes),
         crcs=np.frombuffer(tail, "<u4", count),
-        certificate=np.frombuffer(tail, "<f8", offset=4 * count).reshape(-1, 2),
+        certificate=np.frombuffer(tail, "<f8", offset=4 * count).reshape(-1, 3),
     )

@@ -5,6 +5,7 @@ loads images or of the student. Invariant: a target that leaves `gather` has the
 """
 
 import hashlib
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +16,15 @@ import torch
 
 from pipelines.batch import Batch
 from pipelines.errors import UserError
-from pipelines.files import read_json
+from pipelines.files import read_json, write_json_atomic
 from pipelines.logits.blocks import BLOCK_ROWS, FINGERPRINT_BYTES, Block, BlockKind, block_path, open_block, record_crcs
 from pipelines.logits.codec import TEMPERATURES, certified_loss, decode
 from pipelines.logits.fingerprint import Fingerprinter, Fingerprints, compare
-from pipelines.logits.identity import PIXEL_FIELDS, ROW_FIELDS, differences, identity_bytes, identity_hash
+from pipelines.logits.identity import FORMAT, PIXEL_FIELDS, differences, distinctions, identity_bytes, identity_hash
 from pipelines.records import ROW
 
 LOSS_BUDGET = 0.01  # share of the teacher's information that a codec may lose at the temperature in use
-_OPEN_BLOCKS = 4096  # memory maps kept; a process may have some 65,000
+_OPEN_BLOCKS = 1024  # memory maps kept, of some 65,000 that a process may have: one view of four million samples
 
 
 @dataclass(kw_only=True)
@@ -54,12 +55,51 @@ class Opened(NamedTuple):
     kind: BlockKind
 
 
+def write_done(folder: Path, kind: BlockKind, views: int, certificate: np.ndarray) -> None:
+    """Declare `views` views complete; certificate: sum over their blocks."""
+    done = {
+        "identity": kind.identity_hash.hex(),
+        "views": views,
+        "temperatures": list(TEMPERATURES),
+        "certificate": certificate.tolist(),
+    }
+    write_json_atomic(folder / "done.json", done | {"sha256": identity_hash(done).hex()})
+
+
+def read_done(folder: Path, kind: BlockKind) -> tuple[int, np.ndarray]:
+    """(complete views, certificate float64 [T, 3]) of a cache; UserError when it is unfinished or done.json damaged."""
+    if not (folder / "done.json").is_file():
+        raise UserError(f"{folder} is unfinished; run train/cache_logits.py again with the same settings")
+    done = read_json(folder / "done.json")
+    seal = done.pop("sha256", None) if isinstance(done, dict) else None
+    if seal != identity_hash(done).hex() or done["identity"] != kind.identity_hash.hex():
+        raise UserError(
+            f"{folder}/done.json is damaged, edited or of another cache; run train/cache_logits.py again to rewrite it"
+        )
+    return done["views"], np.array(done["certificate"], np.float64)
+
+
+class Wanted(NamedTuple):
+    """What a run needs: a cache of these pixels, of (at least) these samples and, if it names one, of this teacher.
+
+    view: `view_identity` of the data at hand; rows: its ROW[N]; weights: `weights_hash` of the teacher, or None.
+    """
+
+    view: dict[str, Any]
+    rows: np.ndarray
+    weights: str | None = None
+
+
 def open_folder(folder: Path) -> Opened:
     """Read identity.json and index.bin, complete or not; UserError when either is damaged or they disagree."""
     identity = read_json(folder / "identity.json")
     if not isinstance(identity, dict) or identity_bytes(identity) != (folder / "identity.json").read_bytes():
         raise UserError(
             f"{folder}/identity.json was edited or damaged; write the cache again with train/cache_logits.py"
+        )
+    if identity.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} has cache format {identity.get('format')}, this version reads {FORMAT}; write it again"
         )
     digest = identity_hash(identity)
     if not folder.resolve().name.endswith(digest.hex()[:12]):
@@ -83,87 +123,123 @@ def open_folder(folder: Path) -> Opened:
     return Opened(identity, np.frombuffer(index, ROW), kind)
 
 
-def find_cache(path: str | Path) -> Path:
-    """The cache folder at `path`: itself, or the only cache inside it."""
+def misfits(opened: Opened, wanted: Wanted) -> dict[str, str]:
+    """Dotted field -> difference, for every field in which a cache is not what is wanted.
+
+    The digest alone may differ when every wanted sample has an equal row: a subset may use its superset's cache.
+    """
+    found = differences(opened.identity, wanted.view)
+    if "dataset.digest" in found:
+        text = _missing_rows(opened.rows, wanted.rows)
+        found = found | {"dataset.digest": text} if text else {k: v for k, v in found.items() if k != "dataset.digest"}
+    weights = opened.identity["teacher"]["weights"]
+    if wanted.weights not in (None, weights):
+        found["teacher.weights"] = f"another teacher, cache {weights[:12]}, here {str(wanted.weights)[:12]}"
+    return found
+
+
+def _missing_rows(have: np.ndarray, rows: np.ndarray) -> str:
+    """Which of `rows` have no equal in `have` (both ROW, sorted by key), in words; "" when all do."""
+    places = np.searchsorted(have["key"], rows["key"]).clip(0, len(have) - 1)
+    for name in ROW.names or ():
+        cached, here = have[name][places], rows[name]
+        wrong = np.flatnonzero(cached != here)
+        if len(wrong):
+            at = wrong[0]
+            what = "is not in it" if name == "key" else f"has {name} {cached[at]} in it, here {here[at]}"
+            return f"another dataset, sample {rows['key'][at]} {what} ({len(wrong)} of {len(rows)} samples differ so)"
+    return ""
+
+
+def find_cache(path: str | Path, wanted: Wanted | None = None) -> Path:
+    """The cache folder at `path`: itself, or the only cache inside it, or the only one inside it that is `wanted`."""
     folder = Path(path)
     if (folder / "identity.json").is_file():
         return folder
-    inside = sorted(p.parent for p in folder.glob("*/identity.json"))
+    inside = sorted(place.parent for place in folder.glob("*/identity.json"))
     if len(inside) == 1:
         return inside[0]
-    if inside:
-        names = ", ".join(p.name for p in inside)
-        raise UserError(f"cache.paths: {folder} holds {len(inside)} caches ({names}); name one of them")
-    raise UserError(f"cache.paths: no logit cache at {folder}; write one with `python train/cache_logits.py CONFIG`")
+    if not inside:
+        raise UserError(f"cache.paths: no logit cache at {folder}; write one with `python train/cache_logits.py CONFIG`")
+    fitting: dict[Path, dict[str, Any]] = {}
+    others = []
+    for place in inside:
+        try:
+            opened = open_folder(place)
+        except UserError as error:
+            others.append(str(error))
+            continue
+        wrong = misfits(opened, wanted) if wanted else {}
+        refused = [f"{name}: {text}" for name, text in wrong.items() if name not in PIXEL_FIELDS]
+        if refused:
+            others.append(f"{place.name} ({'; '.join(refused)})")
+        else:
+            fitting[place] = opened.identity
+    if len(fitting) == 1:
+        return next(iter(fitting))
+    if not fitting:
+        raise UserError(
+            f"cache.paths: none of the {len(inside)} caches in {folder} is a cache of this run: {'; '.join(others)}. "
+            "Change these settings, or write a cache for them with train/cache_logits.py"
+        )
+    lines = zip(fitting, distinctions(list(fitting.values())), strict=True)
+    listed = "; ".join(f"{place.name} ({line})" for place, line in lines)
+    raise UserError(f"cache.paths: {len(fitting)} caches in {folder} would do: {listed}; name one of them")
 
 
 class LogitCache:
     """A complete cache, opened for reading.
 
     path: the cache's folder or its parent. Attributes: identity (dict), views (number of complete views), classes,
-    folder, certificate float64 [T, 2]. `gather` returns raw teacher logits.
+    folder, certificate float64 [T, 3]. `gather` returns raw teacher logits.
     """
 
-    def __init__(self, path: str | Path):
-        self.folder = find_cache(path)
-        self.identity, self._rows, self._kind = open_folder(self.folder)
-        done_path = self.folder / "done.json"
-        if not done_path.is_file():
-            raise UserError(f"{self.folder} is unfinished; run train/cache_logits.py again with the same settings")
-        done = read_json(done_path)
-        self.views = int(done["views"])
-        self.certificate = np.array(done["certificate"], np.float64).reshape(len(TEMPERATURES), 2)
+    def __init__(self, path: str | Path, wanted: Wanted | None = None):
+        self.folder = find_cache(path, wanted)
+        self._opened = open_folder(self.folder)
+        self.identity, self._rows, self._kind = self._opened
+        self.views, self.certificate = read_done(self.folder, self._kind)
         self.classes = self._kind.classes
         self._keys = np.ascontiguousarray(self._rows["key"])
         self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
         self._fingerprinter = Fingerprinter()
 
-    def require(self, view: dict[str, Any], rows: np.ndarray, views: int, pixels: str) -> list[str]:
-        """Refuse (UserError) unless this cache holds the targets of these samples under these views.
+    def require(self, wanted: Wanted, views: int, pixels: str) -> list[str]:
+        """Refuse (UserError) unless this cache holds what is wanted, under so many views; pixels: cache.pixels.
 
-        view: `view_identity` of the data at hand; rows: its ROW[N]; views: V; pixels: cache.pixels.
         Returns notes for the first screen: what differs and is allowed to.
         """
-        different = differences(self.identity, view)
-        notes = [f"{name}: {text}" for name, text in different.items() if name in PIXEL_FIELDS]
-        refused = {name: text for name, text in different.items() if name not in PIXEL_FIELDS + ROW_FIELDS}
-        if pixels == "same":
-            refused |= {name: text for name, text in different.items() if name in PIXEL_FIELDS}
+        found = misfits(self._opened, wanted)
+        allowed = PIXEL_FIELDS if pixels == "close" else ()
+        refused = [f"{name}: {text}" for name, text in found.items() if name not in allowed]
         if refused:
-            listed = "; ".join(f"{name}: {text}" for name, text in refused.items())
             raise UserError(
-                f"cache {self.folder} is not a cache of this run: {listed}. "
+                f"cache {self.folder} is not a cache of this run: {'; '.join(refused)}. "
                 "Change these settings, or write a cache for them with train/cache_logits.py"
             )
-        if "dataset.digest" in different:
-            self._require_rows(rows)
-            notes.append(f"dataset: {len(rows)} of the cache's {len(self._rows)} samples")
         if views > self.views:
             raise UserError(
                 f"cache {self.folder} holds {self.views} views, this run uses {views}: "
                 f"set data.views={self.views}, or run train/cache_logits.py with data.views={views} to add the rest"
             )
+        for view in range(views):
+            for block in range(-(-len(self._rows) // BLOCK_ROWS)):
+                if not (path := block_path(self.folder, view, block)).exists():
+                    raise UserError(f"{path} is missing; run train/cache_logits.py again to write it")
+        notes = [f"{name}: {text}" for name, text in found.items()]
+        if len(wanted.rows) < len(self._rows):
+            notes.append(f"dataset: {len(wanted.rows)} of the cache's {len(self._rows)} samples")
         return notes
-
-    def _require_rows(self, rows: np.ndarray) -> None:
-        places = np.searchsorted(self._keys, rows["key"]).clip(0, len(self._keys) - 1)
-        for name in ROW.names or ():
-            wrong = np.flatnonzero(self._rows[name][places] != rows[name])
-            if len(wrong):
-                row = rows[wrong[0]]
-                found = "is not in it" if name == "key" else f"has {name} {self._rows[name][places[wrong[0]]]} in it"
-                raise UserError(
-                    f"cache {self.folder} is of another dataset: sample {row['key']} with {name} {row[name]} {found} "
-                    f"({len(wrong)} of {len(rows)} samples differ in {name}); use the records it was written from"
-                )
 
     def require_temperature(self, temperature: float) -> float:
         """Share of information lost at T = tau / p; UserError when it is over the budget."""
         loss = certified_loss(self.certificate, temperature)
         if not loss <= LOSS_BUDGET:
+            what = f"loses {loss:.2%} of the teacher's information" if math.isfinite(loss) else "is not certified"
             raise UserError(
-                f"cache {self.folder}: codec {self.identity['codec']} loses {loss:.2%} of the teacher's information at "
-                f"T = tau/p = {temperature:g}, more than {LOSS_BUDGET:.0%}; write a cache with cache.codec=f16 or f32"
+                f"cache {self.folder}: codec {self.identity['codec']} {what} at T = tau/p = {temperature:g} "
+                f"(allowed: {LOSS_BUDGET:.0%}, certified: up to T = {TEMPERATURES[-1]:g}); "
+                "lower distill.tau, or write a cache with cache.codec=f32"
             )
         return loss
 
@@ -182,13 +258,16 @@ class LogitCache:
 
     def records(self, keys: np.ndarray, views: np.ndarray) -> np.ndarray:
         """uint8 [B, R]: the checked records of int64 keys [B] under views [B]."""
-        places = np.searchsorted(self._keys, keys)
-        if (places >= len(self._keys)).any() or (self._keys[places] != keys).any():
-            known = np.isin(keys, self._keys)
-            raise UserError(f"cache {self.folder} has no sample with key {keys[~known][0]}")
+        places = np.searchsorted(self._keys, keys).clip(0, len(self._keys) - 1)
+        unknown = keys[self._keys[places] != keys]
+        if len(unknown):
+            raise UserError(f"cache {self.folder} has no sample with key {unknown[0]}")
+        outside = views[(views < 0) | (views >= self.views)]
+        if len(outside):
+            raise UserError(f"cache {self.folder} holds views 0 to {self.views - 1}, not view {outside[0]}")
         out = np.empty((len(keys), self._kind.record_bytes), np.uint8)
         block_of = places // BLOCK_ROWS
-        cells = views.astype(np.int64) * (int(block_of.max()) + 1) + block_of
+        cells = views.astype(np.int64) << 32 | block_of
         for cell in np.unique(cells):
             mine = np.flatnonzero(cells == cell)
             view, number = int(views[mine[0]]), int(block_of[mine[0]])

@@ -15,9 +15,7 @@ from pipelines.views import VIEWS_VERSION, Recipe
 
 FORMAT = 1
 # Fields that change the pixels of a view but not which view it is: cache.pixels=close lets them differ, with a note.
-PIXEL_FIELDS = ("backend", "versions.resample")
-# Checked by comparing rows, so that a subset or a re-ordered list may use the cache of its superset.
-ROW_FIELDS = ("dataset.digest",)
+PIXEL_FIELDS = ("backend", "versions.resample", "size_rule")
 
 
 def view_identity(records: Records, recipe: Recipe, data_seed: int, backend: str) -> dict[str, Any]:
@@ -26,9 +24,16 @@ def view_identity(records: Records, recipe: Recipe, data_seed: int, backend: str
         "dataset": {"digest": records.digest, "class_names": list(records.class_names)},
         "recipe": recipe.identity(),
         "data_seed": data_seed,
+        "size_rule": _size_rule(records),
         "backend": backend,
         "versions": {"views": VIEWS_VERSION, "resample": RESAMPLE_VERSION, "finish": FINISH_VERSION},
     }
+
+
+def _size_rule(records: Records) -> str:
+    """How images were stored: the digest is over the originals, and a smaller or coarser copy has other pixels."""
+    encoding = records.manifest["made"].get("encoding")
+    return "pixels" if encoding is None else ", ".join(f"{name} {value}" for name, value in sorted(encoding.items()))
 
 
 def cache_identity(view: dict[str, Any], teacher: dict[str, Any], codec: str, batch: int) -> dict[str, Any]:
@@ -38,7 +43,7 @@ def cache_identity(view: dict[str, Any], teacher: dict[str, Any], codec: str, ba
 
 def identity_bytes(identity: dict[str, Any]) -> bytes:
     """The one JSON spelling of an identity, as written to identity.json."""
-    return (json.dumps(identity, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(identity, indent=1, sort_keys=True) + "\n").encode("ascii")
 
 
 def identity_hash(identity: dict[str, Any]) -> bytes:
@@ -55,14 +60,24 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def differences(cached: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str]:
-    """Dotted field -> 'cache A, here B' for every field of `wanted` that the cache does not hold with an equal value."""
-    have = dict(_flat(cached))
+    """Dotted field -> 'cache A, here B' for every field that differs in the top-level entries of `wanted`.
+
+    A field that only one of them has differs too: a recipe names a transform only if it is on.
+    """
+    have, want = (dict(_flat(side)) for side in ({name: cached.get(name) for name in wanted}, wanted))
     out = {}
-    for field, want in _flat(wanted):
-        got = have.get(field, "nothing")
-        if got != want:
-            out[field] = f"cache {_short(got, want)}, here {_short(want, got)}"
+    for field in sorted(have | want):
+        a, b = have.get(field), want.get(field)
+        if a != b:
+            out[field] = f"cache {_short(a, b)}, here {_short(b, a)}"
     return out
+
+
+def distinctions(identities: list[dict[str, Any]]) -> list[str]:
+    """One line per identity: its values of the fields in which they are not all equal; hashes shortened."""
+    flat = [dict(_flat(identity)) for identity in identities]
+    fields = [field for field in sorted(set().union(*flat)) if any(one.get(field) != flat[0].get(field) for one in flat)]
+    return [", ".join(f"{field} {str(one.get(field))[:12]}" for field in fields) for one in flat]
 
 
 def _short(value: Any, other: Any) -> str:
@@ -72,4 +87,4 @@ def _short(value: Any, other: Any) -> str:
             return f"{len(value)} entries"
         at = next((i for i, (a, b) in enumerate(zip(value, other, strict=True)) if a != b), 0)
         return f"[{at}]={value[at]!r}"
-    return repr(value)
+    return "nothing" if value is None else repr(value)

@@ -4,6 +4,8 @@ identity.json and index.bin come first, done.json last; every file appears whole
 cell (view, block) that two of them compute is equal, and the last rename wins.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ import numpy as np
 from pipelines.errors import UserError
 from pipelines.files import write_bytes_atomic, write_json_atomic
 from pipelines.logits.blocks import BLOCK_ROWS, block_path, open_block, write_block
-from pipelines.logits.cache import open_folder
-from pipelines.logits.codec import TEMPERATURES, certificate, encode
+from pipelines.logits.cache import open_folder, write_done
+from pipelines.logits.codec import certificate, encode
 from pipelines.logits.fingerprint import Fingerprints
 from pipelines.logits.identity import identity_bytes, identity_hash
 
@@ -67,19 +69,27 @@ class CacheWriter:
             )
         payload = encode(logits, self.kind.codec)
         sums = certificate(logits, payload, self.kind.codec)
-        try:
+        with self._writing():
             write_block(self.folder, self.kind, cell[0], cell[1], keys, prints, payload, sums)
+
+    def finish(self, views: int, made: dict[str, Any]) -> None:
+        """Declare the first `views` views complete, and any more that are. made: host, times, versions, for made.json."""
+        while all(self.has((views, block)) for block in range(self.blocks)):
+            views += 1
+        total = sum(
+            open_block(self.folder, self.kind, view, block, self.block_size(block)).certificate
+            for view in range(views)
+            for block in range(self.blocks)
+        )
+        with self._writing():
+            write_json_atomic(self.folder / "made.json", made)
+            write_done(self.folder, self.kind, views, np.asarray(total))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise UserError(
                 f"cannot write to {self.folder}: {error.strerror}; make room and run the same command again"
             ) from error
-
-    def finish(self, views: int, made: dict[str, Any]) -> None:
-        """Declare the first `views` views complete. made: host, times, versions, for made.json."""
-        total = np.zeros((len(TEMPERATURES), 2))
-        for view in range(views):
-            for block in range(self.blocks):
-                total += open_block(self.folder, self.kind, view, block, self.block_size(block)).certificate
-        write_json_atomic(self.folder / "made.json", made)
-        done = {"views": views, "temperatures": list(TEMPERATURES), "certificate": total.tolist()}
-        write_json_atomic(self.folder / "done.json", done)
