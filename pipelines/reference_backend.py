@@ -1,4 +1,4 @@
-"""The reference backend: PIL decodes, numpy holds the pixels, one sample after the other. Slow, obvious, the oracle."""
+"""The reference backend: PIL decodes, numpy holds the pixels, each sample by itself. Slow, obvious, the oracle."""
 
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -55,7 +55,10 @@ class ReferenceBackend:
             with Image.open(io.BytesIO(payload.tobytes())) as image:
                 pixels = np.asarray(image.convert("RGB"))
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            r.verify(position)  # names a record whose bytes changed; a whole one that is left does not decode
             raise r.damaged(position, "does not decode") from error
         if pixels.shape != shape:  # the box is cut for `shape`: compiled code would read past the end of the pixels
-            raise r.damaged(position, f"decodes to {pixels.shape[1]}x{pixels.shape[0]} pixels, not {shape[1]}x{shape[0]}")
+            raise r.damaged(
+                position, f"decodes to {pixels.shape[1]}x{pixels.shape[0]} pixels, not {shape[1]}x{shape[0]}"
+            )
         return pixels

@@ -195,9 +195,9 @@ def _random_resized(p, key, view, width, height):
     w, h = np.int64(width), np.int64(height)
     low, high = _exp(p.log_ratio_low), _exp(p.log_ratio_high)
     if width < low * height:
-        h = min(max(np.int64(1), _round(width / low)), h)
+        h = _round(width / low)  # may be 0 on a thin image; `view_box` makes it one pixel
     elif width > high * height:
-        w = min(max(np.int64(1), _round(height * high)), w)
+        w = _round(height * high)
     return (width - w) // 2, (height - h) // 2, w, h
 
 
@@ -229,8 +229,7 @@ def view_box(p, key, view, width, height, stored_width, stored_height):
         else:
             cx, cy = _half(rw - p.size), _half(rh - p.size)
         fx, fy, fw, fh = cx / np.float64(rw), cy / np.float64(rh), p.size / np.float64(rw), p.size / np.float64(rh)
-    w = min(max(np.int64(1), _round(fw * stored_width)), np.int64(stored_width))
-    h = min(max(np.int64(1), _round(fh * stored_height)), np.int64(stored_height))
+    w, h = max(np.int64(1), _round(fw * stored_width)), max(np.int64(1), _round(fh * stored_height))
     x = min(_round(fx * stored_width), stored_width - w)
     y = min(_round(fy * stored_height), stored_height - h)
     return x, y, w, h, flip

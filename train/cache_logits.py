@@ -12,6 +12,8 @@ from pathlib import Path
 # `accelerate launch` puts this script's folder first; a foreign `models` or `train` must not win over ours.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import torch
+
 from pipelines.errors import UserError
 from pipelines.loader import resolve_backend
 from pipelines.logits import CacheWriter
@@ -30,6 +32,7 @@ def main(argv: list[str]) -> None:
     if config.distill.teacher is None:
         raise UserError("distill.teacher is not set; type distill.teacher=RUN, the run of the finished teacher")
     accelerator = make_accelerator(config)
+    torch.backends.cudnn.benchmark = False  # it chooses by timing, and a block's bytes must not depend on that
     records = Records(config.data.train)
     teacher = make_teacher(config, records, accelerator)
     backend = resolve_backend(config.data.backend)

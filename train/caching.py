@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -41,10 +42,11 @@ def _plan(writer: CacheWriter, cells: list[Cell], by_key: np.ndarray, batch: int
 def write_cache(
     writer: CacheWriter, loader: Loader, teacher: Teacher, views: int, batch: int, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Fill the cache's first `views` views and declare them complete; returns figures of this session."""
-    missing = writer.missing(views)
+    """Fill the cache's first `views` views and declare them complete; returns figures of this session, of all ranks."""
+    # Ranks share the list of rank 0: one that looks later may find blocks that another has already written, and would cut
+    # its share from a shorter list. Another program that writes the same cache at the same time does no harm.
+    (missing,) = broadcast_object_list([writer.missing(views)])
     _require_space(writer, missing)
-    # Ranks share the cells; another program that writes the same cache at the same time does no harm.
     cells = missing[accelerator.process_index :: accelerator.num_processes]
     by_key = np.argsort(loader.records.keys, kind="stable")  # row i of the index is the sample at the i-th of them
     keys = loader.records.keys[by_key]
@@ -71,7 +73,8 @@ def write_cache(
         finally:
             batches.close()
     seconds = time.perf_counter() - start
-    accelerator.wait_for_everyone()
+    # The sum is also where ranks wait for each other.
+    images, right = (int(total) for total in accelerator.reduce(torch.stack([right.new_tensor(images), right])))
     left = writer.missing(views)
     if left:
         raise UserError(f"{len(left)} blocks of {writer.folder} were not written; run the same command again")
@@ -80,11 +83,11 @@ def write_cache(
         "images": images,
         "seconds": round(seconds, 2),
         # On the training views, plain argmax: far below the teacher's test accuracy means wrong pixels or classes.
-        "teacher_top1": int(right) / images if images else None,
+        "teacher_top1": right / images if images else None,
     }
     if accelerator.is_main_process:
         made = {"host": platform.node(), "time": time.time(), "argv": sys.argv, "torch": torch.__version__}
-        writer.finish(views, made | figures)
+        writer.finish(views, made | figures if images else None)
     accelerator.wait_for_everyone()
     return figures
 

@@ -16,6 +16,7 @@ from pipelines.errors import UserError
 from pipelines.finish import Finish
 from pipelines.loader import Loader, resolve_backend
 from pipelines.logits import LogitCache
+from pipelines.logits.cache import Wanted
 from pipelines.logits.identity import view_identity
 from pipelines.order import TrainOrder
 from pipelines.records import Records
@@ -28,7 +29,7 @@ from train.objective import DISTILLING, Objective
 from train.optim import build_optimizer
 from train.run import Run, make_accelerator, run_name
 from train.schedule import Schedule
-from train.targets import CachedTargets, Targets, Teacher
+from train.targets import CachedTargets, Targets, Teacher, weights_hash
 
 
 class Splits(NamedTuple):
@@ -101,11 +102,14 @@ def open_cache(config: Config, train: Records, backend: str | None) -> tuple[Log
     """(cache, backend to load with, notes for the first screen), refusing a cache that does not fit."""
     if len(config.cache.paths) > 1:
         raise UserError(f"cache.paths={config.cache.paths}: one cache at a time")
-    cache = LogitCache(config.cache.paths[0])
-    resolved = backend or resolve_backend(config.data.backend, cached=cache.identity["backend"])
-    view = view_identity(train, config.data.recipe, config.data.seed, resolved)
-    notes = cache.require(view, train.rows(), views_of(config), config.cache.pixels)
     distill = config.distill
+    weights = weights_hash(checkpoint.load_final(distill.teacher)[0]) if distill.teacher else None
+    view = view_identity(train, config.data.recipe, config.data.seed, config.data.backend)
+    wanted = Wanted(view, train.rows(), weights)
+    cache = LogitCache(config.cache.paths[0], wanted)
+    resolved = backend or resolve_backend(config.data.backend, cached=cache.identity["backend"])
+    wanted = wanted._replace(view=view | {"backend": resolved})
+    notes = cache.require(wanted, views_of(config), config.cache.pixels)
     assert distill.tau is not None
     loss = cache.require_temperature(distill.tau / distill.p)
     teacher = cache.identity["teacher"]
@@ -254,14 +258,6 @@ class Experiment:
         if cache is None:
             self.say(f"targets: {config.distill.teacher}, online")
             return make_teacher(config, train, self.accelerator)
-        if config.distill.teacher is not None:
-            given = make_teacher(config, train, self.accelerator).identity["weights"]
-            cached = cache.identity["teacher"]["weights"]
-            if given != cached:
-                raise UserError(
-                    f"cache {cache.folder} is of another teacher: its weights {cached[:12]}, "
-                    f"distill.teacher={config.distill.teacher} has {given[:12]}; leave distill.teacher out, or write its cache"
-                )
         check = config.cache
         return CachedTargets(
             cache, self.accelerator.device, check.check, check.pixels, self.order.steps_per_epoch, self.say

@@ -57,7 +57,7 @@ class Teacher:
         compile: bool = False,
     ):
         state, meta = load_final(path)
-        self.name = Path(path).name
+        self.name = Path(path.removesuffix("/model.safetensors")).name
         self._check(path, meta, records, input_size)
         network = build_model(meta["architecture"], len(meta["class_names"]))
         network.load_state_dict(state)

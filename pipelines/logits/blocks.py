@@ -96,7 +96,7 @@ def record_crcs(records, keys, view):
             head[j] = np.uint8((place >> np.uint64(8 * j)) & np.uint64(255))
         for j in range(4):
             head[8 + j] = np.uint8((np.uint64(view) >> np.uint64(8 * j)) & np.uint64(255))
-        out[i] = crc32(records[i], crc32(head))
+        out[i] = crc32(records[i], int(crc32(head)))
     return out
 
 

@@ -55,30 +55,6 @@ class Opened(NamedTuple):
     kind: BlockKind
 
 
-def write_done(folder: Path, kind: BlockKind, views: int, certificate: np.ndarray) -> None:
-    """Declare `views` views complete; certificate: sum over their blocks."""
-    done = {
-        "identity": kind.identity_hash.hex(),
-        "views": views,
-        "temperatures": list(TEMPERATURES),
-        "certificate": certificate.tolist(),
-    }
-    write_json_atomic(folder / "done.json", done | {"sha256": identity_hash(done).hex()})
-
-
-def read_done(folder: Path, kind: BlockKind) -> tuple[int, np.ndarray]:
-    """(complete views, certificate float64 [T, 3]) of a cache; UserError when it is unfinished or done.json damaged."""
-    if not (folder / "done.json").is_file():
-        raise UserError(f"{folder} is unfinished; run train/cache_logits.py again with the same settings")
-    done = read_json(folder / "done.json")
-    seal = done.pop("sha256", None) if isinstance(done, dict) else None
-    if seal != identity_hash(done).hex() or done["identity"] != kind.identity_hash.hex():
-        raise UserError(
-            f"{folder}/done.json is damaged, edited or of another cache; run train/cache_logits.py again to rewrite it"
-        )
-    return done["views"], np.array(done["certificate"], np.float64)
-
-
 class Wanted(NamedTuple):
     """What a run needs: a cache of these pixels, of (at least) these samples and, if it names one, of this teacher.
 
@@ -123,6 +99,30 @@ def open_folder(folder: Path) -> Opened:
     return Opened(identity, np.frombuffer(index, ROW), kind)
 
 
+def write_done(folder: Path, kind: BlockKind, views: int, certificate: np.ndarray) -> None:
+    """Declare `views` views complete; certificate: sum over their blocks."""
+    done = {
+        "identity": kind.identity_hash.hex(),
+        "views": views,
+        "temperatures": list(TEMPERATURES),
+        "certificate": certificate.tolist(),
+    }
+    write_json_atomic(folder / "done.json", done | {"sha256": identity_hash(done).hex()})
+
+
+def read_done(folder: Path, kind: BlockKind) -> tuple[int, np.ndarray]:
+    """(complete views, certificate float64 [T, 3]) of a cache; UserError when it is unfinished or done.json damaged."""
+    if not (folder / "done.json").is_file():
+        raise UserError(f"{folder} is unfinished; run train/cache_logits.py again with the same settings")
+    done = read_json(folder / "done.json")
+    seal = done.pop("sha256", None) if isinstance(done, dict) else None
+    if seal != identity_hash(done).hex() or done["identity"] != kind.identity_hash.hex():
+        raise UserError(
+            f"{folder}/done.json is damaged, edited or of another cache; run train/cache_logits.py again to rewrite it"
+        )
+    return done["views"], np.array(done["certificate"], np.float64)
+
+
 def misfits(opened: Opened, wanted: Wanted) -> dict[str, str]:
     """Dotted field -> difference, for every field in which a cache is not what is wanted.
 
@@ -130,12 +130,11 @@ def misfits(opened: Opened, wanted: Wanted) -> dict[str, str]:
     """
     found = differences(opened.identity, wanted.view)
     if "dataset.digest" in found:
-        text = _missing_rows(opened.rows, wanted.rows)
-        found = found | {"dataset.digest": text} if text else {k: v for k, v in found.items() if k != "dataset.digest"}
+        found["dataset.digest"] = _missing_rows(opened.rows, wanted.rows)
     weights = opened.identity["teacher"]["weights"]
     if wanted.weights not in (None, weights):
         found["teacher.weights"] = f"another teacher, cache {weights[:12]}, here {str(wanted.weights)[:12]}"
-    return found
+    return {name: text for name, text in found.items() if text}
 
 
 def _missing_rows(have: np.ndarray, rows: np.ndarray) -> str:
@@ -160,7 +159,9 @@ def find_cache(path: str | Path, wanted: Wanted | None = None) -> Path:
     if len(inside) == 1:
         return inside[0]
     if not inside:
-        raise UserError(f"cache.paths: no logit cache at {folder}; write one with `python train/cache_logits.py CONFIG`")
+        raise UserError(
+            f"cache.paths: no logit cache at {folder}; write one with `python train/cache_logits.py CONFIG`"
+        )
     fitting: dict[Path, dict[str, Any]] = {}
     others = []
     for place in inside:

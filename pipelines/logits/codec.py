@@ -48,11 +48,16 @@ def _require_finite(stored: np.ndarray, logits: np.ndarray, codec: str) -> None:
 def decode(payload: torch.Tensor, codec: str) -> torch.Tensor:
     """float32 logits [n, C] of uint8 payload [n, payload_bytes], on the payload's device."""
     if codec == "f32":
-        return payload.contiguous().view(torch.float32)
+        return _packed(payload).view(torch.float32)
     if codec == "f16":
-        return payload.contiguous().view(torch.float16).float()
-    head = payload[:, :8].contiguous().view(torch.float32)
+        return _packed(payload).view(torch.float16).float()
+    head = _packed(payload[:, :8]).view(torch.float32)
     return torch.addcmul(head[:, :1], payload[:, 8:].float(), head[:, 1:])
+
+
+def _packed(rows: torch.Tensor) -> torch.Tensor:
+    """A copy in memory of its own: a single row counts as contiguous whatever its stride and address, which no float has."""
+    return rows.clone(memory_format=torch.contiguous_format)
 
 
 def certificate(true: np.ndarray, payload: np.ndarray, codec: str) -> np.ndarray:

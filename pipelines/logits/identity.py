@@ -76,7 +76,9 @@ def differences(cached: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str
 def distinctions(identities: list[dict[str, Any]]) -> list[str]:
     """One line per identity: its values of the fields in which they are not all equal; hashes shortened."""
     flat = [dict(_flat(identity)) for identity in identities]
-    fields = [field for field in sorted(set().union(*flat)) if any(one.get(field) != flat[0].get(field) for one in flat)]
+    fields = [
+        field for field in sorted(set().union(*flat)) if any(one.get(field) != flat[0].get(field) for one in flat)
+    ]
     return [", ".join(f"{field} {str(one.get(field))[:12]}" for field in fields) for one in flat]
 
 

@@ -72,8 +72,11 @@ class CacheWriter:
         with self._writing():
             write_block(self.folder, self.kind, cell[0], cell[1], keys, prints, payload, sums)
 
-    def finish(self, views: int, made: dict[str, Any]) -> None:
-        """Declare the first `views` views complete, and any more that are. made: host, times, versions, for made.json."""
+    def finish(self, views: int, made: dict[str, Any] | None) -> None:
+        """Declare the first `views` views complete, and any more that are.
+
+        made: host, times, versions, for made.json; None = this session computed nothing.
+        """
         while all(self.has((views, block)) for block in range(self.blocks)):
             views += 1
         total = sum(
@@ -82,7 +85,8 @@ class CacheWriter:
             for block in range(self.blocks)
         )
         with self._writing():
-            write_json_atomic(self.folder / "made.json", made)
+            if made is not None:
+                write_json_atomic(self.folder / "made.json", made)
             write_done(self.folder, self.kind, views, np.asarray(total))
 
     @contextmanager

@@ -1,0 +1,27 @@
+"""A micro-batch is the same rows of every field, without a copy."""
+
+import numpy as np
+import torch
+
+from pipelines.batch import Batch
+
+
+def test_rows_of_every_field_belong_together() -> None:
+    n = 7
+    number = torch.arange(n)
+    batch = Batch(
+        images=number.float().view(n, 1, 1, 1).expand(n, 3, 2, 2),
+        labels=number,
+        keys=np.arange(n),
+        views=np.arange(n, dtype=np.int32),
+        pixels=number.to(torch.uint8).view(n, 1, 1, 1).expand(n, 2, 2, 3),
+    )
+    seen = []
+    for start, stop in ((0, 3), (3, 6), (6, 9)):
+        part = batch.rows(start, stop)
+        rows = list(range(start, min(stop, n)))
+        seen += rows
+        assert part.images[:, 0, 0, 0].tolist() == part.pixels[:, 0, 0, 0].tolist() == rows
+        assert part.labels.tolist() == part.keys.tolist() == part.views.tolist() == rows
+        assert part.labels.data_ptr() == number[start:].data_ptr() and np.shares_memory(part.keys, batch.keys)
+    assert seen == list(range(n))
