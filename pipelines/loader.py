@@ -52,6 +52,8 @@ class DataConfig:
     "decoding threads of this process; null = its share of the machine's cores"
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"data.seed={self.seed}: must be at least 0 and less than 2**63")
         if self.views is not None and self.views < 1:
             raise ValueError(f"data.views={self.views}: must be at least 1, or null for the number of epochs")
         if self.workers is not None and self.workers < 1:

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import fcntl
 import functools
-import importlib.util
 import io
 import json
 import multiprocessing
@@ -33,6 +32,7 @@ from PIL import Image
 
 from pipelines import records
 from pipelines.errors import UserError
+from pipelines.libffcv import library_path
 
 MAX_STORED_SIDE = 65_535  # pixels: FFCV stores sides as uint16
 MAX_ENCODED_SIDE = 65_500  # pixels: libjpeg's own limit
@@ -133,21 +133,22 @@ def jpeg_frame(data: bytes) -> JpegFrame | None:
 def _libffcv() -> Any:
     """FFCV's JPEG decoder as a C function, None where FFCV is not installed.
 
-    Loaded by the library's path: `import ffcv` would import torch, in every worker.
+    Not through `import ffcv`, which would import torch in every worker.
     """
-    spec = importlib.util.find_spec("ffcv")
-    for folder in (spec and spec.submodule_search_locations) or ():
-        for path in Path(folder).glob("_libffcv*.so"):
-            with contextlib.suppress(OSError):  # OpenCV or turbojpeg were removed after the installation
-                decode = ctypes.CDLL(str(path)).imdecode
-                decode.restype = ctypes.c_int
-                decode.argtypes = (
-                    [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p]
-                    + [ctypes.c_uint32] * 6
-                    + [ctypes.c_bool] * 2
-                )
-                return decode
-    return None
+    path = library_path()
+    if path is None:
+        return None
+    try:
+        decode = ctypes.CDLL(str(path)).imdecode
+    except OSError:  # OpenCV or turbojpeg were removed after the installation
+        return None
+    decode.restype = ctypes.c_int
+    decode.argtypes = (
+        [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p]
+        + [ctypes.c_uint32] * 6
+        + [ctypes.c_bool] * 2
+    )
+    return decode
 
 
 def decoder_name() -> str:

@@ -56,14 +56,17 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
 
 
 def save_teacher(folder: Path, class_names: list[str], size: int, seed: int = 0, broken: bool = False) -> str:
-    """A finished run of a small network that nobody trained, but whose statistics have seen something."""
+    """A finished run of a small network that nobody trained, but that has seen colours and finds all classes equal."""
     torch.manual_seed(seed)
     network = build_model("resnet20", len(class_names))
-    for _ in range(2):
-        network(torch.randn(16, 3, size, size))
-    if broken:
-        with torch.no_grad():
-            network.get_parameter("fc.bias")[1] = float("nan")
+    colours = (torch.rand(64, 3, 1, 1) * 4 - 2).expand(-1, -1, size, size) + torch.randn(64, 3, size, size) / 4
+    with torch.no_grad():
+        for _ in range(20):
+            network(colours)
+        bias = network.get_parameter("fc.bias")
+        bias -= network.eval()(colours).mean(dim=0)
+        if broken:
+            bias[1] = float("nan")
     meta = {"architecture": "resnet20", "class_names": class_names, "mean": [0.5] * 3, "std": [0.25] * 3}
     folder.mkdir(parents=True)
     save_final(folder, network.state_dict(), meta | {"input_size": size, "train_counts": [], "precision": "fp32"})

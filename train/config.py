@@ -62,6 +62,10 @@ class Config:
     compile: bool = False
     "torch.compile the networks"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed}: must be at least 0 and less than 2**63")
+
 
 class Key(NamedTuple):
     """One setting: declared type, default (`dataclasses.MISSING` when it must be given) and explanation."""
