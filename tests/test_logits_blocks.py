@@ -74,7 +74,9 @@ def test_the_layout_byte_by_byte(tmp_path: Path) -> None:
     ]
     crcs = [zlib.crc32(struct.pack("<qI", key, 1) + record) for key, record in zip((5, 2**62), records, strict=True)]
     tail = struct.pack("<2I", *crcs) + struct.pack("<18d", *range(18))
-    expected = head + struct.pack("<I", zlib.crc32(head)) + b"".join(records) + tail + struct.pack("<I", zlib.crc32(tail))
+    expected = (
+        head + struct.pack("<I", zlib.crc32(head)) + b"".join(records) + tail + struct.pack("<I", zlib.crc32(tail))
+    )
     assert block_path(tmp_path, 1, 0).read_bytes() == expected
 
 
@@ -136,7 +138,9 @@ def test_a_flipped_bit_anywhere(tmp_path: Path, part: str) -> None:
         if part == "records":
             assert damaged_records(tmp_path, kind) == [(place - start) // kind.record_bytes]
         else:
-            with pytest.raises(UserError, match=r"v002/b00005\.lc: its .*delete it and run train/cache_logits.py again"):
+            with pytest.raises(
+                UserError, match=r"v002/b00005\.lc: its .*delete it and run train/cache_logits.py again"
+            ):
                 open_block(tmp_path, kind, VIEW, BLOCK, ROWS)
 
 

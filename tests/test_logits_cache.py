@@ -281,8 +281,9 @@ def test_killed_at_any_moment_and_resumed(tmp_path: Path, many: Records) -> None
     gather_all(folder, many)
 
 
-def _write_on_a_full_disk(parent: Path, records_path: Path, limit: int, answer: Connection) -> None:
+def _write_on_a_full_disk(parent: Path, scratch: Path, records_path: Path, limit: int, answer: Connection) -> None:
     records = Records(records_path)
+    make_cache(scratch, records)  # so that all compiled code is on the disk before it is full
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # a write beyond it fails as on a full disk
     try:
         fill(CacheWriter(parent, "t", identity_of(records), records.rows()), 2)
@@ -295,15 +296,15 @@ def test_a_full_disk(tmp_path: Path, few: Records) -> None:
     """In any file: one clear line, nothing half-written, and the same command goes on when there is room again."""
     block = 100 + FEW * (20 + 20 + 4) + 6 * 24 + 4
     reason = os.strerror(errno.EFBIG)
-    for limit in (100, 1000, block - 1):
+    parent = tmp_path / "full"
+    for limit, where in ((100, f"cache.dir={parent}"), (1000, f"cache.dir={parent}"), (block - 1, f"{parent}/t-")):
         ours, theirs = multiprocessing.Pipe()
-        process = forked(_write_on_a_full_disk, tmp_path, few.path, limit, theirs)
+        process = forked(_write_on_a_full_disk, parent, tmp_path / "scratch", few.path, limit, theirs)
         found = ours.recv()
         process.join()
-        where = "cache.dir=" if limit == 100 else "t-"
-        assert found.startswith("cannot write to ") and where in found and reason in found
-        assert not list(tmp_path.rglob("*.lc")) and not [p for p in tmp_path.rglob("*") if is_temporary(p)]
-    gather_all(make_cache(tmp_path, few), few)
+        assert found.startswith(f"cannot write to {where}") and reason in found
+        assert not list(parent.rglob("*.lc")) and not [path for path in parent.rglob("*") if is_temporary(path)]
+    gather_all(make_cache(parent, few), few)
 
 
 def test_no_room_for_the_last_files(tmp_path: Path, few: Records) -> None:
@@ -470,7 +471,9 @@ def test_swapped_records_name_file_block_and_key(small: Path, few: Records) -> N
     cache = LogitCache(small)
     view = np.ones(1, np.int32)
     for i in (3, 8):
-        message = rf"v001/b00000\.lc: the record of key {rows['key'][i]} \(view 1, block 0\) is damaged; delete the file"
+        message = (
+            rf"v001/b00000\.lc: the record of key {rows['key'][i]} \(view 1, block 0\) is damaged; delete the file"
+        )
         with pytest.raises(UserError, match=message):
             cache.gather(rows["key"][i : i + 1], view)
     untouched = np.delete(rows["key"], [3, 8])

@@ -84,7 +84,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, network: torch.nn.Module, reco
     return str(save(tmp_path_factory.mktemp("runs") / "t", network, records))
 
 
-def teacher_of(run: str, records: Records, size: int = 16, precision: str = "fp32", channels_last: bool = False) -> Teacher:
+def teacher_of(
+    run: str, records: Records, size: int = 16, precision: str = "fp32", channels_last: bool = False
+) -> Teacher:
     return Teacher(run, records, size, CPU, precision, channels_last)
 
 
@@ -254,7 +256,9 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory, records: Records) -> 
     return writer.folder
 
 
-def targets_of(folder: Path, check: str = "epoch", pixels: str = "close", every: int = 4) -> tuple[CachedTargets, list[str]]:
+def targets_of(
+    folder: Path, check: str = "epoch", pixels: str = "close", every: int = 4
+) -> tuple[CachedTargets, list[str]]:
     said: list[str] = []
     return CachedTargets(LogitCache(folder), CPU, check, pixels, every, said.append), said
 
@@ -308,7 +312,10 @@ def test_one_wrong_sample_of_a_batch_is_enough(cache_folder: Path, records: Reco
 
 
 def test_other_pixels_of_the_same_view_are_announced_once(cache_folder: Path, records: Records) -> None:
-    same, close = "the pixels are those the teacher saw", "the views are those the teacher saw, through slightly other pixels"
+    same, close = (
+        "the pixels are those the teacher saw",
+        "the views are those the teacher saw, through slightly other pixels",
+    )
     batches = some_batches(records, 9)
     for shown, heard in (
         ([nudged] * 9, [close]),

@@ -64,7 +64,7 @@ def show_table(
         figures = results[name]["test"]
         shown = ["-" if figures[g] is None else f"{100 * figures[g]:.1f}" for g in GROUPS]
         table.add_row(title, *shown, f"{spent[name]:.0f}")
-    table.add_row("the teacher's cache, for both students", "", "", "", "", f"{cache_seconds:.0f}")
+    table.add_row("the cache, once for both", "", "", "", "", f"{cache_seconds:.0f}")
     console.print(table)
 
 
@@ -82,7 +82,7 @@ def draw(path: Path, results: dict[str, dict[str, Any]], counts: np.ndarray) -> 
         (line,) = top.plot(x, smooth, label=f"{title}: {100 * results[name]['test']['top1']:.1f} %", linewidth=2)
         top.scatter(x, accuracy, s=14, color=line.get_color(), alpha=0.45, linewidths=0)
     top.set_ylabel("test accuracy, % (points: classes,\nlines: mean of three neighbours)")
-    top.legend(title="all classes", fontsize=9)
+    top.legend(title="all classes", fontsize=9, loc="lower left")
     top.grid(alpha=0.3)
     bottom.bar(x, counts[order], color="0.6")
     bottom.set_yscale("log")
