@@ -68,8 +68,8 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """`value` as indented JSON. NaN and infinities are refused (ValueError): they are no JSON."""
-    write_bytes_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    """`value` as indented ASCII JSON (names need not be UTF-8). NaN and infinities, which are no JSON, are a ValueError."""
+    write_bytes_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:

@@ -109,3 +109,10 @@ def test_unreadable_json_is_the_users_business(tmp_path: Path):
     (tmp_path / "a.json").write_bytes(b'{"a": 1')
     with pytest.raises(UserError, match="a.json is damaged"):
         read_json(tmp_path / "a.json")
+
+
+def test_json_of_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    """A folder's name may be any bytes; it must not break the end of a training run."""
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    write_json_atomic(tmp_path / "a.json", {"class_names": [name]})
+    assert read_json(tmp_path / "a.json") == {"class_names": [name]}

@@ -260,7 +260,12 @@ class Experiment:
             return make_teacher(config, train, self.accelerator)
         check = config.cache
         return CachedTargets(
-            cache, self.accelerator.device, check.check, check.pixels, self.order.steps_per_epoch, self.say
+            cache,
+            self.accelerator.device,
+            check.check,
+            check.pixels,
+            self.order.steps_per_epoch * config.optim.accumulate,
+            self.say,
         )
 
     def _require_same_backend(self, run: Run) -> None:
