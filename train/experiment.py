@@ -31,6 +31,10 @@ from train.run import Run, make_accelerator, run_name
 from train.schedule import Schedule
 from train.targets import CachedTargets, Targets, Teacher, weights_hash
 
+# Memory format of networks and images. What tensor cores want, and on a CPU 26 and 29 % faster than contiguous
+# (ResNet-20 at 24 pixels, ResNet-32 at 32, two cores, fp32).
+CHANNELS_LAST = True
+
 
 class Splits(NamedTuple):
     """Opened record files; the classes of all are equal."""
@@ -61,9 +65,9 @@ def views_of(config: Config) -> int:
     return config.data.views or config.schedule.epochs
 
 
-def channels_last(device: torch.device) -> bool:
-    """Convolutions on CUDA run fastest on channels-last tensors; on CPUs it made no consistent difference."""
-    return device.type == "cuda"
+def in_memory_format(network: nn.Module) -> nn.Module:
+    """The network with its convolutions' weights laid out as the images are."""
+    return network.to(memory_format=torch.channels_last) if CHANNELS_LAST else network  # type: ignore[call-overload]
 
 
 def make_loader(config: Config, records: Records, recipe: Recipe, backend: str, accelerator: Accelerator) -> Loader:
@@ -75,7 +79,7 @@ def make_loader(config: Config, records: Records, recipe: Recipe, backend: str, 
             recipe,
             seed=data.seed,
             backend=backend,
-            finish=Finish(data.mean, data.std, device, channels_last(device)),
+            finish=Finish(data.mean, data.std, device, CHANNELS_LAST),
             device=device,
             workers=data.workers,
             verify=data.verify,
@@ -93,7 +97,7 @@ def make_teacher(config: Config, records: Records, accelerator: Accelerator) -> 
         config.data.recipe.size,
         accelerator.device,
         config.precision,
-        channels_last(accelerator.device),
+        CHANNELS_LAST,
         config.compile,
     )
 
@@ -214,8 +218,7 @@ class Experiment:
             network = build_model(config.model.name, train.num_classes).to(accelerator.device)
         except ValueError as error:
             raise UserError(f"model.name: {error}") from error
-        if channels_last(accelerator.device):
-            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = in_memory_format(network)
         optimizer = build_optimizer(network, config.optim)
         if config.compile:
             network.compile(dynamic=False)  # in place, so that no prefix reaches the names of the weights
