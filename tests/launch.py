@@ -42,10 +42,12 @@ def tiny_config(folder: Path, data: Path, method: str = "bsce", extra: str = "")
     return path
 
 
-def start(script: str, *arguments: object, cwd: Path, ranks: int = 1) -> subprocess.Popen[str]:
+def start(
+    script: str, *arguments: object, cwd: Path, ranks: int = 1, env: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Start `python train/SCRIPT.py ...`, on one CPU thread; with `ranks` > 1 under torch's launcher."""
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {"ACCELERATE_USE_CPU": "true"})
     command = [sys.executable, *launcher, str(ROOT / "train" / f"{script}.py"), *map(str, arguments)]
     return subprocess.Popen(
         command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
