@@ -6,11 +6,20 @@ import numpy as np
 import torch
 
 
+class Colours(NamedTuple):
+    """Colour jitter of B views (views.colours), on the device."""
+
+    factors: torch.Tensor
+    "float32 [B, 3]: brightness, contrast, saturation"
+    order: torch.Tensor
+    "int64 [B, 3]: which of them comes first, second, third"
+
+
 class Batch(NamedTuple):
     """B views with what joins them to labels and cached targets; row i of every field belongs to one sample."""
 
     images: torch.Tensor
-    "float32 [B, 3, S, S], normalised, on the device"
+    "float32 [B, 3, S, S], finished (jittered, normalised), on the device"
     labels: torch.Tensor
     "int64 [B], on the device"
     keys: np.ndarray
@@ -18,9 +27,14 @@ class Batch(NamedTuple):
     views: np.ndarray
     "int32 [B], on the host"
     pixels: torch.Tensor
-    "uint8 [B, S, S, 3], on the device: the crops before normalisation"
+    "uint8 [B, S, S, 3], on the device: the crops before colour jitter and normalisation"
+    colours: Colours | None = None
+    "what jitter did to them; None without jitter"
 
     def rows(self, start: int, stop: int) -> "Batch":
         """Rows start to stop (a micro-batch of gradient accumulation), without copying."""
         part = slice(start, stop)
-        return Batch(self.images[part], self.labels[part], self.keys[part], self.views[part], self.pixels[part])
+        colours = self.colours and Colours(self.colours.factors[part], self.colours.order[part])
+        return Batch(
+            self.images[part], self.labels[part], self.keys[part], self.views[part], self.pixels[part], colours
+        )

@@ -1,17 +1,39 @@
-"""The last steps of a view, on the device and the same for every backend: normalise, memory format.
+"""The last steps of a view, on the device and the same for every backend: colour jitter, normalise, memory format.
 
-Colour jitter belongs here too; its random lanes are reserved in views.py.
+Which colours a view gets is drawn in views.py; here they are applied, for a whole batch at once.
 """
 
 from collections.abc import Sequence
 
 import torch
 
+from pipelines.batch import Colours
+
 FINISH_VERSION = 1  # raise when any finished value changes; part of a cache's identity
 
 
+_GREY = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
+
+
+def jitter(images: torch.Tensor, colours: Colours) -> torch.Tensor:
+    """Colour jitter of images [B, 3, S, S] in 0..1, each with its own factors in its own order.
+
+    torchvision's tensor definitions: clamp(f x + (1 - f) base) to 0..1 with base = 0 (brightness), the mean grey value of
+    the image (contrast), the grey image (saturation). Every place in the order is one blend with a base chosen per sample.
+    """
+    weights = images.new_tensor(_GREY).view(1, 3, 1, 1)
+    for place in range(3):
+        which = colours.order[:, place, None]
+        factor = colours.factors.gather(1, which)[:, :, None, None]
+        which = which[:, :, None, None]
+        grey = (images * weights).sum(dim=1, keepdim=True)
+        base = torch.where(which == 2, grey, grey.mean(dim=(1, 2, 3), keepdim=True) * (which == 1))
+        images = (factor * images + (1 - factor) * base).clamp(0, 1)
+    return images
+
+
 class Finish:
-    """uint8 [B, S, S, 3] crops to float32 [B, 3, S, S] = (x / 255 - mean) / std, per channel.
+    """uint8 [B, S, S, 3] crops to float32 [B, 3, S, S] = (x / 255 - mean) / std, per channel, x jittered if it is to be.
 
     mean, std: three numbers on the 0..1 scale. channels_last: strides of the result (values are the same).
     """
@@ -25,6 +47,9 @@ class Finish:
         self._shift = (-torch.tensor(mean, dtype=wide) / std_t).float().view(1, 3, 1, 1).to(device)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
 
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        images = pixels.permute(0, 3, 1, 2).float().mul_(self._scale).add_(self._shift)
+    def __call__(self, pixels: torch.Tensor, colours: Colours | None = None) -> torch.Tensor:
+        images = pixels.permute(0, 3, 1, 2).float()
+        if colours is not None:
+            images = jitter(images / 255, colours) * 255
+        images = images.mul_(self._scale).add_(self._shift)
         return images.contiguous(memory_format=self._format)

@@ -15,12 +15,12 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 import torch
 
-from pipelines.batch import Batch
+from pipelines.batch import Batch, Colours
 from pipelines.errors import UserError
 from pipelines.finish import Finish
 from pipelines.libffcv import library_path
 from pipelines.records import Records
-from pipelines.views import Recipe, view_params
+from pipelines.views import Recipe, ViewParams, colours, view_params
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -87,8 +87,7 @@ class Backend(Protocol):
         ...
 
 
-def _make_backend(name: str, records: Records, recipe: Recipe, seed: int, workers: int, verify: str) -> Backend:
-    params = view_params(recipe, seed)
+def _make_backend(name: str, records: Records, params: ViewParams, workers: int, verify: str) -> Backend:
     if name == "ffcv":
         from pipelines.ffcv_backend import FFCVBackend  # FFCV is an extra
 
@@ -132,8 +131,9 @@ class Loader:
         self.device = device
         self.finish = finish
         self._ahead = ahead
+        self._params = view_params(recipe, seed)
         self._labels = torch.from_numpy(records.labels.copy())
-        self._backend = _make_backend(backend, records, recipe, seed, workers or default_workers(), verify)
+        self._backend = _make_backend(backend, records, self._params, workers or default_workers(), verify)
 
     def batches(self, positions: np.ndarray, views: np.ndarray, batch_size: int) -> Generator[Batch, None, None]:
         """Batches over positions int64[n] and views int32[n], in that order; the last one holds what is left."""
@@ -159,15 +159,23 @@ class Loader:
                 labels = self._labels[torch.from_numpy(rows)]
                 if pin:
                     labels = labels.pin_memory()
+                jitter = self._colours(rows, row_views)
                 yield Batch(
-                    images=self.finish(pixels),
+                    images=self.finish(pixels, jitter),
                     labels=labels.to(self.device, non_blocking=True),
                     keys=self.records.keys[rows],
                     views=row_views,
                     pixels=pixels,
+                    colours=jitter,
                 )
         finally:
             loaded.close()
+
+    def _colours(self, rows: np.ndarray, views: np.ndarray) -> Colours | None:
+        if not any(self.recipe.jitter):
+            return None
+        factors, order = colours(self._params, self.records.keys[rows], views)
+        return Colours(torch.from_numpy(factors).to(self.device), torch.from_numpy(order).to(self.device))
 
 
 def ahead_of(work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Generator[Result, None, None]:

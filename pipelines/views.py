@@ -14,8 +14,7 @@ import numpy as np
 from pipelines.compiled import exact
 
 LANE_CROP, LANE_FLIP = 0, 1
-# Reserved for colour jitter (order, brightness, contrast, saturation, hue): never reuse for anything else.
-LANES_JITTER = (2, 3, 4, 5, 6)
+LANE_COLOUR_ORDER, LANE_BRIGHTNESS, LANE_CONTRAST, LANE_SATURATION = 2, 3, 4, 5  # 6 is reserved for hue
 LANE_ORDER = 0xFFFF  # the order of an epoch (order.py): far from the lanes of transforms
 
 PAD_CROP, RANDOM_RESIZED_CROP, RESIZE_CROP, CENTER = range(4)
@@ -46,6 +45,8 @@ class Recipe:
     "resize_crop and evaluation: short side in pixels before the crop; null = size * 256 / 224 (pad_crop: size)"
     flip: bool = True
     "horizontal flip of half of the views"
+    jitter: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    "colour jitter: largest change of brightness, contrast and saturation, 0 = none (ImageNet-LT [0.4, 0.4, 0.4])"
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -58,6 +59,9 @@ class Recipe:
             raise ValueError(f"data.recipe.ratio={self.ratio}: must be [low, high] with 0.1 <= low <= high <= 10")
         if self.short_side is not None and self.short_side < self.size:
             raise ValueError(f"data.recipe.short_side={self.short_side}: must be at least size={self.size}")
+
+        if len(self.jitter) != 3 or min(self.jitter) < 0:
+            raise ValueError(f"data.recipe.jitter={self.jitter}: must be [brightness, contrast, saturation], 0 or more")
 
     def resolved_short_side(self) -> int:
         """Short side in pixels that `resize_crop` and the evaluation view resize to."""
@@ -78,6 +82,8 @@ class Recipe:
             out["scale"], out["ratio"] = list(self.scale), list(self.ratio)
         else:
             out["short_side"] = self.resolved_short_side()
+        if any(self.jitter):
+            out["jitter"] = list(self.jitter)
         return out
 
 
@@ -94,6 +100,9 @@ class ViewParams(NamedTuple):
     log_ratio_high: float
     flip: int
     seed: int
+    brightness: float
+    contrast: float
+    saturation: float
 
 
 def view_params(recipe: Recipe, seed: int) -> ViewParams:
@@ -111,6 +120,9 @@ def view_params(recipe: Recipe, seed: int) -> ViewParams:
         log_ratio_high=float(_log(float(recipe.ratio[1]))),
         flip=int(recipe.flip),
         seed=int(seed),
+        brightness=float(recipe.jitter[0]),
+        contrast=float(recipe.jitter[1]),
+        saturation=float(recipe.jitter[2]),
     )
 
 
@@ -243,3 +255,26 @@ def boxes(p, keys, views, widths, heights, stored_widths, stored_heights):
         x, y, w, h, flip = view_box(p, keys[i], views[i], widths[i], heights[i], stored_widths[i], stored_heights[i])
         out[i, 0], out[i, 1], out[i, 2], out[i, 3], out[i, 4] = x, y, w, h, flip
     return out
+
+
+@exact
+def colours(p, keys, views):
+    """Colour jitter of a batch: (factors float32[B, 3] of brightness, contrast, saturation; order int64[B, 3]).
+
+    torchvision's ColorJitter without hue: each factor uniform in [max(0, 1 - j), 1 + j], the three in any of their six
+    orders; order[i, n] is the n-th transform of sample i (0 brightness, 1 contrast, 2 saturation).
+    """
+    factors, order = np.empty((len(keys), 3), np.float32), np.empty((len(keys), 3), np.int64)
+    for i in range(len(keys)):
+        for k, lane, most in (
+            (0, LANE_BRIGHTNESS, p.brightness),
+            (1, LANE_CONTRAST, p.contrast),
+            (2, LANE_SATURATION, p.saturation),
+        ):
+            factors[i, k] = _uniform(draw(p.seed, keys[i], views[i], lane, 0)[0], max(0.0, 1.0 - most), 1.0 + most)
+        which = _below(draw(p.seed, keys[i], views[i], LANE_COLOUR_ORDER, 0)[0], 6)
+        first = which // 2
+        low, high = (1 if first == 0 else 0), (1 if first == 2 else 2)  # the two that are left, in order
+        order[i, 0] = first
+        order[i, 1], order[i, 2] = (low, high) if which % 2 == 0 else (high, low)
+    return factors, order

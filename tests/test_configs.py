@@ -41,6 +41,7 @@ def test_settings_are_the_papers(path: Path) -> None:
     assert config.data.seed == (0 if method == "dive" else 1)
     if method == "dive":
         assert (config.distill.tau, config.distill.p, config.distill.alpha) == (tau, p, 0.5)
+    assert config.data.recipe.jitter == ([0.4] * 3 if path.parent.name == "imagenet_lt" else [0.0] * 3)
     if path.parent.name == "cifar100_lt":
         schedule = config.schedule
         assert (schedule.kind, schedule.epochs, schedule.warmup_epochs) == ("multistep", 200, 5)

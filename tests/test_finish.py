@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.finish import Finish
+from pipelines.batch import Batch, Colours
+from pipelines.finish import Finish, jitter
+from pipelines.views import Recipe, colours, view_params
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CPU = torch.device("cpu")
@@ -47,3 +49,66 @@ def test_the_crops_are_left_alone() -> None:
 def test_impossible_settings_are_refused(mean: list[float], std: list[float]) -> None:
     with pytest.raises(ValueError, match=r"data\.mean=.* data\.std=.* three numbers, std above 0"):
         Finish(mean, std, CPU, False)
+
+
+def torchvision_jitter(image: np.ndarray, factors: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """ColorJitter of one float64 image [3, S, S] in 0..1, transform by transform, as torchvision's tensor code defines it."""
+
+    def grey(x: np.ndarray) -> np.ndarray:
+        return 0.2989 * x[0] + 0.587 * x[1] + 0.114 * x[2]
+
+    for which in order:
+        f = float(factors[which])
+        if which == 0:
+            image = np.clip(f * image, 0, 1)
+        elif which == 1:
+            image = np.clip(f * image + (1 - f) * grey(image).mean(), 0, 1)
+        else:
+            image = np.clip(f * image + (1 - f) * grey(image)[None], 0, 1)
+    return image
+
+
+def some_colours(count: int) -> tuple[np.ndarray, np.ndarray]:
+    params = view_params(Recipe(jitter=[0.4, 0.4, 0.4]), 0)
+    return colours(params, np.arange(count, dtype=np.int64), np.full(count, 3, np.int32))
+
+
+def test_jitter_is_torchvisions_sample_by_sample() -> None:
+    """60 images, all six orders among them, to 2e-6 (float32 against float64)."""
+    factors, order = some_colours(60)
+    assert len({tuple(row) for row in order}) == 6
+    images = np.random.default_rng(0).random((60, 3, 8, 8))
+    got = jitter(torch.from_numpy(images).float(), Colours(torch.from_numpy(factors), torch.from_numpy(order)))
+    for i in range(60):
+        np.testing.assert_allclose(got[i], torchvision_jitter(images[i], factors[i], order[i]), rtol=0, atol=2e-6)
+
+
+def test_jitter_comes_before_normalisation_and_does_not_mix_samples() -> None:
+    factors, order = some_colours(2)
+    pixels = all_levels()
+    both = Finish(MEAN, STD, CPU, True)(pixels, Colours(torch.from_numpy(factors), torch.from_numpy(order)))
+    for i in range(2):
+        image = torchvision_jitter(pixels[i].numpy().transpose(2, 0, 1) / 255, factors[i], order[i])
+        expected = (image - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
+        np.testing.assert_allclose(both[i], expected, rtol=0, atol=1e-5)
+    one = Finish(MEAN, STD, CPU, True)(pixels[1:], Colours(torch.from_numpy(factors[1:]), torch.from_numpy(order[1:])))
+    np.testing.assert_allclose(one[0], both[1], rtol=0, atol=1e-6)
+
+
+def test_factors_of_one_change_nothing() -> None:
+    order = torch.tensor([[0, 1, 2], [2, 1, 0]])
+    plain, same = (
+        Finish(MEAN, STD, CPU, False)(all_levels(), given) for given in (None, Colours(torch.ones(2, 3), order))
+    )
+    torch.testing.assert_close(plain, same, rtol=0, atol=1e-6)
+
+
+def test_a_part_of_a_batch_takes_its_colours_along() -> None:
+    factors, order = (torch.from_numpy(column) for column in some_colours(4))
+    batch = Batch(
+        torch.zeros(4, 3, 2, 2), torch.arange(4), np.arange(4), np.zeros(4, np.int32), torch.zeros(4, 2, 2, 3),
+        Colours(factors, order),
+    )  # fmt: skip
+    part = batch.rows(1, 3)
+    assert part.colours is not None
+    assert torch.equal(part.colours.factors, factors[1:3]) and torch.equal(part.colours.order, order[1:3])

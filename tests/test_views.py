@@ -13,15 +13,19 @@ import numpy as np
 import pytest
 
 from pipelines.views import (
+    LANE_BRIGHTNESS,
+    LANE_COLOUR_ORDER,
+    LANE_CONTRAST,
     LANE_CROP,
     LANE_FLIP,
     LANE_ORDER,
-    LANES_JITTER,
+    LANE_SATURATION,
     VIEWS_VERSION,
     Recipe,
     _exp,
     _log,
     boxes,
+    colours,
     draw,
     philox,
     view_box,
@@ -159,7 +163,8 @@ def test_draw_puts_key_view_lane_and_seed_in_their_places() -> None:
 
 
 def test_lanes_are_distinct_and_fit_their_16_bits() -> None:
-    lanes = [LANE_CROP, LANE_FLIP, *LANES_JITTER, LANE_ORDER]
+    jitter = [LANE_COLOUR_ORDER, LANE_BRIGHTNESS, LANE_CONTRAST, LANE_SATURATION]
+    lanes = [LANE_CROP, LANE_FLIP, *jitter, LANE_ORDER]
     assert len(set(lanes)) == len(lanes) and all(0 <= lane < 1 << 16 for lane in lanes)
 
 
@@ -401,3 +406,44 @@ def write_vectors() -> None:
 
 if __name__ == "__main__":
     write_vectors()
+
+
+def test_colours_are_uniform_and_their_own_lanes() -> None:
+    """Factors within 1 - j .. 1 + j (not below 0), all six orders equally often, boxes unmoved by jitter."""
+    keys, views = np.arange(6000, dtype=np.int64) * 7919, np.zeros(6000, np.int32)
+    factors, order = colours(view_params(Recipe(jitter=[0.4, 0.2, 1.5]), 0), keys, views)
+    for column, (low, high) in zip(factors.T, ((0.6, 1.4), (0.8, 1.2), (0.0, 2.5)), strict=True):
+        assert low <= column.min() < low + 0.01 * (high - low)
+        assert high - 0.01 * (high - low) < column.max() <= np.float32(high)
+        assert abs(column.mean() - (low + high) / 2) < 0.02 * (high - low)
+    assert np.array_equal(np.sort(order, axis=1), np.tile([0, 1, 2], (6000, 1)))
+    _, counts = np.unique(order, axis=0, return_counts=True)
+    assert len(counts) == 6 and counts.min() > 900
+    sizes = np.full(6000, 300, np.int32)
+    plain, jittered = (
+        boxes(view_params(recipe, 0), keys, views, sizes, sizes, sizes, sizes)
+        for recipe in (Recipe(), Recipe(jitter=[0.4, 0.4, 0.4]))
+    )
+    assert np.array_equal(plain, jittered)
+    assert abs(np.corrcoef(factors.T) - np.eye(3)).max() < 0.05
+
+
+def test_colours_vectors() -> None:
+    """Committed draws of one recipe: whoever changes them makes every cache with jitter invalid."""
+    factors, order = colours(
+        view_params(Recipe(jitter=[0.4, 0.4, 0.4]), 5), np.array([1, 2**62 + 3]), np.array([0, 7], np.int32)
+    )
+    assert order.tolist() == [[2, 1, 0], [0, 2, 1]]
+    expected = [
+        [0.6385272741317749, 1.196545124053955, 0.8774880766868591],
+        [1.2122795581817627, 0.6401510834693909, 1.3523396253585815],
+    ]
+    np.testing.assert_array_equal(factors, np.array(expected, np.float32))
+
+
+def test_jitter_is_part_of_the_identity_only_when_it_is_on() -> None:
+    assert "jitter" not in Recipe().identity()
+    assert Recipe(jitter=[0.4, 0.0, 0.0]).identity()["jitter"] == [0.4, 0.0, 0.0]
+    assert not any(Recipe(jitter=[0.4, 0.4, 0.4]).evaluation().jitter)
+    with pytest.raises(ValueError, match=r"data\.recipe\.jitter"):
+        Recipe(jitter=[0.4, -0.1, 0.0])

@@ -101,7 +101,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> torch.Tensor:
-        images = self._finish(batch.pixels)
+        images = self._finish(batch.pixels, batch.colours)
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             return self._network(images).float()
 
