@@ -38,8 +38,11 @@ def surroundings(tmp_path: Path, monkeypatch):
             monkeypatch.delenv(name)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     AcceleratorState._reset_state(True)
+    before = dict(os.environ)
     yield
     AcceleratorState._reset_state(True)
+    for name in set(os.environ) - set(before):  # accelerate sets RANK and the like itself
+        del os.environ[name]
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.backends.cudnn.benchmark = False
