@@ -36,14 +36,6 @@ COUNT, CLASSES, BATCH = BLOCK_ROWS + 39, 5, 600  # two blocks, neither a multipl
 DIVE = "  tau: 3\n  p: 0.5\n  alpha: 0.5\n"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
     path = tmp_path_factory.mktemp("records") / "train.beton"

@@ -45,14 +45,6 @@ MANY = BLOCK_ROWS + 37  # two blocks
 FEW = 41
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Records:
     return make_records(tmp_path_factory.mktemp("many") / "a.beton", some_samples(MANY))

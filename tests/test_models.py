@@ -8,7 +8,6 @@ Where no value matters, the networks are on the `meta` device, which skips the i
 import json
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,15 +23,6 @@ CIFAR = ["resnet20", "resnet32", "resnet44", "resnet56"]
 IMAGENET = ["resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d"]
 IN_TORCHVISION = IMAGENET[1:]
 FIXTURES = Path(__file__).parent / "fixtures"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors: more threads gain nothing, and on a busy machine their spinning costs twentyfold."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def meta_model(name: str, num_classes: int) -> nn.Module:

@@ -26,14 +26,6 @@ RECIPE = Recipe(crop="pad_crop", size=16, pad=2)
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def records(tiny: Path) -> Records:
     return Records(tiny / "train.beton")
