@@ -25,7 +25,7 @@ from pipelines.records import Records
 from train.checkpoint import load_final, run_folder
 from train.config import Config, parse_args
 from train.evaluation import evaluate
-from train.experiment import in_memory_format, make_loader
+from train.experiment import channels_last, make_loader
 from train.run import guard, make_accelerator
 from train.tracking import show_result
 
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     accelerator = make_accelerator(config)
     network = build_model(meta["architecture"], len(meta["class_names"]))
     network.load_state_dict(state)
-    network = in_memory_format(network.to(accelerator.device))
+    network = channels_last(network.to(accelerator.device))
     model = accelerator.prepare_model(network, evaluation_mode=True)
     recipe = config.data.recipe.evaluation()
     loader = make_loader(config, records, recipe, resolve_backend(config.data.backend), accelerator)
