@@ -19,7 +19,7 @@ def kill_when(process, sign, seed: int) -> None:
     while not sign() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     assert process.poll() is None, f"it ended before it could be killed: {process.communicate()}"
-    time.sleep(random.Random(seed).uniform(0, 0.25))
+    time.sleep(random.Random(seed).uniform(0, 0.15))
     process.send_signal(signal.SIGKILL)
     process.communicate()
 
