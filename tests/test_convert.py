@@ -413,6 +413,11 @@ def wait_until(condition: object, seconds: float = 30.0) -> None:
         time.sleep(0.02)
 
 
+def mind_ctrl_c() -> None:
+    """A shell starts background jobs, such as CI's, with SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("sign", "code"), [("SIGKILL", -9), ("SIGINT", 130), ("SIGTERM", 143)])
 def test_an_interrupted_conversion_leaves_nothing_and_starts_again(
     tmp_path: Path, slow_folder: Path, sign: str, code: int
@@ -420,7 +425,7 @@ def test_an_interrupted_conversion_leaves_nothing_and_starts_again(
     folder, out = tmp_path / "out", tmp_path / "out" / "a.beton"
     arguments = ["folder", "--images", slow_folder, "--out", out, "--workers", "2"]
     command = [sys.executable, ROOT / "tools" / "convert.py", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=mind_ctrl_c)
     partial = folder / ".a.beton.partial"
     # Past the 8 MiB before the first image: the file is half written and the workers are at work.
     wait_until(lambda: partial.exists() and partial.stat().st_size > 12_000_000)
