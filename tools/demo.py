@@ -26,7 +26,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-CONFIGS = ROOT / "configs" / "demo"
 # run's name, its title, how it is started
 RUNS = [
     ("ce", "cross-entropy", ["train/teacher.py", "configs/demo/ce.yaml"]),
@@ -77,7 +76,7 @@ def draw(path: Path, results: dict[str, dict[str, Any]], counts: np.ndarray) -> 
     )
     for name, title, _ in RUNS:
         accuracy = 100 * np.array(results[name]["test"]["classes"], float)[order]
-        # A running mean over three classes: 30 test images a class leave single classes noisy.
+        # A running mean over three classes: 50 test images a class leave single classes noisy.
         smooth = np.convolve(np.pad(accuracy, 1, mode="edge"), np.ones(3) / 3, mode="valid")
         (line,) = top.plot(x, smooth, label=f"{title}: {100 * results[name]['test']['top1']:.1f} %", linewidth=2)
         top.scatter(x, accuracy, s=14, color=line.get_color(), alpha=0.45, linewidths=0)
