@@ -83,7 +83,7 @@ def _load_batch(
 
 
 class FFCVBackend:
-    """See loader.Backend. workers: threads that load one batch together."""
+    """Fills host buffers, see backends.OnHost. workers: threads that load one batch together."""
 
     def __init__(self, records: Records, params: ViewParams, workers: int, verify: str):
         try:

@@ -21,24 +21,46 @@ def jitter(images: torch.Tensor, colours: Colours) -> torch.Tensor:
     torchvision's tensor definitions: clamp(f x + (1 - f) base) to 0..1 with base = 0 (brightness), the mean grey value of
     the image (contrast), the grey image (saturation). Every place in the order is one blend with a base chosen per sample.
     """
-    weights = images.new_tensor(_GREY).view(1, 3, 1, 1)
+    # Channel by channel: compiled for a CPU that is three times as fast as on the tensor of four dimensions.
+    channels = list(images.unbind(1))
     for place in range(3):
         which = colours.order[:, place, None]
-        factor = colours.factors.gather(1, which)[:, :, None, None]
-        which = which[:, :, None, None]
-        grey = (images * weights).sum(dim=1, keepdim=True)
-        base = torch.where(which == 2, grey, grey.mean(dim=(1, 2, 3), keepdim=True) * (which == 1))
-        images = (factor * images + (1 - factor) * base).clamp(0, 1)
-    return images
+        factor = colours.factors.gather(1, which)[:, :, None]
+        which = which[:, :, None]
+        red, green, blue = channels
+        grey = _GREY[0] * red + _GREY[1] * green + _GREY[2] * blue
+        base = torch.where(which == 2, grey, grey.mean(dim=(1, 2), keepdim=True) * (which == 1))
+        channels = [(factor * channel + (1 - factor) * base).clamp(0, 1) for channel in channels]
+    return torch.stack(channels, dim=1)
+
+
+def _jitter_and_normalise(
+    pixels: torch.Tensor,
+    factors: torch.Tensor,
+    order: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    memory_format: torch.memory_format,
+) -> torch.Tensor:
+    images = jitter(pixels.permute(0, 3, 1, 2).float() / 255, Colours(factors, order))
+    return (images * 255 * scale + shift).contiguous(memory_format=memory_format)
 
 
 class Finish:
     """uint8 [B, S, S, 3] crops to float32 [B, 3, S, S] = (x / 255 - mean) / std, per channel, x jittered if it is to be.
 
-    mean, std: three numbers on the 0..1 scale. channels_last: strides of the result (values are the same).
+    mean, std: three numbers on the 0..1 scale. channels_last: strides of the result (values are the same). compile: fuse the
+    some thirty element-wise passes of colour jitter into a few; values may differ from those without in the last bit.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device, channels_last: bool):
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        channels_last: bool,
+        compile: bool = False,
+    ):
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"data.mean={list(mean)} data.std={list(std)}: each needs three numbers, std above 0")
         wide = torch.float64
@@ -46,10 +68,10 @@ class Finish:
         self._scale = (1.0 / (255.0 * std_t)).float().view(1, 3, 1, 1).to(device)
         self._shift = (-torch.tensor(mean, dtype=wide) / std_t).float().view(1, 3, 1, 1).to(device)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._jittered = torch.compile(_jitter_and_normalise) if compile else _jitter_and_normalise
 
     def __call__(self, pixels: torch.Tensor, colours: Colours | None = None) -> torch.Tensor:
-        images = pixels.permute(0, 3, 1, 2).float()
-        if colours is not None:
-            images = jitter(images / 255, colours) * 255
-        images = images.mul_(self._scale).add_(self._shift)
-        return images.contiguous(memory_format=self._format)
+        if colours is None:  # one pass: nothing to fuse
+            images = pixels.permute(0, 3, 1, 2).float().mul_(self._scale).add_(self._shift)
+            return images.contiguous(memory_format=self._format)
+        return self._jittered(pixels, *colours, self._scale, self._shift, self._format)

@@ -1,17 +1,21 @@
 """The order of training and evaluation: which sample, and which of its views, comes at which place.
 
-Training order is a pure function of (seed, epoch): samples sorted by a Philox draw of their key, cut into full global
-batches; rank r of w takes rows [r*g/w, (r+1)*g/w) of each global batch of size g, so any world size walks one global
-sequence. The k-th occurrence of a sample in epoch e shows view (e + k) mod V. Evaluation counts every sample once.
+Training order is a pure function of (seed, epoch, keys, labels), whatever the places in the file: one global sequence, cut
+into full global batches; rank r of w takes rows [r*g/w, (r+1)*g/w) of each global batch of size g, so any world size walks
+the same sequence. The k-th occurrence of a sample in epoch e shows view (e + k) mod V. Evaluation counts every sample once.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
 from pipelines.compiled import exact
-from pipelines.views import LANE_ORDER, draw
+from pipelines.views import LANE_CLASS_BALANCED, LANE_ORDER, draw
+
+Sampling = Literal["instance", "class_balanced"]
 
 
 @exact
@@ -23,11 +27,43 @@ def _shuffle_words(seed, keys, epoch):
     return out
 
 
+@exact
+def _shuffle_step(items, place, high, low):
+    """One step of Fisher and Yates's shuffle: bring one of items[place:], chosen by 64 random bits, to `place`."""
+    other = place + np.int64((high << np.uint64(32) | low) % np.uint64(len(items) - place))
+    items[place], items[other] = items[other], items[place]
+    return items[place]
+
+
+@exact
+def _class_balanced(seed, epoch, samples, starts, places):
+    """(sample, occurrence number) int64[places] of an epoch in which classes come in equal share.
+
+    samples: positions grouped by class; class c has samples[starts[c]:starts[c + 1]]. Classes come in rounds, each a
+    permutation of all; a class walks through its samples in cycles, each a permutation of all. Both are shuffled as they
+    are walked: a step of a shuffle needs no more than the arrangement that the round or cycle before has left.
+    """
+    classes = np.arange(len(starts) - 1)
+    samples = samples.copy()
+    taken = np.zeros(len(classes), np.int64)
+    chosen, occurrence = np.empty(places, np.int64), np.empty(places, np.int64)
+    for i in range(places):
+        a, b, c, d = draw(seed, i, epoch, LANE_CLASS_BALANCED, 0)
+        label = _shuffle_step(classes, i % len(classes), a, b)
+        own = samples[starts[label] : starts[label + 1]]
+        chosen[i] = _shuffle_step(own, taken[label] % len(own), c, d)
+        occurrence[i] = taken[label] // len(own)  # a sample comes once in each cycle
+        taken[label] += 1
+    return chosen, occurrence
+
+
 @dataclass(frozen=True)
 class TrainOrder:
     """One rank's share of every epoch.
 
     keys: int64[N] sample keys by position; seed: `seed` (not data.seed); batch: global batch size; views: V.
+    sampling: "instance" shows a sample at most once an epoch; "class_balanced" shows classes equally often (counts differ
+    by at most one), and the samples of a class, and needs labels int64[N] by position. An epoch has the same length in both.
     """
 
     keys: np.ndarray
@@ -36,6 +72,8 @@ class TrainOrder:
     views: int
     rank: int = 0
     world: int = 1
+    labels: np.ndarray | None = None
+    sampling: Sampling = "instance"
 
     def __post_init__(self) -> None:
         if self.batch % self.world:
@@ -50,16 +88,31 @@ class TrainOrder:
         """Full global batches in an epoch; the rest of the epoch is left out."""
         return len(self.keys) // self.batch
 
-    def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(positions int64[n], views int32[n]) of this rank in one epoch, n = steps * batch / world."""
+    @cached_property
+    def _by_class(self) -> tuple[np.ndarray, np.ndarray]:
+        """`samples` and `starts` of `_class_balanced`: sorted by (label, key); classes without samples do not count."""
+        assert self.labels is not None, "class-balanced sampling needs labels"
+        counts = np.bincount(self.labels)
+        return np.lexsort((self.keys, self.labels)), np.append(0, np.cumsum(counts[counts > 0]))
+
+    def _sequence(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(positions, occurrence numbers) int64 of the global sequence of one epoch."""
+        places = self.steps_per_epoch * self.batch
+        if self.sampling == "class_balanced":
+            return _class_balanced(self.seed, epoch, *self._by_class, places)
         words = _shuffle_words(self.seed, self.keys, epoch)
         # Ties of 64-bit words (and only they) fall back on the key, so that the order never depends on positions.
-        positions = np.lexsort((self.keys, words))[: self.steps_per_epoch * self.batch]
+        return np.lexsort((self.keys, words))[:places], np.zeros(places, np.int64)
+
+    def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(positions int64[n], views int32[n]) of this rank in one epoch, n = steps * batch / world."""
+        positions, occurrence = self._sequence(epoch)
+        views = ((epoch + occurrence) % self.views).astype(np.int32)
         share = self.batch // self.world
-        positions = positions.reshape(-1, self.batch)[:, self.rank * share : (self.rank + 1) * share].reshape(-1)
-        # Every sample occurs at most once in an epoch of this order, so its occurrence number k is 0.
-        views = np.full(len(positions), epoch % self.views, np.int32)
-        return positions.astype(np.int64), views
+        mine = slice(self.rank * share, (self.rank + 1) * share)
+        return positions.reshape(-1, self.batch)[:, mine].reshape(-1), views.reshape(-1, self.batch)[:, mine].reshape(
+            -1
+        )
 
     def plan(self, first_step: int, stop_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(positions, views) of this rank's rows for each global step first_step .. stop_step - 1, across epochs."""

@@ -12,7 +12,7 @@ from pipelines.views import ViewParams, boxes
 
 
 class ReferenceBackend:
-    """See loader.Backend. Threads decode the samples of a batch; PIL and the resampler release the GIL."""
+    """Fills host buffers, see backends.OnHost. Threads decode the samples of a batch; PIL and the resampler release the GIL."""
 
     def __init__(self, records: Records, params: ViewParams, workers: int, verify: str):
         self._records = records

@@ -15,7 +15,7 @@ from pipelines.compiled import exact
 
 LANE_CROP, LANE_FLIP = 0, 1
 LANE_COLOUR_ORDER, LANE_BRIGHTNESS, LANE_CONTRAST, LANE_SATURATION = 2, 3, 4, 5  # 6 is reserved for hue
-LANE_ORDER = 0xFFFF  # the order of an epoch (order.py): far from the lanes of transforms
+LANE_ORDER, LANE_CLASS_BALANCED = 0xFFFF, 0xFFFE  # the order of an epoch (order.py): far from the lanes of transforms
 
 PAD_CROP, RANDOM_RESIZED_CROP, RESIZE_CROP, CENTER = range(4)
 _KINDS = {

@@ -16,6 +16,7 @@ sys.path[:1] = [str(ROOT), str(ROOT / "tests")]
 import torch
 
 from models.registry import build_model
+from pipelines.backends import resolve_backend
 from pipelines.logits import LogitCache
 from pipelines.records import Records
 from train import losses
@@ -39,7 +40,11 @@ def cached_against_online(
     records = Records(str(config.data.train))
     opened = {codec: LogitCache(folder) for codec, folder in caches.items()}
     loader = make_loader(
-        config, records, config.data.recipe, next(iter(opened.values())).identity["backend"], accelerator
+        config,
+        records,
+        config.data.recipe,
+        resolve_backend("auto", records, config.data.recipe, accelerator.device),
+        accelerator,
     )
     teacher = make_teacher(config, records, accelerator)
     order = TrainOrder(records.keys, config.seed, config.optim.batch, views_of(config))

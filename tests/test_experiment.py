@@ -8,6 +8,9 @@ import pytest
 from launch import run, tiny_config
 from safetensors.torch import load_file
 
+from pipelines.libffcv import library_path
+from pipelines.writing import Sample, write_records
+
 DIVE = "  tau: 3\n  p: 0.5\n  alpha: 0.5\n"
 
 
@@ -123,3 +126,33 @@ def test_a_cache_of_another_dataset_or_teacher_is_refused(work: Path, tiny: Path
     assert "another dataset" in other
     run("teacher", work / "bsce.yaml", "run=t2", "seed=7", "schedule.epochs=1", cwd=work)
     assert "another teacher" in refused(work, "distill", dive, "cache.paths=[caches]", "distill.teacher=t2")
+
+
+def test_a_class_of_the_test_set_without_training_images_is_named(work: Path, tmp_path: Path) -> None:
+    names = [f"class_{c}" for c in range(5)]
+    images = [np.full((16, 16, 3), 40 * c, np.uint8) for c in (0, 1, 2)]
+    samples = [Sample(f"train/{c}/{i}", c, images[c]) for i in range(12) for c in (0, 1, 2)]
+    write_records(tmp_path / "three.beton", samples, names, kind="test")
+    line = refused(work, "teacher", work / "bsce.yaml", f"data.train={tmp_path}/three.beton")
+    assert "test.beton has images of class class_3 (and of 1 more), of which data.train=" in line
+    assert "three.beton has none" in line
+
+
+def test_class_balanced_sampling_trains_and_is_refused_where_the_prior_corrects_too(work: Path, tiny: Path) -> None:
+    balanced = "data.sampling=class_balanced"
+    run("teacher", tiny_config(work, tiny, "ce"), balanced, "run=balanced", cwd=work)
+    assert losses(work, "balanced")[-1] < losses(work, "balanced")[0]
+    kd = tiny_config(work, tiny, "kd", "  tau: 4\n")
+    run("distill", kd, "cache.paths=[caches]", "run=kd-balanced", balanced, cwd=work)
+    assert "evened out already" in refused(work, "teacher", work / "bsce.yaml", balanced)
+
+
+@pytest.mark.parametrize("backend", ["ffcv", "reference", "resident"])
+def test_raw_records_train_alike_on_every_backend_and_share_a_cache(work: Path, backend: str) -> None:
+    """To the last bit: raw pixels pass through no decoder, so that a cache of one backend is the others' too."""
+    if backend == "ffcv" and library_path() is None:
+        pytest.skip("FFCV is not installed")
+    run("teacher", work / "bsce.yaml", f"data.backend={backend}", "data.seed=1", f"run=t-{backend}", cwd=work)
+    assert losses(work, f"t-{backend}") == losses(work, "t")
+    strict = ["cache.paths=[caches]", "cache.pixels=same", f"data.backend={backend}", f"run=s-{backend}"]
+    run("distill", work / "dive.yaml", *strict, "cache.check=always", cwd=work)

@@ -112,3 +112,17 @@ def test_a_part_of_a_batch_takes_its_colours_along() -> None:
     part = batch.rows(1, 3)
     assert part.colours is not None
     assert torch.equal(part.colours.factors, factors[1:3]) and torch.equal(part.colours.order, order[1:3])
+
+
+@pytest.mark.slow
+def test_compiled_jitter_differs_in_the_last_bits_at_most() -> None:
+    """A few units in the last place of float32 at the largest value, 2.64; whatever the size of the batch."""
+    recipe, rng = Recipe(jitter=[0.4, 0.4, 0.4]), np.random.default_rng(0)
+    plain, compiled = (Finish(MEAN, STD, CPU, True, compile=compile) for compile in (False, True))
+    for size in (6, 4):
+        pixels = torch.from_numpy(rng.integers(0, 256, (size, 16, 16, 3)).astype(np.uint8))
+        factors, order = colours(view_params(recipe, 0), np.arange(size), np.zeros(size, np.int32))
+        given = Colours(torch.from_numpy(factors), torch.from_numpy(order))
+        expected, found = plain(pixels, given), compiled(pixels, given)
+        assert found.stride() == expected.stride() and (found - expected).abs().max() < 4e-6
+        assert not torch.equal(plain(pixels), expected), "there is jitter to compile"

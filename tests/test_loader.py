@@ -3,10 +3,11 @@
 Also how far the backends are from each other and from Pillow's resize and crop on the ImageNet samples.
 """
 
+import importlib.util
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,26 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import loader as module
 from pipelines import records as layout
+from pipelines.backends import BatchPlan, available_backends
 from pipelines.errors import UserError
 from pipelines.finish import Finish
 from pipelines.libffcv import library_path
-from pipelines.loader import DataConfig, Loader, ahead_of, default_workers, resolve_backend
+from pipelines.loader import DataConfig, Loader, ahead_of, default_workers
 from pipelines.records import Records
 from pipelines.views import Recipe
 from pipelines.writing import Sample, write_records
 
 needs_ffcv = pytest.mark.skipif(library_path() is None, reason="FFCV is not installed")
-BACKENDS = [pytest.param("ffcv", marks=needs_ffcv), "reference"]
+needs_dali = pytest.mark.skipif(not importlib.util.find_spec("nvidia.dali"), reason="DALI is not installed")
+FFCV, DALI = pytest.param("ffcv", marks=needs_ffcv), pytest.param("dali", marks=needs_dali)
+JPEG_BACKENDS = [FFCV, DALI, "reference"]
+BACKENDS = [*JPEG_BACKENDS, "resident"]
 CPU = torch.device("cpu")
 N = 23
 SECONDS = 30  # "within seconds", on a busy machine too
 SMALL: dict[str, Any] = {"size": 24}
+CIFAR: dict[str, Any] = {"size": 32, "crop": "pad_crop"}  # what resident can serve
 
 
 def pictures(n: int, fixed: int | None = None) -> list[np.ndarray]:
@@ -70,9 +75,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+def file_of(backend: str) -> str:
+    return "raw32" if backend == "resident" else "jpeg"
+
+
+def size_of(backend: str) -> int:
+    return 32 if backend == "resident" else 24
+
+
 def make(records: Records, backend: str, settings: dict[str, Any] | None = None, **options: Any) -> Loader:
     finish = Finish([0.5, 0.4, 0.3], [0.2, 0.3, 0.25], CPU, channels_last=False)
-    recipe = Recipe(**(SMALL if settings is None else settings))
+    usual = CIFAR if backend == "resident" else SMALL
+    recipe = Recipe(**(usual if settings is None else settings))
     options = {"seed": 1, "workers": 2} | options
     return Loader(records, recipe, backend=backend, finish=finish, device=CPU, **options)
 
@@ -120,9 +134,9 @@ def no_thread_left() -> Iterator[None]:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("batch", [1, 5, N, 100])
 def test_exact_counts_in_the_given_order(files: dict[str, Path], backend: str, batch: int) -> None:
-    records = Records(files["jpeg"])
+    records = Records(files[file_of(backend)])
     positions, views = np.random.default_rng(0).permutation(N), np.arange(N, dtype=np.int32)
-    loader = make(records, backend)
+    loader, size = make(records, backend), size_of(backend)
     batches = list(loader.batches(positions, views, batch))
     sizes = [batch] * (N // batch) + ([N % batch] if N % batch else [])
     assert [len(item.keys) for item in batches] == sizes
@@ -131,29 +145,38 @@ def test_exact_counts_in_the_given_order(files: dict[str, Path], backend: str, b
         assert item.keys.tolist() == records.keys[rows].tolist() and item.keys.dtype == np.int64
         assert item.labels.tolist() == records.labels[rows].tolist() and item.labels.dtype == torch.int64
         assert item.views.tolist() == views[start : start + batch].tolist() and item.views.dtype == np.int32
-        assert item.pixels.shape == (len(rows), 24, 24, 3) and item.pixels.dtype == torch.uint8
-        assert item.images.shape == (len(rows), 3, 24, 24)
+        assert item.pixels.shape == (len(rows), size, size, 3) and item.pixels.dtype == torch.uint8
+        assert item.images.shape == (len(rows), 3, size, size)
         assert torch.equal(item.images, loader.finish(item.pixels))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_plan_may_be_empty_and_hold_empty_batches(files: dict[str, Path], backend: str) -> None:
     """A rank may have no sample to evaluate."""
-    loader = make(Records(files["jpeg"]), backend)
+    loader = make(Records(files[file_of(backend)]), backend)
     assert list(loader.batches(*plan_of(0), 4)) == []
     sizes = [len(item.labels) for item in loader.stream(iter([plan_of(0), plan_of(3), plan_of(0)]))]
     assert sizes == [0, 3, 0]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("crop", ["random_resized_crop", "resize_crop", "center"])
+@pytest.mark.parametrize(
+    ("backend", "crop"),
+    [
+        *[
+            pytest.param(*b.values, crop, marks=b.marks) if not isinstance(b, str) else (b, crop)
+            for b in JPEG_BACKENDS
+            for crop in ("random_resized_crop", "resize_crop", "center")
+        ],
+        ("resident", "pad_crop"),
+    ],
+)
 def test_a_view_is_the_same_in_any_company(files: dict[str, Path], backend: str, crop: str) -> None:
     """Bit for bit, for every batch size, number of workers, order and place to start."""
-    records = Records(files["jpeg"])
-    settings = SMALL | {"crop": crop}
+    records = Records(files[file_of(backend)])
+    settings = {"size": size_of(backend), "crop": crop}
     positions, views = np.repeat(np.arange(N), 2), np.tile(np.array([0, 7], np.int32), N)
     alone = pixels_of(make(records, backend, settings, workers=1), positions, views, 1)
-    for batch, workers in [(3, 1), (7, 2), (64, 3)]:
+    for batch, workers in [(3, 1), (16, 2), (20, 1), (64, 3)]:
         np.testing.assert_array_equal(
             pixels_of(make(records, backend, settings, workers=workers), positions, views, batch), alone
         )
@@ -170,6 +193,8 @@ def test_a_view_is_the_same_in_any_company(files: dict[str, Path], backend: str,
 @pytest.mark.parametrize(
     ("file", "settings"),
     [
+        ("raw32", {"size": 32, "crop": "center", "short_side": 32}),
+        ("raw32", {"size": 32, "crop": "pad_crop", "pad": 5, "flip": False}),
         ("raw", SMALL),
         ("raw", SMALL | {"crop": "resize_crop"}),
         ("raw", SMALL | {"crop": "center"}),
@@ -179,12 +204,15 @@ def test_a_view_is_the_same_in_any_company(files: dict[str, Path], backend: str,
 )
 def test_backends_give_equal_bits_on_raw_records(files: dict[str, Path], file: str, settings: dict[str, Any]) -> None:
     records = Records(files[file])
+    able = available_backends(records, Recipe(**settings), CPU)
+    assert able[-2:] == ["ffcv", "reference"] and ("resident" in able) == (file == "raw32")
     for view in (0, 1):
-        a, b = (pixels_of(make(records, backend, settings), *plan_of(view=view)) for backend in ("ffcv", "reference"))
-        np.testing.assert_array_equal(a, b)
+        oracle = pixels_of(make(records, "reference", settings), *plan_of(view=view))
+        for backend in able:
+            np.testing.assert_array_equal(pixels_of(make(records, backend, settings), *plan_of(view=view)), oracle)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [FFCV, "reference", "resident"])
 def test_pad_crop_shows_the_stored_pixels(files: dict[str, Path], backend: str) -> None:
     settings = {"size": 32, "crop": "pad_crop", "pad": 0, "flip": False}
     found = pixels_of(make(Records(files["raw32"]), backend, settings), *plan_of())
@@ -193,10 +221,10 @@ def test_pad_crop_shows_the_stored_pixels(files: dict[str, Path], backend: str) 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_data_seed_decides_the_views(files: dict[str, Path], backend: str) -> None:
-    records = Records(files["raw"])
+    records = Records(files[file_of(backend)])
     a, b, c = (pixels_of(make(records, backend, seed=seed), *plan_of()) for seed in (1, 2, 1))
     np.testing.assert_array_equal(a, c)
-    assert (a != b).any(axis=(1, 2, 3)).all()
+    assert (a != b).any(axis=(1, 2, 3)).mean() > 0.9
 
 
 # --- streams ---
@@ -204,7 +232,8 @@ def test_data_seed_decides_the_views(files: dict[str, Path], backend: str) -> No
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_several_epochs_and_two_streams_at_once(files: dict[str, Path], backend: str) -> None:
-    loader, other = make(Records(files["jpeg"]), backend), make(Records(files["raw"]), backend)
+    loader = make(Records(files[file_of(backend)]), backend)
+    other = make(Records(files["jpeg" if backend == "dali" else "raw32"]), backend, seed=2)
     expected = [pixels_of(some, *plan_of()) for some in (loader, other)]
     for _ in range(2):
         np.testing.assert_array_equal(pixels_of(loader, *plan_of()), expected[0])
@@ -219,7 +248,7 @@ def test_several_epochs_and_two_streams_at_once(files: dict[str, Path], backend:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_batches_kept_are_not_overwritten(files: dict[str, Path], backend: str) -> None:
-    loader = make(Records(files["jpeg"]), backend)
+    loader = make(Records(files[file_of(backend)]), backend)
     kept = list(loader.batches(*plan_of(), 2))
     np.testing.assert_array_equal(np.concatenate([item.pixels.numpy() for item in kept]), pixels_of(loader, *plan_of()))
 
@@ -228,11 +257,12 @@ def test_batches_kept_are_not_overwritten(files: dict[str, Path], backend: str) 
 @pytest.mark.parametrize("taken", [0, 1, 3])
 def test_closing_early_leaves_no_thread(files: dict[str, Path], backend: str, taken: int) -> None:
     before = set(threading.enumerate())
-    loader = make(Records(files["jpeg"]), backend)
+    loader = make(Records(files[file_of(backend)]), backend)
     stream = loader.batches(*plan_of(), 2)
     for _ in range(taken):
         next(stream)
-    assert len(set(threading.enumerate()) - before) >= min(taken, 1), "there was a thread to close"
+    if backend != "resident":
+        assert len(set(threading.enumerate()) - before) >= min(taken, 1), "there was a thread to close"
     promptly(stream.close)
     assert set(threading.enumerate()) == before
     assert next(stream, None) is None
@@ -241,24 +271,25 @@ def test_closing_early_leaves_no_thread(files: dict[str, Path], backend: str, ta
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_plan_that_raises(files: dict[str, Path], backend: str) -> None:
-    def plan() -> Iterator[module.BatchPlan]:
+    def plan() -> Iterator[BatchPlan]:
         yield plan_of(4)
         raise ZeroDivisionError("in the plan")
 
-    stream = make(Records(files["jpeg"]), backend).stream(plan())
+    stream = make(Records(files[file_of(backend)]), backend).stream(plan())
     assert len(next(stream).keys) == 4
     with pytest.raises(ZeroDivisionError, match="in the plan"):
         promptly(lambda: next(stream))
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [FFCV, "reference", "resident"])
 def test_batches_on_a_gpu_are_those_of_the_cpu(files: dict[str, Path], backend: str) -> None:
     """With copies still under way while later batches are loaded: no pinned buffer is used again too early."""
-    records, cuda = Records(files["jpeg"]), torch.device("cuda")
+    records, cuda = Records(files[file_of(backend)]), torch.device("cuda")
     finish = Finish([0.5, 0.4, 0.3], [0.2, 0.3, 0.25], cuda, channels_last=True)
-    loader = Loader(records, Recipe(size=224), seed=1, backend=backend, finish=finish, device=cuda)
-    expected = list(make(records, backend, {"size": 224}).batches(*plan_of(), 4))
+    settings = CIFAR if backend == "resident" else {"size": 224}
+    loader = Loader(records, Recipe(**settings), seed=1, backend=backend, finish=finish, device=cuda)
+    expected = list(make(records, backend, settings).batches(*plan_of(), 4))
     busy = torch.ones(4096, 4096, device=cuda)
     for _ in range(5):
         found = []
@@ -334,8 +365,15 @@ def expect_damage(loader: Loader, expected: np.ndarray, words: str) -> None:
     assert next(stream, None) is None
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("file", ["jpeg", "raw"])
+@pytest.mark.parametrize(
+    ("backend", "file"),
+    [
+        *[pytest.param(b, f, marks=needs_ffcv) for b, f in (("ffcv", "jpeg"), ("ffcv", "raw"))],
+        pytest.param("dali", "jpeg", marks=needs_dali),
+        ("reference", "jpeg"),
+        ("reference", "raw"),
+    ],
+)
 @pytest.mark.parametrize("verify", ["first", "always"])
 def test_wrong_checksum(files: dict[str, Path], tmp_path: Path, backend: str, file: str, verify: str) -> None:
     edit = flip_a_bit if file == "jpeg" else flip_a_pixel
@@ -344,7 +382,7 @@ def test_wrong_checksum(files: dict[str, Path], tmp_path: Path, backend: str, fi
     expect_damage(make(records, backend, verify=verify), expected, "is damaged: CRC-32")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", JPEG_BACKENDS)
 @pytest.mark.parametrize("edit", [break_the_head, empty])
 @pytest.mark.parametrize(("verify", "sealed"), [("first", True), ("off", True), ("off", False)])
 def test_a_record_that_does_not_decode(
@@ -372,14 +410,14 @@ def test_reference_refuses_an_image_of_another_size(files: dict[str, Path], tmp_
     expect_damage(make(records, "reference"), expected, words)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", JPEG_BACKENDS)
 def test_verify_off_lets_a_wrong_checksum_pass(files: dict[str, Path], tmp_path: Path, backend: str) -> None:
     expected = pixels_of(make(Records(files["jpeg"]), backend), *plan_of())
     records = Records(tampered(files["jpeg"], tmp_path / "bad.beton", BAD, flip_a_bit, sealed=False))
     np.testing.assert_array_equal(pixels_of(make(records, backend, verify="off"), *plan_of()), expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [FFCV, "reference"])
 def test_first_checks_once_and_always_each_time(files: dict[str, Path], tmp_path: Path, backend: str) -> None:
     """A file that changes under an open, memory-mapped record file."""
     path = tmp_path / "changing.beton"
@@ -397,14 +435,14 @@ def test_first_checks_once_and_always_each_time(files: dict[str, Path], tmp_path
     expect_damage(always, before, "is damaged: CRC-32")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", JPEG_BACKENDS)
 def test_damage_that_nobody_asks_for_does_not_matter(files: dict[str, Path], tmp_path: Path, backend: str) -> None:
     records = Records(tampered(files["jpeg"], tmp_path / "bad.beton", BAD, empty, sealed=False))
     others = np.delete(np.arange(N), BAD)
     assert len(pixels_of(make(records, backend), others, np.zeros(N - 1, np.int32))) == N - 1
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [FFCV, "reference"])
 def test_pad_crop_on_images_of_another_size_is_refused(tmp_path: Path, backend: str) -> None:
     images = pictures(3, fixed=32)
     records = Records(write(tmp_path / "odd.beton", [*images[:2], images[2][:, :31]]))
@@ -416,19 +454,18 @@ def test_pad_crop_on_images_of_another_size_is_refused(tmp_path: Path, backend: 
 # --- ahead_of ---
 
 
-def test_ahead_of_maps_in_order() -> None:
-    assert list(ahead_of(lambda x: x * x, range(50), 3)) == [x * x for x in range(50)]
-    assert list(ahead_of(str, [], 3)) == []
+def test_ahead_of_keeps_the_order() -> None:
+    assert list(ahead_of((x * x for x in range(50)), 3)) == [x * x for x in range(50)]
+    assert list(ahead_of((x for x in ()), 3)) == []
 
 
 @pytest.mark.parametrize("error", [KeyError("seven"), UserError("seven"), SystemExit("seven")], ids=repr)
 def test_an_exception_comes_at_its_place(error: BaseException) -> None:
-    def work(x: int) -> int:
-        if x == 7:
-            raise error
-        return x
+    def work() -> Generator[int, None, None]:
+        yield from range(7)
+        raise error
 
-    stream = ahead_of(work, range(50), 3)
+    stream = ahead_of(work(), 3)
     assert [promptly(lambda: next(stream)) for _ in range(7)] == list(range(7))
     with pytest.raises(type(error)) as caught:
         promptly(lambda: next(stream))
@@ -440,12 +477,17 @@ def test_an_exception_comes_at_its_place(error: BaseException) -> None:
 def test_no_more_is_done_than_asked_ahead(ahead: int) -> None:
     """`ahead` results wait, one more is in hand, and one has been delivered."""
     started: list[int] = []
+    closed: list[bool] = []
 
-    def work(x: int) -> int:
-        started.append(x)
-        return x
+    def work() -> Generator[int, None, None]:
+        try:
+            for x in range(50):
+                started.append(x)
+                yield x
+        finally:
+            closed.append(True)
 
-    stream = ahead_of(work, range(50), ahead)
+    stream = ahead_of(work(), ahead)
     assert next(stream) == 0
     deadline = time.monotonic() + SECONDS
     while len(started) < ahead + 2 and time.monotonic() < deadline:
@@ -453,12 +495,12 @@ def test_no_more_is_done_than_asked_ahead(ahead: int) -> None:
     time.sleep(0.3)  # time enough for one too many
     assert len(started) == ahead + 2
     promptly(stream.close)
-    assert len(started) == ahead + 2, "nothing more is started once closed"
+    assert len(started) == ahead + 2 and closed, "nothing more is started once closed"
 
 
 def test_nothing_starts_before_the_first_result_is_asked_for() -> None:
     before = threading.active_count()
-    stream = ahead_of(str, iter(lambda: 0, 1), 2)
+    stream = ahead_of((x for x in iter(lambda: 0, 1)), 2)
     assert threading.active_count() == before
     promptly(stream.close)
 
@@ -467,12 +509,13 @@ def test_closing_waits_for_the_work_in_hand() -> None:
     """What `work` touches may be closed after the stream."""
     done: list[int] = []
 
-    def slow(x: int) -> int:
-        time.sleep(0.2)
-        done.append(x)
-        return x
+    def slow() -> Generator[int, None, None]:
+        for x in range(9):
+            time.sleep(0.2)
+            done.append(x)
+            yield x
 
-    stream = ahead_of(slow, range(9), 1)
+    stream = ahead_of(slow(), 1)
     next(stream)
     promptly(stream.close)
     count = len(done)
@@ -481,19 +524,6 @@ def test_closing_waits_for_the_work_in_hand() -> None:
 
 
 # --- settings ---
-
-
-def test_backend_is_chosen_by_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "library_path", lambda: Path("libffcv.so"))
-    assert resolve_backend("auto") == "ffcv" and resolve_backend("auto", cached="reference") == "reference"
-    assert resolve_backend("ffcv", cached="reference") == "ffcv" and resolve_backend("reference") == "reference"
-    monkeypatch.setattr(module, "library_path", lambda: None)
-    assert resolve_backend("auto") == "reference"
-    for setting, cached in (("ffcv", None), ("auto", "ffcv")):
-        with pytest.raises(
-            UserError, match="FFCV is not installed; run `bash tools/setup.sh`, or use data.backend=ref"
-        ):
-            resolve_backend(setting, cached)
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -510,6 +540,7 @@ def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"views": 0}, "data.views=0"),
         ({"workers": 0}, "data.workers=0"),
+        ({"hw_decoder_load": 1.5}, "data.hw_decoder_load=1.5"),
         ({"mean": [0.5, 0.5]}, r"data.mean=\[0.5, 0.5\]"),
         ({"std": [0.5, 0.5, 0.0]}, r"data.std=\[0.5, 0.5, 0.0\]"),
     ],
@@ -543,22 +574,30 @@ def imagenet(samples: list[Path], tmp_path_factory: pytest.TempPathFactory) -> R
     return Records(path)
 
 
+# Worst and median PSNR in dB and the largest difference in grey levels that a pair of backends may show.
+AGREEMENT = {("ffcv", "reference"): (38, 43, 24), ("dali", "reference"): (52, 55, 24), ("ffcv", "dali"): (38, 43, 24)}
+
+
 @needs_ffcv
+@needs_dali
 @pytest.mark.parametrize("crop", ["random_resized_crop", "resize_crop", "center"])
 def test_backends_agree_on_imagenet(imagenet: Records, crop: str) -> None:
-    """libffcv decodes with the fast, inexact DCT, Pillow with the exact one; all else is the same code.
+    """libffcv decodes with the fast, inexact DCT, Pillow and DALI's CPU decoder with the exact one; DALI resizes itself.
 
-    Measured at size 224, worst and median PSNR and the largest difference in grey levels over the 298 pictures:
-    random_resized_crop 39.3 / 44.3 dB, 18; resize_crop 40.2 / 44.6 dB, 17; center 39.9 / 44.7 dB, 17. The 8 greyscale
-    ones: 40.7 / 47.3 dB, 18 (random_resized_crop). Promised: 38 dB, median 43 dB, 24 levels.
+    Measured at size 224 over the 298 pictures (docs/results/parity.md), worst and median PSNR and the largest difference:
+    ffcv to reference 39.3 / 44.3 dB, 18 levels; dali to reference 53.2 / 55.8 dB, 16; ffcv to dali 39.3 / 44.4 dB, 18.
     """
-    a, b = (pixels_of(make(imagenet, backend, {"crop": crop}), *plan_of(298), 64) for backend in ("ffcv", "reference"))
-    decibels = psnr(a, b)
-    assert decibels.min() >= 38 and np.median(decibels) >= 43
-    assert np.abs(a.astype(np.int16) - b).max() <= 24
+    shown = {
+        name: pixels_of(make(imagenet, name, {"crop": crop}), *plan_of(298), 64)
+        for name in ("ffcv", "dali", "reference")
+    }
+    for (a, b), (worst, median, levels) in AGREEMENT.items():
+        decibels = psnr(shown[a], shown[b])
+        assert decibels.min() >= worst and np.median(decibels) >= median, (a, b)
+        assert np.abs(shown[a].astype(np.int16) - shown[b]).max() <= levels, (a, b)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", JPEG_BACKENDS)
 def test_center_against_pillows_resize_and_crop(imagenet: Records, samples: list[Path], backend: str) -> None:
     """Short side to 256, then the central 224 pixels, as torchvision evaluates.
 

@@ -14,8 +14,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 
+from pipelines.backends import pixel_source, resolve_backend
 from pipelines.errors import UserError
-from pipelines.loader import resolve_backend
 from pipelines.logits import CacheWriter
 from pipelines.logits.identity import cache_identity, view_identity
 from pipelines.records import Records
@@ -35,9 +35,10 @@ def main(argv: list[str]) -> None:
     torch.backends.cudnn.benchmark = False  # it chooses by timing, and a block's bytes must not depend on that
     records = Records(config.data.train)
     teacher = make_teacher(config, records, accelerator)
-    backend = resolve_backend(config.data.backend)
-    loader = make_loader(config, records, config.data.recipe, backend, accelerator)
-    view = view_identity(records, config.data.recipe, config.data.seed, backend)
+    recipe, device = config.data.recipe, accelerator.device
+    backend = resolve_backend(config.data.backend, records, recipe, device)
+    loader = make_loader(config, records, recipe, backend, accelerator)
+    view = view_identity(records, recipe, config.data.seed, pixel_source(backend, records, device))
     identity = cache_identity(view, teacher.identity, config.cache.codec, config.cache.batch)
     views = views_of(config)
     if options.dry_run:

@@ -18,9 +18,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import numpy as np
 
 from models.registry import build_model
+from pipelines.backends import resolve_backend
 from pipelines.errors import UserError
 from pipelines.files import write_bytes_atomic, write_json_atomic
-from pipelines.loader import resolve_backend
 from pipelines.records import Records
 from train.checkpoint import load_final, run_folder
 from train.config import Config, parse_args
@@ -58,7 +58,8 @@ def main(argv: list[str]) -> None:
     network = channels_last(network.to(accelerator.device))
     model = accelerator.prepare_model(network, evaluation_mode=True)
     recipe = config.data.recipe.evaluation()
-    loader = make_loader(config, records, recipe, resolve_backend(config.data.backend), accelerator)
+    backend = resolve_backend(config.data.backend, records, recipe, accelerator.device)
+    loader = make_loader(config, records, recipe, backend, accelerator)
     counts = np.array(meta["train_counts"], np.int64)
     done = evaluate(model, loader, config.eval.batch, counts, accelerator, config.predictions is not None)
     if not accelerator.is_main_process:

@@ -12,9 +12,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from models.registry import build_model
+from pipelines.backends import available_backends, pixel_source, resolve_backend
 from pipelines.errors import UserError
 from pipelines.finish import Finish
-from pipelines.loader import Loader, resolve_backend
+from pipelines.loader import Loader
 from pipelines.logits import LogitCache
 from pipelines.logits.cache import Wanted
 from pipelines.logits.identity import view_identity
@@ -25,7 +26,7 @@ from train import checkpoint, loop, tracking
 from train.config import Config, Options
 from train.evaluation import evaluate
 from train.losses import log_prior
-from train.objective import DISTILLING, Objective
+from train.objective import DISTILLING, PRIOR, Objective
 from train.optim import build_optimizer
 from train.run import Run, make_accelerator, run_name
 from train.schedule import Schedule
@@ -53,6 +54,14 @@ def open_splits(config: Config) -> Splits:
                 f"data.{split}={records.path} has other classes than data.train={train.path} "
                 f"({records.num_classes} and {train.num_classes}): convert both with the same --classes"
             )
+        unseen = np.flatnonzero((records.class_counts > 0) & (train.class_counts == 0))
+        if len(unseen):
+            more = f" (and of {len(unseen) - 1} more)" if len(unseen) > 1 else ""
+            raise UserError(
+                f"data.{split}={records.path} has images of class {train.class_names[unseen[0]]}{more}, of which "
+                f"data.train={train.path} has none, so that nobody can learn it (its prior is log 0): convert both again, "
+                "with training images of every class or without these"
+            )
     return Splits(train, evaluation)
 
 
@@ -78,10 +87,11 @@ def make_loader(config: Config, records: Records, recipe: Recipe, backend: str, 
             recipe,
             seed=data.seed,
             backend=backend,
-            finish=Finish(data.mean, data.std, device, channels_last=True),
+            finish=Finish(data.mean, data.std, device, channels_last=True, compile=config.compile),
             device=device,
             workers=data.workers,
             verify=data.verify,
+            hw_decoder_load=data.hw_decoder_load,
         )
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -101,17 +111,18 @@ def make_teacher(config: Config, records: Records, accelerator: Accelerator) -> 
     )
 
 
-def open_cache(config: Config, train: Records) -> tuple[LogitCache, str, list[str]]:
+def open_cache(config: Config, train: Records, device: torch.device) -> tuple[LogitCache, str, list[str]]:
     """(cache, backend to load with, notes for the first screen), refusing a cache that does not fit."""
     if len(config.cache.paths) > 1:
         raise UserError(f"cache.paths={config.cache.paths}: one cache at a time")
     distill = config.distill
     weights = weights_hash(checkpoint.load_final(distill.teacher)[0]) if distill.teacher else None
-    view = view_identity(train, config.data.recipe, config.data.seed, config.data.backend)
+    recipe = config.data.recipe
+    view = view_identity(train, recipe, config.data.seed, config.data.backend)
     wanted = Wanted(view, train.rows(), weights)
     cache = LogitCache(config.cache.paths[0], wanted)
-    backend = resolve_backend(config.data.backend, cached=cache.identity["backend"])
-    wanted = wanted._replace(view=view | {"backend": backend})
+    backend = resolve_backend(config.data.backend, train, recipe, device, cached=cache.identity["backend"])
+    wanted = wanted._replace(view=view | {"backend": pixel_source(backend, train, device)})
     notes = cache.require(wanted, views_of(config), config.cache.pixels)
     assert distill.tau is not None
     loss = cache.require_temperature(distill.tau / distill.p)
@@ -126,6 +137,11 @@ def open_cache(config: Config, train: Records) -> tuple[LogitCache, str, list[st
 
 def _check_method(config: Config, allowed: tuple[str, ...], script: str) -> None:
     method = config.distill.method
+    if config.data.sampling == "class_balanced" and method in PRIOR:
+        raise UserError(
+            f"data.sampling=class_balanced: {method} corrects by the class counts what this sampling has evened out already; "
+            "use data.sampling=instance, or distill.method=ce or kd"
+        )
     if method not in allowed:
         other = "train/distill.py" if method in DISTILLING else "train/teacher.py"
         raise UserError(f"distill.method={method} is not for {script}, which takes {' or '.join(allowed)}; use {other}")
@@ -172,7 +188,7 @@ class Experiment:
         with Run.open(self.config, self.name, self.script, self.accelerator) as run:
             for line in run.changes:
                 self.say(f"since the last session: {line}")
-            self._require_same_backend(run)
+            self._require_same_pixels(run)
             speed = loop.fit(
                 self.config,
                 run.folder,
@@ -199,15 +215,15 @@ class Experiment:
         cache = None
         backend = None
         if config.distill.method in DISTILLING and config.cache.paths:
-            cache, backend, notes = open_cache(config, train)
+            cache, backend, notes = open_cache(config, train, accelerator.device)
             for line in notes:
                 self.say(line)
-        self.backend = backend or resolve_backend(config.data.backend)
+        self.backend = backend or resolve_backend(config.data.backend, train, config.data.recipe, accelerator.device)
         self.say(f"{len(train)} training images of {train.num_classes} classes, backend {self.backend}")
         self.loader = make_loader(config, train, config.data.recipe, self.backend, accelerator)
         recipe = config.data.recipe.evaluation()
         self.eval_loaders = {
-            split: make_loader(config, records, recipe, self.backend, accelerator)
+            split: make_loader(config, records, recipe, self._evaluation_backend(records, recipe), accelerator)
             for split, records in self.splits.evaluation.items()
         }
         self._make_order()
@@ -243,6 +259,8 @@ class Experiment:
                 views_of(self.config),
                 self.accelerator.process_index,
                 world,
+                labels=self.splits.train.labels,
+                sampling=self.config.data.sampling,
             )
         except ValueError as error:
             raise UserError(str(error)) from error
@@ -250,7 +268,7 @@ class Experiment:
     def _make_objective(self, cache: LogitCache | None) -> Objective:
         config, train, device = self.config, self.splits.train, self.accelerator.device
         counts = train.class_counts
-        prior = log_prior(counts) if config.distill.method in ("bsce", "dive") else torch.zeros(len(counts))
+        prior = log_prior(counts) if config.distill.method in PRIOR else torch.zeros(len(counts))
         return Objective(config.distill, prior.to(device), self._targets(cache))
 
     def _targets(self, cache: LogitCache | None) -> Targets | None:
@@ -270,14 +288,21 @@ class Experiment:
             self.say,
         )
 
-    def _require_same_backend(self, run: Run) -> None:
-        before = run.facts.get("backend")
+    def _evaluation_backend(self, records: Records, recipe: Recipe) -> str:
+        """The training's backend where it can serve these records, as it nearly always can."""
+        device = self.accelerator.device
+        able = self.backend in available_backends(records, recipe, device)
+        return self.backend if able else resolve_backend(self.config.data.backend, records, recipe, device)
+
+    def _require_same_pixels(self, run: Run) -> None:
+        pixels = pixel_source(self.backend, self.splits.train, self.accelerator.device)
+        before = run.facts.get("pixels")
         if before is None:
-            run.note(backend=self.backend)
-        elif before != self.backend:
+            run.note(backend=self.backend, pixels=pixels)
+        elif before != pixels:
             raise UserError(
-                f"run {run.folder} was started with backend {before}, here auto means {self.backend}: its pixels would differ; "
-                f"install {before}, or give another run=NAME"
+                f"run {run.folder} was started on pixels from {before}, here they come from {pixels} and would differ; "
+                f"go on where {before} is installed, or give another run=NAME"
             )
 
     def _progress_figures(self) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from pipelines.batch import Batch
 from train import losses
 from train.targets import Targets
 
-DISTILLING = ("dive", "kd")
+DISTILLING = ("dive", "kd")  # need soft targets
+PRIOR = ("bsce", "dive")  # correct the hard term by the class counts
 
 
 @dataclass(kw_only=True)

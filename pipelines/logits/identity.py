@@ -18,14 +18,14 @@ FORMAT = 1
 PIXEL_FIELDS = ("backend", "versions.resample", "size_rule")
 
 
-def view_identity(records: Records, recipe: Recipe, data_seed: int, backend: str) -> dict[str, Any]:
-    """The part of an identity that a student knows: which pixels belong to (key, view)."""
+def view_identity(records: Records, recipe: Recipe, data_seed: int, pixels: str) -> dict[str, Any]:
+    """The part of an identity that a student knows: which pixels belong to (key, view); pixels: backends.pixel_source."""
     return {
         "dataset": {"digest": records.digest, "class_names": list(records.class_names)},
         "recipe": recipe.identity(),
         "data_seed": data_seed,
         "size_rule": _size_rule(records),
-        "backend": backend,
+        "backend": pixels,
         "versions": {"views": VIEWS_VERSION, "resample": RESAMPLE_VERSION, "finish": FINISH_VERSION},
     }
 
