@@ -1,12 +1,16 @@
 """The long forms of what the suite shows in short: python tests/drills.py --full [--archive CIFAR_ARCHIVE] [--folder DIR].
 
-Each prints its figures. Needs CIFAR-100 (the official archive); works in a temporary folder unless --folder keeps it.
+Each prints its figures. Needs CIFAR-100 (the official archive) and a folder of ImageNet JPEGs named WNID_NAME.JPEG
+(--samples); works in a temporary folder unless --folder keeps it.
 """
 
 import argparse
 import json
+import signal
+import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +81,9 @@ def curve(run: Path) -> list[tuple[int, float]]:
 
 def cifar_cached_equals_online(archive: Path, folder: Path) -> None:
     """Issue 2, check 4: 170 steps on CIFAR-100-LT, ResNet-32, fp32, not compiled."""
-    import subprocess
-
     from launch import run
 
+    folder.mkdir(exist_ok=True)
     data = folder / "data"
     if not (data / "train.beton").exists():
         convert = [ROOT / "tools/convert.py", "cifar100-lt", "--archive", archive, "--imbalance", "100", "--out", data]
@@ -109,16 +112,77 @@ def cifar_cached_equals_online(archive: Path, folder: Path) -> None:
         print(name, curve(folder / "runs" / name), flush=True)
 
 
+def imagenet_list(samples: Path, path: Path) -> None:
+    """A list of ImageNet files named WNID_NAME.JPEG: labels follow the sorted WordNet ids."""
+    files = sorted(file.name for file in samples.glob("*.JPEG"))
+    wnids = sorted({name.split("_")[0] for name in files})
+    path.write_text("".join(f"{name} {wnids.index(name.split('_')[0])}\n" for name in files))
+
+
+def imagenet_full_pass(samples: Path, folder: Path) -> None:
+    """Issue 3, check 7: the ImageNet-LT configurations at 64 pixels on real JPEGs, 2 epochs, killed and resumed, evaluated."""
+    from launch import finish, run, start
+
+    folder.mkdir(parents=True, exist_ok=True)
+    imagenet_list(samples, folder / "list.txt")
+    records = folder / "samples.beton"
+    if not records.exists():
+        convert = [
+            ROOT / "tools/convert.py",
+            "list",
+            "--root",
+            samples,
+            "--list",
+            folder / "list.txt",
+            "--out",
+            records,
+        ]
+        subprocess.run([sys.executable, *map(str, convert)], check=True, stdout=subprocess.DEVNULL)
+    small = [f"data.train={records}", f"data.test={records}", "data.recipe.size=64", "data.recipe.short_side=73"]
+    small += ["optim.batch=32", "optim.lr=0.01", "schedule.epochs=2", "compile=false"]
+    bsce, dive = (ROOT / f"configs/imagenet_lt/{name}_x50.yaml" for name in ("bsce", "dive"))
+    for backend in ("ffcv", "dali"):
+        options = [*small, f"data.backend={backend}"]
+        teacher = [bsce, *options, f"run=teacher-{backend}"]
+        process = start("teacher", *teacher, cwd=folder)
+        while process.poll() is None and not (folder / f"runs/teacher-{backend}/checkpoints/latest").exists():
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+        finish(process)
+        print(run("teacher", *teacher, cwd=folder, apart=True).stdout, flush=True)
+        cache = [dive, *options, f"distill.teacher=teacher-{backend}", f"cache.dir=cache-{backend}"]
+        print(run("cache_logits", *cache, cwd=folder, apart=True).stdout, flush=True)
+        for name, target in (
+            ("cached", f"cache.paths=[cache-{backend}]"),
+            ("online", f"distill.teacher=teacher-{backend}"),
+        ):
+            student = [dive, *options, target, f"run={name}-{backend}"]
+            print(run("distill", *student, cwd=folder, apart=True).stdout, flush=True)
+        print(run("evaluate", f"cached-{backend}", cwd=folder, apart=True).stdout, flush=True)
+        for name in ("teacher", "cached", "online"):
+            print(backend, name, curve(folder / "runs" / f"{name}-{backend}"), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", required=True, help="run the long drills")
     parser.add_argument("--archive", type=Path, default=ROOT.parent / "shared/data/cifar-100-python.tar.xz")
+    parser.add_argument("--samples", type=Path, default=ROOT.parent / "shared/data/imagenet-samples")
+    parser.add_argument("--only", choices=("cifar", "imagenet", "startup"), help="run one drill")
     parser.add_argument("--folder", type=Path, default=None, help="work here and keep it")
     options = parser.parse_args()
+    from scale import startup
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        cifar_cached_equals_online(options.archive.resolve(), folder)
+        if options.only in (None, "startup"):
+            (folder / "startup").mkdir(exist_ok=True)
+            startup(folder / "startup")
+        if options.only in (None, "imagenet"):
+            imagenet_full_pass(options.samples.resolve(), folder / "imagenet")
+        if options.only in (None, "cifar"):
+            cifar_cached_equals_online(options.archive.resolve(), folder / "cifar")
 
 
 if __name__ == "__main__":

@@ -227,6 +227,30 @@ def test_data_seed_decides_the_views(files: dict[str, Path], backend: str) -> No
     assert (a != b).any(axis=(1, 2, 3)).mean() > 0.9
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_colours_belong_to_the_view_on_every_backend(files: dict[str, Path], backend: str) -> None:
+    """Same key and view: same factors in the same order, in any company and order, as the reference backend's."""
+    settings = {
+        "size": size_of(backend),
+        "crop": "pad_crop" if backend == "resident" else "center",
+        "jitter": [0.4] * 3,
+    }
+    records = Records(files[file_of(backend)])
+    views = np.arange(N, dtype=np.int32)
+
+    def shown(name: str, order: np.ndarray, batch: int) -> dict[int, tuple[list, list]]:
+        found = {}
+        for item in make(records, name, settings).batches(order, views[order], batch):
+            assert item.colours is not None
+            for key, factors, places in zip(item.keys.tolist(), *(part.tolist() for part in item.colours), strict=True):
+                found[key] = (factors, places)
+        return found
+
+    expected = shown("reference", np.arange(N), N)
+    assert len({str(colours) for colours in expected.values()}) == N
+    assert shown(backend, np.random.default_rng(2).permutation(N), 4) == expected
+
+
 # --- streams ---
 
 
@@ -287,7 +311,7 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(files: dict[str, Path], backend: 
     """With copies still under way while later batches are loaded: no pinned buffer is used again too early."""
     records, cuda = Records(files[file_of(backend)]), torch.device("cuda")
     finish = Finish([0.5, 0.4, 0.3], [0.2, 0.3, 0.25], cuda, channels_last=True)
-    settings = CIFAR if backend == "resident" else {"size": 224}
+    settings: dict[str, Any] = CIFAR if backend == "resident" else {"size": 224}
     loader = Loader(records, Recipe(**settings), seed=1, backend=backend, finish=finish, device=cuda)
     expected = list(make(records, backend, settings).batches(*plan_of(), 4))
     busy = torch.ones(4096, 4096, device=cuda)
@@ -363,6 +387,57 @@ def expect_damage(loader: Loader, expected: np.ndarray, words: str) -> None:
     assert name_of(BAD) in message and str(loader.records.keys[BAD]) in message and str(loader.records.path) in message
     assert "convert it again" in message
     assert next(stream, None) is None
+
+
+def cut_in_half(payload: bytearray) -> None:
+    payload[len(payload) // 2 :] = bytes(len(payload) - len(payload) // 2)
+
+
+def lose_the_end(payload: bytearray) -> None:
+    payload[-20:] = bytes(20)
+
+
+def garble_the_scan(payload: bytearray) -> None:
+    middle = len(payload) // 2
+    payload[middle : middle + 40] = np.random.default_rng(0).bytes(40)
+
+
+def flip_one_bit(payload: bytearray) -> None:
+    payload[len(payload) * 2 // 3] ^= 0x10
+
+
+def zero_the_head(payload: bytearray) -> None:
+    payload[:30] = bytes(30)
+
+
+def swap_with(source: Path, other: int) -> Callable[[bytearray], None]:
+    """Another record's bytes in this one's place: whole, decodable, and the wrong picture."""
+
+    def edit(payload: bytearray) -> None:
+        taken = Records(source).payload(other).tobytes()[: len(payload)]
+        payload[:] = taken + bytes(len(payload) - len(taken))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "damage", [cut_in_half, lose_the_end, garble_the_scan, flip_one_bit, zero_the_head, "swapped"], ids=str
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_kind_of_damage_reaches_a_batch(
+    files: dict[str, Path], tmp_path: Path, backend: str, damage: Callable[[bytearray], None] | str
+) -> None:
+    """Caught by the CRC and named; resident checks all records before it gives out the first batch."""
+    source = files[file_of(backend)]
+    edit = swap_with(source, BAD + 1) if isinstance(damage, str) else damage
+    records = Records(tampered(source, tmp_path / "bad.beton", BAD, edit, sealed=False))
+    if backend != "resident":
+        expect_damage(
+            make(records, backend), pixels_of(make(Records(source), backend), *plan_of()), "is damaged: CRC-32"
+        )
+        return
+    with pytest.raises(UserError, match=rf"key {records.keys[BAD]}, {name_of(BAD)}\) is damaged: CRC-32"):
+        make(records, backend)
 
 
 @pytest.mark.parametrize(
