@@ -11,6 +11,7 @@ Invariant: an opened file is whole. Everything but the images is checked on open
 import hashlib
 import json
 import os
+import shlex
 import zlib
 from pathlib import Path
 from typing import Any
@@ -308,4 +309,7 @@ class Records:
     def damaged(self, position: int, what: str) -> UserError:
         """The error to raise when the image of one sample cannot be used; `what` completes a sentence."""
         key, name = self.keys[position], self.name(position)
-        return _refusal(self.path, f"the image of record {position} (key {key}, {name}) {what}")
+        repaired = self.path.with_name(f"{self.path.stem}-repaired.beton")
+        command = shlex.join(["python", "tools/convert.py", "repair", str(self.path), "--out", str(repaired)])
+        advice = f"{AGAIN}; to rebuild the file without it type: {command}"
+        return _refusal(self.path, f"the image of record {position} (key {key}, {name}) {what}", advice)

@@ -1,16 +1,13 @@
-"""Writing record files: images in, one .beton out (layout: pipelines/records.py).
+"""Writing record files: images in, one .beton out (layout: pipelines/records.py; one image: pipelines/encoding.py).
 
-Owns the rule by which a file's JPEG bytes are kept or its pixels encoded anew, the worker processes, and the
-temporary file. Files are stored as JPEG, arrays as raw pixels. Knows nothing of data sets, lists or folders.
+Owns the worker processes, the sections of the file and its temporary name. Files are stored as JPEG, arrays as raw
+pixels, images of another record file as they lie there. Knows nothing of data sets, lists or folders.
 Invariant: the bytes written depend on the samples, the options and the decoder named in the manifest, not on
 the number of workers, the host or the time; and a file under its final name is complete.
 """
 
 import contextlib
-import ctypes
 import fcntl
-import functools
-import io
 import json
 import multiprocessing
 import os
@@ -20,7 +17,7 @@ import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,18 +25,23 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 import PIL
-from PIL import Image
 
 from pipelines import records
+from pipelines.encoding import (
+    AS_THEY_ARE,
+    Broken,
+    Encoding,
+    Stored,
+    StrPath,
+    decoder_name,
+    read_file,
+    store_array,
+    store_file,
+)
 from pipelines.errors import UserError
-from pipelines.libffcv import library_path
 
-MAX_STORED_SIDE = 65_535  # pixels: FFCV stores sides as uint16
-MAX_ENCODED_SIDE = 65_500  # pixels: libjpeg's own limit
 CHUNK = 16  # samples handed over at a time: large enough to hide that cost, small enough to bound memory
 CHUNKS_PER_WORKER = 3  # at work or waiting for their turn to be written
-
-StrPath = str | os.PathLike[str]
 
 
 class Sample(NamedTuple):
@@ -50,27 +52,6 @@ class Sample(NamedTuple):
     image: StrPath | np.ndarray
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """How files are stored. Sides in pixels, aspect kept, never enlarged; of two limits both hold."""
-
-    short_side: int | None = None
-    max_side: int | None = None
-    quality: int = 95  # JPEG quality of images that are encoded anew, always 4:4:4
-
-
-class Stored(NamedTuple):
-    """One image as it goes into the file."""
-
-    payload: bytes
-    mode: int
-    width: int  # of the original
-    height: int
-    stored_width: int
-    stored_height: int
-    source: int
-
-
 class Unreadable(NamedTuple):
     """One image that cannot be decoded, and why, in words."""
 
@@ -79,10 +60,6 @@ class Unreadable(NamedTuple):
 
 
 Answer = Stored | Unreadable | Exception
-
-
-class _Broken(Exception):
-    """An image that cannot be decoded; the message says why."""
 
 
 class UnreadableImages(UserError):
@@ -99,183 +76,13 @@ class UnreadableImages(UserError):
         self.images = images
 
 
-class JpegFrame(NamedTuple):
-    """What the frame header (SOFn marker) of a JPEG says."""
-
-    marker: int
-    precision: int  # bits per component
-    height: int
-    width: int
-    components: int
-
-
-def jpeg_frame(data: bytes) -> JpegFrame | None:
-    """The frame header of a JPEG, None where there is none (ITU T.81, B.2.2)."""
-    if data[:2] != b"\xff\xd8":
-        return None
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # SOFn, but DHT, JPG, DAC
-            header = data[position + 4 : position + 10]
-            if len(header) < 6:
-                return None
-            height, width = int.from_bytes(header[1:3]), int.from_bytes(header[3:5])
-            return JpegFrame(marker, header[0], height, width, header[5])
-        position += 2 + int.from_bytes(data[position + 2 : position + 4])
-    return None
-
-
-@functools.cache
-def _libffcv() -> Any:
-    """FFCV's JPEG decoder as a C function, None where FFCV is not installed.
-
-    Not through `import ffcv`, which would import torch in every worker.
-    """
-    path = library_path()
-    if path is None:
-        return None
-    try:
-        decode = ctypes.CDLL(str(path)).imdecode
-    except OSError:  # OpenCV or turbojpeg were removed after the installation
-        return None
-    decode.restype = ctypes.c_int
-    decode.argtypes = (
-        [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p]
-        + [ctypes.c_uint32] * 6
-        + [ctypes.c_bool] * 2
-    )
-    return decode
-
-
-def decoder_name() -> str:
-    """The decoder that a kept JPEG had to satisfy: libffcv, or Pillow (more lenient) where FFCV is absent."""
-    return "libffcv" if _libffcv() else "pillow"
-
-
-def _libffcv_decodes(data: bytes, width: int, height: int) -> bool:
-    pixels = np.empty(3 * width * height, np.uint8)
-    source = np.frombuffer(data, np.uint8)
-    crop = (height, width, 0, 0, 1, 1, False, False)  # the whole image, at full scale, not flipped
-    return _libffcv()(source.ctypes.data, source.size, height, width, pixels.ctypes.data, *crop) == 0
-
-
-def _keepable(data: bytes) -> bool:
-    """Whether these are JPEG bytes that every backend decodes as they are.
-
-    Sequential 8-bit Huffman coding (SOF0, SOF1), 1 or 3 components, sides and size within FFCV's limits, and
-    decoded by libffcv without so much as a warning. Where FFCV is not installed the caller's decode by Pillow
-    stands in for that last point; it lets warnings pass.
-    """
-    frame = jpeg_frame(data)
-    if frame is None or frame.marker not in (0xC0, 0xC1) or frame.precision != 8:
-        return False
-    if frame.components not in (1, 3) or len(data) > records.PAGE_SIZE:
-        return False
-    if not (0 < frame.width <= MAX_STORED_SIDE and 0 < frame.height <= MAX_STORED_SIDE):
-        return False
-    return not _libffcv() or _libffcv_decodes(data, frame.width, frame.height)
-
-
-def stored_size(width: int, height: int, encoding: Encoding) -> tuple[int, int]:
-    """(width, height) to store: one exact scale for both limits, at most 1; rounded half up, at least 1."""
-    scales = [(1, 1)]
-    if encoding.short_side:
-        scales.append((encoding.short_side, min(width, height)))
-    if encoding.max_side:
-        scales.append((encoding.max_side, max(width, height)))
-    numerator, denominator = min(scales, key=lambda scale: scale[0] / scale[1])
-    shrunk = [max(1, (2 * side * numerator + denominator) // (2 * denominator)) for side in (width, height)]
-    return shrunk[0], shrunk[1]
-
-
-def _reason(error: Exception) -> str:
-    """Why an image cannot be read, in words without addresses or paths of this machine."""
-    if isinstance(error, PIL.UnidentifiedImageError):
-        return "no image format that Pillow knows"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return str(error) or type(error).__name__
-
-
-@contextlib.contextmanager
-def _decoding() -> Iterator[None]:
-    """Turns whatever Pillow's decoders raise on a damaged file, nearly anything, into _Broken."""
-    try:
-        yield
-    except MemoryError:
-        raise UserError("out of memory while decoding; use fewer --workers") from None
-    except Exception as error:
-        raise _Broken(_reason(error)) from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """RGB as `convert` gives it (alpha dropped, palette applied), but 16-bit grey scaled, not clipped."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        grey = np.asarray(image).astype(np.uint32) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError(f"32-bit pixels (mode {image.mode}) have no defined range")
-    return image.convert("RGB")
-
-
-def _encode_jpeg(rgb: Image.Image, size: tuple[int, int], quality: int) -> bytes:
-    if max(size) > MAX_ENCODED_SIDE:
-        raise UserError(f"{size[0]}x{size[1]} pixels, a JPEG's sides end at {MAX_ENCODED_SIDE}; use --max-side")
-    if size != rgb.size:
-        rgb = rgb.resize(size, Image.Resampling.BICUBIC)  # antialiased, as always in Pillow
-    buffer = io.BytesIO()
-    rgb.save(buffer, "JPEG", quality=quality, subsampling=0)
-    if buffer.tell() > records.PAGE_SIZE:
-        raise UserError(f"{buffer.tell()} bytes as JPEG, more than a page of {records.PAGE_SIZE}; use --max-side")
-    return buffer.getvalue()
-
-
-def _store_file(data: bytes, encoding: Encoding) -> Stored:
-    """An image file's bytes as they are if all backends decode them and no resize is due, else new JPEG."""
-    with _decoding():
-        image = Image.open(io.BytesIO(data))
-    size = stored_size(*image.size, encoding)
-    payload = data
-    keep = size == image.size and _keepable(data)
-    if not (keep and _libffcv()):
-        with _decoding():
-            rgb = _to_rgb(image)
-        payload = data if keep else _encode_jpeg(rgb, size, encoding.quality)
-    return Stored(payload, records.MODE_JPEG, *image.size, *size, source=records.hash63(data))
-
-
-def _store_array(pixels: np.ndarray) -> Stored:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        raise ValueError(f"uint8[height, width, 3] expected, {pixels.dtype}{list(pixels.shape)} given")
-    height, width = pixels.shape[:2]
-    if max(height, width) > MAX_STORED_SIDE or pixels.nbytes > records.PAGE_SIZE:
-        raise UserError(f"{width}x{height} raw pixels do not fit a page of {records.PAGE_SIZE} bytes")
-    payload = pixels.tobytes()
-    return Stored(payload, records.MODE_RAW, width, height, width, height, records.hash63(payload))
-
-
-def _read_file(path: StrPath) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise _Broken(_reason(error)) from error
-    if not data:
-        raise _Broken("empty file")
-    return data
-
-
 def encode_sample(sample: Sample, encoding: Encoding) -> Stored | Unreadable:
     """What to store for one sample. Raises UserError for an image that can be read but not stored."""
     try:
         if isinstance(sample.image, np.ndarray):
-            return _store_array(sample.image)
-        return _store_file(_read_file(sample.image), encoding)
-    except _Broken as error:
+            return store_array(sample.image)
+        return store_file(read_file(sample.image), encoding)
+    except Broken as error:
         return Unreadable(sample.name, str(error))
     except UserError as error:
         raise UserError(f"{sample.name}: {error}") from None
@@ -464,7 +271,7 @@ class _Writer:
         head = records.TABLE_START + self.table.nbytes
         self.position = file.seek(-(-head // records.PAGE_SIZE) * records.PAGE_SIZE)
 
-    def add(self, sample: Sample, key: int, stored: Stored) -> None:
+    def add(self, name: str, label: int, key: int, stored: Stored) -> None:
         """Write one image where it fits a page whole, and its rows of both tables."""
         size, number = len(stored.payload), len(self.names)
         room = records.PAGE_SIZE - self.position % records.PAGE_SIZE
@@ -473,9 +280,9 @@ class _Writer:
         self.file.write(stored.payload)
         image = (stored.mode, stored.stored_width, stored.stored_height, self.position)
         crc = zlib.crc32(stored.payload)
-        self.table[number] = (image, sample.label, key, stored.width, stored.height, stored.source, crc)
+        self.table[number] = (image, label, key, stored.width, stored.height, stored.source, crc)
         self.allocation[number] = (number, self.position, size)
-        self.names.append(records.encode_name(sample.name))
+        self.names.append(records.encode_name(name))
         self.position += size
 
     def finish(self, class_names: Sequence[str], made: dict[str, Any]) -> None:
@@ -499,6 +306,16 @@ class _Writer:
         self.file.write(names + manifest + footer.tobytes() + allocation)
         self.file.seek(0)
         self.file.write(head)
+
+
+@contextlib.contextmanager
+def _new_file(target: Path, samples: int) -> Iterator[_Writer]:
+    """The writer of a file that becomes visible, whole, if the block succeeds."""
+    try:
+        with _published(target) as file:
+            yield _Writer(file, samples)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
 def _names_section(names: Sequence[bytes]) -> bytes:
@@ -530,7 +347,7 @@ def write_records(
     *,
     kind: str,
     options: dict[str, Any] | None = None,
-    encoding: Encoding = Encoding(),
+    encoding: Encoding = AS_THEY_ARE,
     workers: int = 1,
     skip_bad: bool = False,
     force: bool = False,
@@ -554,19 +371,43 @@ def write_records(
     if not arrays.pop():
         made |= {"encoding": asdict(encoding), "decoder": decoder_name(), "pillow": PIL.__version__}
     bad: list[Unreadable] = []
-    try:
-        with _published(target) as file, contextlib.closing(_encode(samples, encoding, workers)) as encoded:
-            writer = _Writer(file, len(samples))
-            for sample, key, stored in zip(samples, keys, encoded, strict=True):
-                if isinstance(stored, Unreadable):
-                    bad.append(stored)
-                else:
-                    writer.add(sample, key, stored)
-                if progress:
-                    progress()
-            if bad and (not skip_bad or len(bad) == len(samples)):
-                raise UnreadableImages(bad, len(samples))
-            writer.finish(class_names, made | {"skipped": [image.name for image in bad]})
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
+    with _new_file(target, len(samples)) as writer, contextlib.closing(_encode(samples, encoding, workers)) as encoded:
+        for sample, key, stored in zip(samples, keys, encoded, strict=True):
+            if isinstance(stored, Unreadable):
+                bad.append(stored)
+            else:
+                writer.add(sample.name, sample.label, key, stored)
+            if progress:
+                progress()
+        if bad and (not skip_bad or len(bad) == len(samples)):
+            raise UnreadableImages(bad, len(samples))
+        writer.finish(class_names, made | {"skipped": [image.name for image in bad]})
     return bad
+
+
+def copy_records(
+    path: StrPath,
+    source: records.Records,
+    positions: Sequence[int],
+    made: dict[str, Any],
+    *,
+    force: bool = False,
+    progress: Callable[[], None] | None = None,
+) -> None:
+    """Write some records of another file as they lie there, in the order of `positions`, whole or not at all.
+
+    made: how the new file came about, for its manifest. progress: called per image. The class names stay.
+    Raises UserError for an image whose checksum fails, an existing file, a full disk.
+    """
+    target = Path(path)
+    check_output(target, force)
+    with _new_file(target, len(positions)) as writer:
+        for position in positions:
+            source.verify(position)
+            columns = source.widths, source.heights, source.stored_widths, source.stored_heights, source.sources
+            mode = records.MODE_RAW if source.raw[position] else records.MODE_JPEG
+            stored = Stored(source.payload(position).data, mode, *(int(column[position]) for column in columns))
+            writer.add(source.name(position), int(source.labels[position]), int(source.keys[position]), stored)
+            if progress:
+                progress()
+        writer.finish(source.class_names, made)

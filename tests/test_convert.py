@@ -1,6 +1,7 @@
 """The command line of tools/convert.py: every subcommand, what it writes, and each mistake in one line."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,9 +16,13 @@ from PIL import Image
 from test_cifar import cifar10, cifar100, pack
 
 from pipelines import writing
+from pipelines.encoding import Encoding
 from pipelines.errors import UserError
-from pipelines.records import Records, sample_key
+from pipelines.logits.identity import view_identity
+from pipelines.records import TABLE_START, Records, sample_key
+from pipelines.views import Recipe
 from tools import convert, demo_images
+from train.config import Config, load
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ["ant", "bee", "cat"]
@@ -118,6 +123,169 @@ def test_options_reach_the_images(tmp_path: Path, tree: Path) -> None:
     assert Records(out).manifest["made"]["encoding"] == encoding
 
 
+# Recipes
+
+
+def test_recipes_store_what_the_configurations_need() -> None:
+    """A random resized crop needs the files as they are; a fixed short side needs that and no more."""
+    seen = set()
+    for path in [*ROOT.glob("configs/imagenet_lt/*.yaml"), *ROOT.glob("configs/inat18/*.yaml")]:
+        recipe = load(Config, path).data.recipe
+        name = path.parent.name
+        if recipe.crop == "resize_crop":
+            name += "_resize"
+        short_side = recipe.resolved_short_side() if recipe.crop == "resize_crop" else None
+        assert convert.RECIPES[name].encoding == Encoding(short_side=short_side)
+        assert convert.RECIPES["evaluation"].encoding == Encoding(short_side=recipe.evaluation().resolved_short_side())
+        seen.add(name)
+    assert {"imagenet_lt", "inat18"} <= seen
+    resize = Recipe(crop="resize_crop").resolved_short_side()
+    assert convert.RECIPES["imagenet_lt_resize"].encoding == Encoding(short_side=resize)
+
+
+def test_the_documentation_lists_every_recipe() -> None:
+    text = (ROOT / "docs" / "storage.md").read_text()
+    for name, storage in convert.RECIPES.items():
+        short = storage.encoding.short_side
+        assert f"| `{name}` | {f'short side {short}' if short else 'files as they are'} |" in text
+
+
+def test_a_recipe_stores_what_its_options_would(tmp_path: Path, tree: Path, listing: Path) -> None:
+    """To the byte, and equal in a cache's eyes; only the manifest tells how it was asked for."""
+    root = tmp_path / "large"
+    for name in ("ant/0.jpg", "bee/more/odd name.PNG", "cat/1.jpg", "ant/1.jpg"):
+        save(root / name, 1, (400, 300))
+    common = ["list", "--root", str(root), "--list", str(listing), "--workers", "1", "--out"]
+    options = {"recipe": ["--recipe", "evaluation"], "sides": ["--short-side", "256"], "whole": []}
+    for name, option in options.items():
+        assert convert.main([*common, str(tmp_path / f"{name}.beton"), *option]) == 0
+    recipe, sides, whole = (Records(tmp_path / f"{name}.beton") for name in options)
+    assert set(recipe.stored_heights) == {256} and set(recipe.stored_widths) == {341}
+    assert (recipe.crcs == sides.crcs).all() and recipe.digest == sides.digest == whole.digest
+    views = [view_identity(records, Recipe(), 0, "reference") for records in (recipe, sides, whole)]
+    assert views[0] == views[1] and views[0]["size_rule"] != views[2]["size_rule"]
+    assert recipe.manifest["made"]["options"]["recipe"] == "evaluation"
+    assert sides.manifest["made"]["options"]["recipe"] is None
+
+
+def test_recipes_are_explained_and_exclude_sizes(
+    tmp_path: Path, tree: Path, listing: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("folder", "list"):
+        with pytest.raises(SystemExit, match="0"):
+            convert.main([command, "--help"])
+        text = capsys.readouterr().out
+        for name, storage in convert.RECIPES.items():
+            assert any(
+                line.split()[:1] == [name] and str(storage.encoding) in line and line.endswith(storage.use)
+                for line in text.splitlines()
+            )
+    out = ["--out", tmp_path / "a.beton", "--recipe", "evaluation"]
+    words = "--recipe evaluation means: short side at most 256; give either --recipe, or --short-side and --max-side"
+    assert words in failure(capsys, "folder", "--images", tree, *out, "--short-side", 256)
+    assert words in failure(capsys, "list", "--root", tree, "--list", listing, *out, "--max-side", 500)
+    assert os.listdir(tmp_path) == ["list.txt"]
+
+
+# Splits
+
+
+@pytest.fixture(scope="module")
+def large_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Classes of 20, 10 and 1 images of 320 x 300."""
+    root = tmp_path_factory.mktemp("large")
+    save(root / "ant" / "00.jpg", 0, (320, 300))
+    for name, count in (("ant", 20), ("bee", 10), ("cat", 1)):
+        (root / name).mkdir(exist_ok=True)
+        for number in range(count):
+            if not (root / name / f"{number:02d}.jpg").exists():
+                os.link(root / "ant" / "00.jpg", root / name / f"{number:02d}.jpg")
+    return root
+
+
+def split_of(folder: Path) -> dict[str, Records]:
+    return {path.stem: Records(path) for path in sorted(folder.glob("*.beton"))}
+
+
+def test_folder_in_three_parts(tmp_path: Path, large_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "parts"
+    command = ["folder", "--images", str(large_tree), "--workers", "1", "--val", "0.1", "--test", "0.2", "--out"]
+    assert convert.main([*command, str(out)]) == 0
+    assert f"1 of 3 classes have no image in {out / 'val.beton'}" in capsys.readouterr().err
+    parts = split_of(out)
+    counts = {part: records.class_counts.tolist() for part, records in parts.items()}
+    assert counts == {"test": [4, 2, 0], "train": [14, 7, 1], "val": [2, 1, 0]}
+    assert all(records.class_names == CLASSES for records in parts.values())
+    everything = sorted(name for records in parts.values() for name in names(records))
+    assert everything == sorted(str(path.relative_to(large_tree)) for path in large_tree.rglob("*.jpg"))
+    for part, records in parts.items():
+        options = {"strip_prefix": "", "recipe": None, "split": part, "val": 0.1, "test": 0.2, "split_seed": 0}
+        assert records.manifest["made"]["options"] == options and records.manifest["made"]["kind"] == "folder"
+
+    shutil.copytree(large_tree, tmp_path / "elsewhere")
+    command[2] = str(tmp_path / "elsewhere")
+    assert convert.main([*command, str(tmp_path / "again")]) == 0
+    for part in parts:
+        assert (tmp_path / "again" / f"{part}.beton").read_bytes() == (out / f"{part}.beton").read_bytes()
+    assert convert.main([*command, str(tmp_path / "other"), "--split-seed", "1"]) == 0
+    assert names(split_of(tmp_path / "other")["test"]) != names(parts["test"])
+
+
+def test_parts_are_stored_for_what_they_do(tmp_path: Path, large_tree: Path) -> None:
+    """Under a training recipe the others hold the evaluation view; sizes given by hand hold for all."""
+    command = ["folder", "--images", str(large_tree), "--workers", "1", "--test", "0.2"]
+    assert convert.main([*command, "--out", str(tmp_path / "a"), "--recipe", "inat18", "--quality", "90"]) == 0
+    assert convert.main([*command, "--out", str(tmp_path / "b"), "--short-side", "100"]) == 0
+    parts = split_of(tmp_path / "a")
+    assert list(parts) == ["test", "train"]
+    assert set(parts["train"].stored_heights) == {300} and set(parts["test"].stored_heights) == {256}
+    encoding = {"short_side": 256, "max_side": None, "quality": 90}
+    assert parts["test"].manifest["made"]["encoding"] == encoding
+    assert {int(side) for records in split_of(tmp_path / "b").values() for side in records.stored_heights} == {100}
+
+
+def test_bad_splits(tmp_path: Path, large_tree: Path, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common, out = ["folder", "--workers", 1, "--images", large_tree], tmp_path / "parts"
+    message = failure(capsys, *common, "--out", out, "--val", 0.5, "--test", 0.5)
+    assert "--val 0.5 and --test 0.5 leave nothing to train; give less than 1 in all" in message
+    message = failure(capsys, *common, "--out", tmp_path / "a.beton", "--val", 0.1)
+    assert "a.beton: with --val or --test give a folder, for train.beton and the others" in message
+    message = failure(capsys, *common, "--out", out, "--val", 0.01, "--test", 0.1)
+    assert "--val 0.01 of classes of at most 20 images is none; give a larger share" in message
+    assert os.listdir(tmp_path) == []
+    for text in ("1", "-0.1", "nan", "x"):
+        with pytest.raises(SystemExit, match="2"):
+            convert.main(["folder", "--images", str(tree), "--out", str(out), "--val", text])
+    assert os.listdir(tmp_path) == []
+
+
+def test_existing_parts_need_force_and_leave_together(
+    tmp_path: Path, large_tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["folder", "--workers", 1, "--images", large_tree, "--out", tmp_path]
+    for part in ("train", "val", "test"):
+        (tmp_path / f"{part}.beton").write_bytes(b"precious")
+        message = failure(capsys, *common, "--val", 0.1, "--test", 0.1)
+        assert f"{part}.beton exists; add --force to overwrite it" in message
+        if part != "test":
+            (tmp_path / f"{part}.beton").unlink()
+    message = failure(capsys, *common, "--val", 0.1, "--force")
+    assert f"{tmp_path / 'test'}.beton exists, of another split; remove it, or give --test a share" in message
+    assert (tmp_path / "test.beton").read_bytes() == b"precious"
+    assert convert.main([str(argument) for argument in [*common, "--test", 0.1, "--force"]]) == 0
+    assert list(split_of(tmp_path)) == ["test", "train"]
+
+    (large_tree / "bee" / "bad.jpg").write_bytes(b"no image")
+    try:
+        assert "bee/bad.jpg" in failure(capsys, *common, "--test", 0.1, "--force")
+    finally:
+        (large_tree / "bee" / "bad.jpg").unlink()
+    assert len(os.listdir(tmp_path)) < 2, "never the parts of two splits side by side"
+
+
+# Classes and lists
+
+
 def test_folder_with_a_class_list(tmp_path: Path, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     classes, out = tmp_path / "classes.txt", tmp_path / "a.beton"
     classes.write_text("dog\nbee\ncat\nant\n\n")
@@ -169,7 +337,7 @@ def test_list_with_classes_and_prefix(tmp_path: Path, tree: Path) -> None:
     records = Records(out)
     assert records.class_names == ["ant", "bee", "crane", "crane"] and names(records) == ["0.jpg", "1.jpg"]
     assert records.keys[0] == sample_key("0.jpg")
-    assert records.manifest["made"]["options"] == {"strip_prefix": "bee/"}
+    assert records.manifest["made"]["options"] == {"strip_prefix": "bee/", "recipe": None}
 
 
 def test_cifar100_lt(tmp_path: Path) -> None:
@@ -221,17 +389,101 @@ def test_info(tmp_path: Path, tree: Path) -> None:
     assert convert.main(["folder", "--images", str(tree), "--out", str(out), "--workers", "1"]) == 0
     done = run("info", out, "--check")
     assert done.returncode == 0, done.stderr
-    words = ["15", "5 (ant)", "JPEG", "30x24", Records(out).digest, "made: kind", "folder", "made: quality"]
+    words = ["15", "5 (ant)", "JPEG, files as they are; quality 95", " kB each", "30x24", Records(out).digest]
+    words += ["made: kind", "folder"]
     for word in words:
         assert word in done.stdout
-    assert "all 15 images are intact" in done.stdout and "made: max_side" not in done.stdout
+    assert "all 15 images are intact" in done.stdout
+    assert "made: recipe" not in done.stdout and "dropped" not in done.stdout
     data = bytearray(out.read_bytes())
     data[Records(out).offsets[4] + 30] ^= 1
     out.write_bytes(data)
     assert run("info", out).returncode == 0
     broken = run("info", out, "--check")
     assert broken.returncode == 2
-    assert broken.stderr.splitlines()[-1].startswith(f"error: {out}: the image of record 4 (key ")
+    key, last = Records(out).keys[4], broken.stderr.splitlines()[-1]
+    assert f"\ndamaged: ant/more/odd name.PNG (key {key}): its CRC-32 differs\n" in broken.stderr
+    assert last.startswith(f"error: {out}: the image of record 4 (key {key}, ant/more/odd name.PNG) is damaged")
+    assert "python tools/convert.py repair" in last
+
+
+def test_info_tells_recipe_and_split(tmp_path: Path, large_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["folder", "--images", large_tree, "--out", tmp_path, "--recipe", "imagenet_lt", "--test", 0.2]
+    assert convert.main([str(argument) for argument in [*command, "--workers", 1]]) == 0
+    capsys.readouterr()
+    assert convert.main(["info", str(tmp_path / "test.beton")]) == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    found = dict(row for row in rows if len(row) == 2)
+    assert found["stored as"].startswith("JPEG, short side at most 256; quality 95")
+    assert (found["stored size"], found["original size"]) == ("273x256", "320x300")
+    expected = {"made: recipe": "imagenet_lt", "made: split": "test", "made: test": "0.2", "made: split_seed": "0"}
+    assert expected.items() <= found.items()
+
+
+# Repair
+
+
+@pytest.fixture
+def damaged(tmp_path: Path, tree: Path) -> Path:
+    """Both images of class ant and one of bee damaged, of two and three."""
+    path, listing = tmp_path / "a.beton", tmp_path / "list.txt"
+    listing.write_text("ant/0.jpg 0\nbee/0.jpg 1\nbee/1.jpg 1\nant/1.jpg 0\nbee/2.jpg 1\n")
+    command = ["list", "--root", tree, "--list", listing, "--out", path, "--workers", 1]
+    assert convert.main([str(argument) for argument in command]) == 0
+    data, opened = bytearray(path.read_bytes()), Records(path)
+    for position in (0, 2, 3):
+        data[opened.offsets[position] + 50] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+def test_repair(tmp_path: Path, damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command that the error names, pasted; then the file is intact and says what it lost."""
+    before, old = damaged.read_bytes(), Records(damaged)
+    command = shlex.split(str(old.damaged(0, "is damaged")).split(" type: ")[1])
+    done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    new = Records(tmp_path / "a-repaired.beton")
+    lines = done.stderr.splitlines()
+    for position in (0, 2, 3):
+        assert f"damaged: {old.name(position)} (key {old.keys[position]}): its CRC-32 differs" in lines
+    assert "note: class 0 has lost all its images" in lines
+    assert done.stdout.startswith(f"{new.path}: 2 images, 2 classes, ")
+    assert done.stdout.endswith(f"digest {new.digest}, 3 damaged images dropped\n")
+    assert names(new) == ["bee/0.jpg", "bee/2.jpg"] and new.class_counts.tolist() == [0, 2]
+    assert damaged.read_bytes() == before
+    capsys.readouterr()
+    assert convert.main(["info", str(new.path), "--check"]) == 0
+    text = capsys.readouterr().out
+    assert "3 damaged images, such as ant/0.jpg (its CRC-32 differs)" in " ".join(text.replace("│", " ").split())
+    assert "all 2 images are intact" in text
+
+
+def test_nothing_is_written_where_nothing_is_damaged(
+    tmp_path: Path, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.beton"
+    assert convert.main(["folder", "--images", str(tree), "--out", str(path), "--workers", "1"]) == 0
+    capsys.readouterr()
+    assert convert.main(["repair", str(path), "--out", str(tmp_path / "b.beton"), "--workers", "2"]) == 0
+    words = f"{path}: all 15 images are intact; nothing to repair, nothing was written\n"
+    assert capsys.readouterr().out == words and os.listdir(tmp_path) == ["a.beton"]
+
+
+def test_bad_repairs(tmp_path: Path, damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = tmp_path / "new.beton"
+    same = tmp_path / "folder" / ".." / damaged.name
+    (tmp_path / "folder").mkdir()
+    assert "is the file to repair, which stays as it is" in failure(capsys, "repair", damaged, "--out", same, "--force")
+    assert "no such record file" in failure(capsys, "repair", tmp_path / "none.beton", "--out", new)
+    new.write_bytes(b"precious")
+    assert "new.beton exists; add --force" in failure(capsys, "repair", damaged, "--out", new)
+    assert new.read_bytes() == b"precious"
+    data = bytearray(damaged.read_bytes())
+    data[TABLE_START + 30] ^= 1
+    damaged.write_bytes(data)
+    message = failure(capsys, "repair", damaged, "--out", new, "--force")
+    assert "damaged (CRC-32 differs); convert it again with tools/convert.py, or copy it again" in message
 
 
 # Mistakes

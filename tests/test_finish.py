@@ -126,3 +126,15 @@ def test_compiled_jitter_differs_in_the_last_bits_at_most() -> None:
         expected, found = plain(pixels, given), compiled(pixels, given)
         assert found.stride() == expected.stride() and (found - expected).abs().max() < 4e-6
         assert not torch.equal(plain(pixels), expected), "there is jitter to compile"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_gpu_finishes_as_the_cpu_does(compile: bool) -> None:
+    recipe, cuda = Recipe(jitter=[0.4, 0.4, 0.4]), torch.device("cuda")
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3)).astype(np.uint8))
+    factors, order = map(torch.from_numpy, colours(view_params(recipe, 0), np.arange(8), np.zeros(8, np.int32)))
+    expected = Finish(MEAN, STD, CPU, True)(pixels, Colours(factors, order))
+    found = Finish(MEAN, STD, cuda, True, compile=compile)(pixels.to(cuda), Colours(factors.to(cuda), order.to(cuda)))
+    assert found.is_cuda and found.stride() == expected.stride()
+    assert (found.cpu() - expected).abs().max() < 1e-5, "the mean grey value is summed in another order"

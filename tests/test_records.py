@@ -1,6 +1,7 @@
 """The record format: FFCV's layout, columns and names, and every damage refused in words."""
 
 import json
+import shlex
 import sys
 import zlib
 from collections.abc import Callable
@@ -252,7 +253,23 @@ def test_flipped_bit_of_an_image_is_found_by_verify(tmp_path: Path, intact: byte
         opened.verify(7)
     message = str(caught.value)
     assert str(path) in message and str(opened.keys[7]) in message and opened.name(7) in message
-    assert "tools/convert.py" in message
+    advice = "; convert it again with tools/convert.py, or copy it again; to rebuild the file without it type: "
+    command = f"python tools/convert.py repair {path} --out {tmp_path / 'a-repaired.beton'}"
+    assert message.endswith(advice + command) and "\n" not in message
+
+
+def test_the_command_that_repairs_can_be_pasted(tmp_path: Path, intact: bytes) -> None:
+    path = tmp_path / "my own.beton"
+    path.write_bytes(intact)
+    command = str(Records(path).damaged(0, "does not decode")).split(" type: ")[1]
+    assert shlex.split(command) == [
+        "python",
+        "tools/convert.py",
+        "repair",
+        str(path),
+        "--out",
+        str(tmp_path / "my own-repaired.beton"),
+    ]
 
 
 def set_column(column: str, position: int, value: int) -> Callable[[bytearray], None]:

@@ -1,7 +1,6 @@
-"""The writer: what is kept and what encoded anew, byte-identity, atomicity, and how it fails."""
+"""The writer: byte-identity, atomicity, the copy of records, and how it fails (one image: test_encoding.py)."""
 
 import fcntl
-import io
 import json
 import os
 import signal
@@ -14,46 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from odd_files import odd_files, picture, unpacked, write_odd_files
+from PIL import Image
 
-from pipelines import records, writing
+from pipelines import encoding, records, writing
+from pipelines.encoding import Encoding
 from pipelines.errors import UserError
 from pipelines.records import Records
-from pipelines.writing import Encoding, Sample, UnreadableImages, jpeg_frame, stored_size, write_records
+from pipelines.writing import Sample, UnreadableImages, write_records
 
-DEFAULT = Encoding()
-needs_libffcv = pytest.mark.skipif(writing.decoder_name() != "libffcv", reason="FFCV is not installed")
-
-
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A smooth picture with a few shapes, so that JPEG comes close to it."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[0:height, 0:width]
-    waves = [np.sin(rows * a + columns * b + c) for a, b, c in rng.uniform(0.02, 0.1, (3, 3))]
-    image = Image.fromarray((127 + 100 * np.stack(waves, -1)).astype(np.uint8))
-    ImageDraw.Draw(image).ellipse((width // 4, height // 4, width // 2, height // 2), fill=(200, 30, 60))
-    return image
-
-
-def packed(image: Image.Image, form: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def unpacked(data: bytes | np.ndarray) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(bytes(data))).convert("RGB")).astype(int)
-
-
-def write_one(tmp_path: Path, data: bytes, name: str = "x.jpg", encoding: Encoding = DEFAULT) -> Records:
-    """A record file of one image file."""
-    source, out = tmp_path / name, tmp_path / "one.beton"
-    source.write_bytes(data)
-    write_records(out, [Sample(name, 0, source)], ["a"], kind="test", encoding=encoding, force=True)
-    opened = Records(out)
-    opened.verify(0)
-    assert opened.sources[0] == records.hash63(data) and not opened.raw[0]
-    return opened
+needs_libffcv = pytest.mark.skipif(encoding.decoder_name() != "libffcv", reason="FFCV is not installed")
 
 
 def jpegs(folder: Path, count: int, side: int = 40) -> list[Path]:
@@ -113,172 +82,40 @@ class Faulty:
         raise RuntimeError("a bug")
 
 
-# Kept or encoded anew
+# Unreadable images
 
 
-def exif(orientation: int) -> Image.Exif:
-    tags = Image.Exif()
-    tags[0x0112] = orientation
-    return tags
+@pytest.mark.parametrize("workers", [1, 2])
+def test_unreadable_images_fail_or_are_left_out(tmp_path: Path, workers: int) -> None:
+    images, out = tmp_path / "images", tmp_path / "out" / "a.beton"
+    images.mkdir()
+    files = {name: file.words for name, file in write_odd_files(images).items() if file.fate == "reported"}
+    files["missing.jpg"] = "no such file or directory"
+    good = jpegs(images, len(files))
+    mixed = samples_of([path for name, other in zip(files, good, strict=True) for path in (images / name, other)])
+    words = f"^{len(files)} of {2 * len(files)} images cannot be read, first a/empty.jpg .*--skip-bad"
+    with pytest.raises(UnreadableImages, match=words) as caught:
+        write_records(out, mixed, ["a"], kind="test", workers=workers)
+    reasons = {image.name: image.reason for image in caught.value.images}
+    assert list(reasons) == [f"a/{name}" for name in files]
+    assert all(files[name.removeprefix("a/")] in reason for name, reason in reasons.items())
+    assert os.listdir(out.parent) == []
+
+    skipped = write_records(out, mixed, ["a"], kind="test", skip_bad=True, workers=workers)
+    assert skipped == caught.value.images
+    opened = Records(out)
+    assert [opened.name(position) for position in range(len(opened))] == [f"a/{path.name}" for path in good]
+    assert opened.manifest["made"]["skipped"] == list(reasons)
+    assert opened.payload(5).tobytes() == good[5].read_bytes()
 
 
-KEPT = {
-    "plain.jpg": packed(picture(60, 40), "JPEG", quality=70),
-    "subsampled.JPEG": packed(picture(61, 39), "JPEG", quality=70, subsampling=2),
-    "grey.jpg": packed(picture(60, 40).convert("L"), "JPEG"),
-    "exif.jpg": packed(picture(60, 40), "JPEG", exif=exif(6)),
-    "one-high.jpg": packed(picture(300, 1), "JPEG"),
-    "one-pixel.jpg": packed(picture(1, 1), "JPEG"),
-    "trailing.jpg": packed(picture(60, 40), "JPEG") + b"and a note",
-    "jpeg.png": packed(picture(60, 40), "JPEG"),
-    "comment.jpg": packed(picture(60, 40), "JPEG", comment=b"\xff\xc2\x00\x11 no frame header"),
-}
+def test_nothing_readable_is_an_error_even_when_skipping(tmp_path: Path) -> None:
+    samples = [Sample("b.jpg", 0, tmp_path / "b.jpg"), Sample("c.jpg", 0, tmp_path / "c.jpg")]
+    with pytest.raises(UnreadableImages, match="2 of 2 images cannot be read, .*check the folder"):
+        write_records(tmp_path / "a.beton", samples, ["a"], kind="test", skip_bad=True)
 
 
-@pytest.mark.parametrize("name", KEPT)
-@pytest.mark.parametrize("decoder", [pytest.param("libffcv", marks=needs_libffcv), "pillow"])
-def test_plain_jpegs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, decoder: str) -> None:
-    if decoder == "pillow":
-        monkeypatch.setattr(writing, "_libffcv", lambda: None)
-    opened = write_one(tmp_path, KEPT[name], name)
-    assert opened.payload(0).tobytes() == KEPT[name]
-    assert opened.manifest["made"]["decoder"] == decoder
-    size = Image.open(io.BytesIO(KEPT[name])).size
-    assert (opened.widths[0], opened.heights[0]) == (opened.stored_widths[0], opened.stored_heights[0]) == size
-
-
-def odd(name: str) -> tuple[bytes, np.ndarray]:
-    """File bytes that must be encoded anew, and the RGB pixels they stand for."""
-    image = picture(60, 40)
-    rgb = np.asarray(image).astype(int)
-    if name == "progressive.jpg":
-        data = packed(image, "JPEG", progressive=True)
-        return data, unpacked(data)
-    if name == "cmyk.jpg":
-        data = packed(image.convert("CMYK"), "JPEG")
-        return data, unpacked(data)
-    if name == "png.JPEG":
-        return packed(image, "PNG"), rgb
-    if name == "rgba.png":
-        transparent = image.copy()
-        transparent.putalpha(Image.linear_gradient("L").resize(image.size))
-        return packed(transparent, "PNG"), rgb
-    if name == "palette.png":
-        data = packed(image.quantize(256, dither=Image.Dither.NONE), "PNG", transparency=3)
-        return data, unpacked(data)
-    grey = np.asarray(image.convert("L"))
-    if name == "16bit.png":
-        deep = grey.astype(np.uint16) * 256 + 99
-        return packed(Image.fromarray(deep), "PNG"), np.stack([grey] * 3, -1).astype(int)
-    if name == "16bit.tif":
-        deep = grey.astype(np.uint16) * 256 + 99
-        return packed(Image.fromarray(deep), "TIFF"), np.stack([grey] * 3, -1).astype(int)
-    if name == "one-high.png":
-        return packed(picture(300, 1), "PNG"), np.asarray(picture(300, 1)).astype(int)
-    assert name == "animated.gif"
-    data = packed(
-        image.quantize(256, dither=Image.Dither.NONE), "GIF", save_all=True, append_images=[image.rotate(180)]
-    )
-    return data, unpacked(data)
-
-
-ODD = "progressive.jpg cmyk.jpg png.JPEG rgba.png palette.png 16bit.png 16bit.tif one-high.png animated.gif"
-
-
-@pytest.mark.parametrize("name", ODD.split())
-def test_odd_images_are_encoded_anew(tmp_path: Path, name: str) -> None:
-    data, pixels = odd(name)
-    opened = write_one(tmp_path, data, name)
-    stored = opened.payload(0).tobytes()
-    assert stored != data
-    frame = jpeg_frame(stored)
-    assert frame is not None and (frame.marker, frame.precision, frame.components) == (0xC0, 8, 3)
-    assert {layer[1:3] for layer in Image.open(io.BytesIO(stored)).layer} == {(1, 1)}, "4:4:4"  # type: ignore
-    assert unpacked(stored).shape == pixels.shape
-    assert np.abs(unpacked(stored) - pixels).mean() < 2.5
-    assert (opened.widths[0], opened.heights[0]) == (opened.stored_widths[0], opened.stored_heights[0])
-
-
-@needs_libffcv
-def test_a_jpeg_with_warnings_is_kept_only_without_libffcv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = packed(picture(60, 40), "JPEG")
-    data = data[:-2] + bytes(range(1, 40)) + data[-2:]  # extraneous bytes before the end marker
-    assert write_one(tmp_path, data).payload(0).tobytes() != data
-    monkeypatch.setattr(writing, "_libffcv", lambda: None)
-    assert write_one(tmp_path, data).payload(0).tobytes() == data
-
-
-@needs_libffcv
-def test_libffcv_is_loaded_without_importing_ffcv() -> None:
-    code = "import sys; from pipelines import writing as w; print(w.decoder_name(), 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "libffcv False\n"
-
-
-def test_jpeg_frame() -> None:
-    plain, progressive = jpeg_frame(KEPT["plain.jpg"]), jpeg_frame(odd("progressive.jpg")[0])
-    assert plain == (0xC0, 8, 40, 60, 3)
-    assert progressive == (0xC2, 8, 40, 60, 3)
-    assert jpeg_frame(KEPT["comment.jpg"]) == plain, "a marker inside a comment is none"
-    assert jpeg_frame(b"\xff\xd8\xff\xff\xff" + KEPT["plain.jpg"][3:]) == plain, "fill bytes"
-    for data in (b"", b"\xff\xd8", b"\x89PNG", b"\xff\xd8" + b"\xff" * 50, KEPT["plain.jpg"][:160]):
-        assert jpeg_frame(data) is None
-
-
-def test_quality_counts_for_new_encodings_alone(tmp_path: Path) -> None:
-    png = odd("png.JPEG")[0]
-    sizes = [int(write_one(tmp_path, png, encoding=Encoding(quality=q)).sizes[0]) for q in (30, 95)]
-    assert sizes[0] * 2 < sizes[1]
-    kept = write_one(tmp_path, KEPT["plain.jpg"], encoding=Encoding(quality=30))
-    assert kept.payload(0).tobytes() == KEPT["plain.jpg"]
-    assert kept.manifest["made"]["encoding"] == {"short_side": None, "max_side": None, "quality": 30}
-
-
-# Sizes
-
-
-@pytest.mark.parametrize(
-    ("size", "limits", "expected"),
-    [
-        ((500, 375), {"short_side": 256}, (341, 256)),
-        ((375, 500), {"short_side": 256}, (256, 341)),
-        ((500, 375), {"short_side": 400}, (500, 375)),
-        ((500, 375), {"max_side": 256}, (256, 192)),
-        ((500, 375), {"short_side": 256, "max_side": 300}, (300, 225)),
-        ((500, 375), {"short_side": 100, "max_side": 300}, (133, 100)),
-        ((1000, 1), {"max_side": 10}, (10, 1)),
-        ((1000, 1), {"short_side": 256}, (1000, 1)),
-        ((3, 2), {"short_side": 1}, (2, 1)),  # 1.5 rounds up
-        ((500, 375), {}, (500, 375)),
-    ],
-)
-def test_stored_size(size: tuple[int, int], limits: dict[str, int], expected: tuple[int, int]) -> None:
-    assert stored_size(*size, Encoding(**limits)) == expected
-
-
-def test_resizing_keeps_the_original_size_and_ignores_orientation(tmp_path: Path) -> None:
-    opened = write_one(tmp_path, KEPT["exif.jpg"], encoding=Encoding(short_side=20))
-    assert (opened.widths[0], opened.heights[0]) == (60, 40)
-    assert (opened.stored_widths[0], opened.stored_heights[0]) == (30, 20)
-    pixels = Image.open(io.BytesIO(KEPT["exif.jpg"])).resize((30, 20), Image.Resampling.BICUBIC)
-    stored = Image.open(io.BytesIO(opened.payload(0).tobytes()))
-    assert stored.size == (30, 20) and "exif" not in stored.info
-    assert np.abs(np.asarray(stored).astype(int) - np.asarray(pixels)).mean() < 2.5
-
-
-def test_an_image_within_the_limit_is_kept(tmp_path: Path) -> None:
-    opened = write_one(tmp_path, KEPT["plain.jpg"], encoding=Encoding(short_side=40, max_side=60))
-    assert opened.payload(0).tobytes() == KEPT["plain.jpg"]
-
-
-def test_images_that_fit_no_page_ask_for_max_side(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (2100, 2100, 3), np.uint8)
-    wide = packed(Image.new("RGB", (66_000, 1)), "PNG")
-    for data in (packed(Image.fromarray(noise), "BMP"), wide):
-        with pytest.raises(UserError, match=r"^x\.jpg: .*--max-side"):
-            write_one(tmp_path, data)
-        assert os.listdir(tmp_path) == ["x.jpg"]
-    assert write_one(tmp_path, wide, encoding=Encoding(max_side=660)).stored_widths[0] == 660
+# Arrays
 
 
 def test_arrays(tmp_path: Path) -> None:
@@ -293,54 +130,70 @@ def test_arrays(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-# Unreadable images
+def test_what_cannot_be_stored_is_named_and_stops_at_once(tmp_path: Path) -> None:
+    (tmp_path / "wide.png").write_bytes(odd_files()["wider-than-jpeg.png"].data)
+    samples = samples_of([tmp_path / "wide.png", *jpegs(tmp_path, 2)])
+    with pytest.raises(UserError, match=r"^a/wide\.png: .*--max-side$"):
+        write_records(tmp_path / "out" / "a.beton", samples, ["a"], kind="test")
+    assert os.listdir(tmp_path / "out") == []
 
 
-def bad_files(folder: Path) -> list[Path]:
-    plain, png = KEPT["plain.jpg"], packed(picture(60, 40), "PNG")
-    contents = {
-        "bad-empty.jpg": b"",
-        "bad-text.jpg": b"this is no image",
-        "bad-truncated.jpg": plain[: len(plain) // 2],
-        "bad-truncated.png": png[: len(png) // 2],
-        "bad-float.tif": packed(Image.new("F", (5, 5)), "TIFF"),
-    }
-    for name, data in contents.items():
-        (folder / name).write_bytes(data)
-    return [folder / name for name in contents] + [folder / "bad-missing.jpg"]
+def test_the_manifest_says_how_files_are_stored(tmp_path: Path) -> None:
+    out = tmp_path / "a.beton"
+    write_records(out, samples_of(jpegs(tmp_path, 1)), ["a"], kind="test", encoding=Encoding(short_side=30, quality=80))
+    made = Records(out).manifest["made"]
+    assert made["encoding"] == {"short_side": 30, "max_side": None, "quality": 80}
+    assert made["decoder"] == encoding.decoder_name()
+    write_records(out, [Sample("a", 0, np.zeros((2, 2, 3), np.uint8))], ["a"], kind="test", force=True)
+    assert "encoding" not in Records(out).manifest["made"]
 
 
-@pytest.mark.parametrize("decoder", [pytest.param("libffcv", marks=needs_libffcv), "pillow"])
-def test_unreadable_images_fail_or_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: str) -> None:
-    if decoder == "pillow":
-        monkeypatch.setattr(writing, "_libffcv", lambda: None)
-    images, out = tmp_path / "images", tmp_path / "out" / "a.beton"
-    images.mkdir()
-    bad = bad_files(images)
-    good = jpegs(images, 6)
-    mixed = samples_of([path for pair in zip(bad, good, strict=True) for path in pair])
-    with pytest.raises(UnreadableImages, match=r"^6 of 12 images cannot be read, first a/bad-.*--skip-bad") as caught:
-        write_records(out, mixed, ["a"], kind="test")
-    reasons = {image.name: image.reason for image in caught.value.images}
-    assert list(reasons) == [f"a/{path.name}" for path in bad]
-    assert reasons["a/bad-empty.jpg"] == "empty file"
-    assert reasons["a/bad-text.jpg"] == "no image format that Pillow knows"
-    assert "truncated" in reasons["a/bad-truncated.jpg"].lower() and "mode F" in reasons["a/bad-float.tif"]
-    assert reasons["a/bad-missing.jpg"] == "no such file or directory"
-    assert os.listdir(out.parent) == []
-
-    skipped = write_records(out, mixed, ["a"], kind="test", skip_bad=True)
-    assert skipped == caught.value.images
-    opened = Records(out)
-    assert [opened.name(position) for position in range(6)] == [f"a/{path.name}" for path in good]
-    assert opened.manifest["made"]["skipped"] == list(reasons)
-    assert opened.payload(5).tobytes() == good[5].read_bytes()
+# Copies
 
 
-def test_nothing_readable_is_an_error_even_when_skipping(tmp_path: Path) -> None:
-    samples = [Sample("b.jpg", 0, tmp_path / "b.jpg"), Sample("c.jpg", 0, tmp_path / "c.jpg")]
-    with pytest.raises(UnreadableImages, match="2 of 2 images cannot be read, .*check the folder"):
-        write_records(tmp_path / "a.beton", samples, ["a"], kind="test", skip_bad=True)
+def test_copied_records_keep_everything(tmp_path: Path) -> None:
+    """Raw and JPEG alike: names, keys, labels, sizes, sources and bytes, in the order asked for."""
+    rng = np.random.default_rng(0)
+    arrays = [Sample(f"r/\udcff{i}", i % 3, rng.integers(0, 256, (5, 6, 3), np.uint8)) for i in range(9)]
+    write_records(tmp_path / "raw.beton", arrays, ["a", "b", "c"], kind="test")
+    small = Encoding(short_side=20)
+    write_records(tmp_path / "jpeg.beton", samples_of(jpegs(tmp_path, 9)), ["a"], kind="test", encoding=small)
+    chosen = [7, 0, 3, 4]
+    for name in ("raw", "jpeg"):
+        source, made = Records(tmp_path / f"{name}.beton"), {"kind": "subset"}
+        writing.copy_records(tmp_path / "copy.beton", source, chosen, made, force=True)
+        copy = Records(tmp_path / "copy.beton")
+        assert [copy.name(i) for i in range(4)] == [source.name(i) for i in chosen]
+        for column in (
+            "keys",
+            "labels",
+            "widths",
+            "heights",
+            "stored_widths",
+            "stored_heights",
+            "sources",
+            "raw",
+            "crcs",
+        ):
+            assert (getattr(copy, column) == getattr(source, column)[chosen]).all(), column
+        assert [bytes(copy.payload(i)) for i in range(4)] == [bytes(source.payload(i)) for i in chosen]
+        assert copy.class_names == source.class_names and copy.manifest["made"] == made
+    writing.copy_records(tmp_path / "all.beton", source, range(9), source.manifest["made"])
+    assert (tmp_path / "all.beton").read_bytes() == (tmp_path / "jpeg.beton").read_bytes()
+
+
+def test_a_damaged_record_is_not_copied(tmp_path: Path) -> None:
+    path = tmp_path / "a.beton"
+    write_records(path, samples_of(jpegs(tmp_path, 3)), ["a"], kind="test")
+    data = bytearray(path.read_bytes())
+    data[Records(path).offsets[1] + 40] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"record 1 \(key \d+, a/0001\.jpg\) is damaged: CRC-32"):
+        writing.copy_records(tmp_path / "copy.beton", Records(path), range(3), {})
+    assert not list(tmp_path.glob("*copy*"))
+    writing.copy_records(tmp_path / "copy.beton", Records(path), [0, 2], {})
+    with pytest.raises(UserError, match=r"copy\.beton exists; add --force"):
+        writing.copy_records(tmp_path / "copy.beton", Records(path), [0], {})
 
 
 # Names and labels
@@ -374,7 +227,7 @@ def test_labels_outside_the_classes_are_named(tmp_path: Path, label: int) -> Non
 
 def test_bytes_do_not_depend_on_the_workers_or_their_haste(tmp_path: Path) -> None:
     paths = jpegs(tmp_path, 70)
-    (tmp_path / "0003.jpg").write_bytes(odd("16bit.png")[0])
+    (tmp_path / "0003.jpg").write_bytes(odd_files()["grey-16.png"].data)
     (tmp_path / "0068.jpg").write_bytes(b"no image")
     delays = np.random.default_rng(0).permutation(70) * 0.0002
     slow = [Sample(f"a/{path.name}", 0, Slow(str(path), delay)) for path, delay in zip(paths, delays, strict=True)]

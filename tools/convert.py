@@ -1,6 +1,6 @@
-"""Turn images into record files (.beton), and show what a record file holds.
+"""Turn images into record files (.beton), show what a record file holds, repair one.
 
-    python tools/convert.py {cifar100-lt,cifar10-lt,folder,list,demo,info} --help
+    python tools/convert.py {cifar100-lt,cifar10-lt,folder,list,demo,info,repair} --help
 
 Owns the command line, the class list and the names of samples; reads no pixels and writes no records itself.
 Invariant: names and labels depend on what is given (a list's lines, paths inside a folder, an archive), not
@@ -13,8 +13,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 if __name__ == "__main__":  # replaces this folder, whose module names are generic
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -25,15 +26,35 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pipelines.encoding import AS_THEY_ARE, Encoding
 from pipelines.errors import UserError
 from pipelines.records import Records
-from pipelines.writing import Encoding, Sample, UnreadableImages, check_output, write_records
+from pipelines.writing import Sample, UnreadableImages, check_output, write_records
 from tools.cifar import Split, draw_long_tail, long_tail_counts, read_cifar
 from tools.demo_images import write_demo
+from tools.repair import Damaged, find_damaged, rebuild
+from tools.splits import PARTS, split_samples
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 MAX_CLASSES = 1_000_000  # a larger label is a mistake, such as a key in the label's place
 SHOWN = 20  # unreadable images listed one by one
+
+
+class Storage(NamedTuple):
+    """What a training recipe needs of an image, and where that recipe is used."""
+
+    encoding: Encoding
+    use: str
+
+
+# A random resized crop takes as little as 8 % of the area, which is enlarged to 224 already: any smaller copy loses detail.
+# A resize to a fixed short side throws away what a copy of that short side does not hold. Measured in docs/storage.md.
+RECIPES = {
+    "imagenet_lt": Storage(AS_THEY_ARE, "random_resized_crop 224: configs/imagenet_lt"),
+    "imagenet_lt_resize": Storage(Encoding(short_side=256), "resize_crop 224 of short side 256"),
+    "inat18": Storage(AS_THEY_ARE, "random_resized_crop 224: configs/inat18"),
+    "evaluation": Storage(Encoding(short_side=256), "val and test of all of them: centre 224 of short side 256"),
+}
 
 
 @contextmanager
@@ -66,14 +87,18 @@ def convert(
             out, samples, class_names, workers=args.workers, force=args.force, progress=progress, **more
         )
     list_unreadable(skipped)
-    records = Records(out)
+    report(Records(out), f", {len(skipped)} unreadable images left out" if skipped else "")
+
+
+def report(records: Records, more: str = "") -> None:
+    """The one line on a new file, and a note on classes without images."""
+    size = megabytes(records.data.size)
     print(
-        f"{out}: {len(records)} images, {records.num_classes} classes, {megabytes(records.data.size)}, "
-        f"digest {records.digest}" + (f", {len(skipped)} unreadable images left out" if skipped else "")
+        f"{records.path}: {len(records)} images, {records.num_classes} classes, {size}, digest {records.digest}{more}"
     )
     empty = int((records.class_counts == 0).sum())
     if empty:
-        print(f"note: {empty} of {records.num_classes} classes have no image in {out}", file=sys.stderr)
+        print(f"note: {empty} of {records.num_classes} classes have no image in {records.path}", file=sys.stderr)
 
 
 def list_unreadable(images: Sequence[Any]) -> None:
@@ -87,8 +112,17 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
-def encoding_of(args: argparse.Namespace) -> Encoding:
-    return Encoding(args.short_side, args.max_side, args.quality)
+def encoding_of(args: argparse.Namespace, part: str = "train") -> Encoding:
+    """How the files of one part are stored; under --recipe the parts that do not train hold the evaluation view."""
+    if not args.recipe:
+        return Encoding(args.short_side, args.max_side, args.quality)
+    if args.short_side or args.max_side:
+        raise UserError(
+            f"--recipe {args.recipe} means: {RECIPES[args.recipe].encoding}; give either --recipe, or --short-side "
+            "and --max-side"
+        )
+    name = args.recipe if part == "train" else "evaluation"
+    return replace(RECIPES[name].encoding, quality=args.quality)
 
 
 def stripped(name: str, prefix: str, where: str) -> str:
@@ -211,25 +245,75 @@ def run_cifar(args: argparse.Namespace) -> None:
 
 
 def convert_images(
-    out: Path, samples: list[Sample], class_names: Sequence[str], args: argparse.Namespace, kind: str
+    out: Path,
+    samples: list[Sample],
+    class_names: Sequence[str],
+    args: argparse.Namespace,
+    *,
+    part: str = "train",
+    **options: Any,
 ) -> None:
-    options = {"strip_prefix": args.strip_prefix}
-    encoding = encoding_of(args)
-    convert(out, samples, class_names, args, kind=kind, options=options, encoding=encoding, skip_bad=args.skip_bad)
+    options |= {"strip_prefix": args.strip_prefix, "recipe": args.recipe}
+    encoding = encoding_of(args, part)
+    kind, skip_bad = args.command, args.skip_bad
+    convert(out, samples, class_names, args, kind=kind, options=options, encoding=encoding, skip_bad=skip_bad)
+
+
+def part_outputs(args: argparse.Namespace) -> dict[str, Path]:
+    """The record file of each part that --val and --test ask for, after checking that they may be written."""
+    if args.val + args.test >= 1:
+        raise UserError(f"--val {args.val:g} and --test {args.test:g} leave nothing to train; give less than 1 in all")
+    if args.out.suffix == ".beton" or args.out.is_file():
+        raise UserError(f"--out {args.out}: with --val or --test give a folder, for train.beton and the others")
+    wanted = {"train": True, "val": args.val > 0, "test": args.test > 0}
+    outputs = {part: args.out / f"{part}.beton" for part in PARTS if wanted[part]}
+    for part in PARTS:
+        if part in outputs:
+            check_output(outputs[part], args.force)
+        elif (args.out / f"{part}.beton").exists():
+            raise UserError(f"{args.out / part}.beton exists, of another split; remove it, or give --{part} a share")
+    return outputs
+
+
+def convert_parts(
+    outputs: dict[str, Path], samples: list[Sample], class_names: Sequence[str], args: argparse.Namespace
+) -> None:
+    """Write train.beton and the others, from one split."""
+    parts = split_samples(samples, args.val, args.test, args.split_seed)
+    for part in outputs:
+        if not parts[part]:
+            largest = int(np.bincount([sample.label for sample in samples]).max())
+            share = getattr(args, part)
+            raise UserError(f"--{part} {share:g} of classes of at most {largest} images is none; give a larger share")
+    for out in outputs.values():  # a run that is stopped must not leave the parts of two splits side by side
+        try:
+            out.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{out} cannot be overwritten: {error.strerror}") from error
+    split = {"val": args.val, "test": args.test, "split_seed": args.split_seed}
+    for part, out in outputs.items():
+        convert_images(out, parts[part], class_names, args, part=part, split=part, **split)
 
 
 def run_folder(args: argparse.Namespace) -> None:
-    check_output(args.out, args.force)
+    encoding_of(args)  # a contradiction is told before any file is touched
+    outputs = part_outputs(args) if args.val or args.test else None
+    if outputs is None:
+        check_output(args.out, args.force)
     class_names = read_classes(args.classes) if args.classes else class_folders(args.images)
     samples = folder_samples(args.images, class_names, args.strip_prefix)
     filled = {sample.label for sample in samples}
     empty = [name for label, name in enumerate(class_names) if label not in filled]
     if empty and not args.classes:
         raise UserError(f"{args.images / empty[0]}: no images in this class; remove it, or list it with --classes")
-    convert_images(args.out, samples, class_names, args, "folder")
+    if outputs:
+        convert_parts(outputs, samples, class_names, args)
+    else:
+        convert_images(args.out, samples, class_names, args)
 
 
 def run_list(args: argparse.Namespace) -> None:
+    encoding_of(args)
     check_output(args.out, args.force)
     class_names = read_classes(args.classes) if args.classes else None
     samples = list_samples(args.root, args.list, args.strip_prefix, len(class_names) if class_names else None)
@@ -237,7 +321,7 @@ def run_list(args: argparse.Namespace) -> None:
         raise UserError(f"{args.list}: the list has no lines; 'path label' expected on each")
     if class_names is None:
         class_names = [str(label) for label in range(max(sample.label for sample in samples) + 1)]
-    convert_images(args.out, samples, class_names, args, "list")
+    convert_images(args.out, samples, class_names, args)
 
 
 def run_demo(args: argparse.Namespace) -> None:
@@ -260,6 +344,12 @@ def size_range(widths: np.ndarray, heights: np.ndarray) -> str:
     return f"{low} to {high}, median {np.median(widths):.0f}x{np.median(heights):.0f}"
 
 
+def stored_as(records: Records, encoding: dict[str, Any] | None) -> str:
+    if encoding is None:
+        return "raw pixels" if records.raw.all() else "JPEG"
+    return f"JPEG, {Encoding(**encoding)}; quality {encoding['quality']} where encoded anew"
+
+
 def info_rows(records: Records) -> Iterator[tuple[str, str]]:
     counts, made = records.class_counts, dict(records.manifest["made"])
     largest, smallest = int(counts.argmax()), int(counts.argmin())
@@ -267,14 +357,18 @@ def info_rows(records: Records) -> Iterator[tuple[str, str]]:
     yield "classes", str(records.num_classes)
     yield "largest class", f"{counts[largest]} ({records.class_names[largest]})"
     yield "smallest class", f"{counts[smallest]} ({records.class_names[smallest]})"
-    yield "stored as", "raw pixels" if records.raw.all() else "JPEG"
-    yield "images", f"{megabytes(int(records.sizes.sum()))} of {megabytes(records.data.size)}"
+    yield "stored as", stored_as(records, made.pop("encoding", None))
+    size = int(records.sizes.sum())
+    yield "images", f"{megabytes(size)} of {megabytes(records.data.size)}, {size / len(records) / 1000:.1f} kB each"
     yield "stored size", size_range(records.stored_widths, records.stored_heights)
     yield "original size", size_range(records.widths, records.heights)
     yield "digest", records.digest
     skipped = made.pop("skipped", [])
     if skipped:
         yield "left out", f"{len(skipped)} unreadable images, such as {skipped[0]}"
+    dropped = made.pop("dropped", [])
+    if dropped:
+        yield "dropped", f"{len(dropped)} damaged images, such as {dropped[0]['name']} ({dropped[0]['why']})"
     yield "made: kind", made.pop("kind")
     for key, value in made.items():
         entries = value.items() if isinstance(value, dict) else [(key, value)]
@@ -288,11 +382,36 @@ def run_info(args: argparse.Namespace) -> None:
         table.add_row(name, escape(value.encode("utf-8", "replace").decode()))
     Console().print(table)
     if args.check:
-        with progress_bar("checking", len(records)) as progress:
-            for position in range(len(records)):
-                records.verify(position)
-                progress()
+        damaged = checked(records, len(os.sched_getaffinity(0)))
+        if damaged:
+            raise records.damaged(damaged[0].position, f"is damaged: {damaged[0].why}")
         print(f"{args.file}: all {len(records)} images are intact")
+
+
+def checked(records: Records, workers: int) -> list[Damaged]:
+    """The damaged images, after listing them."""
+    with progress_bar("checking", len(records)) as progress:
+        damaged = find_damaged(records, workers, progress)
+    for image in damaged:
+        print(f"damaged: {image.name} (key {image.key}): {image.why}", file=sys.stderr)
+    return damaged
+
+
+def run_repair(args: argparse.Namespace) -> None:
+    if args.out.resolve() == args.file.resolve():
+        raise UserError(f"--out {args.out} is the file to repair, which stays as it is; name another file")
+    check_output(args.out, args.force)
+    records = Records(args.file)
+    damaged = checked(records, args.workers)
+    if not damaged:
+        print(f"{args.file}: all {len(records)} images are intact; nothing to repair, nothing was written")
+        return
+    with progress_bar(args.out.name, len(records) - len(damaged)) as progress:
+        rebuild(records, damaged, args.out, args.force, progress)
+    repaired = Records(args.out)
+    for label in np.flatnonzero((records.class_counts > 0) & (repaired.class_counts == 0)):
+        print(f"note: class {records.class_names[label]} has lost all its images", file=sys.stderr)
+    report(repaired, f", {len(damaged)} damaged images dropped")
 
 
 # Command line
@@ -318,6 +437,21 @@ def imbalance(text: str) -> int | float:
     return int(value) if value.is_integer() else value
 
 
+def share(text: str) -> float:
+    """An argparse type: a part of a whole, less than all of it."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} given, at least 0 and less than 1 allowed")
+    return value
+
+
+def recipe_table() -> str:
+    """What each --recipe stores, for --help."""
+    width = max(map(len, RECIPES))
+    rows = [f"  {name:{width}}  {str(kind.encoding):25}  {kind.use}" for name, kind in RECIPES.items()]
+    return "\n".join(["what --recipe stores (costs: docs/storage.md):", *rows])
+
+
 def common_options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     cores = len(os.sched_getaffinity(0))
@@ -329,8 +463,8 @@ def common_options() -> argparse.ArgumentParser:
 def image_options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="FILE", help="record file to write, such as train.beton")
     add("--classes", type=Path, metavar="FILE", help="class names in label order, one per line")
+    add("--recipe", choices=list(RECIPES), help="store what this recipe needs and no more, see below")
     add("--short-side", type=whole(1), metavar="N", help="shrink images until the short side is N pixels")
     add("--max-side", type=whole(1), metavar="N", help="shrink images until the long side is at most N pixels")
     add(
@@ -363,10 +497,40 @@ def build_parser() -> argparse.ArgumentParser:
             "--out", type=Path, required=True, metavar="DIR", help="folder for train.beton and test.beton"
         )
         cifar.set_defaults(run=run_cifar)
-    folder = commands.add_parser("folder", parents=[common, images], help="a folder whose sub-folders are the classes")
+    table: dict[str, Any] = {
+        "epilog": recipe_table(),
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "parents": [common, images],
+    }
+    folder = commands.add_parser("folder", help="a folder whose sub-folders are the classes", **table)
     folder.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of class folders")
+    folder.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE|DIR",
+        help="record file to write, such as train.beton; with --val or --test the folder for train.beton and the others",
+    )
+    for part in ("val", "test"):
+        folder.add_argument(
+            f"--{part}",
+            type=share,
+            default=0,
+            metavar="SHARE",
+            help=f"share of each class for {part}.beton, such as 0.1",
+        )
+    folder.add_argument(
+        "--split-seed",
+        type=whole(0, 2**63 - 1),
+        default=0,
+        metavar="N",
+        help="another seed, another split (default: 0)",
+    )
     folder.set_defaults(run=run_folder)
-    listed = commands.add_parser("list", parents=[common, images], help="images named in a file of 'path label' lines")
+    listed = commands.add_parser("list", help="images named in a file of 'path label' lines", **table)
+    listed.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="record file to write, such as train.beton"
+    )
     listed.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder the list's paths start from")
     listed.add_argument("--list", type=Path, required=True, metavar="FILE", help="lines 'path label'")
     listed.set_defaults(run=run_list)
@@ -376,8 +540,12 @@ def build_parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=run_demo)
     info = commands.add_parser("info", help="what a record file holds and how it was made")
     info.add_argument("file", type=Path, metavar="FILE")
-    info.add_argument("--check", action="store_true", help="check every image's checksum as well")
+    info.add_argument("--check", action="store_true", help="check as well that every image is whole and decodes")
     info.set_defaults(run=run_info)
+    repair = commands.add_parser("repair", parents=[common], help="copy a record file without its damaged images")
+    repair.add_argument("file", type=Path, metavar="FILE")
+    repair.add_argument("--out", type=Path, required=True, metavar="NEW", help="record file to write")
+    repair.set_defaults(run=run_repair)
     return parser
 
 
