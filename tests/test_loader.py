@@ -660,8 +660,8 @@ def view_of(picture: np.ndarray | None, records: Records, position: int) -> np.n
     r, out = records, np.empty((24, 24, 3), np.uint8)
     at = slice(position, position + 1)
     sizes = (r.widths[at], r.heights[at], r.stored_widths[at], r.stored_heights[at])
-    [box] = boxes(view_params(Recipe(**SMALL), 1), r.keys[at], np.zeros(1, np.int32), *sizes)
-    crop_resize_flip(np.ascontiguousarray(picture), *box, out)
+    [(x, y, w, h, flip)] = boxes(view_params(Recipe(**SMALL), 1), r.keys[at], np.zeros(1, np.int32), *sizes)
+    crop_resize_flip(np.ascontiguousarray(picture), x, y, w, h, flip, out)
     return out.astype(int)
 
 
