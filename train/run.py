@@ -295,7 +295,7 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
     versions = {name: _version(name) for name in PACKAGES}
     return {
         "host": platform.node(),
-        "device": _device_name(accelerator.device),
+        "device": device_name(accelerator.device),
         "world_size": accelerator.num_processes,
         "python": platform.python_version(),
         **{name: version for name, version in versions.items() if version is not None},
@@ -311,7 +311,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

@@ -1,0 +1,222 @@
+"""Measure, in one run, how fast images are loaded, how fast the step trains on them, and which of the two limits.
+
+CONFIG and KEY=VALUE are those of train/distill.py; data.train must be given. Prints one table:
+
+  (a) each backend alone, from the record file to uint8 crops on the device
+  (b) the training step on one batch that stays on the device: the ceiling; finish and transfer apart
+  (c) training from disk: the loader of the configuration and the step, hard labels only
+  (d) distillation from a logit cache: cache.paths, or a temporary one
+  (e) distillation with the online teacher: distill.teacher, or an untrained network of the same architecture
+  (f) for comparison, as in (a): torch DataLoader with PIL, and the stock FFCV Loader, on the same records and recipe; and
+      the DataLoader as most people use it, jitter and normalisation in its workers, too
+
+  --seconds S      least duration of one measurement (default 3)
+  --rounds N       measurements of each row, in turns: a b c ... a b c ...; the table shows medians (default 3)
+  --images N       records in a pass: a smaller file is repeated, of a larger one so many are drawn (default 2000);
+                   (a) and (f) measure at least one pass
+  --only LETTERS   rows to measure, such as a,b,f (default all)
+  --json FILE      write every figure there
+  --markdown FILE  write the table there
+
+    python tools/bench.py configs/imagenet_lt/dive_x50.yaml data.train=FILE.beton
+"""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+if __name__ == "__main__":  # replaces this folder, whose module names are generic
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+
+from pipelines.errors import UserError
+from pipelines.files import write_bytes_atomic, write_json_atomic
+from pipelines.loader import default_workers
+from pipelines.records import Records
+from tools.bench_baselines import Baseline, Job, Unavailable
+from tools.bench_items import Ours, Row
+from tools.bench_report import Report, facts, limits, ratios, show, to_json, to_markdown
+from train.config import Config, parse_args
+from train.experiment import views_of
+from train.run import guard, make_accelerator
+
+SECTIONS = "abcdef"
+COMPARISONS = {
+    "pil": "torch DataLoader, PIL",
+    "pil_whole": "torch DataLoader, PIL, whole recipe",
+    "ffcv": "stock FFCV Loader",
+}
+
+
+class Flags(NamedTuple):
+    """The bench's own options."""
+
+    seconds: float
+    rounds: int
+    images: int
+    only: str
+    json: Path | None
+    markdown: Path | None
+
+
+# ---- the command line ----
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help explains")
+
+
+def _sections(text: str) -> str:
+    letters = "".join(text.replace(",", "").split())
+    if not letters or set(letters) - set(SECTIONS):
+        raise argparse.ArgumentTypeError(f"'{text}' given, letters of {','.join(SECTIONS)} allowed, such as a,b,f")
+    return letters
+
+
+def parse_flags(argv: list[str]) -> tuple[Flags, list[str]]:
+    """The bench's own options, and the rest of the command line."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--only", type=_sections, default=SECTIONS)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    given, rest = parser.parse_known_args(argv)
+    flags = Flags(**vars(given))
+    if not 0 <= flags.seconds < float("inf"):
+        raise UserError(f"--seconds {flags.seconds:g}: must be 0 or more")
+    for name in ("rounds", "images"):
+        if (value := getattr(flags, name)) < 1:
+            raise UserError(f"--{name} {value}: must be at least 1")
+    for path in filter(None, (flags.json, flags.markdown)):
+        if path.is_dir() or not os.access(path.parent, os.W_OK):  # said before the minutes of measuring, not after
+            raise UserError(f"cannot write {path}: give a file in a folder that exists and can be written")
+    return flags, rest
+
+
+# ---- measuring ----
+
+
+def draw_pool(records: Records, images: int) -> np.ndarray:
+    """int64 positions of one pass: all records again and again up to at least `images`, or so many drawn from more."""
+    if len(records) >= images:
+        return np.sort(np.random.default_rng(0).permutation(len(records))[:images]).astype(np.int64)
+    return np.tile(np.arange(len(records), dtype=np.int64), -(-images // len(records)))
+
+
+def start_baselines(stack: ExitStack, job: Job) -> dict[str, Baseline]:
+    """Both processes, starting up side by side with what follows here."""
+    found = {}
+    for kind in COMPARISONS:
+        folder = job.folder / kind
+        folder.mkdir()
+        found[kind] = Baseline(kind, job._replace(folder=folder))
+        stack.callback(found[kind].close)
+    return found
+
+
+def baseline_rows(baselines: dict[str, Baseline], images: int) -> Iterator[Row]:
+    """(f), when each is warm."""
+    for kind, baseline in baselines.items():
+        row = Row(f"f.{kind}", COMPARISONS[kind], source=baseline, images=images)
+        try:
+            row.note = baseline.ready()
+        except Unavailable as reason:
+            row.give_up(str(reason))
+        yield row
+
+
+def prepare(ours: Ours, only: str, baselines: dict[str, Baseline], images: int) -> list[Row]:
+    """All rows asked for, each ready to be measured."""
+    rows: list[Row] = []
+    makers: dict[str, Any] = {
+        "a": ours.loaders,
+        "b": ours.device_alone,
+        "c": lambda: [ours.training()],
+        "d": lambda: [ours.cached()],
+        "e": lambda: [ours.online()],
+        "f": lambda: baseline_rows(baselines, images),
+    }
+    for letter in SECTIONS:
+        if letter in only:
+            _say(f"preparing ({letter})")
+            rows += makers[letter]()
+    return rows
+
+
+def measure(rows: Iterable[Row], rounds: int, seconds: float) -> None:
+    """Each row `rounds` times, in turns, so that a slow spell of the machine does not fall on one row alone."""
+    for number in range(rounds):
+        for row in rows:
+            if row.source is None:
+                continue
+            try:
+                row.timings.append(row.source.measure(seconds, row.images))
+            except Unavailable as reason:
+                row.give_up(str(reason))
+            else:
+                _say(f"round {number + 1}/{rounds}: {row.id} {row.timings[-1].images_per_s:,.0f} images/s")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(argv: list[str]) -> None:
+    flags, rest = parse_flags(argv)
+    config, options = parse_args(rest, __doc__ or "", Config)
+    if config.data.train is None:
+        raise UserError("data.train is not set; type data.train=FILE.beton (tools/convert.py makes it)")
+    accelerator = make_accelerator(config)
+    if accelerator.num_processes > 1:
+        raise UserError("the bench measures one process: start it with plain `python tools/bench.py ...`")
+    records = Records(config.data.train)
+    pool = draw_pool(records, flags.images)
+    for position in np.unique(pool):
+        records.verify(position)  # and with it comes into the page cache
+    device = accelerator.device
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        ours = Ours(config, records, pool, accelerator, folder)
+        about = facts(config, accelerator, records, pool, ours.backend)
+        for line in ours.notes:
+            _say(line)
+        if options.dry_run:
+            show(Report(about, [], [], None))
+            return
+        baselines = {}
+        if "f" in flags.only:
+            job = Job(
+                records=records.path,
+                pool=pool,
+                recipe=config.data.recipe,
+                data_seed=config.data.seed,
+                views=views_of(config),
+                batch=config.optim.batch,
+                workers=config.data.workers or default_workers(),
+                device=device,
+                folder=folder,
+            )
+            baselines = start_baselines(stack, job)
+        rows = prepare(ours, flags.only, baselines, len(pool))
+        measure(rows, flags.rounds, flags.seconds)
+    report = Report(about, rows, ratios(rows), limits(rows, ours.backend, device.type == "cpu"))
+    show(report)
+    if flags.json:
+        write_json_atomic(flags.json, to_json(report))
+    if flags.markdown:
+        write_bytes_atomic(flags.markdown, to_markdown(report).encode())
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit ends processes and removes temporary files
+    sys.exit(guard(main))
