@@ -55,7 +55,7 @@ class _Decodable:
 class DaliBackend:
     """See backends.Backend; for JPEG records.
 
-    workers: DALI's threads. hw_decoder_load: share of the images that the GPU's JPEG decoder takes, 0..1.
+    workers: threads of each of the two pipelines. hw_decoder_load: share of the images that the GPU's JPEG decoder takes, 0..1.
     """
 
     in_background = True
