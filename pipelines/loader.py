@@ -127,9 +127,7 @@ class Loader:
         try:
             for pixels, (rows, row_views) in crops:
                 pixels = pixels.to(self.device, non_blocking=True)
-                if (
-                    pixels.is_cuda
-                ):  # made on another stream, perhaps: its memory is free only when this one is done, too
+                if pixels.is_cuda:  # perhaps made on another stream: its memory is free only when this one is done, too
                     pixels.record_stream(torch.cuda.current_stream(self.device))
                 jitter = self._colours(rows, row_views)
                 yield Batch(

@@ -2,7 +2,7 @@
 # One visit to a machine with a GPU: correctness first, then the figures that only a GPU can give.
 #   bash tests/gpu_visit.sh OUT [STEP ...]        steps: tests records parity bench cifar (default: all, in this order)
 # Environment: SAMPLES, a folder of ImageNet JPEGs named WNID_NAME.JPEG; ARCHIVE, the CIFAR-100 archive; PYTHON (python3);
-# WORK (/tmp/gpu_visit), where records are kept between calls. What a step writes lands in OUT: logs, tables, JSON.
+# WORK (.kit/visit), where records are kept between calls. What a step writes lands in OUT: logs, tables, JSON.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -10,7 +10,7 @@ shift
 steps=("$@")
 [[ ${#steps[@]} -gt 0 ]] || steps=(tests records parity bench cifar)
 python=${PYTHON:-python3}
-work=${WORK:-/tmp/gpu_visit}
+work=${WORK:-.kit/visit}
 samples=${SAMPLES:-../shared/data/imagenet-samples}
 archive=${ARCHIVE:-../shared/data/cifar-100-python.tar.xz}
 mkdir -p "$work"
