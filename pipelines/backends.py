@@ -14,7 +14,7 @@ import torch
 from pipelines.errors import UserError
 from pipelines.libffcv import library_path
 from pipelines.records import Records
-from pipelines.views import Recipe, ViewParams, view_params
+from pipelines.views import Recipe, ViewParams, boxes, view_params
 
 BatchPlan = tuple[np.ndarray, np.ndarray]  # (positions int64 [B], views int32 [B]) of one batch
 Crops = tuple[torch.Tensor, BatchPlan]  # (pixels uint8 [B, S, S, 3] on the device, what they are)
@@ -57,6 +57,13 @@ class OnHost:
             yield pixels, (positions, views)
 
 
+def boxes_of(params: ViewParams, records: Records, positions: np.ndarray, views: np.ndarray) -> np.ndarray:
+    """int32 [B, 5]: (x, y, w, h, flip) of int32 views [B] of the records at int64 positions [B], on the stored images."""
+    r = records
+    originals = r.widths[positions], r.heights[positions]
+    return boxes(params, r.keys[positions], views, *originals, r.stored_widths[positions], r.stored_heights[positions])
+
+
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """A copy on the device that no ordinary step waits for: from pageable memory CUDA would synchronise."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
@@ -73,9 +80,11 @@ def _dali_installed() -> bool:
 
 
 def _device_bytes(device: torch.device) -> int:
+    """Memory that this process may count on."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // processes
 
 
 def _resident_refusal(records: Records, recipe: Recipe, device: torch.device) -> str | None:
@@ -108,8 +117,10 @@ def refusal(backend: str, records: Records, recipe: Recipe, device: torch.device
 
 def available_backends(records: Records, recipe: Recipe, device: torch.device) -> list[str]:
     """The backends that can serve these records here, in the order in which `auto` would choose them."""
-    decoders = ["dali", "ffcv", "reference"] if device.type == "cuda" else ["ffcv", "reference", "dali"]
-    return [name for name in ["resident", *decoders] if refusal(name, records, recipe, device) is None]
+    # On a CPU ffcv crops raw images nine times as fast as resident does, beside the training step, and to the same pixels.
+    gpu, cpu = ["resident", "dali", "ffcv", "reference"], ["ffcv", "resident", "reference", "dali"]
+    order = gpu if device.type == "cuda" else cpu
+    return [name for name in order if refusal(name, records, recipe, device) is None]
 
 
 def resolve_backend(

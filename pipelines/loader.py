@@ -9,7 +9,7 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -51,7 +51,7 @@ class DataConfig:
     verify: Literal["first", "always", "off"] = "first"
     "check each record's CRC on first touch, at every touch, or never"
     workers: int | None = None
-    "decoding threads of this process; null = its share of the machine's cores"
+    "decoding threads of this process (dali: of each of its two pipelines); null = its share of the machine's cores"
     hw_decoder_load: float = 0.65
     "dali on a GPU: share of the images that its hardware JPEG decoder takes, 0..1"
 
@@ -107,7 +107,7 @@ class Loader:
         self.records = records
         self.recipe = recipe
         self.device = device
-        self.finish = finish
+        self.finish: Callable[[torch.Tensor, Colours | None], torch.Tensor] = finish
         self._ahead = ahead
         self._params = view_params(recipe, seed)
         self._backend = make_backend(

@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
+from pipelines.backends import boxes_of
 from pipelines.records import Records
 from pipelines.resample import crop_resize_flip
-from pipelines.views import ViewParams, boxes
+from pipelines.views import ViewParams
 
 
 class ReferenceBackend:
@@ -22,16 +23,7 @@ class ReferenceBackend:
         self._workers = workers
 
     def load(self, positions: np.ndarray, views: np.ndarray, out: np.ndarray) -> None:
-        r = self._records
-        batch_boxes = boxes(
-            self._params,
-            r.keys[positions],
-            views,
-            r.widths[positions],
-            r.heights[positions],
-            r.stored_widths[positions],
-            r.stored_heights[positions],
-        )
+        batch_boxes = boxes_of(self._params, self._records, positions, views)
 
         def one(i: int) -> None:
             x, y, w, h, flip = (int(value) for value in batch_boxes[i])

@@ -9,10 +9,12 @@ from collections.abc import Generator, Iterable
 import numpy as np
 import torch
 
-from pipelines.backends import BatchPlan, Crops, to_device
+from pipelines.backends import BatchPlan, Crops, boxes_of, to_device
 from pipelines.checksum import Verifier
 from pipelines.records import Records
-from pipelines.views import PAD_CROP, ViewParams, boxes
+from pipelines.views import PAD_CROP, ViewParams
+
+_CHUNK = 4096  # images on their way to the device: the host never holds them all
 
 
 def resident_bytes(records: Records, params: ViewParams) -> int:
@@ -32,24 +34,17 @@ class ResidentBackend:
         self._records, self._params, self._device = records, params, device
         self._pad = params.pad if params.kind == PAD_CROP else 0
         size, pad = params.size, self._pad
-        images = np.zeros((len(records), size + 2 * pad, size + 2 * pad, 3), np.uint8)
-        for position in range(len(records)):
-            images[position, pad : pad + size, pad : pad + size] = records.payload(position).reshape(size, size, 3)
-        self._images = torch.from_numpy(images).to(device)
+        self._images = torch.zeros((len(records), size + 2 * pad, size + 2 * pad, 3), dtype=torch.uint8, device=device)
+        inside = self._images[:, pad : pad + size, pad : pad + size]
+        for start in range(0, len(records), _CHUNK):
+            part = range(start, min(start + _CHUNK, len(records)))
+            pixels = np.stack([records.payload(position).reshape(size, size, 3) for position in part])
+            inside[part.start : part.stop] = torch.from_numpy(pixels).to(device)
         self._columns = torch.arange(size, device=device)
 
     def crops(self, plan: Iterable[BatchPlan]) -> Generator[Crops, None, None]:
-        r = self._records
         for positions, views in plan:
-            found = boxes(
-                self._params,
-                r.keys[positions],
-                views,
-                r.widths[positions],
-                r.heights[positions],
-                r.stored_widths[positions],
-                r.stored_heights[positions],
-            )
+            found = boxes_of(self._params, self._records, positions, views)
             columns = np.column_stack([positions, found[:, 0] + self._pad, found[:, 1] + self._pad, found[:, 4]])
             sample, x, y, flip = to_device(columns.T, self._device)
             across = torch.where(flip[:, None] == 1, self._columns.flip(0), self._columns) + x[:, None]

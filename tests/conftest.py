@@ -43,23 +43,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train.beton (118 images, 5 long-tailed classes) and test.beton (37): raw, 16 x 16, learnable."""
-    import numpy as np
-
-    from pipelines.writing import Sample, write_records
+    from launch import write_tiny
 
     folder = tmp_path_factory.mktemp("tiny")
-    names = [f"class_{c}" for c in range(5)]
-    rng = np.random.RandomState(0)
-    looks = rng.randint(0, 256, (5, 16, 16, 3))
-
-    def split(name: str, counts: tuple[int, ...]) -> None:
-        samples = []
-        for c, count in enumerate(counts):
-            for i in range(count):
-                noisy = looks[c] * 0.5 + rng.randint(0, 128, (16, 16, 3))
-                samples.append(Sample(f"{name}/{names[c]}/{i}", c, noisy.astype(np.uint8)))
-        write_records(folder / f"{name}.beton", samples, names, kind="test")
-
-    split("train", (60, 30, 16, 8, 4))
-    split("test", (8, 8, 7, 7, 7))
+    write_tiny(folder)
     return folder

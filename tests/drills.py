@@ -163,12 +163,33 @@ def imagenet_full_pass(samples: Path, folder: Path) -> None:
             print(backend, name, curve(folder / "runs" / f"{name}-{backend}"), flush=True)
 
 
+def cache_kills_and_damages(folder: Path) -> None:
+    """Issue 4, checks 1 and 2: 200 kills over two writers under a third process's eyes; 540 random damages."""
+    from cache_drills import HARMS, accepted_damage, kill_writers
+    from launch import run, tiny_config, write_tiny
+    from small_caches import make_cache, make_records, some_samples
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tiny(folder)
+    run("teacher", tiny_config(folder, folder), "run=t", "data.seed=1", "schedule.epochs=1", cwd=folder)
+    dive = tiny_config(folder, folder, "dive", "  tau: 3\n  p: 0.5\n")
+    seen = kill_writers(folder, dive, views=1500, kills=200, seed=1)
+    print(f"200 kills: {seen.blocks} blocks seen whole, none torn; the bytes are those of a calm writer", flush=True)
+    records = make_records(folder / "damage.beton", some_samples(60))
+    for codec in ("u8", "f16", "f32"):
+        cache = make_cache(folder / codec, records, views=3, codec=codec)
+        done, wrong = accepted_damage(cache, folder / "copies", count=20 * len(HARMS), seed=2)
+        print(
+            f"{done} damages of a cache of {codec}: {len(wrong)} accepted or not named", *wrong, sep="\n  ", flush=True
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", required=True, help="run the long drills")
     parser.add_argument("--archive", type=Path, default=ROOT.parent / "shared/data/cifar-100-python.tar.xz")
     parser.add_argument("--samples", type=Path, default=ROOT.parent / "shared/data/imagenet-samples")
-    parser.add_argument("--only", choices=("cifar", "imagenet", "startup"), help="run one drill")
+    parser.add_argument("--only", choices=("cifar", "imagenet", "startup", "cache"), help="run one drill")
     parser.add_argument("--folder", type=Path, default=None, help="work here and keep it")
     options = parser.parse_args()
     from scale import startup
@@ -179,6 +200,8 @@ def main() -> None:
         if options.only in (None, "startup"):
             (folder / "startup").mkdir(exist_ok=True)
             startup(folder / "startup")
+        if options.only in (None, "cache"):
+            cache_kills_and_damages(folder / "cache")
         if options.only in (None, "imagenet"):
             imagenet_full_pass(options.samples.resolve(), folder / "imagenet")
         if options.only in (None, "cifar"):

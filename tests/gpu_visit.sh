@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One visit to a machine with a GPU: correctness first, then the figures that only a GPU can give.
 #   bash tests/gpu_visit.sh OUT [STEP ...]        steps: tests records parity bench cifar (default: all, in this order)
-# Environment: SAMPLES, a folder of ImageNet JPEGs named WNID_NAME.JPEG; ARCHIVE, the CIFAR-100 archive; PYTHON (python3);
+# Environment: NETWORKS ("resnet50 resnext50_32x4d") and BACKENDS ("dali ffcv") of the bench, some five minutes each; SAMPLES, a folder of ImageNet JPEGs named WNID_NAME.JPEG; ARCHIVE, the CIFAR-100 archive; PYTHON (python3);
 # WORK (.kit/visit), where records are kept between calls. What a step writes lands in OUT: logs, tables, JSON.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -36,8 +36,8 @@ step_parity() { "$python" tests/parity.py "$work/whole.beton" --device cuda --ma
 # Issue 3, check 6: (c)/(b) and (d)/(b) at least 0.97, (d)/(e) at least 1.25, for both networks and both backends.
 step_bench() {
     local network backend
-    for network in resnet50 resnext50_32x4d; do
-        for backend in dali ffcv; do
+    for network in ${NETWORKS:-resnet50 resnext50_32x4d}; do
+        for backend in ${BACKENDS:-dali ffcv}; do
             "$python" tools/bench.py configs/imagenet_lt/dive_x50.yaml data.train="$work/whole.beton" model.name="$network" \
                 data.backend="$backend" optim.batch=256 --images 6000 --seconds 6 \
                 --json "$out/bench_${network}_$backend.json" --markdown "$out/bench_${network}_$backend.md"

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from pipelines.writing import Sample, write_records
 from train.run import guard
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +35,20 @@ schedule:
 distill:
   method: {method}
 """
+
+
+def write_tiny(folder: Path) -> None:
+    """train.beton (118 images, 5 long-tailed classes) and test.beton (37): raw, 16 x 16, learnable."""
+    names = [f"class_{c}" for c in range(5)]
+    rng = np.random.RandomState(0)
+    looks = rng.randint(0, 256, (5, 16, 16, 3))
+    for split, counts in (("train", (60, 30, 16, 8, 4)), ("test", (8, 8, 7, 7, 7))):
+        samples = []
+        for c, count in enumerate(counts):
+            for i in range(count):
+                noisy = looks[c] * 0.5 + rng.randint(0, 128, (16, 16, 3))
+                samples.append(Sample(f"{split}/{names[c]}/{i}", c, noisy.astype(np.uint8)))
+        write_records(folder / f"{split}.beton", samples, names, kind="test")
 
 
 def tiny_config(folder: Path, data: Path, method: str = "bsce", extra: str = "") -> Path:

@@ -44,14 +44,19 @@ def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return 10 * np.log10(255**2 / np.maximum(error, 255**2 * 1e-10))
 
 
-def shown(records: Records, recipe: Recipe, backend: str, device: torch.device) -> list[Batch]:
+def shown(
+    records: Records, recipe: Recipe, backend: str, device: torch.device, batch: int = 64, hw_decoder_load: float = 0.65
+) -> list[Batch]:
     """All records in VIEWS views each, in batches on the host."""
     finish = Finish([0.5] * 3, [0.25] * 3, device, channels_last=True)
-    loader = Loader(records, recipe, seed=0, backend=backend, finish=finish, device=device)
+    loader = Loader(
+        records, recipe, seed=0, backend=backend, finish=finish, device=device, hw_decoder_load=hw_decoder_load
+    )
     positions = np.tile(np.arange(len(records)), VIEWS)
     views = np.repeat(np.arange(VIEWS, dtype=np.int32), len(records))
     return [
-        item._replace(images=item.images[:0], pixels=item.pixels.cpu()) for item in loader.batches(positions, views, 64)
+        item._replace(images=item.images[:0], pixels=item.pixels.cpu())
+        for item in loader.batches(positions, views, batch)
     ]
 
 
@@ -91,6 +96,18 @@ def rows(records: Records, device: torch.device) -> Iterator[str]:
             )
 
 
+def dali_replay(records: Records, device: torch.device) -> Iterator[str]:
+    """Whether a view decoded by a GPU depends on its company, or on which of the GPU's decoders took it."""
+    recipe = RECIPES["inat18"]
+    yield "| dali, hw_decoder_load | batch | equal to load 0.65, batch 64 | largest difference |"
+    yield "|---|---|---|---|"
+    expected = pixels(shown(records, recipe, "dali", device))
+    for load, batch in itertools.product((0.0, 0.65, 1.0), (16, 20, 64)):
+        found = pixels(shown(records, recipe, "dali", device, batch, load))
+        same = (found == expected).all(axis=(1, 2, 3)).mean()
+        yield f"| {load:g} | {batch} | {same:.1%} of the views | {np.abs(found.astype(np.int16) - expected).max()} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE")
@@ -105,6 +122,8 @@ def main() -> None:
         "",
         *rows(records, options.device),
     ]
+    if "dali" in available_backends(records, Recipe(), options.device) and options.device.type == "cuda":
+        lines += ["", *dali_replay(records, options.device)]
     text = "\n".join(lines) + "\n"
     print(text)
     if options.markdown:

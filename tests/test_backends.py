@@ -46,15 +46,15 @@ def test_auto_is_a_rule(raw: Records, jpeg: Records, monkeypatch: pytest.MonkeyP
     def auto(records: Records, recipe: Recipe, device: torch.device, cached: str | None = None) -> str:
         return resolve_backend("auto", records, recipe, device, cached)
 
-    assert auto(raw, CIFAR, CPU) == auto(raw, CIFAR, CUDA) == "resident"
+    assert auto(raw, CIFAR, CUDA) == "resident" and auto(raw, CIFAR, CPU) == "ffcv"
     assert auto(raw, IMAGENET, CUDA) == "ffcv", "random_resized_crop resizes"
-    assert auto(raw, CIFAR.evaluation(), CPU) == "resident" and auto(raw, IMAGENET.evaluation(), CPU) == "ffcv"
+    assert auto(raw, CIFAR.evaluation(), CUDA) == "resident" and auto(raw, IMAGENET.evaluation(), CUDA) == "ffcv"
     assert auto(jpeg, IMAGENET, CUDA) == "dali" and auto(jpeg, IMAGENET, CPU) == "ffcv"
     assert auto(jpeg, IMAGENET, CPU, "reference") == auto(jpeg, IMAGENET, CUDA, "reference") == "reference"
     assert auto(jpeg, IMAGENET, CPU, "dali mixed 2.4.0") == "dali"
-    assert auto(raw, CIFAR, CPU, "raw") == "resident", "every backend shows raw records alike"
+    assert auto(raw, CIFAR, CUDA, "raw") == "resident", "every backend shows raw records alike"
     monkeypatch.setattr(backends, "_device_bytes", lambda device: 4 * 40 * 40 * 3 * 4 - 1)
-    assert auto(raw, CIFAR, CPU) == "ffcv", "it does not fit a quarter of the memory"
+    assert auto(raw, CIFAR, CUDA) == "ffcv", "it does not fit a quarter of the memory"
     monkeypatch.setattr(backends, "library_path", lambda: None)
     assert auto(raw, CIFAR, CPU) == auto(jpeg, IMAGENET, CPU) == "reference"
     assert auto(jpeg, IMAGENET, CUDA) == "dali"
@@ -66,14 +66,14 @@ def test_auto_is_a_rule(raw: Records, jpeg: Records, monkeypatch: pytest.MonkeyP
 def test_a_setting_is_obeyed_or_refused_with_what_would_do(
     raw: Records, jpeg: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert available_backends(raw, CIFAR, CPU) == ["resident", "ffcv", "reference"]
+    assert available_backends(raw, CIFAR, CPU) == ["ffcv", "resident", "reference"]
     assert available_backends(jpeg, IMAGENET, CUDA) == ["dali", "ffcv", "reference"]
     for setting in available_backends(jpeg, IMAGENET, CPU):
         assert resolve_backend(setting, jpeg, IMAGENET, CPU, cached="reference") == setting
     for setting, records, recipe, words in (
         ("resident", jpeg, CIFAR, "it needs raw records, and these are JPEG; or use data.backend=ffcv"),
         ("resident", raw, IMAGENET, "cannot resize, as recipe random_resized_crop 32 .*; or use data.backend=ffcv"),
-        ("dali", raw, CIFAR, "it needs JPEG records.*; or use data.backend=resident or data.backend=ffcv"),
+        ("dali", raw, CIFAR, "it needs JPEG records.*; or use data.backend=ffcv or data.backend=resident"),
     ):
         with pytest.raises(UserError, match=f"data.backend={setting}: .*{words}"):
             resolve_backend(setting, records, recipe, CPU)

@@ -1,6 +1,7 @@
 """The entry scripts from end to end on small real records: teacher, cache, students, evaluation, and every refusal."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ from launch import run, tiny_config
 from safetensors.torch import load_file
 
 from pipelines.libffcv import library_path
+from pipelines.logits import LogitCache
+from pipelines.logits.flatness import recommend, virtual_examples
+from pipelines.records import Records
 from pipelines.writing import Sample, write_records
 
 DIVE = "  tau: 3\n  p: 0.5\n  alpha: 0.5\n"
@@ -108,7 +112,7 @@ def test_refusals_are_one_line(work: Path, tiny: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.beton"
     cut.write_bytes((tiny / "train.beton").read_bytes()[:-100])
     assert "truncated" in refused(work, "distill", dive, cached, f"data.train={cut}")
-    assert "distill.tau" in refused(work, "distill", dive, cached, "distill.tau=null")
+    assert "distill.tau=null takes" in refused(work, "distill", dive, "distill.teacher=t", "distill.tau=null")
     assert "cache.paths" in refused(work, "distill", dive)
     assert "train/teacher.py" in refused(work, "distill", work / "bsce.yaml")
     assert "model" in refused(work, "distill", dive, cached, "model.name=resnet33")
@@ -156,3 +160,53 @@ def test_raw_records_train_alike_on_every_backend_and_share_a_cache(work: Path, 
     assert losses(work, f"t-{backend}") == losses(work, "t")
     strict = ["cache.paths=[caches]", "cache.pixels=same", f"data.backend={backend}", f"run=s-{backend}"]
     run("distill", work / "dive.yaml", *strict, "cache.check=always", cwd=work)
+
+
+def test_tau_null_takes_the_recommended_temperature(work: Path, tiny: Path) -> None:
+    """T from the cache's own distribution; tau = T * p with the configured p; printed, and kept in the result."""
+    train = Records(tiny / "train.beton")
+    cache = LogitCache(work / "caches")
+    chosen = recommend(virtual_examples(cache, train.keys), train.class_counts).temperature
+    for p in (0.5, 1.0):
+        settings = [
+            "cache.paths=[caches]",
+            "distill.tau=null",
+            f"distill.p={p}",
+            f"run=chosen-{p}",
+            "schedule.epochs=1",
+        ]
+        done = run("distill", work / "dive.yaml", *settings, cwd=work)
+        assert f"distill.tau: {chosen * p:g}, chosen from the cache (T = tau/p = {chosen:g}, " in done.stdout
+        assert result(work, f"chosen-{p}")["tau"] == chosen * p
+    given = ["cache.paths=[caches]", f"distill.tau={chosen}", "distill.p=1.0", "run=given", "schedule.epochs=1"]
+    run("distill", work / "dive.yaml", *given, cwd=work)
+    assert losses(work, "given") == losses(work, "chosen-1.0")
+
+
+def unfinish(folder: Path) -> None:
+    """As if the run had been killed before its last word."""
+    (folder / "result.json").unlink()
+
+
+def test_a_run_goes_on_with_the_backend_and_the_records_it_began_with(work: Path, tiny: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        shutil.copy(tiny / f"{split}.beton", tmp_path)
+    config = tiny_config(tmp_path, tmp_path)
+    run("teacher", config, "data.backend=reference", "run=explicit", "schedule.epochs=1", cwd=work)
+    run("teacher", config, "run=kept", "schedule.epochs=1", cwd=work)
+    record = json.loads((work / "runs/kept/run.json").read_text())
+    assert record["facts"]["pixels"] == "raw" and record["facts"]["train"] == Records(tmp_path / "train.beton").digest
+    record["facts"]["backend"] = "reference"  # as where FFCV was missing when the run began
+    (work / "runs/kept/run.json").write_text(json.dumps(record))
+    unfinish(work / "runs/kept")
+    assert "backend reference" in run("teacher", config, "run=kept", "schedule.epochs=1", cwd=work).stdout
+    assert result(work, "kept")["test"]["backend"] == "reference"
+    run("evaluate", "kept", cwd=work)
+    assert json.loads((work / "runs/kept/evaluation_test.json").read_text()) == result(work, "kept")["test"]
+    unfinish(work / "runs/kept")
+    names = [f"class_{c}" for c in range(5)]
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    fewer = [Sample(f"train/{i}", i % 5, pixels) for i in range(40)]
+    write_records(tmp_path / "train.beton", fewer, names, kind="test", force=True)
+    done = run("teacher", config, "run=kept", "schedule.epochs=1", cwd=work, check=False)
+    assert done.returncode == 2 and "was started on other records: data.train had the digest" in done.stderr

@@ -18,14 +18,14 @@ from odd_files import write_odd_files
 from PIL import Image
 
 from pipelines import records as layout
-from pipelines.backends import BatchPlan, available_backends
+from pipelines.backends import BatchPlan, available_backends, boxes_of
 from pipelines.errors import UserError
 from pipelines.finish import Finish
 from pipelines.libffcv import library_path
 from pipelines.loader import DataConfig, Loader, ahead_of, default_workers
 from pipelines.records import Records
 from pipelines.resample import crop_resize_flip
-from pipelines.views import Recipe, boxes, view_params
+from pipelines.views import Recipe, view_params
 from pipelines.writing import Sample, write_records
 
 needs_ffcv = pytest.mark.skipif(library_path() is None, reason="FFCV is not installed")
@@ -149,7 +149,7 @@ def test_exact_counts_in_the_given_order(files: dict[str, Path], backend: str, b
         assert item.views.tolist() == views[start : start + batch].tolist() and item.views.dtype == np.int32
         assert item.pixels.shape == (len(rows), size, size, 3) and item.pixels.dtype == torch.uint8
         assert item.images.shape == (len(rows), 3, size, size)
-        assert torch.equal(item.images, loader.finish(item.pixels))
+        assert torch.equal(item.images, loader.finish(item.pixels, None))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -207,7 +207,7 @@ def test_a_view_is_the_same_in_any_company(files: dict[str, Path], backend: str,
 def test_backends_give_equal_bits_on_raw_records(files: dict[str, Path], file: str, settings: dict[str, Any]) -> None:
     records = Records(files[file])
     able = available_backends(records, Recipe(**settings), CPU)
-    assert able[-2:] == ["ffcv", "reference"] and ("resident" in able) == (file == "raw32")
+    assert set(able) >= {"ffcv", "reference"} and ("resident" in able) == (file == "raw32")
     for view in (0, 1):
         oracle = pixels_of(make(records, "reference", settings), *plan_of(view=view))
         for backend in able:
@@ -657,10 +657,10 @@ def test_odd_files_look_alike_on_every_backend(tmp_path: Path) -> None:
 def view_of(picture: np.ndarray | None, records: Records, position: int) -> np.ndarray:
     """The view that `make` shows of one record, cut from its picture."""
     assert picture is not None
-    r, out = records, np.empty((24, 24, 3), np.uint8)
-    at = slice(position, position + 1)
-    sizes = (r.widths[at], r.heights[at], r.stored_widths[at], r.stored_heights[at])
-    [(x, y, w, h, flip)] = boxes(view_params(Recipe(**SMALL), 1), r.keys[at], np.zeros(1, np.int32), *sizes)
+    out = np.empty((24, 24, 3), np.uint8)
+    [(x, y, w, h, flip)] = boxes_of(
+        view_params(Recipe(**SMALL), 1), records, np.array([position]), np.zeros(1, np.int32)
+    )
     crop_resize_flip(np.ascontiguousarray(picture), x, y, w, h, flip, out)
     return out.astype(int)
 

@@ -21,7 +21,7 @@ from pipelines.logits.blocks import (
 from pipelines.logits.codec import CODECS, certificate, encode
 from pipelines.logits.fingerprint import Fingerprints
 
-CLASSES, ROWS, VIEW, BLOCK = 7, 33, 2, 5
+CLASSES, ROWS, VIEW, BLOCK, RIGHT = 7, 33, 2, 5, 21
 KEYS = np.sort(np.random.default_rng(0).integers(0, 2**63 - 1, ROWS))
 LOGITS = np.random.default_rng(1).normal(0, 3, (ROWS, CLASSES)).astype(np.float32)
 PRINTS = Fingerprints(
@@ -36,7 +36,8 @@ def kind_of(codec: str = "u8") -> BlockKind:
 
 def write(folder: Path, codec: str = "u8", view: int = VIEW, block: int = BLOCK) -> Path:
     payload = encode(LOGITS, codec)
-    write_block(folder, kind_of(codec), view, block, KEYS, PRINTS, payload, certificate(LOGITS, payload, codec))
+    sums = certificate(LOGITS, payload, codec)
+    write_block(folder, kind_of(codec), view, block, KEYS, PRINTS, payload, sums, RIGHT)
     return block_path(folder, view, block)
 
 
@@ -57,6 +58,7 @@ def test_what_was_written_is_read(tmp_path: Path, codec: str) -> None:
     assert np.array_equal(found.records[:, 4:FINGERPRINT_BYTES], PRINTS.thumbs)
     assert np.array_equal(found.records[:, FINGERPRINT_BYTES:], payload)
     assert np.array_equal(found.certificate, certificate(LOGITS, payload, codec))
+    assert found.right == RIGHT
     assert damaged_records(tmp_path, kind_of(codec)) == []
 
 
@@ -66,14 +68,14 @@ def test_the_layout_byte_by_byte(tmp_path: Path) -> None:
     keys, logits = np.array([5, 2**62]), np.array([[1, 2, 3], [-1, 0, 0.5]], np.float32)
     prints = Fingerprints(np.array([7, 2**32 - 1], np.uint32), np.arange(32, dtype=np.uint8).reshape(2, 16))
     sums = np.arange(18, dtype=np.float64).reshape(6, 3)
-    write_block(tmp_path, kind, 1, 0, keys, prints, encode(logits, "f16"), sums)
-    head = b"DiVElc01" + struct.pack("<6I", 1, 0, 2, 3, 1, 26) + bytes(range(64))
+    write_block(tmp_path, kind, 1, 0, keys, prints, encode(logits, "f16"), sums, 1)
+    head = b"DiVElc02" + struct.pack("<6I", 1, 0, 2, 3, 1, 26) + bytes(range(64))
     records = [
         struct.pack("<I", 7) + bytes(range(16)) + struct.pack("<3e", 1, 2, 3),
         struct.pack("<I", 2**32 - 1) + bytes(range(16, 32)) + struct.pack("<3e", -1, 0, 0.5),
     ]
     crcs = [zlib.crc32(struct.pack("<qI", key, 1) + record) for key, record in zip((5, 2**62), records, strict=True)]
-    tail = struct.pack("<2I", *crcs) + struct.pack("<18d", *range(18))
+    tail = struct.pack("<2I", *crcs) + struct.pack("<18d", *range(18)) + struct.pack("<I", 1)
     expected = (
         head + struct.pack("<I", zlib.crc32(head)) + b"".join(records) + tail + struct.pack("<I", zlib.crc32(tail))
     )
@@ -113,7 +115,8 @@ def regions(kind: BlockKind) -> dict[str, tuple[int, int]]:
     records_end = HEADER.itemsize + ROWS * kind.record_bytes
     parts["records"] = (HEADER.itemsize, records_end)
     parts["crcs"] = (records_end, records_end + 4 * ROWS)
-    parts["certificate"] = (records_end + 4 * ROWS, kind.block_bytes(ROWS) - 4)
+    parts["certificate"] = (records_end + 4 * ROWS, kind.block_bytes(ROWS) - 8)
+    parts["right"] = (kind.block_bytes(ROWS) - 8, kind.block_bytes(ROWS) - 4)
     parts["last crc"] = (kind.block_bytes(ROWS) - 4, kind.block_bytes(ROWS))
     return parts
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import errno
+import json
 import multiprocessing
 import os
 import random
 import resource
 import shutil
+import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -32,11 +34,11 @@ from small_caches import (
 )
 
 from pipelines.errors import UserError
-from pipelines.files import is_temporary
+from pipelines.files import is_temporary, temporary_path
 from pipelines.logits import CacheWriter, LogitCache
 from pipelines.logits.blocks import BLOCK_ROWS, HEADER, open_block
 from pipelines.logits.cache import Wanted, find_cache
-from pipelines.logits.identity import identity_bytes, identity_hash, view_identity
+from pipelines.logits.identity import cache_identity, identity_bytes, identity_hash, view_identity
 from pipelines.records import Records
 from pipelines.views import Recipe
 from pipelines.writing import Sample
@@ -122,11 +124,14 @@ def test_more_blocks_than_are_kept_open(tmp_path: Path, few: Records, monkeypatc
     for view, key in zip(views, few.keys[np.arange(60) % FEW], strict=True):
         found = cache.gather(np.array([key]), np.array([view], np.int32))
         assert np.array_equal(found.numpy(), logits_of(np.array([key]), int(view)))
-    assert len(cache._blocks) == 3
+    assert len(cache._open) == 3
 
 
 def forked(task: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
     """A process of its own that starts in milliseconds: forked from a server that has imported what it needs."""
+    here = str(Path(__file__).parent)
+    if here not in sys.path:  # an entry script, imported by another test, has put the repository in its place
+        sys.path.append(here)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "numba"])
     process = context.Process(target=task, args=arguments)
@@ -161,6 +166,7 @@ def test_readers_need_no_write_access(small: Path, few: Records) -> None:
             path.chmod(0o444)
     ours, theirs = multiprocessing.Pipe()
     process = forked(_read_as_nobody, small, few.path, theirs)
+    theirs.close()
     found = ours.recv()
     process.join()
     small.parent.chmod(0o755)
@@ -168,6 +174,70 @@ def test_readers_need_no_write_access(small: Path, few: Records) -> None:
     assert not isinstance(found, str), found
     assert np.array_equal(found, logits_of(few.keys, 0))
     assert {path: path.stat().st_mtime_ns for path in small.rglob("*")} == before
+
+
+def _read_in_a_fork(cache: LogitCache, keys: np.ndarray, answer: Connection) -> None:
+    answer.send([cache.gather(keys, np.full(len(keys), view)).numpy() for view in (0, 1, 2)])
+
+
+def test_a_cache_that_is_open_survives_a_fork(large: Path, many: Records) -> None:
+    """As in the workers of a DataLoader: views that were open before, views that are opened after, on both sides."""
+    cache = LogitCache(large)
+    cache.gather(many.keys, np.zeros(MANY, np.int32))
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=_read_in_a_fork, args=(cache, many.keys, theirs))
+    process.start()
+    theirs.close()
+    found = ours.recv()
+    process.join()
+    for view in (0, 1, 2):
+        assert np.array_equal(found[view], logits_of(many.keys, view))
+        assert np.array_equal(cache.gather(many.keys, np.full(MANY, view)).numpy(), found[view])
+
+
+def _read_elsewhere(cache: LogitCache, folder: Path, keys: np.ndarray, answer: Connection) -> None:
+    os.chdir(folder)
+    answer.send((len(cache._open), cache.gather(keys, np.ones(len(keys), int)).numpy()))
+
+
+def test_a_cache_travels_to_another_process(small: Path, few: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its path, which holds wherever that process works; open files stay behind."""
+    monkeypatch.chdir(small.parent)
+    cache = LogitCache(small.name)
+    cache.gather(few.keys, np.ones(FEW, int))
+    ours, theirs = multiprocessing.Pipe()
+    process = forked(_read_elsewhere, cache, small, few.keys, theirs)
+    theirs.close()
+    was_open, found = ours.recv()
+    process.join()
+    assert was_open == 0 and np.array_equal(found, logits_of(few.keys, 1))
+
+
+def test_keys_and_views_as_a_user_has_them(large: Path, many: Records) -> None:
+    """Tensors, lists, any integers, every second one of an array; but one view for each key."""
+    cache, keys, views = LogitCache(large), many.keys[:8], np.arange(8) % 3
+    expected_logits = expected(keys, views)
+    for k, v in (
+        (torch.from_numpy(keys), torch.from_numpy(views.astype(np.int32))),
+        (keys.tolist(), views.astype(np.uint8)),
+        (np.repeat(keys, 2)[::2], np.repeat(views, 2)[::2]),
+    ):
+        assert np.array_equal(cache.gather(k, v).numpy(), expected_logits)
+    for k, v in ((keys, views[:7]), (keys, views[:1]), (keys[None], views[None])):
+        with pytest.raises(ValueError, match="one view for each key"):
+            cache.gather(k, v)
+    with pytest.raises(ValueError, match="are integers, not float64"):
+        cache.gather(keys, views + 0.5)
+
+
+def test_scattered_reading_opens_each_block_once(tmp_path: Path, few: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = LogitCache(make_cache(tmp_path, few, views=9))
+    opened: list[int] = []
+    monkeypatch.setattr("pipelines.logits.cache.open_block", lambda *cell: opened.append(cell[2]) or open_block(*cell))
+    views = np.random.default_rng(0).integers(0, 9, FEW)
+    for _ in range(3):
+        assert np.array_equal(cache.gather(few.keys, views).numpy(), expected(few.keys, views))
+    assert sorted(opened) == sorted(set(views.tolist()))
 
 
 # ---- writing ----
@@ -211,9 +281,58 @@ def test_two_writers_at_once(tmp_path: Path, many: Records, large: Path) -> None
     gather_all(a.folder, many)
 
 
-def test_a_session_that_computed_nothing_leaves_made_json(tmp_path: Path, few: Records, small: Path) -> None:
-    CacheWriter(tmp_path, "t", identity_of(few), few.rows()).finish(2, None)
-    assert b'"host": "here"' in (small / "made.json").read_bytes()
+def accuracy_of(records: Records, views: int) -> float:
+    labels = records.rows()["label"]
+    keys = records.rows()["key"]
+    return float(np.mean([(logits_of(keys, view).argmax(axis=1) == labels).mean() for view in range(views)]))
+
+
+def test_made_json_tells_of_all_sessions(tmp_path: Path, few: Records, small: Path) -> None:
+    """And of the teacher's accuracy on all views, whoever wrote them: sessions that were killed said nothing."""
+    first = {"host": "here"}
+    assert json.loads((small / "made.json").read_text()) == {
+        "teacher_top1": accuracy_of(few, 2),
+        "sessions": [first],
+    }
+    writer = CacheWriter(tmp_path, "t", identity_of(few), few.rows())
+    before = (small / "made.json").stat().st_mtime_ns
+    assert writer.finish(2, None) == accuracy_of(few, 2)
+    assert (small / "made.json").stat().st_mtime_ns == before
+    write_cell(writer, (2, 0))  # and is killed
+    writer.finish(3, None)
+    assert json.loads((small / "made.json").read_text()) == {
+        "teacher_top1": accuracy_of(few, 3),
+        "sessions": [first],
+    }
+    write_cell(writer, (3, 0))
+    writer.finish(4, {"host": "there"})
+    assert json.loads((small / "made.json").read_text())["sessions"] == [first, {"host": "there"}]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"sessions": 3}'])
+def test_a_damaged_made_json_is_begun_anew(tmp_path: Path, few: Records, small: Path, text: str) -> None:
+    (small / "made.json").write_text(text)
+    CacheWriter(tmp_path, "t", identity_of(few), few.rows()).finish(2, {"host": "there"})
+    assert json.loads((small / "made.json").read_text())["sessions"] == [{"host": "there"}]
+
+
+def test_what_killed_writers_left_is_removed(tmp_path: Path, few: Records, small: Path) -> None:
+    """Once it is an hour old: a younger file may be a living writer's, on this host or another. It is nobody's block."""
+    places = [small / "v000/b00000.lc", small / "v001/b00000.lc", small / "identity.json", small / "v007/b00000.lc"]
+    (small / "v007").mkdir()
+    old, young = ([temporary_path(path) for path in places] for _ in range(2))
+    for path in (*old, *young):
+        path.write_bytes(b"half a bl")
+    for path in old:
+        os.utime(path, (time.time() - 3700,) * 2)
+    writer = CacheWriter(tmp_path, "t", identity_of(few), few.rows())
+    assert not any(path.exists() for path in old) and all(path.exists() for path in young)
+    assert writer.missing(8) == [(view, 0) for view in range(2, 8)] and not writer.has((7, 0))
+    for path in young:
+        os.utime(path, (time.time() - 3700,) * 2)
+    writer.finish(2, None)
+    assert not any(path.exists() for path in young)
+    gather_all(small, few)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -286,12 +405,13 @@ def _write_on_a_full_disk(parent: Path, scratch: Path, records_path: Path, limit
 
 def test_a_full_disk(tmp_path: Path, few: Records) -> None:
     """In any file: one clear line, nothing half-written, and the same command goes on when there is room again."""
-    block = 100 + FEW * (20 + 20 + 4) + 6 * 24 + 4
+    block = 100 + FEW * (20 + 20 + 4) + 6 * 24 + 4 + 4
     reason = os.strerror(errno.EFBIG)
     parent = tmp_path / "full"
     for limit, where in ((100, f"cache.dir={parent}"), (1000, f"cache.dir={parent}"), (block - 1, f"{parent}/t-")):
         ours, theirs = multiprocessing.Pipe()
         process = forked(_write_on_a_full_disk, parent, tmp_path / "scratch", few.path, limit, theirs)
+        theirs.close()
         found = ours.recv()
         process.join()
         assert found.startswith(f"cannot write to {where}") and reason in found
@@ -303,7 +423,7 @@ def test_no_room_for_the_last_files(tmp_path: Path, few: Records) -> None:
     writer = CacheWriter(tmp_path, "t", identity_of(few), few.rows())
     write_cell(writer, (0, 0))
     (writer.folder / "done.json").mkdir()
-    with pytest.raises(UserError, match=r"cannot write to .*make room and run the same command again"):
+    with pytest.raises(UserError, match=r"cannot write to .*make room.* and run the same command again"):
         writer.finish(1, {})
     (writer.folder / "done.json").rmdir()
     writer.finish(1, {})
@@ -365,7 +485,10 @@ def test_every_damage_is_refused(small: Path, few: Records, name: str, harm: Cal
     whole = (small / name).read_bytes()
     rng = random.Random(f"{name} {harm.__name__}")
     for _ in range(5):
-        (small / name).write_bytes(harm(bytearray(whole), rng))
+        harmed = whole
+        while harmed == whole:  # zeros over zeros do no harm
+            harmed = harm(bytearray(whole), rng)
+        (small / name).write_bytes(harmed)
         with pytest.raises(UserError, match=name.replace(".", r"\.")):
             gather_all(small, few)
     (small / name).write_bytes(whole)
@@ -435,10 +558,10 @@ def test_names_of_the_folder(small: Path, few: Records) -> None:
 
 
 def test_another_format(small: Path, few: Records) -> None:
-    identity = identity_of(few) | {"format": 2}
+    identity = identity_of(few) | {"format": 3}
     (small / "identity.json").write_bytes(identity_bytes(identity))
     renamed = small.rename(small.with_name(f"t-{identity_hash(identity).hex()[:12]}"))
-    with pytest.raises(UserError, match="has cache format 2, this version reads 1"):
+    with pytest.raises(UserError, match="has cache format 3, this version reads 2"):
         LogitCache(renamed)
 
 
@@ -521,8 +644,8 @@ def test_each_field_is_refused_by_its_name(small: Path, few: Records, field: str
 
 
 def test_the_scale_of_crops_is_refused_by_its_name(tmp_path: Path, few: Records) -> None:
-    parts = {"codec": "f32", "batch": 1, "format": 1, "teacher": {"weights": "ab"}}
-    identity = parts | view_identity(few, Recipe(size=4), 0, "reference")
+    view = view_identity(few, Recipe(size=4), 0, "reference")
+    identity = cache_identity(view, {"weights": "ab"}, "f32", 1)
     writer = CacheWriter(tmp_path, "t", identity, few.rows())
     fill(writer, 1)
     view = view_identity(few, Recipe(size=4, scale=[0.2, 1.0]), 0, "reference")

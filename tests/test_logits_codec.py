@@ -116,7 +116,7 @@ def test_u8_loses_less_than_seven_hundredths_of_a_percent() -> None:
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("classes", (2, 100, 1000))
 def test_certificate_is_the_sum_by_definition(codec: str, classes: int) -> None:
-    """More rows than are certified at a time, some very sure, some nearly flat."""
+    """Of a thousand classes more rows than are certified at a time; some very sure, some nearly flat."""
     logits = some_logits(150, classes) * np.geomspace(0.01, 5, 150, dtype=np.float32)[:, None]
     payload = encode(logits, codec)
     other = decode(torch.from_numpy(payload), codec).numpy()
@@ -130,6 +130,15 @@ def test_certificate_is_the_sum_by_definition(codec: str, classes: int) -> None:
         assert lost <= bound * (1 + 1e-9)
     if codec == "f32":
         assert not sums[:, [0, 2]].any()
+
+
+@pytest.mark.parametrize("classes", (5, 1000, 8142))
+def test_a_certificate_does_not_depend_on_the_number_of_threads(classes: int) -> None:
+    """To the bit: it is part of a block's bytes."""
+    logits = some_logits(700 if classes < 100 else 150, classes)
+    payload = encode(logits, "u8")
+    alone = certificate(logits, payload, "u8")
+    assert all(np.array_equal(certificate(logits, payload, "u8", workers), alone) for workers in (2, 3, 8))
 
 
 def hostile_logits(kind: str, codec: str) -> np.ndarray:

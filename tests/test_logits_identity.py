@@ -48,7 +48,7 @@ def test_what_an_identity_holds(records: Records) -> None:
     """The fields of DESIGN's list, spelt out: a field that is lost would let a foreign cache in."""
     identity = identity_of(records, codec="u8", batch=7, seed=3)
     assert identity == {
-        "format": 1,
+        "format": 2,
         "teacher": TEACHER,
         "codec": "u8",
         "batch": 7,

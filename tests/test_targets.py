@@ -13,13 +13,14 @@ from pipelines.batch import Batch
 from pipelines.errors import UserError
 from pipelines.finish import Finish
 from pipelines.loader import Loader
-from pipelines.logits import CacheWriter, LogitCache
+from pipelines.logits import CacheWriter, Ensemble, LogitCache
 from pipelines.logits.fingerprint import Fingerprinter
 from pipelines.logits.identity import cache_identity, view_identity
 from pipelines.records import Records
 from pipelines.views import Recipe
 from train.checkpoint import save_final
-from train.targets import CachedTargets, Teacher, weights_hash
+from train.targets import CachedTargets, Teacher
+from train.weights import read_run, weights_hash
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(crop="pad_crop", size=16, pad=2)
@@ -79,58 +80,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, network: torch.nn.Module, reco
 def teacher_of(
     run: str, records: Records, size: int = 16, precision: str = "fp32", channels_last: bool = False
 ) -> Teacher:
-    return Teacher(run, records, size, CPU, precision, channels_last)
-
-
-# ---- the name of a network ----
-
-
-def some_state() -> dict[str, torch.Tensor]:
-    rng = torch.Generator().manual_seed(0)
-    return {
-        "conv.weight": torch.randn(4, 3, 3, 3, generator=rng),
-        "bn.running_mean": torch.randn(4, generator=rng),
-        "bn.num_batches_tracked": torch.tensor(7),
-        "half": torch.randn(6, generator=rng).bfloat16(),
-        "empty": torch.zeros(0, 3),
-    }
-
-
-def test_weights_hash_is_that_of_the_values() -> None:
-    """Not of their order, layout, device of origin, or whether they are trained."""
-    state = some_state()
-    expected = weights_hash(state)
-    assert len(expected) == 64
-    assert weights_hash(dict(reversed(state.items()))) == expected
-    conv = state["conv.weight"]
-    for other in (
-        conv.to(memory_format=torch.channels_last),
-        torch.nn.Parameter(conv.clone()),
-        conv.repeat_interleave(2, dim=0)[::2],
-    ):
-        assert weights_hash(state | {"conv.weight": other}) == expected
-    assert weights_hash(some_state()) == expected
-
-
-def test_weights_hash_notices_every_change() -> None:
-    state = some_state()
-    bit = state["conv.weight"].clone()
-    bit.view(torch.int32)[3, 2, 1, 0] ^= 1
-    renamed = {name.replace("bn", "norm"): tensor for name, tensor in state.items()}
-    swapped = state | {"conv.weight": state["conv.weight"].flip(0)}
-    changes = {
-        "a bit": state | {"conv.weight": bit},
-        "a size": state | {"empty": torch.zeros(0, 4)},
-        "a name": renamed,
-        "a dtype": state | {"half": state["half"].half()},
-        "a dtype of equal bytes": state | {"half": state["half"].view(torch.int16)},
-        "a shape": state | {"conv.weight": state["conv.weight"].reshape(4, 27)},
-        "an order of rows": swapped,
-        "a counter": state | {"bn.num_batches_tracked": torch.tensor(8)},
-        "a tensor less": {name: tensor for name, tensor in state.items() if name != "empty"},
-    }
-    hashes = {name: weights_hash(changed) for name, changed in changes.items()}
-    assert len({weights_hash(state), *hashes.values()}) == len(changes) + 1
+    return Teacher(read_run(run), records, size, CPU, precision, channels_last)
 
 
 # ---- the teacher ----
@@ -218,8 +168,9 @@ def test_a_teacher_is_named_after_its_run(run: str, records: Records, spelling: 
         (lambda names: names[:-1], "4 classes, the data has 5"),
     ],
 )
-def test_a_teacher_of_other_classes(records: Records, network, tmp_path: Path, names, words: str) -> None:
-    run = save(tmp_path / "other", network, records, class_names=names(list(records.class_names)))
+def test_a_teacher_of_other_classes(records: Records, tmp_path: Path, names, words: str) -> None:
+    theirs = names(list(records.class_names))
+    run = save(tmp_path / "other", build_model("resnet20", len(theirs)), records, class_names=theirs)
     with pytest.raises(UserError, match=rf"distill.teacher=.*other was trained on other classes: {words}"):
         teacher_of(str(run), records)
 
@@ -252,7 +203,7 @@ def targets_of(
     folder: Path, check: str = "epoch", pixels: str = "close", every: int = 4
 ) -> tuple[CachedTargets, list[str]]:
     said: list[str] = []
-    return CachedTargets(LogitCache(folder), CPU, check, pixels, every, said.append), said
+    return CachedTargets(Ensemble([LogitCache(folder)]), CPU, check, pixels, every, said.append), said
 
 
 def nudged(batch: Batch) -> Batch:

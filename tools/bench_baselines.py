@@ -24,8 +24,9 @@ import torch
 from PIL import Image, ImageEnhance
 from torch.utils.data import DataLoader, Dataset
 
+from pipelines.backends import boxes_of
 from pipelines.records import Records
-from pipelines.views import Recipe, boxes, colours, view_params
+from pipelines.views import Recipe, colours, view_params
 from tools.bench_clock import Stream, Timing, endless
 
 # Samples of one epoch of the stock Loader, repeated from the pool: at its start it fills its queue and allocates its
@@ -100,8 +101,7 @@ class _Boxes:
     def __iter__(self) -> Iterator[list[Index]]:
         r, job = self._records, self._job
         for rows, views in endless(job.pool, job.batch, job.views):
-            stored = r.stored_widths[rows], r.stored_heights[rows]
-            found = boxes(self._params, r.keys[rows], views, r.widths[rows], r.heights[rows], *stored)
+            found = boxes_of(self._params, r, rows, views)
             drawn: Iterable = itertools.repeat(None)
             if self._whole:
                 drawn = zip(*(part.tolist() for part in colours(self._params, r.keys[rows], views)), strict=True)

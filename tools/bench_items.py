@@ -17,11 +17,11 @@ from accelerate import Accelerator
 
 from models.registry import build_model
 from pipelines.backends import BatchPlan, available_backends, pixel_source, refusal, resolve_backend
-from pipelines.batch import Batch, Colours
+from pipelines.batch import Batch
 from pipelines.errors import UserError
-from pipelines.finish import Finish
+from pipelines.finish import crops_only
 from pipelines.loader import Loader
-from pipelines.logits import CacheWriter, LogitCache
+from pipelines.logits import CacheWriter, Ensemble, LogitCache
 from pipelines.logits.fingerprint import Fingerprints
 from pipelines.logits.identity import cache_identity, view_identity
 from pipelines.records import Records, rows_digest
@@ -64,13 +64,6 @@ class Row:
         return float(np.median([getattr(timing, figure) for timing in self.timings]))
 
 
-class _CropsOnly(Finish):
-    """Hands the crops on as they are: what a loader does by itself, without the finish that all loaders share."""
-
-    def __call__(self, pixels: torch.Tensor, colours: Colours | None = None) -> torch.Tensor:
-        return pixels
-
-
 class Step:
     """The training step of train/loop.py: forward, backward, optimizer."""
 
@@ -110,7 +103,7 @@ class Step:
 class _Gathered:
     """Targets of a cache, without the comparison of pixels, which training makes once an epoch."""
 
-    def __init__(self, cache: LogitCache, device: torch.device):
+    def __init__(self, cache: Ensemble, device: torch.device):
         self._cache, self._device = cache, device
 
     def __call__(self, batch: Batch) -> torch.Tensor:
@@ -163,10 +156,10 @@ class Ours:
         self._records, self._pool, self._folder = records, pool, folder
         self._accelerator, self._device = accelerator, accelerator.device
         self._distils = distill.method in DISTILLING
-        self._cache: LogitCache | None = None
+        self._cache: Ensemble | None = None
         self.notes: list[str] = []
         if self._distils and config.cache.paths:
-            self._cache, self.backend, self.notes = open_cache(self._config, records, self._device)
+            self._cache, self.backend, _, self.notes = open_cache(self._config, records, self._device)
         else:
             self.backend = resolve_backend(config.data.backend, records, config.data.recipe, self._device)
 
@@ -233,8 +226,7 @@ class Ours:
 
     def _loader_alone(self, backend: str) -> Stream:
         loader = self._make_loader(backend)
-        data = self._config.data
-        loader.finish = _CropsOnly(data.mean, data.std, self._device, channels_last=True)
+        loader.finish = crops_only  # all loaders share the finish, which has a row of its own
         return self._fed_by(loader, views_of(self._config), lambda batch: len(batch.keys))
 
     def _fed_by(self, loader: Loader, views: int, work: Callable[[Batch], int]) -> Stream:
@@ -257,7 +249,8 @@ class Ours:
         soft = torch.randn(len(kept.labels), self._records.num_classes, device=self._device)
         objective = self._objective((lambda batch: soft[: len(batch.labels)]) if self._distils else None)
         step_alone = self._repeated(lambda: step(kept, objective))
-        yield Row("b.step", "training step, batch stays on the device", source=step_alone)
+        method = self._config.distill.method
+        yield Row("b.step", "training step, batch stays on the device", note=method, source=step_alone)
 
         def finish_once() -> int:
             finish(kept.pixels, kept.colours)
@@ -309,11 +302,12 @@ class Ours:
             return row
         if self._cache is None:
             source = pixel_source(self.backend, self._records, self._device)
-            cache, kind = temporary_cache(self._folder, self._config, self._records, self._pool, source), "temporary"
+            temporary = temporary_cache(self._folder, self._config, self._records, self._pool, source)
+            cache, kind = Ensemble([temporary]), "temporary"
         else:
             cache, kind = self._cache, "given"
         views = min(cache.views, views_of(self._config))
-        row.note = f"{kind}: {cache.identity['codec']}, views: {views}"
+        row.note = f"{kind}: {', '.join(one.identity['codec'] for one in cache.caches)}, views: {views}"
         row.source = self._trained(_Gathered(cache, self._device), views)
         return row
 

@@ -116,7 +116,7 @@ def main() -> None:
     (made,) = (folder / "caches").glob("*/made.json")
     counts = np.array(json.loads((folder / "bsce" / "model.json").read_text())["train_counts"])
     console.rule("[bold]results")
-    show_table(console, results, spent, json.loads(made.read_text())["seconds"])
+    show_table(console, results, spent, sum(one["seconds"] for one in json.loads(made.read_text())["sessions"]))
     draw(folder / "accuracy.png", results, counts)
     console.print(f"picture: demo/accuracy.png; everything else is in demo/ ({time.perf_counter() - start:.0f} s)")
 

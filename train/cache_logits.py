@@ -4,6 +4,9 @@ CONFIG is the STUDENT's: recipe, data.seed and number of views agree by construc
 same command again: finished blocks are kept. The printed folder goes into the students' cache.paths.
 
     accelerate launch train/cache_logits.py configs/cifar100_lt/dive_if100.yaml distill.teacher=NAME
+
+Any number of such commands may fill one cache at the same time, on machines that share the folder: the same kind of GPU and
+the same versions give the same bytes.
 """
 
 import sys
@@ -16,13 +19,17 @@ import torch
 
 from pipelines.backends import pixel_source, resolve_backend
 from pipelines.errors import UserError
+from pipelines.finish import crops_only
+from pipelines.loader import default_workers
 from pipelines.logits import CacheWriter
 from pipelines.logits.identity import cache_identity, view_identity
 from pipelines.records import Records
-from train.caching import write_cache
+from train.caching import all_cells, size_text, write_cache
 from train.config import Config, parse_args
 from train.experiment import make_loader, make_teacher, views_of
 from train.run import guard, make_accelerator
+
+_CERTIFYING = 4  # threads that certify a block beside the teacher's forward passes; more gain little
 
 
 def main(argv: list[str]) -> None:
@@ -30,7 +37,10 @@ def main(argv: list[str]) -> None:
     if config.data.train is None:
         raise UserError("data.train is not set; type data.train=FILE.beton (tools/convert.py makes it)")
     if config.distill.teacher is None:
-        raise UserError("distill.teacher is not set; type distill.teacher=RUN, the run of the finished teacher")
+        raise UserError(
+            "distill.teacher is not set; type distill.teacher=RUN, the finished teacher's, or distill.teacher=WEIGHTS.pth "
+            "distill.teacher_arch=NAME distill.teacher_classes=FILE"
+        )
     accelerator = make_accelerator(config)
     torch.backends.cudnn.benchmark = False  # it chooses by timing, and a block's bytes must not depend on that
     records = Records(config.data.train)
@@ -38,19 +48,29 @@ def main(argv: list[str]) -> None:
     recipe, device = config.data.recipe, accelerator.device
     backend = resolve_backend(config.data.backend, records, recipe, device)
     loader = make_loader(config, records, recipe, backend, accelerator)
+    loader.finish = crops_only  # the teacher finishes them by its own normalisation
     view = view_identity(records, recipe, config.data.seed, pixel_source(backend, records, device))
     identity = cache_identity(view, teacher.identity, config.cache.codec, config.cache.batch)
     views = views_of(config)
     if options.dry_run:
         accelerator.print(f"dry run: would write {views} views of {len(records)} samples into {config.cache.dir}")
         return
-    writer = CacheWriter(config.cache.dir, teacher.name, identity, records.rows())
+    workers = min(_CERTIFYING, config.data.workers or default_workers())
+    writer = CacheWriter(config.cache.dir, teacher.name, identity, records.rows(), workers)
+    cells = all_cells(writer, views)
     accelerator.print(
-        f"writing {writer.folder}: {len(writer.missing(views))} of {views * writer.blocks} blocks missing"
+        f"writing {writer.folder}: {len(writer.missing(views))} of {len(cells)} blocks missing, "
+        f"{size_text(writer.bytes_of(cells))} in the end"
     )
     figures = write_cache(writer, loader, teacher, views, config.cache.batch, accelerator)
     accelerator.print("  ".join(f"{name} {value}" for name, value in figures.items()))
+    if figures["teacher_top1"] < (usual := records.class_counts.max() / len(records)):
+        accelerator.print(
+            f"warning: the teacher is right on {figures['teacher_top1']:.1%} of these views, always naming the most frequent "
+            f"class would be on {usual:.1%}: wrong mean and std, or another order of classes?"
+        )
     accelerator.print(f"complete: cache.paths=[{writer.folder}]")
+    accelerator.end_training()  # left to the interpreter's exit, threads of the process group abort some of the time
 
 
 if __name__ == "__main__":

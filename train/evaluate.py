@@ -25,8 +25,8 @@ from pipelines.records import Records
 from train.checkpoint import load_final, run_folder
 from train.config import Config, parse_args
 from train.evaluation import evaluate
-from train.experiment import channels_last, make_loader
-from train.run import guard, make_accelerator
+from train.experiment import channels_last, evaluation_backend, make_loader
+from train.run import guard, make_accelerator, stored_facts
 from train.tracking import show_result
 
 
@@ -58,7 +58,12 @@ def main(argv: list[str]) -> None:
     network = channels_last(network.to(accelerator.device))
     model = accelerator.prepare_model(network, evaluation_mode=True)
     recipe = config.data.recipe.evaluation()
-    backend = resolve_backend(config.data.backend, records, recipe, accelerator.device)
+    device, setting = accelerator.device, config.data.backend
+    if setting == "auto":  # as when the run evaluated itself
+        trained = stored_facts(folder).get("backend", "auto")
+        backend = evaluation_backend(trained, records, recipe, device)
+    else:
+        backend = resolve_backend(setting, records, recipe, device)
     loader = make_loader(config, records, recipe, backend, accelerator)
     counts = np.array(meta["train_counts"], np.int64)
     done = evaluate(model, loader, config.eval.batch, counts, accelerator, config.predictions is not None)
@@ -68,8 +73,9 @@ def main(argv: list[str]) -> None:
         buffer = io.BytesIO()
         np.savez(buffer, **done.predictions._asdict())
         write_bytes_atomic(Path(config.predictions), buffer.getvalue())
-    write_json_atomic(folder / f"evaluation_{config.split}.json", done.figures)
-    show_result({config.split: done.figures})
+    figures = done.figures | {"backend": backend}
+    write_json_atomic(folder / f"evaluation_{config.split}.json", figures)
+    show_result({config.split: figures})
 
 
 if __name__ == "__main__":

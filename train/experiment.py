@@ -16,8 +16,9 @@ from pipelines.backends import available_backends, pixel_source, resolve_backend
 from pipelines.errors import UserError
 from pipelines.finish import Finish
 from pipelines.loader import Loader
-from pipelines.logits import LogitCache
+from pipelines.logits import Ensemble, LogitCache
 from pipelines.logits.cache import Wanted
+from pipelines.logits.flatness import TEMPERATURES, recommend, virtual_examples
 from pipelines.logits.identity import view_identity
 from pipelines.order import TrainOrder
 from pipelines.records import Records
@@ -26,11 +27,12 @@ from train import checkpoint, loop, tracking
 from train.config import Config, Options
 from train.evaluation import evaluate
 from train.losses import log_prior
-from train.objective import DISTILLING, PRIOR, Objective
+from train.objective import DISTILLING, PRIOR, DistillConfig, Objective
 from train.optim import build_optimizer
-from train.run import Run, make_accelerator, run_name
+from train.run import Run, make_accelerator, run_name, stored_facts
 from train.schedule import Schedule
-from train.targets import CachedTargets, Targets, Teacher, weights_hash
+from train.targets import CachedTargets, Targets, Teacher
+from train.weights import Pretrained, read_file, read_run, weights_hash
 
 
 class Splits(NamedTuple):
@@ -70,6 +72,16 @@ def views_of(config: Config) -> int:
     return config.data.views or config.schedule.epochs
 
 
+def reuse_of_views(config: Config) -> str | None:
+    """A line that says how often each view is used; None when there is one for every epoch."""
+    views, epochs = views_of(config), config.schedule.epochs
+    if views >= epochs:
+        return None
+    times = f"{epochs // views}" if epochs % views == 0 else f"{epochs // views} or {epochs // views + 1}"
+    balanced = " (of a sample that comes once an epoch)" if config.data.sampling == "class_balanced" else ""
+    return f"{views} views for {epochs} epochs: each is used {times} times{balanced}"
+
+
 def channels_last(network: nn.Module) -> nn.Module:
     """The network laid out as the images are: what tensor cores want, and on a CPU 26 and 29 % faster than contiguous.
 
@@ -97,11 +109,36 @@ def make_loader(config: Config, records: Records, recipe: Recipe, backend: str, 
         raise UserError(str(error)) from error
 
 
+def evaluation_backend(trained: str, records: Records, recipe: Recipe, device: torch.device) -> str:
+    """The backend of the training where it can serve the records, as it nearly always can; else what auto means."""
+    able = trained in available_backends(records, recipe, device)
+    return trained if able else resolve_backend("auto", records, recipe, device)
+
+
+def read_teacher(config: Config) -> Pretrained:
+    """The network that distill.teacher names: a run's, or that of a file of weights."""
+    distill, data = config.distill, config.data
+    assert distill.teacher is not None
+    if distill.teacher_arch is None:
+        return read_run(distill.teacher)
+    assert distill.teacher_classes is not None
+    return read_file(
+        distill.teacher,
+        distill.teacher_arch,
+        distill.teacher_classes,
+        distill.teacher_mean or data.mean,
+        distill.teacher_std or data.std,
+        data.recipe.size,
+    )
+
+
 def make_teacher(config: Config, records: Records, accelerator: Accelerator) -> Teacher:
-    """The run that distill.teacher names, in the configuration's precision."""
-    assert config.distill.teacher is not None
+    """The network that distill.teacher names, in the configuration's precision."""
+    source = read_teacher(config)
+    for note in source.notes:
+        accelerator.print(note)
     return Teacher(
-        config.distill.teacher,
+        source,
         records,
         config.data.recipe.size,
         accelerator.device,
@@ -111,28 +148,70 @@ def make_teacher(config: Config, records: Records, accelerator: Accelerator) -> 
     )
 
 
-def open_cache(config: Config, train: Records, device: torch.device) -> tuple[LogitCache, str, list[str]]:
-    """(cache, backend to load with, notes for the first screen), refusing a cache that does not fit."""
-    if len(config.cache.paths) > 1:
-        raise UserError(f"cache.paths={config.cache.paths}: one cache at a time")
-    distill = config.distill
-    weights = weights_hash(checkpoint.load_final(distill.teacher)[0]) if distill.teacher else None
-    recipe = config.data.recipe
+def resolve_tau(distill: DistillConfig, caches: Ensemble, train: Records) -> tuple[DistillConfig, str | None]:
+    """(settings with a temperature, a line that says how it was chosen); distill.tau=null takes it from the cache.
+
+    The rule is flatness.recommend's, on the run's own samples under the first view; tau = T * p with the configured p.
+    """
+    if distill.tau is not None:
+        return distill, None
+    # Only a mean of probabilities depends on the temperature at which it is read: one pass over the cache for each.
+    grids = [[t] for t in TEMPERATURES] if caches.average == "probabilities" else [list(TEMPERATURES)]
+    virtual = np.concatenate([virtual_examples(caches.at(grid[0]), train.keys, grid) for grid in grids])
+    chosen = recommend(virtual, train.class_counts)
+    tau = chosen.temperature * distill.p
+    how = (
+        "the smallest at which the rarest third of classes has as many virtual examples as the most frequent third"
+        if chosen.flat
+        else "the largest of the grid: at none has the rarest third of classes as many virtual examples as the most frequent"
+    )
+    line = f"distill.tau: {tau:g}, chosen from the cache (T = tau/p = {chosen.temperature:g}, {how})"
+    return dataclasses.replace(distill, tau=tau), line
+
+
+def open_cache(config: Config, train: Records, device: torch.device) -> tuple[Ensemble, str, DistillConfig, list[str]]:
+    """(caches, backend to load with, settings with a temperature, notes for the first screen), refusing what does not fit."""
+    settings, recipe = config.cache, config.data.recipe
+    if config.distill.teacher and len(settings.paths) > 1:
+        raise UserError(
+            f"distill.teacher={config.distill.teacher} is one teacher, cache.paths names {len(settings.paths)} caches: "
+            "leave distill.teacher out"
+        )
+    weights = weights_hash(read_teacher(config).network.state_dict()) if config.distill.teacher else None
     view = view_identity(train, recipe, config.data.seed, config.data.backend)
     wanted = Wanted(view, train.rows(), weights)
-    cache = LogitCache(config.cache.paths[0], wanted)
-    backend = resolve_backend(config.data.backend, train, recipe, device, cached=cache.identity["backend"])
+    caches = [LogitCache(path, wanted) for path in settings.paths]
+    _require_different_teachers(caches)
+    backend = resolve_backend(config.data.backend, train, recipe, device, cached=caches[0].identity["backend"])
     wanted = wanted._replace(view=view | {"backend": pixel_source(backend, train, device)})
-    notes = cache.require(wanted, views_of(config), config.cache.pixels)
+    differing = [cache.require(wanted, views_of(config), settings.pixels) for cache in caches]
+    distill, chosen = resolve_tau(config.distill, Ensemble(caches, settings.weights, settings.average), train)
     assert distill.tau is not None
-    loss = cache.require_temperature(distill.tau / distill.p)
-    teacher = cache.identity["teacher"]
-    notes = [
-        f"cache {cache.folder}: {cache.views} views of {teacher['architecture']} {teacher['weights'][:12]}, "
-        f"codec {cache.identity['codec']}, certified loss {loss:.4%} at T = {distill.tau / distill.p:g}",
-        *(f"cache differs in {note}" for note in notes),
-    ]
-    return cache, backend, notes
+    temperature = distill.tau / distill.p
+    notes = []
+    for cache, found in zip(caches, differing, strict=True):
+        teacher, loss = cache.identity["teacher"], cache.require_temperature(temperature)
+        notes.append(
+            f"cache {cache.folder}: {cache.views} views of {teacher['architecture']} {teacher['weights'][:12]}, "
+            f"codec {cache.identity['codec']}, certified loss {loss:.4%} at T = {temperature:g}"
+        )
+        notes += [f"cache differs in {note}" for note in found]
+    if len(caches) > 1:
+        shares = f", weighted {settings.weights}" if settings.weights else ""
+        notes.append(f"targets: the mean of {len(caches)} teachers' {settings.average}{shares}")
+    notes += [chosen] if chosen else []
+    return Ensemble(caches, settings.weights, settings.average, temperature), backend, distill, notes
+
+
+def _require_different_teachers(caches: list[LogitCache]) -> None:
+    first: dict[str, LogitCache] = {}
+    for cache in caches:
+        other = first.setdefault(cache.identity["teacher"]["weights"], cache)
+        if other is not cache:
+            raise UserError(
+                f"cache.paths: {other.folder} and {cache.folder} are of the same teacher; name one of them, and give it "
+                "more of cache.weights if it is to count more"
+            )
 
 
 def _check_method(config: Config, allowed: tuple[str, ...], script: str) -> None:
@@ -150,8 +229,11 @@ def _check_method(config: Config, allowed: tuple[str, ...], script: str) -> None
             if given:
                 raise UserError(f"{key}={given}: {method} uses no soft targets; leave {key} out")
         return
-    if config.distill.tau is None:
-        raise UserError(f"distill.tau is not set: {method} needs a temperature, for example distill.tau=3")
+    if config.distill.tau is None and not config.cache.paths:
+        raise UserError(
+            f"distill.tau=null takes the temperature from a cache, and {method} has none here: type distill.tau=3, for "
+            "example, or cache.paths=[FOLDER]"
+        )
     if not config.cache.paths and config.distill.teacher is None:
         raise UserError(
             f"{method} needs targets: cache.paths=[FOLDER] (from train/cache_logits.py), or distill.teacher=RUN to ask it online"
@@ -188,7 +270,7 @@ class Experiment:
         with Run.open(self.config, self.name, self.script, self.accelerator) as run:
             for line in run.changes:
                 self.say(f"since the last session: {line}")
-            self._require_same_pixels(run)
+            self._require_same_facts(run)
             speed = loop.fit(
                 self.config,
                 run.folder,
@@ -210,23 +292,31 @@ class Experiment:
 
     def _prepare(self) -> None:
         config, accelerator = self.config, self.accelerator
+        before = stored_facts(self.folder).get("backend")
+        if config.data.backend == "auto" and before:  # the rule is asked once in a run's life
+            config = dataclasses.replace(config, data=dataclasses.replace(config.data, backend=before))
         self.splits = open_splits(config)
         train = self.splits.train
-        cache = None
-        backend = None
+        caches, backend, self.distill = None, None, config.distill
         if config.distill.method in DISTILLING and config.cache.paths:
-            cache, backend, notes = open_cache(config, train, accelerator.device)
+            caches, backend, self.distill, notes = open_cache(config, train, accelerator.device)
             for line in notes:
                 self.say(line)
         self.backend = backend or resolve_backend(config.data.backend, train, config.data.recipe, accelerator.device)
         self.say(f"{len(train)} training images of {train.num_classes} classes, backend {self.backend}")
         self.loader = make_loader(config, train, config.data.recipe, self.backend, accelerator)
         recipe = config.data.recipe.evaluation()
-        self.eval_loaders = {
-            split: make_loader(config, records, recipe, self._evaluation_backend(records, recipe), accelerator)
-            for split, records in self.splits.evaluation.items()
-        }
+        self.eval_loaders: dict[str, Loader] = {}
+        self.eval_backends: dict[str, str] = {}
+        for split, records in self.splits.evaluation.items():
+            backend = evaluation_backend(self.backend, records, recipe, accelerator.device)
+            if backend != self.backend:
+                self.say(f"data.{split} is loaded by backend {backend}: {self.backend} cannot serve it")
+            self.eval_backends[split] = backend
+            self.eval_loaders[split] = make_loader(config, records, recipe, backend, accelerator)
         self._make_order()
+        if line := reuse_of_views(config):
+            self.say(line)
         self.schedule = Schedule(config.schedule, config.optim.lr, self.order.steps_per_epoch)
         torch.manual_seed(config.seed)
         try:
@@ -239,7 +329,7 @@ class Experiment:
             network.compile(dynamic=False)  # in place, so that no prefix reaches the names of the weights
         self.model: nn.Module
         self.model, self.optimizer = accelerator.prepare(network, optimizer)
-        self.objective = self._make_objective(cache)
+        self.objective = self._make_objective(caches)
 
     def _make_order(self) -> None:
         optim, world = self.config.optim, self.accelerator.num_processes
@@ -265,22 +355,22 @@ class Experiment:
         except ValueError as error:
             raise UserError(str(error)) from error
 
-    def _make_objective(self, cache: LogitCache | None) -> Objective:
+    def _make_objective(self, caches: Ensemble | None) -> Objective:
         config, train, device = self.config, self.splits.train, self.accelerator.device
         counts = train.class_counts
         prior = log_prior(counts) if config.distill.method in PRIOR else torch.zeros(len(counts))
-        return Objective(config.distill, prior.to(device), self._targets(cache))
+        return Objective(self.distill, prior.to(device), self._targets(caches))
 
-    def _targets(self, cache: LogitCache | None) -> Targets | None:
+    def _targets(self, caches: Ensemble | None) -> Targets | None:
         config, train = self.config, self.splits.train
         if config.distill.method not in DISTILLING:
             return None
-        if cache is None:
+        if caches is None:
             self.say(f"targets: {config.distill.teacher}, online")
             return make_teacher(config, train, self.accelerator)
         check = config.cache
         return CachedTargets(
-            cache,
+            caches,
             self.accelerator.device,
             check.check,
             check.pixels,
@@ -288,22 +378,27 @@ class Experiment:
             self.say,
         )
 
-    def _evaluation_backend(self, records: Records, recipe: Recipe) -> str:
-        """The training's backend where it can serve these records, as it nearly always can."""
-        device = self.accelerator.device
-        able = self.backend in available_backends(records, recipe, device)
-        return self.backend if able else resolve_backend(self.config.data.backend, records, recipe, device)
-
-    def _require_same_pixels(self, run: Run) -> None:
+    def _require_same_facts(self, run: Run) -> None:
+        """What settings leave to be found out must be found out alike in every session of a run."""
         pixels = pixel_source(self.backend, self.splits.train, self.accelerator.device)
-        before = run.facts.get("pixels")
-        if before is None:
-            run.note(backend=self.backend, pixels=pixels)
-        elif before != pixels:
-            raise UserError(
-                f"run {run.folder} was started on pixels from {before}, here they come from {pixels} and would differ; "
-                f"go on where {before} is installed, or give another run=NAME"
-            )
+        found = {"backend": self.backend, "pixels": pixels, "tau": self.distill.tau}
+        for split, records in {"train": self.splits.train, **self.splits.evaluation}.items():
+            found[split] = records.digest
+        if not run.facts:
+            run.note(**found)
+            return
+        told = {
+            "pixels": "was started on pixels from {}, here they come from {} and would differ",
+            "tau": "was started with distill.tau={}, chosen from its cache; this cache gives {}",
+        }
+        for name, value in found.items():
+            before = run.facts.get(name)
+            if before != value:
+                what = told.get(name, f"was started on other records: data.{name} had the digest {{}}, it has {{}} now")
+                raise UserError(
+                    f"run {run.folder} {what.format(before, value)}; go on where it was started, or give another run=NAME "
+                    "(repaired or reconverted records start a new run)"
+                )
 
     def _progress_figures(self) -> dict[str, Any]:
         split = "val" if "val" in self.eval_loaders else "test"
@@ -312,11 +407,13 @@ class Experiment:
     def _evaluate(self, split: str) -> dict[str, Any]:
         counts: np.ndarray = self.splits.train.class_counts
         loader = self.eval_loaders[split]
-        return evaluate(self.model, loader, self.config.eval.batch, counts, self.accelerator).figures
+        figures = evaluate(self.model, loader, self.config.eval.batch, counts, self.accelerator).figures
+        return figures | {"backend": self.eval_backends[split]}
 
     def _result(self, speed: dict[str, float | None]) -> dict[str, Any]:
         return {
             "method": self.config.distill.method,
+            **({"tau": self.distill.tau} if self.config.distill.method in DISTILLING else {}),
             "epochs": self.config.schedule.epochs,
             "steps": self.schedule.total_steps,
             **{split: self._evaluate(split) for split in self.eval_loaders},

@@ -55,6 +55,12 @@ def run_name(run: str | None, config_file: Path, seed: int) -> str:
 # ---- the run ----
 
 
+def stored_facts(folder: Path) -> dict[str, Any]:
+    """What the sessions so far of the run in `folder` have found out (`Run.note`); nothing where there is no run."""
+    path = folder / "run.json"
+    return read_json(path).get("facts", {}) if path.exists() else {}
+
+
 @dataclass
 class Run:
     """An open run. Only the main process holds the lock and writes; the other ranks have the same answers.

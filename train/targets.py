@@ -1,22 +1,20 @@
 """Where a student's soft targets come from: a logit cache, or the teacher itself, run online.
 
-Both give raw teacher logits for exactly the views of a batch. Owns loading a teacher and naming it; the loss is elsewhere.
+Both give raw teacher logits for exactly the views of a batch. Owns asking a teacher and what its answers depend on; the loss
+is elsewhere.
 """
 
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from models.registry import build_model
 from pipelines.batch import Batch
 from pipelines.errors import UserError
 from pipelines.finish import Finish
-from pipelines.logits import LogitCache
+from pipelines.logits import Ensemble
 from pipelines.records import Records
-from train.checkpoint import load_final
+from train.weights import Pretrained, weights_hash
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -29,18 +27,8 @@ class Targets(Protocol):
         ...
 
 
-def weights_hash(state: dict[str, torch.Tensor]) -> str:
-    """SHA-256 over sorted (name, dtype, shape, bytes) of a network's weights: the same wherever they are stored."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 class Teacher:
-    """A finished run's network, frozen, in eval mode, asked about uint8 crops.
+    """A finished network, frozen, in eval mode, asked about uint8 crops.
 
     It normalises with its own mean and std, whatever the student uses. Another class order or input size is refused.
     precision: fp32, bf16 or fp16, that of the forward pass.
@@ -48,7 +36,7 @@ class Teacher:
 
     def __init__(
         self,
-        path: str,
+        source: Pretrained,
         records: Records,
         input_size: int,
         device: torch.device,
@@ -56,48 +44,27 @@ class Teacher:
         channels_last: bool,
         compile: bool = False,
     ):
-        state, meta = load_final(path)
-        self.name = Path(path.removesuffix("/model.safetensors")).name
-        self._check(path, meta, records, input_size)
-        network = build_model(meta["architecture"], len(meta["class_names"]))
-        network.load_state_dict(state)
-        self._network = network.to(device).eval().requires_grad_(False)
+        _require_fit(source, records, input_size)
+        self.name = source.name
+        weights = weights_hash(source.network.state_dict())
+        self._network = source.network.to(device).eval().requires_grad_(False)
         if channels_last:
             self._network = self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
             self._network.compile(dynamic=False)
-        self._finish = Finish(meta["mean"], meta["std"], device, channels_last)
+        self._finish = Finish(source.mean, source.std, device, channels_last, compile)
         self._device = device
         self._dtype = _DTYPES[precision]
         self.identity: dict[str, Any] = {
-            "weights": weights_hash(state),
-            "architecture": meta["architecture"],
-            "input_size": meta["input_size"],
-            "mean": list(meta["mean"]),
-            "std": list(meta["std"]),
+            "weights": weights,
+            "architecture": source.architecture,
+            "input_size": source.input_size,
+            "mean": list(source.mean),
+            "std": list(source.std),
             "dtype": str(self._dtype).removeprefix("torch."),
             "memory_format": "channels_last" if channels_last else "contiguous",
             "kind": "raw",  # not an average of weights (EMA)
         }
-
-    @staticmethod
-    def _check(path: str, meta: dict[str, Any], records: Records, input_size: int) -> None:
-        names = list(records.class_names)
-        if meta["class_names"] != names:
-            at = next((i for i, (a, b) in enumerate(zip(meta["class_names"], names, strict=False)) if a != b), None)
-            what = (
-                f"{len(meta['class_names'])} classes, the data has {len(names)}"
-                if at is None
-                else f"class {at} = {meta['class_names'][at]!r}, the data has {names[at]!r}"
-            )
-            raise UserError(
-                f"distill.teacher={path} was trained on other classes: {what}; use its records, or retrain it"
-            )
-        if meta["input_size"] != input_size:
-            raise UserError(
-                f"distill.teacher={path} was trained on {meta['input_size']}-pixel views, "
-                f"data.recipe.size is {input_size}: make them equal"
-            )
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> torch.Tensor:
@@ -106,22 +73,43 @@ class Teacher:
             return self._network(images).float()
 
 
-class CachedTargets:
-    """Targets gathered from a logit cache by (key, view), with fingerprints compared as cache.check says.
+def _require_fit(source: Pretrained, records: Records, input_size: int) -> None:
+    """Refuse a teacher of other classes, another order of them, or another input size."""
+    theirs, ours = source.class_names, list(records.class_names)
+    if theirs != ours:
+        at = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)
+        what = (
+            f"{len(theirs)} classes, the data has {len(ours)}"
+            if at is None
+            else f"class {at} = {theirs[at]!r}, the data has {ours[at]!r}"
+        )
+        raise UserError(
+            f"distill.teacher={source.origin} was trained on other classes: {what}; use its records, or retrain it"
+        )
+    if source.input_size != input_size:
+        raise UserError(
+            f"distill.teacher={source.origin} was trained on {source.input_size}-pixel views, "
+            f"data.recipe.size is {input_size}: make them equal"
+        )
 
-    every: batches between two checks (an epoch); say: where the finding of the first check is reported.
+
+class CachedTargets:
+    """Targets gathered from logit caches by (key, view), with fingerprints compared as cache.check says.
+
+    caches: one, or several whose mean is the target. every: batches between two checks (an epoch); say: where the finding of
+    the first check is reported.
     """
 
     def __init__(
         self,
-        cache: LogitCache,
+        caches: Ensemble,
         device: torch.device,
         check: str,
         pixels: str,
         every: int,
         say: Callable[[str], None],
     ):
-        self.cache = cache
+        self._caches = caches
         self._device = device
         self._pixels = pixels
         self._say = say
@@ -134,11 +122,14 @@ class CachedTargets:
         return self._seen < 2 or (self._every is not None and self._seen % self._every == 0)
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        records = self.cache.records(batch.keys, batch.views)
-        if self._due():
-            self._report(self.cache.check_pixels(batch, records, self._pixels))
+        due, logits = self._due(), []
+        for cache in self._caches.caches:
+            records = cache.records(batch.keys, batch.views)
+            if due:
+                self._report(cache.check_pixels(batch.pixels, records, self._pixels))
+            logits.append(cache.decode(records, self._device))
         self._seen += 1
-        return self.cache.decode(records, self._device)
+        return self._caches.mean(logits)
 
     def _report(self, verdict: str) -> None:
         if verdict == self._worst or (self._worst == "close" and verdict == "same"):

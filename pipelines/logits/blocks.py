@@ -1,17 +1,19 @@
 """One block of a cache on disk: the targets of up to 4096 consecutive keys under one view.
 
-    header | records | CRC-32 of each record | certificate | CRC-32 of the last two
+    header | records | CRC-32 of each record | certificate | how often the teacher was right | CRC-32 of the last three
 
 A record is a fingerprint (hash, thumbnail) and the encoded logits. Its CRC starts from key and view, so a record at the
 wrong place fails as a damaged one does. Invariant: a file that `open_block` accepts belongs to this cache, view and block.
 """
 
+import os
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numba import types
 
 from pipelines.checksum import crc32
 from pipelines.compiled import exact
@@ -21,7 +23,7 @@ from pipelines.logits.codec import CODECS, TEMPERATURES, payload_bytes
 from pipelines.logits.fingerprint import THUMB, Fingerprints
 
 BLOCK_ROWS = 4096
-MAGIC = b"DiVElc01"
+MAGIC = b"DiVElc02"
 HEADER = np.dtype(
     [
         ("magic", "S8"),
@@ -39,6 +41,9 @@ HEADER = np.dtype(
 FINGERPRINT_BYTES = 4 + THUMB * THUMB
 _CERTIFICATE_BYTES = 24 * len(TEMPERATURES)
 
+# void *memcpy(to, from, bytes), found by name as in ffcv_backend.py: code that holds an address cannot be cached on disk.
+_memcpy = types.ExternalFunction("memcpy", types.uintp(types.uintp, types.uintp, types.uintp))
+
 
 class BlockKind(NamedTuple):
     """What all blocks of one cache share. identity_hash, index_hash: SHA-256 of identity.json and of index.bin."""
@@ -54,20 +59,34 @@ class BlockKind(NamedTuple):
 
     def block_bytes(self, rows: int) -> int:
         """Size of a block file of so many rows."""
-        return HEADER.itemsize + rows * (self.record_bytes + 4) + _CERTIFICATE_BYTES + 4
+        return HEADER.itemsize + rows * (self.record_bytes + 4) + _CERTIFICATE_BYTES + 4 + 4
 
 
 class Block(NamedTuple):
-    """An opened block: records uint8[n, R] (memory map), crcs uint32[n], certificate float64[T, 3]."""
+    """An opened block: records uint8[n, R] and crcs uint32[n] (memory map), certificate float64[T, 3].
+
+    right: how many rows' largest logit is the label's.
+    """
 
     records: np.ndarray
     crcs: np.ndarray
     certificate: np.ndarray
+    right: int
 
 
 def block_path(folder: Path, view: int, block: int) -> Path:
     """Where the block of one cell lies."""
     return folder / f"v{view:03d}" / f"b{block:05d}.lc"
+
+
+def missing_cells(folder: Path, views: int, blocks: int) -> list[tuple[int, int]]:
+    """(view, block) of the first `views` views that are not on disk, in order; one listing of a folder per view."""
+    missing = []
+    for view in range(views):
+        place = block_path(folder, view, 0).parent
+        there = set(os.listdir(place)) if place.is_dir() else set()
+        missing += [(view, b) for b in range(blocks) if block_path(folder, view, b).name not in there]
+    return missing
 
 
 def _header(kind: BlockKind, view: int, block: int, count: int) -> np.ndarray:
@@ -86,18 +105,40 @@ def _header(kind: BlockKind, view: int, block: int, count: int) -> np.ndarray:
 
 
 @exact
+def _record_crc(record, key, view, head):
+    """CRC-32 of (key, view, record bytes); head: uint8 [12] to work in."""
+    for j in range(8):
+        head[j] = np.uint8((np.uint64(key) >> np.uint64(8 * j)) & np.uint64(255))
+    for j in range(4):
+        head[8 + j] = np.uint8((np.uint64(view) >> np.uint64(8 * j)) & np.uint64(255))
+    return crc32(record, int(crc32(head)))
+
+
+@exact
 def record_crcs(records, keys, view):
     """uint32[n]: CRC-32 of (key, view, record bytes) for uint8 records [n, R] and int64 keys [n]."""
     out = np.empty(len(records), np.uint32)
     head = np.empty(12, np.uint8)
     for i in range(len(records)):
-        place = np.uint64(keys[i])
-        for j in range(8):
-            head[j] = np.uint8((place >> np.uint64(8 * j)) & np.uint64(255))
-        for j in range(4):
-            head[8 + j] = np.uint8((np.uint64(view) >> np.uint64(8 * j)) & np.uint64(255))
-        out[i] = crc32(records[i], int(crc32(head)))
+        out[i] = _record_crc(records[i], keys[i], view, head)
     return out
+
+
+@exact
+def gather_records(addresses, counts, rows, keys, views, out):
+    """Copy one record to each row of uint8 out[n, R]; -1, or the first i whose record is damaged.
+
+    addresses int64 [n]: where the records of an open block (`Block.records`) begin; counts: how many it has; rows: which one.
+    """
+    size = out.shape[1]
+    head = np.empty(12, np.uint8)
+    stored = np.empty(1, np.uint32)
+    for i in range(len(rows)):
+        _memcpy(out[i].ctypes.data, np.uintp(addresses[i] + rows[i] * size), np.uintp(size))
+        _memcpy(stored.ctypes.data, np.uintp(addresses[i] + counts[i] * size + 4 * rows[i]), np.uintp(4))
+        if _record_crc(out[i], keys[i], views[i], head) != stored[0]:
+            return i
+    return -1
 
 
 def write_block(
@@ -109,10 +150,12 @@ def write_block(
     prints: Fingerprints,
     payload: np.ndarray,
     certificate: np.ndarray,
+    right: int,
 ) -> None:
     """Publish one block: it is visible whole or not at all."""
     records = np.concatenate([prints.hashes.astype("<u4")[:, None].view(np.uint8), prints.thumbs, payload], axis=1)
-    tail = record_crcs(records, keys, view).astype("<u4").tobytes() + certificate.astype("<f8").tobytes()
+    crcs = record_crcs(records, keys, view).astype("<u4")
+    tail = crcs.tobytes() + certificate.astype("<f8").tobytes() + right.to_bytes(4, "little")
     path = block_path(folder, view, block)
     path.parent.mkdir(exist_ok=True)
     write_bytes_atomic(
@@ -142,11 +185,12 @@ def open_block(folder: Path, kind: BlockKind, view: int, block: int, count: int)
     if data[: HEADER.itemsize].tobytes() != _header(kind, view, block, count).tobytes():
         raise UserError(f"{path}: its header is not that of view {view}, block {block} of this cache; {advice}")
     split = HEADER.itemsize + count * kind.record_bytes
-    tail = data[split:-4].tobytes()
-    if zlib.crc32(tail) != int.from_bytes(data[-4:].tobytes(), "little"):
+    tail = data[split:-4]
+    if crc32(tail) != int.from_bytes(data[-4:].tobytes(), "little"):
         raise UserError(f"{path}: its checksums are damaged; {advice}")
     return Block(
         records=data[HEADER.itemsize : split].reshape(count, kind.record_bytes),
-        crcs=np.frombuffer(tail, "<u4", count),
-        certificate=np.frombuffer(tail, "<f8", offset=4 * count).reshape(-1, 3),
+        crcs=tail[: 4 * count].view("<u4"),
+        certificate=tail[4 * count : -4].copy().view("<f8").reshape(-1, 3),
+        right=int.from_bytes(tail[-4:].tobytes(), "little"),
     )

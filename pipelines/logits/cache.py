@@ -6,7 +6,6 @@ loads images or of the student. Invariant: a target that leaves `gather` has the
 
 import hashlib
 import math
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,23 +13,37 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from pipelines.batch import Batch
 from pipelines.errors import UserError
 from pipelines.files import read_json, write_json_atomic
-from pipelines.logits.blocks import BLOCK_ROWS, FINGERPRINT_BYTES, Block, BlockKind, block_path, open_block, record_crcs
+from pipelines.logits.blocks import (
+    BLOCK_ROWS,
+    FINGERPRINT_BYTES,
+    Block,
+    BlockKind,
+    block_path,
+    gather_records,
+    missing_cells,
+    open_block,
+)
 from pipelines.logits.codec import TEMPERATURES, certified_loss, decode
 from pipelines.logits.fingerprint import Fingerprinter, Fingerprints, compare
 from pipelines.logits.identity import FORMAT, PIXEL_FIELDS, differences, distinctions, identity_bytes, identity_hash
 from pipelines.records import ROW
 
 LOSS_BUDGET = 0.01  # share of the teacher's information that a codec may lose at the temperature in use
-_OPEN_BLOCKS = 1024  # memory maps kept, of some 65,000 that a process may have: one view of four million samples
+# Memory maps that one cache keeps, of some 65,000 that a process may have. Class-balanced sampling of iNaturalist 2018, the
+# most scattered reading we know, touches some 3000 blocks in an epoch.
+_OPEN_BLOCKS = 8192
 
 
 @dataclass(kw_only=True)
 class CacheConfig:
     paths: list[str] = field(default_factory=list)
-    "logit cache to train from: its folder, or the folder that holds it; empty = ask the teacher online"
+    "logit caches to train from, one for each teacher: its folder, or the folder that holds it; empty = ask the teacher online"
+    weights: list[float] = field(default_factory=list)
+    "of the caches, one positive number each; empty = equal"
+    average: Literal["logits", "probabilities"] = "logits"
+    "what several teachers are averaged in: raw logits, or probabilities at the temperature in use"
     check: Literal["open", "epoch", "always"] = "epoch"
     "compare fingerprints of the pixels: on the first batches, and once an epoch, or with every batch"
     pixels: Literal["same", "close"] = "close"
@@ -45,6 +58,12 @@ class CacheConfig:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"cache.batch={self.batch}: must be at least 1")
+        if self.weights and len(self.weights) != len(self.paths):
+            raise ValueError(
+                f"cache.weights={self.weights}: needs one number for each of the {len(self.paths)} cache.paths"
+            )
+        if not all(0 < weight < math.inf for weight in self.weights):
+            raise ValueError(f"cache.weights={self.weights}: must be above 0; leave out a cache that is not to count")
 
 
 class Opened(NamedTuple):
@@ -188,6 +207,14 @@ def find_cache(path: str | Path, wanted: Wanted | None = None) -> Path:
     raise UserError(f"cache.paths: {len(fitting)} caches in {folder} would do: {listed}; name one of them")
 
 
+def _integers(values: np.ndarray) -> np.ndarray:
+    """int64, contiguous, for compiled code; ValueError rather than a number that is rounded."""
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise ValueError(f"keys and views are integers, not {array.dtype}")
+    return np.ascontiguousarray(array, np.int64)
+
+
 class LogitCache:
     """A complete cache, opened for reading.
 
@@ -202,8 +229,14 @@ class LogitCache:
         self.views, self.certificate = read_done(self.folder, self._kind)
         self.classes = self._kind.classes
         self._keys = np.ascontiguousarray(self._rows["key"])
-        self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
+        self._blocks = -(-len(self._rows) // BLOCK_ROWS)  # of one view
+        self._open: dict[int, Block] = {}  # by view * self._blocks + block, in the order of opening
+        self._addresses = np.zeros(self.views * self._blocks, np.int64)  # of their records; 0 = not open
         self._fingerprinter = Fingerprinter()
+
+    def __reduce__(self) -> tuple[type["LogitCache"], tuple[Path]]:
+        """To another process goes the path: memory maps stay where they are."""
+        return LogitCache, (self.folder.absolute(),)
 
     def require(self, wanted: Wanted, views: int, pixels: str) -> list[str]:
         """Refuse (UserError) unless this cache holds what is wanted, under so many views; pixels: cache.pixels.
@@ -223,10 +256,8 @@ class LogitCache:
                 f"cache {self.folder} holds {self.views} views, this run uses {views}: "
                 f"set data.views={self.views}, or run train/cache_logits.py with data.views={views} to add the rest"
             )
-        for view in range(views):
-            for block in range(-(-len(self._rows) // BLOCK_ROWS)):
-                if not (path := block_path(self.folder, view, block)).exists():
-                    raise UserError(f"{path} is missing; run train/cache_logits.py again to write it")
+        for cell in missing_cells(self.folder, views, self._blocks):
+            raise UserError(f"{block_path(self.folder, *cell)} is missing; run train/cache_logits.py again to write it")
         notes = [f"{name}: {text}" for name, text in found.items()]
         if len(wanted.rows) < len(self._rows):
             notes.append(f"dataset: {len(wanted.rows)} of the cache's {len(self._rows)} samples")
@@ -244,21 +275,24 @@ class LogitCache:
             )
         return loss
 
-    def _block(self, view: int, block: int) -> Block:
-        cell = (view, block)
-        found = self._blocks.get(cell)
-        if found is None:
+    def _open_cells(self, cells: np.ndarray) -> None:
+        for cell in np.unique(cells[self._addresses[cells] == 0]).tolist():
+            view, block = divmod(cell, self._blocks)
             count = min(BLOCK_ROWS, len(self._rows) - block * BLOCK_ROWS)
-            found = open_block(self.folder, self._kind, view, block, count)
-            self._blocks[cell] = found
-            if len(self._blocks) > _OPEN_BLOCKS:
-                self._blocks.popitem(last=False)
-        else:
-            self._blocks.move_to_end(cell)
-        return found
+            self._open[cell] = open_block(self.folder, self._kind, view, block, count)
+            self._addresses[cell] = self._open[cell].records.ctypes.data
+
+    def _close_oldest(self) -> None:
+        while len(self._open) > _OPEN_BLOCKS:
+            cell = next(iter(self._open))
+            self._addresses[cell] = 0
+            del self._open[cell]
 
     def records(self, keys: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """uint8 [B, R]: the checked records of int64 keys [B] under views [B]."""
+        """uint8 [B, R]: the records of integer keys [B] under integer views [B], each checked against its CRC."""
+        keys, views = _integers(keys), _integers(views)
+        if keys.ndim != 1 or keys.shape != views.shape:  # compiled code would read beyond the shorter one
+            raise ValueError(f"keys {keys.shape} and views {views.shape}: one view for each key")
         places = np.searchsorted(self._keys, keys).clip(0, len(self._keys) - 1)
         unknown = keys[self._keys[places] != keys]
         if len(unknown):
@@ -267,38 +301,43 @@ class LogitCache:
         if len(outside):
             raise UserError(f"cache {self.folder} holds views 0 to {self.views - 1}, not view {outside[0]}")
         out = np.empty((len(keys), self._kind.record_bytes), np.uint8)
-        block_of = places // BLOCK_ROWS
-        cells = views.astype(np.int64) << 32 | block_of
-        for cell in np.unique(cells):
-            mine = np.flatnonzero(cells == cell)
-            view, number = int(views[mine[0]]), int(block_of[mine[0]])
-            block = self._block(view, number)
-            rows = places[mine] - number * BLOCK_ROWS
-            records = block.records[rows]
-            bad = np.flatnonzero(record_crcs(records, keys[mine], view) != block.crcs[rows])
-            if len(bad):
-                raise UserError(
-                    f"{block_path(self.folder, view, number)}: the record of key {keys[mine[bad[0]]]} (view {view}, "
-                    f"block {number}) is damaged; delete the file and run train/cache_logits.py again to rewrite it"
-                )
-            out[mine] = records
+        for start in range(0, len(keys), _OPEN_BLOCKS):  # so that never more than twice that many are open
+            part = slice(start, start + _OPEN_BLOCKS)
+            self._fill(out[part], keys[part], views[part], places[part])
         return out
 
+    def _fill(self, out: np.ndarray, keys: np.ndarray, views: np.ndarray, places: np.ndarray) -> None:
+        blocks = places // BLOCK_ROWS
+        cells = views * self._blocks + blocks
+        self._open_cells(cells)
+        counts = np.minimum(BLOCK_ROWS, len(self._rows) - blocks * BLOCK_ROWS)
+        bad = gather_records(self._addresses[cells], counts, places - blocks * BLOCK_ROWS, keys, views, out)
+        if bad >= 0:
+            view, block = int(views[bad]), int(blocks[bad])
+            raise UserError(
+                f"{block_path(self.folder, view, block)}: the record of key {keys[bad]} (view {view}, block {block}) is "
+                "damaged; delete the file and run train/cache_logits.py again to rewrite it"
+            )
+        self._close_oldest()
+
     def gather(self, keys: np.ndarray, views: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Raw teacher logits, float32 [B, C] on `device`, of int64 keys [B] under int32 views [B]."""
+        """Raw teacher logits, float32 [B, C] on `device`, of integer keys [B] under integer views [B]."""
         return self.decode(self.records(keys, views), torch.device(device))
 
     def decode(self, records: np.ndarray, device: torch.device) -> torch.Tensor:
         """float32 [B, C] of checked records; the bytes travel, the device decodes."""
-        payload = torch.from_numpy(np.ascontiguousarray(records[:, FINGERPRINT_BYTES:]))
+        bytes_ = torch.from_numpy(records)
         if device.type == "cuda":
-            payload = payload.pin_memory()
-        return decode(payload.to(device, non_blocking=True), self._kind.codec)
+            bytes_ = bytes_.pin_memory()
+        return decode(bytes_.to(device, non_blocking=True)[:, FINGERPRINT_BYTES:], self._kind.codec)
 
-    def check_pixels(self, batch: Batch, records: np.ndarray, pixels: str) -> Literal["same", "close"]:
-        """Compare the crops of a batch with what the teacher saw; UserError when they are of another view or image."""
+    def check_pixels(self, crops: torch.Tensor, records: np.ndarray, pixels: str) -> Literal["same", "close"]:
+        """Compare crops uint8 [B, S, S, 3] with what the teacher saw; UserError when they are of another view or image.
+
+        records: those of the same keys and views; pixels: cache.pixels.
+        """
         stored = Fingerprints(np.ascontiguousarray(records[:, :4]).view("<u4")[:, 0], records[:, 4:FINGERPRINT_BYTES])
-        verdict = compare(stored, self._fingerprinter(batch.pixels))
+        verdict = compare(stored, self._fingerprinter(crops))
         if verdict == "other":
             raise UserError(
                 f"cache {self.folder}: the teacher saw other pixels than this run shows under the same keys and views "

@@ -12,7 +12,7 @@ import torch
 THUMB = 4
 # Thumbnails of one view through two JPEG decoders differ by less than this, in grey levels of 255.
 MEAN_TOLERANCE, MAX_TOLERANCE = 2.0, 12
-_CHUNK = 64  # crops hashed at a time: their pixels are widened to 64 bits
+_CHUNK = 1 << 22  # bytes of pixels hashed at a time: they are widened to 32 bits
 
 
 class Fingerprints(NamedTuple):
@@ -23,48 +23,61 @@ class Fingerprints(NamedTuple):
 
 
 def _hash_weights(length: int, device: torch.device) -> torch.Tensor:
-    """Odd 32-bit weights, one a byte (a linear hash modulo 2**32), from splitmix64 of the byte's index."""
+    """Odd 32-bit weights, one a byte (a linear hash modulo 2**32), from splitmix64 of the byte's index; as int32."""
     with np.errstate(over="ignore"):
         z = (np.arange(1, length + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    weights = ((z >> np.uint64(32)) | np.uint64(1)).astype(np.int64)
-    return torch.from_numpy(weights).to(device)
+    weights = ((z >> np.uint64(32)) | np.uint64(1)).astype(np.uint32)
+    return torch.from_numpy(weights.view(np.int32)).to(device)
+
+
+def _cell_areas(cuts: list[int], device: torch.device) -> torch.Tensor:
+    """int64 [16]: bytes in each cell of the grid with these cuts in both directions."""
+    lengths = torch.tensor(cuts).diff()
+    return (lengths[:, None] * lengths[None, :] * 3).reshape(-1).to(device)
 
 
 class Fingerprinter:
-    """Fingerprints of crops of one size; keeps its weights on the device."""
+    """Fingerprints of crops of one size; keeps what it needs for that size on the device."""
 
     def __init__(self) -> None:
-        self._weights: torch.Tensor | None = None
+        self._prepared_for: tuple[int, torch.device] | None = None
 
-    @torch.no_grad()
     def __call__(self, pixels: torch.Tensor) -> Fingerprints:
         """Fingerprints of uint8 pixels [B, S, S, 3], S >= 4."""
-        hashes, thumbs = [], []
-        for chunk in pixels.split(_CHUNK):
-            flat = chunk.reshape(len(chunk), -1).long()
-            if self._weights is None or len(self._weights) != flat.shape[1] or self._weights.device != flat.device:
-                self._weights = _hash_weights(flat.shape[1], flat.device)
-            # 8-bit pixels times 32-bit weights: the sum stays far below 2**63.
-            hashes.append((flat * self._weights).sum(dim=1) & 0xFFFFFFFF)
-            thumbs.append(_thumbnails(chunk))
-        return Fingerprints(
-            torch.cat(hashes).cpu().numpy().astype(np.uint32), torch.cat(thumbs).cpu().numpy().astype(np.uint8)
-        )
+        return on_host(self.on_device(pixels))
+
+    @torch.no_grad()
+    def on_device(self, pixels: torch.Tensor) -> torch.Tensor:
+        """int64 [B, 17] on the pixels' device, hash and thumbnail, without waiting for them; `on_host` reads them."""
+        size = pixels.shape[1]
+        if self._prepared_for != (size, pixels.device):
+            self._prepared_for = (size, pixels.device)
+            self._weights = _hash_weights(size * size * 3, pixels.device)
+            self._cuts = [i * size // THUMB for i in range(THUMB + 1)]
+            self._areas = _cell_areas(self._cuts, pixels.device)
+        chunks = pixels.split(max(1, _CHUNK // len(self._weights)))
+        return torch.cat([self._chunk(chunk) for chunk in chunks])
+
+    def _chunk(self, pixels: torch.Tensor) -> torch.Tensor:
+        # Products and sums wrap at 32 bits, which is what modulo 2**32 means.
+        flat = pixels.reshape(len(pixels), -1).to(torch.int32)
+        hashes = (flat * self._weights).sum(dim=1, dtype=torch.int32)
+        inner = self._cuts[1:-1]
+        strips = flat.view(len(pixels), len(pixels[0]), -1).tensor_split(inner, dim=1)
+        rows = torch.stack([strip.sum(dim=1, dtype=torch.int32) for strip in strips], dim=1)
+        strips = rows.tensor_split([3 * cut for cut in inner], dim=2)
+        cells = torch.stack([strip.sum(dim=2, dtype=torch.int64) for strip in strips], dim=2).reshape(len(pixels), -1)
+        # The integer mean over each cell and its three channels.
+        thumbs = torch.div(cells, self._areas, rounding_mode="floor")
+        return torch.cat([hashes[:, None].long() & 0xFFFFFFFF, thumbs], dim=1)
 
 
-def _thumbnails(pixels: torch.Tensor) -> torch.Tensor:
-    """int64 [B, 16]: the integer mean over each cell of a 4 x 4 grid and its three channels."""
-    size = pixels.shape[1]
-    cuts = [i * size // THUMB for i in range(THUMB + 1)]
-    rows = torch.stack(
-        [pixels[:, cuts[i] : cuts[i + 1]].sum(dim=(1, 3), dtype=torch.int64) for i in range(THUMB)], dim=1
-    )
-    cells = torch.stack([rows[:, :, cuts[i] : cuts[i + 1]].sum(dim=2) for i in range(THUMB)], dim=2)
-    lengths = torch.tensor([b - a for a, b in zip(cuts, cuts[1:], strict=False)], device=pixels.device)
-    counts = lengths[:, None] * lengths[None, :] * 3
-    return torch.div(cells, counts, rounding_mode="floor").reshape(len(pixels), -1)
+def on_host(prints: torch.Tensor) -> Fingerprints:
+    """What `Fingerprinter.on_device` gave."""
+    table = prints.cpu().numpy()
+    return Fingerprints(table[:, 0].astype(np.uint32), table[:, 1:].astype(np.uint8))
 
 
 def compare(stored: Fingerprints, seen: Fingerprints) -> Literal["same", "close", "other"]:

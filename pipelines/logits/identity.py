@@ -13,7 +13,7 @@ from pipelines.records import Records
 from pipelines.resample import RESAMPLE_VERSION
 from pipelines.views import VIEWS_VERSION, Recipe
 
-FORMAT = 1
+FORMAT = 2
 # Fields that change the pixels of a view but not which view it is: cache.pixels=close lets them differ, with a note.
 PIXEL_FIELDS = ("backend", "versions.resample", "size_rule")
 

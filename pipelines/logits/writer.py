@@ -4,6 +4,7 @@ identity.json and index.bin come first, done.json last; every file appears whole
 cell (view, block) that two of them compute is equal, and the last rename wins.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,32 +13,52 @@ from typing import Any
 import numpy as np
 
 from pipelines.errors import UserError
-from pipelines.files import write_bytes_atomic, write_json_atomic
-from pipelines.logits.blocks import BLOCK_ROWS, block_path, open_block, write_block
+from pipelines.files import is_temporary, read_json, write_bytes_atomic, write_json_atomic
+from pipelines.logits.blocks import BLOCK_ROWS, block_path, missing_cells, open_block, write_block
 from pipelines.logits.cache import open_folder, write_done
-from pipelines.logits.codec import certificate, encode
+from pipelines.logits.codec import TEMPERATURES, certificate, encode
 from pipelines.logits.fingerprint import Fingerprints
 from pipelines.logits.identity import identity_bytes, identity_hash
 
 Cell = tuple[int, int]  # (view, block)
+LEFTOVER_SECONDS = 3600  # a temporary file this old has no writer any more: one is written within seconds
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files in a cache whose writers were killed: judged by age, which holds for writers on any host."""
+    found = []
+    for path in folder.rglob(".*"):
+        try:
+            if is_temporary(path) and time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                found.append(path)
+        except FileNotFoundError:  # its writer is alive, and has finished it
+            continue
+    return found
 
 
 class CacheWriter:
-    """Creates or continues `parent/name-<12 hex>`; rows: ROW[N] sorted by key, of the dataset in the identity."""
+    """Creates or continues `parent/name-<12 hex>`; rows: ROW[N] sorted by key, of the dataset in the identity.
 
-    def __init__(self, parent: str | Path, name: str, identity: dict[str, Any], rows: np.ndarray):
+    workers: threads that certify a block.
+    """
+
+    def __init__(
+        self, parent: str | Path, name: str, identity: dict[str, Any], rows: np.ndarray, workers: int = 1
+    ) -> None:
         self.folder = Path(parent) / f"{name}-{identity_hash(identity).hex()[:12]}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for file, content in (("identity.json", identity_bytes(identity)), ("index.bin", rows.tobytes())):
                 if not (self.folder / file).exists():
                     write_bytes_atomic(self.folder / file, content)
+            self._clear()
         except OSError as error:
             raise UserError(
                 f"cannot write to cache.dir={parent}: {error.strerror}; choose another cache.dir"
             ) from error
         self.identity, self.rows, self.kind = open_folder(self.folder)
         self.blocks = -(-len(rows) // BLOCK_ROWS)
+        self._workers = workers
 
     def block_rows(self, block: int) -> slice:
         """Rows of the index that a block covers."""
@@ -48,46 +69,72 @@ class CacheWriter:
         rows = self.block_rows(block)
         return rows.stop - rows.start
 
+    def bytes_of(self, cells: list[Cell]) -> int:
+        """Size on disk of so many blocks."""
+        return sum(self.kind.block_bytes(self.block_size(block)) for _, block in cells)
+
     def missing(self, views: int) -> list[Cell]:
         """Cells of the first `views` views that are not on disk, in order."""
-        return [(v, b) for v in range(views) for b in range(self.blocks) if not self.has((v, b))]
+        return missing_cells(self.folder, views, self.blocks)
 
     def has(self, cell: Cell) -> bool:
         """Whether a cell is visible, which means complete."""
         return block_path(self.folder, *cell).exists()
 
-    def write(self, cell: Cell, logits: np.ndarray, prints: Fingerprints) -> None:
-        """Encode, certify and publish float32 logits [n, C] of a cell's rows, in index order."""
-        keys = self.rows["key"][self.block_rows(cell[1])]
-        if logits.shape != (len(keys), self.kind.classes):
-            raise ValueError(f"logits {logits.shape} for a block of {len(keys)} rows, {self.kind.classes} classes")
+    def write(self, cell: Cell, logits: np.ndarray, prints: Fingerprints) -> int:
+        """Encode, certify and publish float32 logits [n, C] of a cell's rows, in index order.
+
+        Returns for how many of them the largest logit is the label's.
+        """
+        rows = self.rows[self.block_rows(cell[1])]
+        if logits.shape != (len(rows), self.kind.classes):
+            raise ValueError(f"logits {logits.shape} for a block of {len(rows)} rows, {self.kind.classes} classes")
         bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         if len(bad):
             raise UserError(
-                f"the teacher gives NaN or infinite logits for sample {keys[bad[0]]} (view {cell[0]}); "
+                f"the teacher gives NaN or infinite logits for sample {rows['key'][bad[0]]} (view {cell[0]}); "
                 "nothing of this block was written: check the teacher, or use precision=fp32"
             )
+        right = int((logits.argmax(axis=1) == rows["label"]).sum())
         payload = encode(logits, self.kind.codec)
-        sums = certificate(logits, payload, self.kind.codec)
+        sums = certificate(logits, payload, self.kind.codec, self._workers)
         with self._writing():
-            write_block(self.folder, self.kind, cell[0], cell[1], keys, prints, payload, sums)
+            write_block(self.folder, self.kind, *cell, rows["key"], prints, payload, sums, right)
+        return right
 
-    def finish(self, views: int, made: dict[str, Any] | None) -> None:
-        """Declare the first `views` views complete, and any more that are.
+    def finish(self, views: int, session: dict[str, Any] | None) -> float:
+        """Declare the first `views` views complete, and any more that are; returns the teacher's accuracy on them.
 
-        made: host, times, versions, for made.json; None = this session computed nothing.
+        session: host, times, versions and figures of this session, for made.json; None = it computed nothing.
         """
         while all(self.has((views, block)) for block in range(self.blocks)):
             views += 1
-        total = sum(
-            open_block(self.folder, self.kind, view, block, self.block_size(block)).certificate
-            for view in range(views)
-            for block in range(self.blocks)
-        )
+        sums, right = np.zeros((len(TEMPERATURES), 3)), 0
+        for view in range(views):
+            for block in range(self.blocks):
+                opened = open_block(self.folder, self.kind, view, block, self.block_size(block))
+                sums += opened.certificate
+                right += opened.right
+        accuracy = right / (views * len(self.rows))
         with self._writing():
-            if made is not None:
-                write_json_atomic(self.folder / "made.json", made)
-            write_done(self.folder, self.kind, views, np.asarray(total))
+            self._write_made(accuracy, session)
+            write_done(self.folder, self.kind, views, sums)
+            self._clear()
+        return accuracy
+
+    def _write_made(self, accuracy: float, session: dict[str, Any] | None) -> None:
+        """made.json: how this cache came to be. Nobody relies on it, so that a damaged one is simply begun anew."""
+        path = self.folder / "made.json"
+        before = _read_made(path)
+        sessions = [*before.get("sessions", []), *([session] if session is not None else [])]
+        made = {"teacher_top1": accuracy, "sessions": sessions}
+        if made != before:
+            write_json_atomic(path, made)
+
+    def _clear(self) -> None:
+        """Remove what killed writers left."""
+        for path in leftovers(self.folder):
+            path.unlink(missing_ok=True)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -95,5 +142,14 @@ class CacheWriter:
             yield
         except OSError as error:
             raise UserError(
-                f"cannot write to {self.folder}: {error.strerror}; make room and run the same command again"
+                f"cannot write to {self.folder}: {error.strerror}; what is finished is kept: make room, or the folder "
+                "writable, and run the same command again"
             ) from error
+
+
+def _read_made(path: Path) -> dict[str, Any]:
+    try:
+        made = read_json(path)
+    except UserError:  # absent or damaged
+        return {}
+    return made if isinstance(made, dict) and isinstance(made.get("sessions", []), list) else {}
