@@ -70,7 +70,6 @@ def main(argv: list[str]) -> None:
             f"class would be on {usual:.1%}: wrong mean and std, or another order of classes?"
         )
     accelerator.print(f"complete: cache.paths=[{writer.folder}]")
-    accelerator.end_training()  # left to the interpreter's exit, threads of the process group abort some of the time
 
 
 if __name__ == "__main__":

@@ -404,7 +404,10 @@ def _check_launcher(precision: str) -> None:
 def guard(main: Callable[[list[str]], int | None]) -> int:
     """Run an entry script's `main(argv)` and give its exit code: `sys.exit(guard(main))`."""
     try:
-        return main(sys.argv[1:]) or 0
+        code = main(sys.argv[1:]) or 0
+        if torch.distributed.is_initialized():  # left to the interpreter's exit, its threads abort some of the time
+            torch.distributed.destroy_process_group()
+        return code
     except UserError as error:
         line = " ".join(str(error).splitlines())
         if _first_to_say(line):
