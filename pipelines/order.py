@@ -6,7 +6,7 @@ the same sequence. The k-th occurrence of a sample in epoch e shows view (e + k)
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -82,6 +82,10 @@ class TrainOrder:
             raise ValueError(f"optim.batch={self.batch} is larger than the {len(self.keys)} training samples")
         if self.views < 1:
             raise ValueError(f"data.views={self.views}: must be at least 1")
+
+    def whole(self) -> "TrainOrder":
+        """The same order, of all ranks together."""
+        return replace(self, rank=0, world=1)
 
     @property
     def steps_per_epoch(self) -> int:

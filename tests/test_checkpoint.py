@@ -13,10 +13,13 @@ from torch import nn
 
 from pipelines.errors import UserError
 from train.checkpoint import (
+    Keep,
     SaveConfig,
     load_final,
+    load_from,
     load_latest,
     optimizer_tensors,
+    pointed_at,
     restore_optimizer,
     run_folder,
     save,
@@ -80,7 +83,7 @@ STATE = {
 
 def test_round_trip_bit_for_bit(tmp_path: Path):
     assert load_latest(tmp_path) is None
-    save(tmp_path, 7, some_tensors(), STATE, keep=2)
+    save(tmp_path, 7, some_tensors(), STATE, keep=Keep(2))
     loaded = load_latest(tmp_path)
     assert loaded is not None and loaded.warnings == []
     assert (loaded.step, loaded.state) == (7, STATE)
@@ -89,47 +92,47 @@ def test_round_trip_bit_for_bit(tmp_path: Path):
 
 
 def test_state_with_integer_keys_is_not_taken_for_damaged(tmp_path: Path):
-    save(tmp_path, 1, {}, {"by_epoch": {10: 1, 2: (2, 3)}}, keep=1)
+    save(tmp_path, 1, {}, {"by_epoch": {10: 1, 2: (2, 3)}}, keep=Keep(1))
     loaded = load_latest(tmp_path)
     assert loaded is not None and loaded.state == {"by_epoch": {"10": 1, "2": [2, 3]}}
 
 
 def test_a_state_with_nan_is_refused_and_leaves_nothing(tmp_path: Path):
-    save(tmp_path, 1, some_tensors(1), {}, keep=2)
+    save(tmp_path, 1, some_tensors(1), {}, keep=Keep(2))
     with pytest.raises(ValueError):
-        save(tmp_path, 2, some_tensors(2), {"loss": float("nan")}, keep=2)
+        save(tmp_path, 2, some_tensors(2), {"loss": float("nan")}, keep=Keep(2))
     assert folders(tmp_path) == ["latest", "step_00000001"]
 
 
 def test_pruning_keeps_the_newest(tmp_path: Path):
     for step in (9, 10, 100):
-        save(tmp_path, step, some_tensors(step), {}, keep=2)
+        save(tmp_path, step, some_tensors(step), {}, keep=Keep(2))
     assert folders(tmp_path) == ["latest", "step_00000010", "step_00000100"]
-    save(tmp_path, 101, some_tensors(), {}, keep=1)
+    save(tmp_path, 101, some_tensors(), {}, keep=Keep(1))
     assert folders(tmp_path) == ["latest", "step_00000101"]
 
 
 def test_deletion_comes_after_the_new_one_is_in_place(tmp_path: Path, monkeypatch):
-    save(tmp_path, 1, some_tensors(1), {}, keep=1)
+    save(tmp_path, 1, some_tensors(1), {}, keep=Keep(1))
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("train.checkpoint.write_bytes_atomic", killed)  # between the new folder and the pointer
     with pytest.raises(KeyboardInterrupt):
-        save(tmp_path, 2, some_tensors(2), {}, keep=1)
+        save(tmp_path, 2, some_tensors(2), {}, keep=Keep(1))
     assert folders(tmp_path) == ["latest", "step_00000001", "step_00000002"]
     loaded = load_latest(tmp_path)
     assert loaded is not None and loaded.step == 1
     monkeypatch.undo()
-    save(tmp_path, 2, some_tensors(2), {}, keep=1)  # the resumed run comes to step 2 again
+    save(tmp_path, 2, some_tensors(2), {}, keep=Keep(1))  # the resumed run comes to step 2 again
     assert folders(tmp_path) == ["latest", "step_00000002"]
 
 
 @pytest.mark.parametrize("kind", ["model bit", "state bit", "truncated", "missing file", "no state"])
 def test_a_damaged_newest_falls_back_and_is_replaced(tmp_path: Path, kind: str):
     for step in (10, 20):
-        save(tmp_path, step, some_tensors(step), {"step": step}, keep=2)
+        save(tmp_path, step, some_tensors(step), {"step": step}, keep=Keep(2))
     newest = tmp_path / "checkpoints" / "step_00000020"
     if kind == "model bit":
         damage(newest / "model.safetensors")
@@ -148,22 +151,22 @@ def test_a_damaged_newest_falls_back_and_is_replaced(tmp_path: Path, kind: str):
     (warning,) = loaded.warnings
     assert warning.startswith("checkpoint passed over: ") and "step_00000020" in warning
 
-    save(tmp_path, 15, some_tensors(15), {}, keep=2)  # a shorter interval: 20 must not win over 15
+    save(tmp_path, 15, some_tensors(15), {}, keep=Keep(2))  # a shorter interval: 20 must not win over 15
     assert folders(tmp_path) == ["latest", "step_00000010", "step_00000015"]
 
 
 def test_a_damaged_checkpoint_of_the_same_step_is_written_again(tmp_path: Path):
     for step in (10, 20):
-        save(tmp_path, step, some_tensors(step), {}, keep=2)
+        save(tmp_path, step, some_tensors(step), {}, keep=Keep(2))
     damage(tmp_path / "checkpoints" / "step_00000020" / "model.safetensors")
-    save(tmp_path, 20, some_tensors(20), {}, keep=2)
+    save(tmp_path, 20, some_tensors(20), {}, keep=Keep(2))
     loaded = load_latest(tmp_path)
     assert loaded is not None and loaded.step == 20 and loaded.warnings == []
     assert folders(tmp_path) == ["latest", "step_00000010", "step_00000020"]
 
 
 def test_all_damaged_is_an_error_that_says_what_to_type(tmp_path: Path):
-    save(tmp_path, 1, some_tensors(), {}, keep=1)
+    save(tmp_path, 1, some_tensors(), {}, keep=Keep(1))
     damage(tmp_path / "checkpoints" / "step_00000001" / "model.safetensors")
     with pytest.raises(UserError, match=r"no checkpoint .* is intact .*damaged.*rm -r .*checkpoints"):
         load_latest(tmp_path)
@@ -171,7 +174,7 @@ def test_all_damaged_is_an_error_that_says_what_to_type(tmp_path: Path):
 
 def test_a_lost_or_damaged_pointer_costs_nothing(tmp_path: Path):
     for step in (1, 2):
-        save(tmp_path, step, {}, {}, keep=2)
+        save(tmp_path, step, {}, {}, keep=Keep(2))
     pointer = tmp_path / "checkpoints" / "latest"
     for spoil in (
         pointer.unlink,
@@ -185,7 +188,7 @@ def test_a_lost_or_damaged_pointer_costs_nothing(tmp_path: Path):
 
 def test_a_checkpoint_of_a_later_format_is_refused(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("train.checkpoint._FORMAT", 2)
-    save(tmp_path, 1, {}, {}, keep=1)
+    save(tmp_path, 1, {}, {}, keep=Keep(1))
     monkeypatch.undo()
     with pytest.raises(UserError, match="format 2; this program reads format 1"):
         load_latest(tmp_path)
@@ -194,13 +197,13 @@ def test_a_checkpoint_of_a_later_format_is_refused(tmp_path: Path, monkeypatch):
 DRILL = """
 import itertools, os, random, signal, sys, time, torch
 from pathlib import Path
-from train.checkpoint import load_latest, save
+from train.checkpoint import Keep, load_latest, save
 
 def save_for_ever(run, first):
     for step in itertools.count(first):
         weights = {f"w{i}": torch.full((100_000,), float(step)) for i in range(4)}
         tensors = {"model": weights, "optimizer": {"m": torch.full((1000,), step)}}
-        save(run, step, tensors, {"step": step}, keep=2)
+        save(run, step, tensors, {"step": step}, keep=Keep(2))
 
 torch.set_num_threads(1)
 run, draw, last = Path(sys.argv[1]), random.Random(0), 0
@@ -228,18 +231,18 @@ def test_killed_at_any_moment_a_complete_checkpoint_remains(tmp_path: Path):
     assert drill.returncode == 0, drill.stderr
     last = int(drill.stdout)
     assert last >= 4  # it did get somewhere
-    save(tmp_path, last + 1, {}, {}, keep=2)
+    save(tmp_path, last + 1, {}, {}, keep=Keep(2))
     assert len(folders(tmp_path)) == 3 and not [name for name in folders(tmp_path) if name.startswith(".")]
 
 
 def test_a_full_disk_leaves_the_previous_one(tmp_path: Path):
-    save(tmp_path, 1, some_tensors(1), {}, keep=1)
+    save(tmp_path, 1, some_tensors(1), {}, keep=Keep(1))
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
         with pytest.raises(OSError, match="File too large"):
-            save(tmp_path, 2, {"model": {"w": torch.zeros(100_000)}}, {}, keep=1)
+            save(tmp_path, 2, {"model": {"w": torch.zeros(100_000)}}, {}, keep=Keep(1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, ignored)
@@ -250,10 +253,32 @@ def test_a_full_disk_leaves_the_previous_one(tmp_path: Path):
 
 
 def test_save_settings():
-    assert SaveConfig() == SaveConfig(every_epochs=1, keep=2)
-    for wrong in ({"keep": 0}, {"every_epochs": 0}):
-        with pytest.raises(ValueError, match=rf"save.{next(iter(wrong))}=0: must be at least 1"):
-            SaveConfig(**wrong)
+    assert SaveConfig() == SaveConfig(every_epochs=1, keep_last=2)
+    for name, wrong in (("keep_last", 0), ("every_epochs", 0), ("every_steps", -1), ("keep_every", -1)):
+        with pytest.raises(ValueError, match=rf"save.{name}={wrong}: must be at least"):
+            SaveConfig(**{name: wrong})
+    with pytest.raises(ValueError, match=r"save.keep_every=3: must be a multiple of save.every_epochs=2"):
+        SaveConfig(every_epochs=2, keep_every=3)
+
+
+def test_the_best_and_every_nth_checkpoint_stay(tmp_path):
+    for step in range(1, 11):
+        save(tmp_path, step, {}, {}, keep=Keep(2, every=4, best=3 if step >= 3 else 1))
+    assert folders(tmp_path) == ["best", "latest", *(f"step_{n:08d}" for n in (3, 4, 8, 9, 10))]
+    assert pointed_at(tmp_path, "best") == tmp_path / "checkpoints/step_00000003"
+    assert pointed_at(tmp_path, "latest") == tmp_path / "checkpoints/step_00000010"
+    save(tmp_path, 11, {}, {}, keep=Keep(1, every=4, best=11))
+    assert folders(tmp_path) == ["best", "latest", *(f"step_{n:08d}" for n in (4, 8, 11))]
+
+
+def test_another_runs_checkpoint_is_read_by_folder_or_run(tmp_path):
+    for step in (1, 2):
+        save(tmp_path / "run", step, some_tensors(step), {"n": step}, keep=Keep(2))
+    first = load_from(str(tmp_path / "run/checkpoints/step_00000001"))
+    assert (first.step, first.state, load_from(str(tmp_path / "run")).step) == (1, {"n": 1}, 2)
+    assert_same(first.tensors, some_tensors(1))
+    with pytest.raises(UserError, match="resume=.*: no checkpoint there"):
+        load_from(str(tmp_path))
 
 
 # ---- the optimizer ----
@@ -307,7 +332,7 @@ def test_six_steps_are_three_and_three(tmp_path: Path, kind: str, frozen: str | 
         3,
         {"model": first.state_dict(), "optimizer": optimizer_tensors(first, optimizer_1)},
         {},
-        keep=1,
+        keep=Keep(1),
     )
 
     second = network()

@@ -1,6 +1,7 @@
 """The loop's own small parts: what is periodic, sums on the device, the step whose loss was not finite."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 from accelerate import Accelerator
 from launch import run, tiny_config
 
-from pipelines.errors import UserError
-from train.loop import Meters, due
+from pipelines.records import Records
+from train import loop
+from train.loop import Meters, NotFinite, due
 
 
 def test_due() -> None:
@@ -32,8 +34,9 @@ def test_the_first_step_that_was_not_finite_is_named(value: float) -> None:
     meters = Meters(torch.device("cpu"))
     for step, loss in enumerate([1.0, value, 2.0, value]):
         meters.add(step, torch.tensor(loss), {})
-    with pytest.raises(UserError, match="loss of step 1 is not finite"):
+    with pytest.raises(NotFinite) as found:
         meters.read(Accelerator(cpu=True))
+    assert found.value.step == 1
 
 
 def test_a_diverging_run_stops_and_keeps_no_bad_checkpoint(tiny: Path, tmp_path: Path) -> None:
@@ -41,6 +44,7 @@ def test_a_diverging_run_stops_and_keeps_no_bad_checkpoint(tiny: Path, tmp_path:
     done = run("teacher", config, "run=bad", "optim.lr=1e30", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "is not finite" in done.stderr and "optim.lr" in done.stderr
     assert not list((tmp_path / "runs/bad").glob("checkpoints/step_*"))
+    assert "there is no checkpoint yet" in done.stderr
     assert json.loads((tmp_path / "runs/bad/run.json").read_text())["status"] == "error"
 
 
@@ -54,3 +58,105 @@ def test_learning_rates_are_those_of_the_schedule(tiny: Path, tmp_path: Path) ->
         (21, 0.0125),
     ]
     assert [line["step"] for line in lines if "test" in line] == [14]
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_images_of_a_bad_step_are_named_and_the_last_good_checkpoint(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of one step in the second epoch is made NaN; its keys are those that step was given."""
+    seen, add = [], loop.Objective.__call__
+
+    def spoilt(self, logits, batch):
+        seen.append(batch.keys)
+        loss, parts = add(self, logits, batch)
+        return (loss * float("nan") if len(seen) == 10 else loss), parts
+
+    monkeypatch.setattr(loop.Objective, "__call__", spoilt)
+    done = run("teacher", tiny_config(tmp_path, tiny), "run=r", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "the loss of step 9 is not finite" in done.stderr
+    assert "step_00000007" in done.stderr
+    found = json.loads((tmp_path / "runs/r/not_finite.json").read_text())
+    assert found["step"] == 9 and [image["key"] for image in found["images"]] == list(seen[9])
+    assert {image["view"] for image in found["images"]} == {1}
+    records = Records(tiny / "train.beton")
+    assert all(records.name(int((records.keys == image["key"]).argmax())) == image["name"] for image in found["images"])
+
+
+def test_sums_between_two_log_lines_survive_a_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    """A checkpoint every 3 of 7 steps, resumed from one in the middle of an epoch: the lines are those of a calm run."""
+    config = tiny_config(tmp_path, tiny)
+    run("teacher", config, "run=calm", "schedule.epochs=2", cwd=tmp_path)
+    run("teacher", config, "run=r", "schedule.epochs=2", "save.every_steps=3", "save.keep_last=9", cwd=tmp_path)
+    folder = tmp_path / "runs/r"
+    steps = [9, 12, 14]
+    assert sorted(path.name for path in folder.glob("checkpoints/step_*")) == [
+        f"step_{step:08d}" for step in (3, 6, 7, *steps)
+    ]
+    for step in steps:
+        shutil.rmtree(folder / f"checkpoints/step_{step:08d}")
+    for name in ("result.json", "model.json"):
+        (folder / name).unlink()
+    (folder / "checkpoints/latest").write_text("step_00000006")
+    shutil.rmtree(folder / "checkpoints/step_00000007")
+    again = run("teacher", config, "run=r", "schedule.epochs=2", cwd=tmp_path)
+    assert "resumed after step 6 " in again.stdout
+    calm, other = (
+        [(line["step"], line.get("loss")) for line in lines_of(tmp_path / "runs" / name)] for name in ("calm", "r")
+    )
+    assert calm == other
+    assert (tmp_path / "runs/calm/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_the_best_evaluation_is_kept(tiny: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, tiny)
+    given = ["run=r", f"data.val={tiny}/test.beton", "eval.every_epochs=1", "schedule.epochs=6", "ema.decay=0.5"]
+    refused = run("teacher", config, *given, "save.keep_best=test", cwd=tmp_path, check=False)
+    assert refused.returncode == 2 and "test_split_knowingly" in refused.stderr
+    run("teacher", config, *given, "save.keep_best=val", "save.keep_last=1", cwd=tmp_path)
+    scores = {line["step"]: line["val_ema"]["top1"] for line in lines_of(tmp_path / "runs/r") if "val_ema" in line}
+    assert len(scores) == 6
+    best = max(scores, key=lambda step: (scores[step], -step))  # of equals the first
+    kept = {path.name for path in (tmp_path / "runs/r/checkpoints").glob("step_*")}
+    assert kept == {f"step_{best:08d}", "step_00000042"}
+    assert (tmp_path / "runs/r/checkpoints/best").read_text() == f"step_{best:08d}"
+    missing = run("teacher", config, "run=q", "save.keep_best=val", cwd=tmp_path, check=False)
+    assert missing.returncode == 2 and "needs data.val" in missing.stderr and not (tmp_path / "runs/q").exists()
+
+
+def test_resume_never_and_from_another_runs_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, tiny)
+    run("teacher", config, "run=a", "save.keep_last=9", cwd=tmp_path)
+    never = run("teacher", config, "run=a", "resume=never", cwd=tmp_path, check=False)
+    assert never.returncode == 2 and "resume=never" in never.stderr
+    fork = ["run=b", "resume=runs/a/checkpoints/step_00000014"]
+    done = run("teacher", config, *fork, cwd=tmp_path)
+    assert "resumed after step 14 " in done.stdout
+    a, b = ((tmp_path / f"runs/{name}/model.safetensors").read_bytes() for name in "ab")
+    assert a == b
+    assert [line["step"] for line in lines_of(tmp_path / "runs/b")] == [21]
+    wrong = run("teacher", config, "run=c", "resume=nothing", cwd=tmp_path, check=False)
+    assert wrong.returncode == 2 and "no checkpoint there" in wrong.stderr and not (tmp_path / "runs/c").exists()
+    other = run("teacher", config, "run=d", "resume=a", "model.name=resnet32", cwd=tmp_path, check=False)
+    assert other.returncode == 2 and "does not fit model.name" in other.stderr
+
+
+def test_moved_records_and_teacher_are_recognised(tiny: Path, tmp_path: Path) -> None:
+    """Their paths may change in mid-run, what they hold may not."""
+    config = tiny_config(tmp_path, tiny, "dive", "  tau: 3\n")
+    run("teacher", config, "run=t", "distill.method=bsce", "distill.tau=null", cwd=tmp_path)
+    run("teacher", config, "run=u", "distill.method=bsce", "distill.tau=null", "seed=1", cwd=tmp_path)
+    moved = tmp_path / "moved.beton"
+    shutil.copy(tiny / "train.beton", moved)
+    stopped = ["run=s", "distill.teacher=t"]
+    run("distill", config, *stopped, cwd=tmp_path)
+    for name in ("result.json", "model.json"):  # as if it had been killed before its end
+        (tmp_path / "runs/s" / name).unlink()
+    shutil.copytree(tmp_path / "runs/t", tmp_path / "elsewhere")
+    other = run("distill", config, "run=s", "distill.teacher=u", cwd=tmp_path, check=False)
+    assert other.returncode == 2 and "another teacher" in other.stderr
+    done = run("distill", config, "run=s", f"data.train={moved}", "distill.teacher=./elsewhere", cwd=tmp_path)
+    assert "distill.teacher: t -> ./elsewhere" in done.stdout

@@ -1,8 +1,9 @@
 """Checkpoints of a run, and the weights it ends with.
 
     RUN/checkpoints/step_00001234/   one safetensors file per group of tensors, state.json with their digests
-    RUN/checkpoints/latest           name of the newest complete folder
+    RUN/checkpoints/latest, best     names of the newest complete folder, and of the one with the best evaluation
     RUN/model.safetensors, model.json   the final weights and what one must know to use them
+    RUN/model_ema.safetensors        their moving average, if there is one
 
 Owns how these lie on the disk; when to save and what belongs in them is the loop's business. One process
 writes. Invariant: a visible folder was written whole, and nothing is used whose digest differs. Nothing is
@@ -16,7 +17,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import safetensors.torch
 import torch
@@ -42,13 +43,25 @@ _FORMAT = 1
 class SaveConfig:
     every_epochs: int = 1
     "a checkpoint at the end of every n-th epoch, and at the end"
-    keep: int = 2
+    every_steps: int = 0
+    "a checkpoint after every n-th step as well; 0 = none but those"
+    keep_last: int = 2
     "newest checkpoints to keep; the one before the newest is used when the newest is damaged"
+    keep_every: int = 0
+    "keep for ever the checkpoint of every n-th epoch; 0 = none"
+    keep_best: Literal["no", "val", "test_split_knowingly"] = "no"
+    """keep the checkpoint with the highest top-1 (of the average, if there is one) at the evaluations of eval.every_epochs on
+    data.val; on data.test what is chosen there looks better than it is"""
 
     def __post_init__(self) -> None:
-        for name in ("every_epochs", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"save.{name}={getattr(self, name)}: must be at least 1")
+        for name, least in (("every_epochs", 1), ("every_steps", 0), ("keep_last", 1), ("keep_every", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"save.{name}={getattr(self, name)}: must be at least {least}")
+        if self.keep_every % self.every_epochs:
+            raise ValueError(
+                f"save.keep_every={self.keep_every}: must be a multiple of save.every_epochs={self.every_epochs}, as only "
+                "what is written can be kept"
+            )
 
 
 @dataclass(frozen=True)
@@ -67,8 +80,16 @@ class Checkpoint:
 # ---- saving ----
 
 
-def save(run_dir: Path, step: int, tensors: Mapping[str, Tensors], state: dict[str, Any], keep: int) -> Path:
-    """Write the checkpoint of `step`, point `latest` at it, then delete all but the newest `keep`.
+class Keep(NamedTuple):
+    """Which checkpoints stay: the newest `last`, those of every `every`-th step (0 = none), and step `best`."""
+
+    last: int
+    every: int = 0
+    best: int | None = None
+
+
+def save(run_dir: Path, step: int, tensors: Mapping[str, Tensors], state: dict[str, Any], keep: Keep) -> Path:
+    """Write the checkpoint of `step`, point `latest` (and `best`) at it, then delete what need not stay.
 
     tensors: {group: {name: tensor}}, on any device. state: what JSON can hold, no NaN. An intact checkpoint
     of the same step is left as it is: the state of a step does not change. An OSError (disk full) leaves the
@@ -83,6 +104,8 @@ def save(run_dir: Path, step: int, tensors: Mapping[str, Tensors], state: dict[s
             _remove(folder)
         _write_folder(folder, step, tensors, state)
     write_bytes_atomic(root / "latest", folder.name.encode())
+    if keep.best is not None:
+        write_bytes_atomic(root / "best", _folder_name(keep.best).encode())
     _prune(root, step, keep)
     return folder
 
@@ -146,10 +169,12 @@ def _remove_leftovers(root: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _prune(root: Path, step: int, keep: int) -> None:
-    """Keep the newest `keep` up to `step`; a later one is damaged: it was passed over by this run."""
+def _prune(root: Path, step: int, keep: Keep) -> None:
+    """Delete what `keep` does not name, and what is later than `step`: damaged, passed over by this run."""
     steps = sorted(_steps(root))
-    kept = [other for other in steps if other <= step][-keep:]
+    kept = {other for other in steps if other <= step and keep.every and other % keep.every == 0}
+    kept |= {other for other in steps if other <= step} & {keep.best}
+    kept |= set([other for other in steps if other <= step][-keep.last :])
     for other in steps:
         if other not in kept:
             _remove(root / _folder_name(other))
@@ -179,6 +204,30 @@ def load_latest(run_dir: Path) -> Checkpoint | None:
             f"to train from the start, delete the folder: rm -r {root}"
         )
     return None
+
+
+def load_from(path: str) -> Checkpoint:
+    """The checkpoint in a folder step_N, or the newest intact one of a run (name or folder)."""
+    folder = Path(path).expanduser()
+    if (folder / "state.json").exists():
+        content, tensors = _read_folder(folder)
+        return Checkpoint(content["step"], tensors, content["state"], [])
+    found = load_latest(run_folder(path))
+    if found is None:
+        raise UserError(
+            f"resume={path}: no checkpoint there; give a run that has some, or one of the folders RUN/checkpoints/step_N"
+        )
+    return found
+
+
+def pointed_at(run_dir: Path, name: Literal["latest", "best"]) -> Path | None:
+    """The folder of the newest or the best checkpoint; None when there is none."""
+    root = run_dir / "checkpoints"
+    try:
+        folder = root / (root / name).read_text()
+    except OSError:
+        return None
+    return folder if folder.is_dir() else None
 
 
 def _newest_first(root: Path) -> list[int]:
@@ -281,14 +330,18 @@ def run_folder(name: str) -> Path:
     return Path(name).expanduser() if "/" in name else RUNS / name
 
 
-def save_final(run_dir: Path, model_state: Tensors, meta: dict[str, Any]) -> None:
-    """Write the final weights; `meta` (what JSON can hold) is what a user of them must know.
+def save_final(run_dir: Path, model_state: Tensors, meta: dict[str, Any], ema_state: Tensors | None = None) -> None:
+    """Write the final weights and their average; `meta` (what JSON can hold) is what a user of them must know.
 
-    model.json comes second and holds the digest of the weights: a kill in between leaves no valid pair.
+    model.json comes last and holds the digests of the weights: a kill in between leaves no valid set.
     """
-    data = _encode(model_state)
-    write_bytes_atomic(run_dir / "model.safetensors", data)
-    write_json_atomic(run_dir / "model.json", meta | {"sha256": _sha256(data)})
+    digests = {}
+    for name, state in (("model", model_state), ("model_ema", ema_state)):
+        if state is not None:
+            data = _encode(state)
+            write_bytes_atomic(run_dir / f"{name}.safetensors", data)
+            digests["sha256" if name == "model" else "ema_sha256"] = _sha256(data)
+    write_json_atomic(run_dir / "model.json", meta | digests)
 
 
 def load_final(run: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -29,6 +29,7 @@ from pipelines.errors import UserError
 from pipelines.loader import DataConfig
 from pipelines.logits.cache import CacheConfig
 from train.checkpoint import SaveConfig
+from train.ema import EmaConfig
 from train.evaluation import EvalConfig
 from train.objective import DistillConfig
 from train.optim import OptimConfig
@@ -49,6 +50,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     run: str | None = None
@@ -57,10 +59,16 @@ class Config:
     "seed of the initialisation and of the order of images (the views have data.seed)"
     deterministic: bool = False
     "the same bits in every run on a GPU too, at some cost in speed"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    "arithmetic of the student's forward and backward pass; weights are always fp32"
+    resume: str = "auto"
+    """auto: go on with the run where there is one; never: refuse then; PATH of a run or of a folder RUN/checkpoints/step_N: a new
+    run begins from that checkpoint"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """arithmetic of the forward and backward pass, the teacher's too; weights are always fp32; auto = bf16 on a GPU that has it,
+    else fp32"""
     compile: bool = False
     "torch.compile the networks"
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
+    "mode of torch.compile; reduce-overhead uses CUDA graphs, which pays where steps are short (CIFAR)"
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:

@@ -14,6 +14,7 @@ from torch import nn
 from pipelines.loader import Loader
 from pipelines.order import evaluation_shard
 from train.metrics import group_accuracies
+from train.stops import Stopped, Stops
 
 
 @dataclass(kw_only=True)
@@ -51,8 +52,12 @@ def evaluate(
     train_counts: np.ndarray,
     accelerator: Accelerator,
     keep_predictions: bool = False,
+    stops: Stops | None = None,
 ) -> Evaluation:
-    """Plain argmax of raw logits over all of the loader's records; groups by int64 train_counts [C]."""
+    """Plain argmax of raw logits over all of the loader's records; groups by int64 train_counts [C].
+
+    Raises Stopped, on all processes at the same batch, when `stops` says so.
+    """
     records = loader.records
     shard = evaluation_shard(len(records), accelerator.process_index, accelerator.num_processes)
     device = accelerator.device
@@ -67,8 +72,14 @@ def evaluate(
     was_training = network.training
     network.eval()
     batches = loader.batches(shard, np.zeros(len(shard), np.int32), batch_size)
+    largest = -(-len(records) // accelerator.num_processes)
     try:
-        for batch in batches:
+        for _ in range(-(-largest // batch_size)):  # as often on every process, one of which may have a batch less
+            if stops and (reason := stops.agreed()):
+                raise Stopped(reason)
+            batch = next(batches, None)
+            if batch is None:
+                continue
             logits = _forward(network, batch.images, batch_size)
             hits = logits.argmax(dim=1) == batch.labels
             correct += torch.bincount(batch.labels, weights=hits.double(), minlength=len(correct)).long()

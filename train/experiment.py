@@ -19,18 +19,20 @@ from pipelines.loader import Loader
 from pipelines.logits import Ensemble, LogitCache
 from pipelines.logits.cache import Wanted
 from pipelines.logits.flatness import TEMPERATURES, recommend, virtual_examples
-from pipelines.logits.identity import view_identity
+from pipelines.logits.identity import identity_hash, view_identity
 from pipelines.order import TrainOrder
 from pipelines.records import Records
 from pipelines.views import Recipe
 from train import checkpoint, loop, tracking
 from train.config import Config, Options
+from train.ema import Ema
 from train.evaluation import evaluate
 from train.losses import log_prior
 from train.objective import DISTILLING, PRIOR, DistillConfig, Objective
 from train.optim import build_optimizer
-from train.run import Run, make_accelerator, run_name, stored_facts
+from train.run import Run, make_accelerator, precision_of, run_name, stored_facts
 from train.schedule import Schedule
+from train.stops import Stopped, Stops
 from train.targets import CachedTargets, Targets, Teacher
 from train.weights import Pretrained, read_file, read_run, weights_hash
 
@@ -142,9 +144,10 @@ def make_teacher(config: Config, records: Records, accelerator: Accelerator) -> 
         records,
         config.data.recipe.size,
         accelerator.device,
-        config.precision,
+        precision_of(accelerator),
         channels_last=True,
         compile=config.compile,
+        compile_mode=config.compile_mode,
     )
 
 
@@ -267,10 +270,15 @@ class Experiment:
         if self.options.dry_run:
             self._dry_run()
             return
-        with Run.open(self.config, self.name, self.script, self.accelerator) as run:
+        facts = self._facts()
+        with (
+            Run.open(self.config, self.name, self.script, self.accelerator) as run,
+            Stops(run.folder, self.accelerator.num_processes) as stops,
+        ):
             for line in run.changes:
                 self.say(f"since the last session: {line}")
-            self._require_same_facts(run)
+            if run.facts != run.facts | facts:
+                run.note(**facts)
             speed = loop.fit(
                 self.config,
                 run.folder,
@@ -281,12 +289,19 @@ class Experiment:
                 self.loader,
                 self.order,
                 self.schedule,
-                self._progress_figures if self.eval_loaders else None,
+                self.ema,
+                (lambda: self._progress(stops)) if self.eval_loaders else None,
+                stops,
             )
-            result = self._result(speed)
+            try:
+                result = self._result(speed, stops)
+            except Stopped as request:
+                stops.obeyed()
+                raise Stopped(f"stopped by {request} in the last evaluation; all steps are done and saved") from request
             if self.accelerator.is_main_process:
                 network = self.accelerator.unwrap_model(self.model)
-                checkpoint.save_final(run.folder, network.state_dict(), self._meta())
+                ema_state = self.ema.state_dict() if self.ema else None
+                checkpoint.save_final(run.folder, network.state_dict(), self._meta(), ema_state)
                 tracking.show_result(result)
             run.finish(result)
 
@@ -314,6 +329,7 @@ class Experiment:
                 self.say(f"data.{split} is loaded by backend {backend}: {self.backend} cannot serve it")
             self.eval_backends[split] = backend
             self.eval_loaders[split] = make_loader(config, records, recipe, backend, accelerator)
+        self._check_choices()
         self._make_order()
         if line := reuse_of_views(config):
             self.say(line)
@@ -324,12 +340,25 @@ class Experiment:
         except ValueError as error:
             raise UserError(f"model.name: {error}") from error
         network = channels_last(network)
+        self.ema = Ema(network, config.ema) if config.ema.decay is not None else None
         optimizer = build_optimizer(network, config.optim)
         if config.compile:
-            network.compile(dynamic=False)  # in place, so that no prefix reaches the names of the weights
+            # In place, so that no prefix reaches the names of the weights.
+            network.compile(dynamic=False, mode=config.compile_mode)
         self.model: nn.Module
         self.model, self.optimizer = accelerator.prepare(network, optimizer)
         self.objective = self._make_objective(caches)
+
+    def _check_choices(self) -> None:
+        config = self.config
+        if config.save.keep_best != "no":
+            split = "val" if config.save.keep_best == "val" else "test"
+            if split not in self.eval_loaders or not config.eval.every_epochs:
+                raise UserError(
+                    f"save.keep_best={config.save.keep_best}: needs data.{split} and eval.every_epochs above 0 to choose by"
+                )
+        if config.resume not in ("auto", "never") and not checkpoint.pointed_at(self.folder, "latest"):
+            checkpoint.load_from(config.resume)  # refused now rather than in the run's folder
 
     def _make_order(self) -> None:
         optim, world = self.config.optim, self.accelerator.num_processes
@@ -363,11 +392,15 @@ class Experiment:
 
     def _targets(self, caches: Ensemble | None) -> Targets | None:
         config, train = self.config, self.splits.train
+        self.target_facts: dict[str, Any] = {}
         if config.distill.method not in DISTILLING:
             return None
         if caches is None:
             self.say(f"targets: {config.distill.teacher}, online")
-            return make_teacher(config, train, self.accelerator)
+            teacher = make_teacher(config, train, self.accelerator)
+            self.target_facts = {"teacher": teacher.identity["weights"]}
+            return teacher
+        self.target_facts = {"caches": [identity_hash(cache.identity).hex() for cache in caches.caches]}
         check = config.cache
         return CachedTargets(
             caches,
@@ -378,45 +411,61 @@ class Experiment:
             self.say,
         )
 
-    def _require_same_facts(self, run: Run) -> None:
-        """What settings leave to be found out must be found out alike in every session of a run."""
+    def _facts(self) -> dict[str, Any]:
+        """What settings leave to be found out; refused if it is not what the run's earlier sessions found."""
         pixels = pixel_source(self.backend, self.splits.train, self.accelerator.device)
-        found = {"backend": self.backend, "pixels": pixels, "tau": self.distill.tau}
+        found: dict[str, Any] = {"backend": self.backend, "pixels": pixels, "tau": self.distill.tau}
+        found |= {"precision": precision_of(self.accelerator)} | self.target_facts
         for split, records in {"train": self.splits.train, **self.splits.evaluation}.items():
             found[split] = records.digest
-        if not run.facts:
-            run.note(**found)
-            return
         told = {
             "pixels": "was started on pixels from {}, here they come from {} and would differ",
             "tau": "was started with distill.tau={}, chosen from its cache; this cache gives {}",
+            "precision": "was started in {}, here precision=auto means {}",
+            "teacher": "was started with another teacher: its weights had the hash {}, they have {} now",
+            "caches": "was started with other caches: their identities had the hashes {}, they have {} now",
         }
+        stored = stored_facts(self.folder)
         for name, value in found.items():
-            before = run.facts.get(name)
+            before = stored.get(name, value)
             if before != value:
                 what = told.get(name, f"was started on other records: data.{name} had the digest {{}}, it has {{}} now")
                 raise UserError(
-                    f"run {run.folder} {what.format(before, value)}; go on where it was started, or give another run=NAME "
+                    f"run {self.folder} {what.format(before, value)}; go on where it was started, or give another run=NAME "
                     "(repaired or reconverted records start a new run)"
                 )
+        return found
 
-    def _progress_figures(self) -> dict[str, Any]:
-        split = "val" if "val" in self.eval_loaders else "test"
-        return {split: _headline(self._evaluate(split))}
+    def _progress(self, stops: Stops) -> loop.Evaluated:
+        """Figures of an evaluation in between: on val if there is one, else on test; nothing but save.keep_best selects by it."""
+        split = {"no": "val", "val": "val", "test_split_knowingly": "test"}[self.config.save.keep_best]
+        split = split if split in self.eval_loaders else "test"
+        figures = {name: _headline(found) for name, found in self._evaluate(split, stops).items()}
+        return loop.Evaluated(
+            figures, list(figures.values())[-1]["top1"] if self.config.save.keep_best != "no" else None
+        )
 
-    def _evaluate(self, split: str) -> dict[str, Any]:
+    def _evaluate(self, split: str, stops: Stops | None = None) -> dict[str, dict[str, Any]]:
+        """{SPLIT: figures} of the weights, and {SPLIT_ema: figures} of their average, if there is one."""
+        found = {split: self._evaluate_once(split, stops)}
+        if self.ema:
+            with self.ema.applied():
+                found[f"{split}_ema"] = self._evaluate_once(split, stops)
+        return found
+
+    def _evaluate_once(self, split: str, stops: Stops | None) -> dict[str, Any]:
         counts: np.ndarray = self.splits.train.class_counts
         loader = self.eval_loaders[split]
-        figures = evaluate(self.model, loader, self.config.eval.batch, counts, self.accelerator).figures
-        return figures | {"backend": self.eval_backends[split]}
+        done = evaluate(self.model, loader, self.config.eval.batch, counts, self.accelerator, stops=stops)
+        return done.figures | {"backend": self.eval_backends[split]}
 
-    def _result(self, speed: dict[str, float | None]) -> dict[str, Any]:
+    def _result(self, speed: dict[str, float | None], stops: Stops) -> dict[str, Any]:
         return {
             "method": self.config.distill.method,
             **({"tau": self.distill.tau} if self.config.distill.method in DISTILLING else {}),
             "epochs": self.config.schedule.epochs,
             "steps": self.schedule.total_steps,
-            **{split: self._evaluate(split) for split in self.eval_loaders},
+            **{name: found for split in self.eval_loaders for name, found in self._evaluate(split, stops).items()},
             "speed": speed,
         }
 
@@ -430,7 +479,8 @@ class Experiment:
             "std": list(config.data.std),
             "input_size": config.data.recipe.size,
             "recipe": dataclasses.asdict(config.data.recipe),
-            "precision": config.precision,
+            "precision": precision_of(self.accelerator),
+            "ema_decay": config.ema.decay,
             "method": config.distill.method,
         }
 
@@ -444,7 +494,7 @@ class Experiment:
         finally:
             batches.close()
         for split in self.eval_loaders:
-            self.say(f"{split}: {self._evaluate(split)['samples']} images evaluated")
+            self.say(f"{split}: {self._evaluate(split)[split]['samples']} images evaluated")
         self.say(
             f"dry run: loss {float(loss.detach()):.4f} on one batch; {self.order.steps_per_epoch} steps an epoch, "
             f"{self.schedule.total_steps} in all; would train into {self.folder}"

@@ -8,19 +8,33 @@ the same views as one that is not, and no checkpoint ever holds a step whose los
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from pipelines.errors import UserError
+from pipelines.files import write_json_atomic
 from pipelines.loader import Loader
 from pipelines.order import TrainOrder
-from train.checkpoint import Checkpoint, load_latest, optimizer_tensors, restore_optimizer, save
+from train.checkpoint import (
+    Checkpoint,
+    Keep,
+    SaveConfig,
+    load_from,
+    load_latest,
+    optimizer_tensors,
+    pointed_at,
+    restore_optimizer,
+    save,
+)
 from train.config import Config
+from train.ema import Ema
 from train.objective import Objective
 from train.schedule import Schedule
+from train.stops import Stopped, Stops
 from train.tracking import Tracker
 
 LOG_STEPS = 50  # steps between two lines of metrics within an epoch
@@ -29,6 +43,14 @@ LOG_STEPS = 50  # steps between two lines of metrics within an epoch
 def due(done: int, every: int, total: int) -> bool:
     """Whether something periodic is due after `done` of `total` steps; every = 0 means only at the end."""
     return done == total or (every > 0 and done % every == 0)
+
+
+class NotFinite(Exception):  # noqa: N818  (a finding; `fit` turns it into words)
+    """The first step, counted from 0, whose loss was not finite."""
+
+    def __init__(self, step: int):
+        super().__init__(step)
+        self.step = step
 
 
 class Meters:
@@ -47,18 +69,63 @@ class Meters:
         fine = torch.isfinite(loss.detach())
         self._bad_step = torch.where(fine, self._bad_step, self._bad_step.clamp(max=step))
 
-    def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over all processes since the last call; UserError names the first step that was not finite."""
+    def require_finite(self, accelerator: Accelerator) -> None:
+        """NotFinite, on every process, if the loss of any was not finite in any step so far."""
         bad = int(accelerator.gather(self._bad_step.reshape(1)).min())  # type: ignore[union-attr]
         if bad < torch.iinfo(torch.int64).max:
-            raise UserError(
-                f"the loss of step {bad} is not finite; nothing after the last checkpoint was kept. "
-                "Lower optim.lr, lengthen schedule.warmup_epochs, set optim.clip, or use precision=fp32"
-            )
+            raise NotFinite(bad)
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over all processes since the last call."""
+        self.require_finite(accelerator)
         names = list(self._sums)
         means: Any = accelerator.reduce(torch.stack([self._sums[n] for n in names]) / self._count, reduction="mean")
         self._sums, self._count = {}, 0
         return dict(zip(names, means.tolist(), strict=True))
+
+    def state(self, accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], int]:
+        """(sums of every process {name: [processes]}, how many steps they are over): what the next `read` will need."""
+        sums = {name: accelerator.gather(value.reshape(1)) for name, value in self._sums.items()}
+        return sums, self._count  # type: ignore[return-value]
+
+    def restore(self, sums: dict[str, torch.Tensor], count: int, accelerator: Accelerator) -> None:
+        """Each process its own sums; on another number of processes the mean, which gives the same mean of all."""
+        for name, values in sums.items():
+            same = len(values) == accelerator.num_processes
+            own = values[accelerator.process_index] if same else values.mean()
+            self._sums[name] = own.clone().to(accelerator.device)
+        self._count = count
+
+
+class Best(NamedTuple):
+    """The step after which the selected split scored highest, and its score."""
+
+    step: int
+    score: float
+
+
+class Evaluated(NamedTuple):
+    """figures: for the log; score: what `save.keep_best` goes by, None when nothing is selected."""
+
+    figures: dict[str, Any]
+    score: float | None
+
+
+@torch.no_grad()
+def _tensors(
+    network: nn.Module, optimizer: Any, ema: Ema | None, sums: dict[str, torch.Tensor], device: torch.device
+) -> dict[str, Any]:
+    """Everything of a checkpoint that is a tensor, by group."""
+    rng = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        rng["cuda"] = torch.cuda.get_rng_state()
+    return {
+        "model": network.state_dict(),
+        "optimizer": optimizer_tensors(network, optimizer.optimizer),
+        **({"ema": ema.state_dict()} if ema else {}),
+        "rng": rng,
+        "meters": sums,
+    }
 
 
 def fit(
@@ -71,20 +138,25 @@ def fit(
     loader: Loader,
     order: TrainOrder,
     schedule: Schedule,
-    evaluate: Callable[[], dict[str, Any]] | None,
+    ema: Ema | None,
+    evaluate: Callable[[], Evaluated] | None,
+    stops: Stops,
 ) -> dict[str, float | None]:
-    """Train from the newest checkpoint in `folder` (or from the start) to the end of the schedule.
+    """Train from the newest checkpoint in `folder` (or from `resume`, or from the start) to the end of the schedule.
 
-    model, optimizer: as `accelerator.prepare` gave them. evaluate: figures for the log every eval.every_epochs.
-    Returns the session's speed.
+    model, optimizer: as `accelerator.prepare` gave them. evaluate: figures every eval.every_epochs; it may raise Stopped.
+    Returns the session's speed. Raises Stopped after everything is saved.
     """
     network = accelerator.unwrap_model(model)
     total, epoch_steps = schedule.total_steps, order.steps_per_epoch
-    checkpoint = load_latest(folder)
-    first = _restore(checkpoint, network, optimizer, accelerator) if checkpoint else 0
     parts = config.optim.accumulate
     rows = config.optim.batch // accelerator.num_processes // parts
     meters = Meters(accelerator.device)
+    checkpoint = _newest(folder, config.resume, total, accelerator)
+    first, best, unevaluated = 0, None, False
+    if checkpoint:
+        first = checkpoint.step
+        best, unevaluated = _restore(checkpoint, network, optimizer, ema, meters, accelerator)
     batches = loader.stream(order.plan(first, total))
     tracker = Tracker(
         folder,
@@ -94,12 +166,35 @@ def fit(
         resumed_at=first if checkpoint else None,
         device=accelerator.device,
     )
+
+    def evaluation(done: int) -> Best | None:
+        assert evaluate is not None
+        with tracker.evaluating():
+            figures, score = evaluate()
+            tracker.event(done, **figures)
+        return Best(done, score) if score is not None and (best is None or score > best.score) else best
+
+    def checkpoint_now(done: int, unevaluated: bool) -> None:
+        """unevaluated: the evaluation that is due at this step is still to come."""
+        meters.require_finite(accelerator)
+        with tracker.evaluating():
+            sums, count = meters.state(accelerator)
+            if accelerator.is_main_process:
+                tracker.sync()
+                tensors = _tensors(network, optimizer, ema, sums, accelerator.device)
+                state = {"meters": count, "best": best, "unevaluated": unevaluated}
+                state["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+                _save(folder, done, tensors, state, _keep(config.save, best, epoch_steps))
+            accelerator.wait_for_everyone()
+
     model.train()
     try:
         if checkpoint:
             for line in checkpoint.warnings:
                 tracker.say(f"warning: {line}")
             tracker.say(f"resumed after step {first} (epoch {first / epoch_steps:g} of {config.schedule.epochs})")
+        if unevaluated and evaluate:
+            best = evaluation(first)
         for step in range(first, total):
             with tracker.waiting():
                 batch = next(batches)
@@ -116,40 +211,43 @@ def fit(
                 accelerator.clip_grad_norm_(model.parameters(), config.optim.clip)
             optimizer.step()
             optimizer.zero_grad()
+            if ema:
+                ema.update(step + 1)
 
             done = step + 1
             tracker.step(done, config.optim.batch)
             if due(done % epoch_steps, LOG_STEPS, total=0):  # and at the end of each epoch
                 tracker.log(done, lr=lr, **meters.read(accelerator))
-            if evaluate and done < total and due(done, config.eval.every_epochs * epoch_steps, total):
-                with tracker.evaluating():
-                    tracker.event(done, **evaluate())
-            if due(done, config.save.every_epochs * epoch_steps, total):
-                with tracker.evaluating():
-                    if accelerator.is_main_process:
-                        tracker.sync()
-                        _save(folder, done, network, optimizer, accelerator, config)
-                    accelerator.wait_for_everyone()
+            stop = stops.agreed()
+            # The figures of the last step belong to the result; here only if they are to be chosen among.
+            last = total if config.save.keep_best != "no" else total - 1
+            unevaluated = bool(evaluate) and done <= last and due(done, config.eval.every_epochs * epoch_steps, total)
+            if unevaluated and not stop:
+                try:
+                    best, unevaluated = evaluation(done), False
+                except Stopped as request:
+                    stop = str(request)
+            every_steps, every_epoch = config.save.every_steps, config.save.every_epochs * epoch_steps
+            if stop or due(done, every_epoch, total) or (every_steps and done % every_steps == 0):
+                checkpoint_now(done, unevaluated)
+            if stop:
+                stops.obeyed()
+                raise Stopped(f"stopped by {stop} after step {done} of {total}, saved")
         return tracker.speed()
+    except NotFinite as found:
+        raise _not_finite(found.step, folder, order, loader, accelerator) from found
     finally:
         tracker.close()
         batches.close()
 
 
-def _save(
-    folder: Path, done: int, network: nn.Module, optimizer: Any, accelerator: Accelerator, config: Config
-) -> None:
-    rng = {"cpu": torch.get_rng_state()}
-    if accelerator.device.type == "cuda":
-        rng["cuda"] = torch.cuda.get_rng_state()
-    tensors = {
-        "model": network.state_dict(),
-        "optimizer": optimizer_tensors(network, optimizer.optimizer),
-        "rng": rng,
-    }
-    state = {"scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None}
+def _keep(config: SaveConfig, best: Best | None, epoch_steps: int) -> Keep:
+    return Keep(config.keep_last, config.keep_every * epoch_steps, best.step if best else None)
+
+
+def _save(folder: Path, done: int, tensors: dict[str, Any], state: dict[str, Any], keep: Keep) -> None:
     try:
-        save(folder, done, tensors, state, config.save.keep)
+        save(folder, done, tensors, state, keep)
     except OSError as error:
         raise UserError(
             f"cannot save a checkpoint in {folder}: {error.strerror}; the earlier ones are intact: "
@@ -157,14 +255,65 @@ def _save(
         ) from error
 
 
-def _restore(checkpoint: Checkpoint, network: nn.Module, optimizer: Any, accelerator: Accelerator) -> int:
-    """Weights, optimizer, scaler, random states, in this order; returns the number of steps done."""
-    network.load_state_dict(checkpoint.tensors["model"])
-    restore_optimizer(network, optimizer.optimizer, checkpoint.tensors["optimizer"])
-    if accelerator.scaler is not None and checkpoint.state["scaler"] is not None:
-        accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
-    rng = checkpoint.tensors["rng"]
-    torch.set_rng_state(rng["cpu"])
-    if accelerator.device.type == "cuda" and "cuda" in rng:
-        torch.cuda.set_rng_state(rng["cuda"])
-    return checkpoint.step
+def _newest(folder: Path, resume: str, total: int, accelerator: Accelerator) -> Checkpoint | None:
+    """The checkpoint to go on from: the run's own; if it has none, that which `resume` names."""
+    found = load_latest(folder)
+    if found is None and resume not in ("auto", "never"):
+        found = load_from(resume)
+        if found.step > total:
+            raise UserError(
+                f"resume={resume} is after step {found.step}, this run ends after {total}: lengthen schedule"
+            )
+    step = found.step if found else None
+    (mains,) = broadcast_object_list([step])
+    if mains != step:
+        raise UserError(
+            f"rank {accelerator.process_index} sees another newest checkpoint in {folder} (step {step}) than rank 0 (step "
+            f"{mains}): the run's folder must be the same on all machines; give run=FOLDER on a shared file system"
+        )
+    return found
+
+
+def _restore(
+    checkpoint: Checkpoint,
+    network: nn.Module,
+    optimizer: Any,
+    ema: Ema | None,
+    meters: Meters,
+    accelerator: Accelerator,
+) -> tuple[Best | None, bool]:
+    """Everything that `checkpoint_now` saved; returns the best evaluation and whether the one at this step is to come."""
+    tensors, state = checkpoint.tensors, checkpoint.state
+    try:
+        network.load_state_dict(tensors["model"])
+    except RuntimeError as error:  # only from `resume=`: a run's own settings are checked
+        raise UserError(f"the checkpoint does not fit model.name: {' '.join(str(error).split())[:300]}") from error
+    restore_optimizer(network, optimizer.optimizer, tensors["optimizer"])
+    if ema:
+        ema.load_state_dict(tensors.get("ema", tensors["model"]))
+    if accelerator.scaler is not None and state["scaler"] is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    meters.restore(tensors["meters"], state["meters"], accelerator)
+    torch.set_rng_state(tensors["rng"]["cpu"])
+    if accelerator.device.type == "cuda" and "cuda" in tensors["rng"]:
+        torch.cuda.set_rng_state(tensors["rng"]["cuda"])
+    return Best(*state["best"]) if state["best"] else None, state["unevaluated"]
+
+
+def _not_finite(step: int, folder: Path, order: TrainOrder, loader: Loader, accelerator: Accelerator) -> UserError:
+    """What happened, in words; the images of that step, recomputed from the order, are in a file."""
+    ((positions, views),) = order.whole().plan(step, step + 1)
+    records, path = loader.records, folder / "not_finite.json"
+    if accelerator.is_main_process:
+        images = [
+            {"key": int(records.keys[i]), "name": records.name(i), "view": int(view)}
+            for i, view in zip(positions, views, strict=True)
+        ]
+        write_json_atomic(path, {"step": step, "images": images})
+    keys = ", ".join(str(key) for key in records.keys[positions[:3]])
+    good = pointed_at(folder, "latest")
+    kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+    return UserError(
+        f"the loss of step {step} is not finite (images with the keys {keys} ...: all {len(positions)} are in {path}); {kept}. "
+        "Lower optim.lr, lengthen schedule.warmup_epochs, set optim.clip, or use precision=fp32"
+    )

@@ -34,10 +34,17 @@ from pipelines.errors import UserError
 from pipelines.files import is_temporary, read_json, write_bytes_atomic, write_json_atomic
 from train.checkpoint import run_folder
 from train.config import Config, diff, load, to_yaml
+from train.stops import EXIT_CODE as STOPPED
+from train.stops import Stopped
 
 # Settings (and whole sections) that a run may be resumed with other values of: they change when and how fast
 # things happen, or how closely they are checked, never the weights.
-FREE_KEYS = ("run", "save", "eval", "data.workers", "data.verify", "cache.check")
+# Records, caches and teachers may be moved: the digests in run.json's facts say whether they are the same. Another
+# optim.accumulate is like another number of processes: the same samples and views, rounded otherwise.
+FREE_KEYS = (
+    *("run", "resume", "save", "eval", "data.workers", "data.verify", "cache.check", "optim.accumulate"),
+    *("data.train", "data.val", "data.test", "cache.paths", "cache.dir", "distill.teacher"),
+)
 PACKAGES = (
     *("torch", "accelerate", "numpy", "numba", "omegaconf", "safetensors", "pillow", "timm", "ffcv"),
     *("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
@@ -149,6 +156,8 @@ class Run:
         if not path.exists():
             write_bytes_atomic(path, to_yaml(config).encode())
             return
+        if config.resume == "never":
+            raise UserError(f"run {self.folder} exists, and resume=never; give another run=NAME, or leave resume out")
         self.resumed = True
         changed = diff(load(type(config), path), config)
         refused = [line for line in changed if not _is_free(line.partition(":")[0])]
@@ -222,10 +231,15 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, (KeyboardInterrupt, SystemExit)):
-            self.close("stopped", type(error).__name__ if error else "")
-        else:
-            self.close("error", str(error) if isinstance(error, UserError) else repr(error))
+        if error is None or isinstance(error, (KeyboardInterrupt, SystemExit, Stopped)):
+            self.close("stopped", (str(error) or type(error).__name__) if error else "")
+            return
+        words = str(error) if isinstance(error, UserError) else repr(error)
+        if not self.is_main:
+            _share_failure(words)
+        elif not isinstance(error, UserError):  # perhaps only that another rank is gone: why it went says more
+            words = _shared_failure() or words
+        self.close("error", words)
 
     def _let_go(self) -> None:
         if self._lock is not None:
@@ -347,9 +361,30 @@ def _git_state(root: Path) -> dict[str, Any]:
         return {}
 
 
+def resolve_precision(setting: str) -> str:
+    """fp32, bf16 or fp16; auto is bf16 on a GPU that computes in it, and fp32 elsewhere."""
+    if setting != "auto":
+        return setting
+    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in (
+        "true",
+        "1",
+        "yes",
+    )
+    return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def precision_of(accelerator: Accelerator) -> str:
+    """The settings' word for what the accelerator computes in."""
+    return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+
+
+def _accelerates_word(precision: str) -> str:
+    return "no" if precision == "fp32" else precision
+
+
 def make_accelerator(config: Config) -> Accelerator:
     """The Accelerator that the settings ask for; UserError when the launcher asked for something else."""
-    precision = "no" if config.precision == "fp32" else config.precision
+    precision = _accelerates_word(resolve_precision(config.precision))
     _check_launcher(precision)
     if config.deterministic:
         # cuBLAS reads the variable when it starts.
@@ -406,8 +441,11 @@ def guard(main: Callable[[list[str]], int | None]) -> int:
     """Run an entry script's `main(argv)` and give its exit code: `sys.exit(guard(main))`."""
     try:
         code = main(sys.argv[1:]) or 0
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    except Stopped as stop:
+        line = f"{stop}; the same command goes on"
+        if _first_to_say(line):
+            print(line, file=sys.stderr, flush=True)
+        code = STOPPED
     except UserError as error:
         line = " ".join(str(error).splitlines())
         if _first_to_say(line):
@@ -416,7 +454,9 @@ def guard(main: Callable[[list[str]], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         code = 130
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if torch.distributed.is_initialized():
+        if code == 0:
+            torch.distributed.destroy_process_group()
         _leave_at_once(code)
     return code
 
@@ -433,6 +473,31 @@ def _leave_at_once(code: int) -> NoReturn:
     os._exit(code)
 
 
+def _launchers_store() -> TCPStore | None:
+    """The launcher's store, which outlives every rank; None where there is none, or it does not answer."""
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
+    except (KeyError, ValueError, RuntimeError):
+        return None
+
+
+def _attempt() -> str:
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def _share_failure(words: str) -> None:
+    store = _launchers_store()
+    if store is not None:
+        store.set(f"failure/{_attempt()}", words)
+
+
+def _shared_failure() -> str | None:
+    """Why another rank failed, if one said so."""
+    store, name = _launchers_store(), f"failure/{_attempt()}"
+    return store.get(name).decode() if store is not None and store.check([name]) else None
+
+
 def _first_to_say(line: str) -> bool:
     """Whether no other rank has said the same: an error of all ranks is printed once, one of rank 3 too.
 
@@ -441,13 +506,6 @@ def _first_to_say(line: str) -> bool:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return True
-    try:
-        store = TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            timeout=timedelta(seconds=5),
-        )
-        return store.add(f"said/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{line}", 1) == 1
-    except (KeyError, ValueError, RuntimeError):
-        return True  # nobody to ask: better twice than never
+    store = _launchers_store()
+    # Nobody to ask: better twice than never.
+    return store is None or store.add(f"said/{_attempt()}/{line}", 1) == 1

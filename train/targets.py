@@ -43,6 +43,7 @@ class Teacher:
         precision: str,
         channels_last: bool,
         compile: bool = False,
+        compile_mode: str = "default",
     ):
         _require_fit(source, records, input_size)
         self.name = source.name
@@ -51,7 +52,7 @@ class Teacher:
         if channels_last:
             self._network = self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
-            self._network.compile(dynamic=False)
+            self._network.compile(dynamic=False, mode=compile_mode)
         self._finish = Finish(source.mean, source.std, device, channels_last, compile)
         self._device = device
         self._dtype = _DTYPES[precision]
@@ -70,7 +71,8 @@ class Teacher:
     def __call__(self, batch: Batch) -> torch.Tensor:
         images = self._finish(batch.pixels, batch.colours)
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-            return self._network(images).float()
+            # A copy: what a CUDA graph gives out is overwritten by its next run, and the cache's writer keeps several.
+            return self._network(images).to(torch.float32, copy=True)
 
 
 def _require_fit(source: Pretrained, records: Records, input_size: int) -> None:

@@ -1,0 +1,68 @@
+"""An exponential moving average of the weights, beside those that are trained.
+
+Owns the average and its arithmetic; when it is evaluated and saved is the loop's business. Batch-norm statistics are averaged
+like weights, counters are copied. Invariant: training is bit for bit what it is without an average.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(kw_only=True)
+class EmaConfig:
+    decay: float | None = None
+    "share of the weights' moving average that each step keeps, for example 0.9998; null = no average"
+    warmup: bool = True
+    "keep less in the beginning: step n, from 1, keeps at most (1 + n) / (10 + n)"
+
+    def __post_init__(self) -> None:
+        if self.decay is not None and not 0 < self.decay < 1:
+            raise ValueError(f"ema.decay={self.decay}: must be between 0 and 1, or null for no average")
+
+
+class Ema:
+    """mean <- d * mean + (1 - d) * weights after each optimizer step, from the weights as they are now."""
+
+    def __init__(self, network: nn.Module, config: EmaConfig):
+        assert config.decay is not None
+        self._config, self._decay = config, config.decay
+        self._live = network.state_dict()  # the tensors themselves, which training changes in place
+        self._mean = {name: tensor.detach().clone() for name, tensor in self._live.items()}
+        averaged = [name for name, tensor in self._live.items() if tensor.is_floating_point()]
+        self._pairs = [self._mean[name] for name in averaged], [self._live[name].detach() for name in averaged]
+        self._copied = [name for name in self._live if name not in set(averaged)]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Optimizer step number `step`, from 1, is done."""
+        decay = min(self._decay, (1 + step) / (10 + step)) if self._config.warmup else self._decay
+        mean, live = self._pairs
+        torch._foreach_lerp_(mean, live, 1 - decay)
+        for name in self._copied:
+            self._mean[name].copy_(self._live[name])
+
+    @contextmanager
+    @torch.no_grad()
+    def applied(self) -> Iterator[None]:
+        """The network has the averaged weights within the block, in the same tensors, and its own after it."""
+        own = {name: tensor.detach().clone() for name, tensor in self._live.items()}
+        try:
+            for name, tensor in self._live.items():
+                tensor.copy_(self._mean[name])
+            yield
+        finally:
+            for name, tensor in self._live.items():
+                tensor.copy_(own[name])
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The averaged weights by the network's names."""
+        return self._mean
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `state_dict` gave."""
+        for name, tensor in self._mean.items():
+            tensor.copy_(state[name])

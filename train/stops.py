@@ -1,0 +1,96 @@
+"""Stopping a run: signals and a stop file, agreed upon by all ranks.
+
+Owns how a request is heard and how ranks come to one answer; what a stop means (save, leave) is the loop's business.
+Invariant: every rank gets the same answer from its n-th call of `agreed`, and no call waits for the device.
+"""
+
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import distributed
+
+EXIT_CODE = 3
+"of a stopped run under plain python (a launcher turns any but 0 into its own); run.json says `stopped`"
+FILE = "stop"
+"touch RUN/stop"
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_REASONS = ("", *(one.name for one in _SIGNALS), "the stop file")
+_FILE_SECONDS = 1.0  # between two looks for the stop file, which may lie on a network
+_TWICE_SECONDS = 1.0  # a launcher passes on the Ctrl-C that its processes got as well: a person is slower
+
+
+class Stopped(Exception):  # noqa: N818  (an outcome, not an error)
+    """The run was asked to stop, and everything up to this moment is saved."""
+
+
+class Stops:
+    """Requests to stop one run, heard from `with` on.
+
+    SIGTERM, SIGINT and SIGUSR1 to any rank, or a file named `stop` in the run's folder. A second SIGINT, at least a second
+    after the first, is a KeyboardInterrupt as ever. processes: the ranks; all of them make the same calls in the same order.
+    """
+
+    def __init__(self, folder: Path, processes: int):
+        self._file = folder / FILE
+        self._heard = 0
+        self._interrupted_at = 0.0
+        self._looked_at = 0.0
+        self._before: dict[int, Any] = {}
+        # Beside NCCL: numbers on the host, which reach all ranks without the device.
+        self._group = distributed.new_group(backend="gloo") if processes > 1 else None
+        self._asked: tuple[Any, torch.Tensor] | None = None
+
+    def __enter__(self) -> "Stops":
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no handlers
+            self._before = {one: signal.signal(one, self._hear) for one in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for one, handler in self._before.items():
+            signal.signal(one, handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if self._interrupted_at and now - self._interrupted_at > _TWICE_SECONDS:
+                raise KeyboardInterrupt
+            self._interrupted_at = self._interrupted_at or now
+        self._heard = self._heard or _SIGNALS.index(signal.Signals(number)) + 1
+
+    def _own(self) -> int:
+        """What this rank has heard, as an index into _REASONS."""
+        now = time.monotonic()
+        if not self._heard and now - self._looked_at >= _FILE_SECONDS:
+            self._looked_at = now
+            if self._file.exists():
+                self._heard = len(_REASONS) - 1
+        return self._heard
+
+    def agreed(self) -> str | None:
+        """Why to stop, the same on all ranks; None to go on.
+
+        With several ranks each call asks all of them, and gets the answer to the question of the call before: the sum is
+        taken while the step is computed, and nobody waits for it.
+        """
+        if self._group is None:
+            return _REASONS[self._own()] or None
+        answer = 0
+        if self._asked is not None:
+            work, word = self._asked
+            work.wait()
+            answer = int(word)
+        word = torch.tensor(self._own())
+        self._asked = distributed.all_reduce(word, distributed.ReduceOp.MAX, self._group, async_op=True), word
+        return _REASONS[answer] or None
+
+    def obeyed(self) -> None:
+        """The stop is done: the same command may go on."""
+        self._file.unlink(missing_ok=True)
