@@ -45,7 +45,7 @@ def due(done: int, every: int, total: int) -> bool:
     return done == total or (every > 0 and done % every == 0)
 
 
-class NotFinite(Exception):  # noqa: N818  (a finding; `fit` turns it into words)
+class NotFinite(Exception):
     """The first step, counted from 0, whose loss was not finite."""
 
     def __init__(self, step: int):

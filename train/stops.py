@@ -25,7 +25,7 @@ _FILE_SECONDS = 1.0  # between two looks for the stop file, which may lie on a n
 _TWICE_SECONDS = 1.0  # a launcher passes on the Ctrl-C that its processes got as well: a person is slower
 
 
-class Stopped(Exception):  # noqa: N818  (an outcome, not an error)
+class Stopped(Exception):
     """The run was asked to stop, and everything up to this moment is saved."""
 
 
