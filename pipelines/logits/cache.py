@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pipelines.errors import UserError
-from pipelines.files import read_json, write_json_atomic
+from pipelines.files import read_json, write_bytes_atomic
 from pipelines.logits.blocks import (
     BLOCK_ROWS,
     FINGERPRINT_BYTES,
@@ -126,7 +126,7 @@ def write_done(folder: Path, kind: BlockKind, views: int, certificate: np.ndarra
         "temperatures": list(TEMPERATURES),
         "certificate": certificate.tolist(),
     }
-    write_json_atomic(folder / "done.json", done | {"sha256": identity_hash(done).hex()})
+    write_bytes_atomic(folder / "done.json", identity_bytes(done | {"sha256": identity_hash(done).hex()}))
 
 
 def read_done(folder: Path, kind: BlockKind) -> tuple[int, np.ndarray]:
@@ -134,7 +134,9 @@ def read_done(folder: Path, kind: BlockKind) -> tuple[int, np.ndarray]:
     if not (folder / "done.json").is_file():
         raise UserError(f"{folder} is unfinished; run train/cache_logits.py again with the same settings")
     done = read_json(folder / "done.json")
-    seal = done.pop("sha256", None) if isinstance(done, dict) else None
+    # Byte for byte, as a flipped bit may leave an equal value: 1e-05, 1E-05.
+    as_written = isinstance(done, dict) and identity_bytes(done) == (folder / "done.json").read_bytes()
+    seal = done.pop("sha256", None) if as_written else None
     if seal != identity_hash(done).hex() or done["identity"] != kind.identity_hash.hex():
         raise UserError(
             f"{folder}/done.json is damaged, edited or of another cache; run train/cache_logits.py again to rewrite it"
