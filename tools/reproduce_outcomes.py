@@ -47,6 +47,11 @@ class Outcome:
     environments: list[dict[str, Any]] = field(default_factory=list)
     records: str | None = None
 
+    @property
+    def status(self) -> str:
+        """State and words, for a table."""
+        return ": ".join(filter(None, (self.state, self.words)))
+
     def as_json(self) -> dict[str, Any]:
         return {
             "run": self.task.name,
@@ -194,10 +199,12 @@ def environment_facts(runs: Sequence[Outcome]) -> dict[str, str]:
         for one in sessions
         if "git_revision" in one
     )
+    if not sessions:
+        return {"device": "nothing has been run to its end"}
     apart = ("host", "device", "world_size", "git_revision", "git_dirty")
     names = dict.fromkeys(name for one in sessions for name in one if name not in apart)
     return {
-        "device": values("device") or "nothing was run",
+        "device": values("device"),
         "versions": ", ".join(f"{name} {values(name)}" for name in names if values(name)),
         "code": " and ".join(dict.fromkeys(revisions)) or "revision unknown",
     }

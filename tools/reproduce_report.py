@@ -99,7 +99,7 @@ def _state(runs: Sequence[Outcome]) -> str:
     """In words what is missing of a row; empty when nothing is."""
     missing = [run for run in runs if run.state != "finished"]
     if len(missing) == len(runs):
-        states = dict.fromkeys(" ".join(filter(None, (run.state, run.words))) for run in missing)
+        states = dict.fromkeys(run.status for run in missing)
         return "; ".join(states) or "not run"
     return f"{len(runs) - len(missing)} of {len(runs)} seeds" if missing else ""
 
@@ -163,8 +163,8 @@ def studies_report(
     facts = environment_facts(runs) | facts
     notes = [
         *notes,
-        "One setting differs from row to row; teacher, seed, recipe and schedule are the same. A cache is written once and serves "
-        "any number of students: the time to write it stands beside a student's own and is not in it.",
+        "One setting differs from row to row; teacher, seed, recipe and schedule are the same. A cache is written once and "
+        "serves any number of students: the time to write it stands beside a student's own and is not in it.",
         *common_notes(runs),
     ]
     tables = [_study_table(rows), runs_table(runs), *cache_table(caches)]
@@ -230,11 +230,11 @@ def common_notes(runs: Sequence[Outcome]) -> list[str]:
     """How the figures are to be read."""
     images = max((run.test_images for run in runs), default=0)
     return [
-        f"Accuracies are top-1 in percent on the balanced test set ({images:,} images) after the last epoch: nothing was selected.",
+        f"Accuracies are top-1 in percent on the balanced test set ({images:,} images), last epoch: nothing was selected.",
         f"many, medium, few: classes with more than {MANY_ABOVE}, {FEW_BELOW} to {MANY_ABOVE}, fewer than {FEW_BELOW} training "
         "images; unweighted means of the accuracies of their classes.",
-        "± is the standard deviation over seeds (n - 1). `seed` sets initialisation and order of every run; the student of seed s "
-        "learns from the teacher of seed s, through the cache of that teacher. `data.seed` (the crops and flips) is the "
+        "± is the standard deviation over seeds (n - 1). `seed` sets initialisation and order of every run; the student of seed "
+        "s learns from the teacher of seed s, through the cache of that teacher. `data.seed` (the crops and flips) is the "
         "configurations': 1 for CE and teachers, 0 for students and caches, so that no teacher is asked about the crops it was "
         "trained on.",
         "Wall time: sum of a run's sessions in its run.json, with evaluations and checkpoints, caches apart; a session that was "
@@ -249,7 +249,7 @@ def runs_table(runs: Sequence[Outcome]) -> Table:
     for run in runs:
         start = [f"`{run.task.name}`", str(run.task.seed)]
         if run.state != "finished":
-            lines.append([*start, " ".join(filter(None, (run.state, run.words))), *[""] * (len(columns) - 3)])
+            lines.append([*start, run.status, *[""] * (len(columns) - 3)])
             continue
         figures = ["-" if run.accuracy[group] is None else f"{run.accuracy[group]:.2f}" for group in GROUPS]
         speed = "-" if run.images_per_s is None else f"{run.images_per_s:,.0f}"
