@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -24,6 +25,7 @@ from tools.reproduce_jobs import Ending, Jobs, Stopped, claimed, clock, makespan
 from tools.reproduce_outcomes import outcome, spread
 from tools.reproduce_plan import Choice, Task, scaled_schedule, study_tasks, table_tasks, wanted
 from tools.reproduce_report import PAPER, table_report, to_markdown
+from train.config import Config, diff, load
 from train.run import guard
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -371,7 +373,8 @@ def test_a_failure_takes_only_what_needs_it(jobs: Callable[[int, list[str]], Job
 
 def test_as_many_at_a_time_as_asked_for(jobs: Callable[[int, list[str]], Jobs], tmp_path: Path) -> None:
     """Two that wait for each other, and one after both."""
-    meet = "import os, time\nopen('{0}', 'w').close()\nwhile not os.path.exists('{1}'): time.sleep(0.01)"
+    meet = "import os, time\nopen('{0}', 'w').close()\nend = time.monotonic() + 20\n"
+    meet += "while not os.path.exists('{1}'): time.sleep(0.01 if time.monotonic() < end else -1)"
     said: list[str] = []
     tasks = [
         program("a", meet.format("a", "b")),
@@ -389,7 +392,7 @@ def test_as_many_at_a_time_as_asked_for(jobs: Callable[[int, list[str]], Jobs], 
 def test_a_signal_asks_each_once_and_starts_no_more(
     jobs: Callable[[int, list[str]], Jobs], tmp_path: Path, number: signal.Signals
 ) -> None:
-    save = "import time\nopen('{0}', 'w').close()\ntry: time.sleep(60)\nexcept KeyboardInterrupt: open('{0}.saved', 'x').close()"
+    save = "import time\nopen('{0}', 'w').close()\ntry: time.sleep(20)\nexcept KeyboardInterrupt: open('{0}.saved', 'x').close()"
 
     def interrupt() -> None:
         while not all((tmp_path / name).exists() for name in "ab"):
@@ -543,6 +546,29 @@ def test_wanted_follows_what_is_missing(tmp_path: Path) -> None:
     assert [task.name for task in wanted(tasks, tmp_path)] == ["data_if100", "bsce_if100-s0"], (
         "no student needs the cache"
     )
+
+
+def test_the_page_on_it_names_what_exists() -> None:
+    """Options, scripts, settings of the commands, and the places of runs and caches."""
+    text, text_options = (ROOT / "docs" / "reproduce.md").read_text(), set()
+    for command, options in (("cifar100-lt", {"imbalance", "methods", "seeds"}), ("cifar100-lt-studies", {"teacher"})):
+        with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as shown:
+            reproduce.parse([command, "--help"])
+        common = {"archive", "out", "plan", "jobs", "table-only", "epochs-scale", "report"}
+        assert all(f"--{option} " in shown.getvalue() and f"--{option}" in text for option in options | common)
+        text_options |= options | common
+    assert set(re.findall(r"--([a-z][a-z-]+)", text)) == text_options
+    typed = re.findall(r"^python REPOSITORY/(\S+\.py) REPOSITORY/(\S+) (.+)$", text, re.MULTILINE)
+    tasks = [
+        task for task in table_tasks(small_choice(settings=("precision=bf16",)), (100,), (0,)) if task.kind != "data"
+    ]
+    for (script, config, settings), task in zip(typed, tasks[:3], strict=True):
+        assert ROOT / script == Path(task.command[0])
+        changed = {
+            line.partition(":")[0] for line in diff(load(Config, ROOT / config, settings.split()), task.settings)
+        }
+        assert changed == {"data.workers"}, "which is free"
+        assert f"OUT/{task.folder}/" in text or task.role == "dive"
 
 
 def test_it_says_what_is_wrong_with_the_command(tmp_path: Path, archive: Path) -> None:
