@@ -1,0 +1,275 @@
+"""Reproduce the paper's CIFAR-100-LT results from the shipped configurations, and put them beside the paper's.
+
+    python tools/reproduce.py cifar100-lt --archive cifar-100-python.tar.gz --out OUT [KEY=VALUE ...]
+    python tools/reproduce.py cifar100-lt-studies --archive cifar-100-python.tar.gz --out OUT [KEY=VALUE ...]
+
+The first trains CE, BSCE and DiVE (from a cache of its BSCE teacher) for each imbalance factor and seed: Table 1. The second
+trains students of one teacher that differ in where their targets come from and in their temperatures. Both convert the archive,
+measure this device, say how long it will take, run what is missing through the entry scripts, and write a table. Interrupt or
+kill it whenever you like: the same command goes on. KEY=VALUE goes to every training and cache, e.g. precision=bf16
+compile=true. docs/reproduce.md: what lies where in OUT, seeds, GPUs.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
+
+if __name__ == "__main__":  # replaces this folder, whose module names are generic
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pipelines.errors import UserError
+from pipelines.files import write_bytes_atomic, write_json_atomic
+from tools.convert import whole
+from tools.reproduce_jobs import Ending, Jobs, Stopped, claimed, clock, makespan
+from tools.reproduce_outcomes import draw_of_images, outcome
+from tools.reproduce_plan import (
+    IMBALANCES,
+    METHODS,
+    Choice,
+    Task,
+    check_settings,
+    is_done,
+    refuse_strangers,
+    study_tasks,
+    table_tasks,
+    wanted,
+)
+from tools.reproduce_report import Report, studies_report, table_report, to_markdown
+from tools.reproduce_timing import Costs, expected_seconds, measured, rows_of
+from train.run import guard
+
+TABLE, STUDIES = "cifar100-lt", "cifar100-lt-studies"
+
+
+# ---- the command line ----
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help explains")
+
+
+def _scale(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} given, above 0 and at most 100 allowed")
+    return value
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Options, and in `settings` every KEY=VALUE, wherever it stands."""
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    common = _Parser(add_help=False)
+    add = common.add_argument
+    add("--archive", type=Path, required=True, help="the CIFAR-100 python archive: .tar.gz, .tar.xz or unpacked folder")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for everything that is made")
+    add(
+        "--jobs", type=whole(1), default=1, metavar="N", help="processes at a time on the device (default: %(default)s)"
+    )
+    add("--report", type=Path, metavar="FILE", help="write the table to this Markdown file too (and .json beside it)")
+    add("--plan", action="store_true", help="convert and measure, print the plan and how long it will take, and stop")
+    add("--table-only", action="store_true", help="run nothing: write the table of what is finished")
+    table = commands.add_parser(TABLE, parents=[common], help="Table 1: paper against ours")
+    table.add_argument("--imbalance", type=int, nargs="+", choices=IMBALANCES, default=list(IMBALANCES))
+    table.add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2])
+    table.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="dive trains its bsce too")
+    studies = commands.add_parser(
+        STUDIES, parents=[common], help="sources of targets, and temperatures, at imbalance 100"
+    )
+    studies.add_argument("--seeds", type=whole(0), nargs="+", default=[0])
+    studies.add_argument(
+        "--teacher", type=Path, metavar="RUN", help="folder of a finished BSCE run to use as the teacher"
+    )
+    for command, scale in ((table, 1.0), (studies, 0.2)):
+        command.add_argument(
+            "--epochs-scale",
+            type=_scale,
+            default=scale,
+            help="of epochs, warm-up and milestones (default: %(default)s)",
+        )
+    settings = [argument for argument in argv if "=" in argument and not argument.startswith("-")]
+    options = parser.parse_args([argument for argument in argv if argument not in settings])
+    options.settings = settings
+    return options
+
+
+def checked(options: argparse.Namespace) -> argparse.Namespace:
+    """The options with absolute paths; refuses what could only fail hours later."""
+    check_settings(options.settings)
+    if not options.archive.exists():
+        raise UserError(f"--archive {options.archive}: no such file or folder; give the CIFAR-100 python archive")
+    if options.report and (options.report.is_dir() or not os.access(options.report.resolve().parent, os.W_OK)):
+        raise UserError(f"cannot write {options.report}: give a file in a folder that exists and can be written")
+    teacher = getattr(options, "teacher", None)
+    if teacher and not (teacher / "model.json").exists():
+        raise UserError(f"--teacher {teacher} is not the folder of a finished run (it has no model.json)")
+    for name in ("archive", "out", "report", "teacher"):
+        if path := getattr(options, name, None):
+            setattr(options, name, path.expanduser().resolve())
+    return options
+
+
+def typed(options: argparse.Namespace) -> str:
+    """The command, without the paths of this machine."""
+    parts = ["python tools/reproduce.py", options.command, "--archive ARCHIVE --out OUT"]
+    for name in ("imbalance", "methods", "seeds", "jobs", "epochs_scale"):
+        if hasattr(options, name):
+            value = getattr(options, name)
+            text = " ".join(map(str, value)) if isinstance(value, list) else f"{value:g}"
+            parts.append(f"--{name.replace('_', '-')} {text}")
+    if getattr(options, "teacher", None):
+        parts.append(f"--teacher runs/{options.teacher.name}")
+    return " ".join([*parts, *options.settings])
+
+
+# ---- the plan ----
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def plan_tasks(options: argparse.Namespace, choice: Choice) -> list[Task]:
+    if options.command == STUDIES:
+        return study_tasks(choice, options.seeds, options.teacher)
+    return table_tasks(choice, options.imbalance, options.seeds, options.methods)
+
+
+def show_plan(tasks: Sequence[Task], missing: Sequence[Task], out: Path, seconds: dict[str, float]) -> None:
+    """One line for each run and cache."""
+    names = {task.name for task in missing}
+    for task in tasks:
+        if task.kind == "data":
+            continue
+        if task.name in names:
+            found = outcome(task, out, None) if task.is_run else None
+            state = f"{clock(seconds[task.name])} expected" + (f", from {found.words}" if found and found.words else "")
+        elif task.is_run:
+            state = f"finished, top-1 {outcome(task, out, None).accuracy['top1']:.2f}"
+        else:
+            state = "complete" if is_done(task, out) else "not needed"
+        say(f"  {task.name:44} {state}")
+
+
+class Expectation:
+    """How long what is missing takes on this device."""
+
+    def __init__(self, out: Path, slots: int, costs: Costs, tasks: Sequence[Task]):
+        rows = rows_of(tasks, out)
+        self.slots, self.costs = slots, costs
+        self._seconds = lambda task: expected_seconds(task, out, costs, rows[task.imbalance])
+
+    def seconds(self, task: Task) -> float:
+        return self._seconds(task)
+
+    def left(self, tasks: Sequence[Task]) -> str:
+        """For a line of progress."""
+        return f", about {clock(makespan(tasks, self._seconds, self.slots))} left" if tasks else ""
+
+    def say(self, missing: Sequence[Task]) -> None:
+        teacher, cache, distill, device = self.costs
+        speeds = {"hard labels": teacher, "from a cache": distill, "writing a cache": cache}
+        rates = ", ".join(f"{name} {1 / cost.image_s:,.0f}" for name, cost in speeds.items())
+        starts = f"start-up and compilation {teacher.start_s:.0f}, {distill.start_s:.0f} and {cache.start_s:.0f} s"
+        say(f"{device}, {self.slots} at a time: images/s of each: {rates}; {starts}")
+        total = makespan(missing, self._seconds, self.slots)
+        say(f"expected: {clock(total)} for {len(missing)} task{'s' if len(missing) > 1 else ''}")
+
+
+# ---- running ----
+
+
+def convert_missing(missing: Sequence[Task], out: Path, options: argparse.Namespace, choice: Choice) -> None:
+    """The records that anything missing needs: measuring needs them as well."""
+    tasks = [task for task in missing if task.kind == "data"]
+    for name, end in Jobs(out, options.jobs, choice.threads, say).run(tasks).items():
+        if end.code != 0:
+            raise UserError(f"{name} was not converted: {end.words.removeprefix('error: ')}")
+
+
+def state_of(out: Path, task: Task) -> str:
+    """For a line of progress: the accuracy of a finished run, the epoch of a running one."""
+    if not task.is_run:
+        return ""
+    found = outcome(task, out, None)
+    return f"top-1 {found.accuracy['top1']:.2f} " if found.state == "finished" else found.words
+
+
+def run_missing(tasks: Sequence[Task], options: argparse.Namespace, choice: Choice) -> dict[str, Ending] | None:
+    """Everything up to the trainings and these; {name: ending}, or None where only the plan was asked for."""
+    out = options.out
+    missing = wanted(tasks, out)
+    if not missing:
+        say("everything is finished")
+        return {}
+    convert_missing(missing, out, options, choice)
+    refuse_strangers(tasks, out)
+    missing = [task for task in missing if task.kind != "data"]
+    smallest = max(task.imbalance for task in missing)
+    costs = measured(choice, smallest, out, options.jobs, say)
+    expected = Expectation(out, options.jobs, costs, [task for task in tasks if task.kind == "data"])
+    show_plan(tasks, missing, out, {task.name: expected.seconds(task) for task in missing})
+    expected.say(missing)
+    if options.plan:
+        return None
+    jobs = Jobs(out, options.jobs, choice.threads, say, expected.left, lambda task: state_of(out, task))
+    return jobs.run(missing)
+
+
+def make_report(tasks: Sequence[Task], endings: dict[str, Ending], options: argparse.Namespace) -> Report:
+    facts = {
+        "command": f"`{typed(options)}`",
+        "date": datetime.now(UTC).date().isoformat(),
+        "settings other than the configurations'": " ".join(options.settings) or "none",
+        "at a time": f"{options.jobs} process{'es' if options.jobs > 1 else ''} on the device",
+    }
+    notes = [draw_of_images(options.archive)]
+    if options.epochs_scale != 1:
+        epochs = next(task for task in tasks if task.is_run).settings.schedule.epochs
+        facts["schedule"] = f"{epochs} epochs, all boundaries of the configurations scaled by {options.epochs_scale:g}"
+        notes.append("The schedule is not the paper's: these figures do not compare with its own.")
+    if options.command == STUDIES:
+        return studies_report(tasks, options.out, endings, facts, notes, options.teacher)
+    return table_report(tasks, options.out, endings, facts, notes)
+
+
+def write_report(report: Report, options: argparse.Namespace) -> None:
+    name = options.command.replace("-", "_")
+    for path in filter(None, (options.out / f"{name}.md", options.report)):
+        write_bytes_atomic(path, to_markdown(report).encode())
+        write_json_atomic(path.with_suffix(".json"), report.data)
+        say(f"written: {path}, {path.with_suffix('.json').name}")
+
+
+def main(argv: list[str]) -> int:
+    options = checked(parse(argv))
+    threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
+    choice = Choice(options.archive, options.epochs_scale, tuple(options.settings), threads)
+    tasks = plan_tasks(options, choice)
+    with nullcontext() if options.table_only else claimed(options.out):
+        refuse_strangers(tasks, options.out)
+        code, endings = 0, {}
+        try:
+            if not options.table_only:
+                done = run_missing(tasks, options, choice)
+                if done is None:
+                    return 0
+                endings = done
+        except Stopped as stopped:
+            say("stopped; the same command goes on")
+            code = stopped.code
+        write_report(make_report(tasks, endings, options), options)
+    failed = [name for name, end in endings.items() if end.code != 0]
+    if failed:
+        say(f"failed or not run: {', '.join(failed)}; the same command tries again")
+    return code or int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main))
