@@ -35,6 +35,9 @@ TIMM_PREFIX = "timm/"
 class ModelConfig:
     name: str = "resnet32"
     """a name in models/registry.py, or timm/NAME for a network of the timm package"""
+    init: str | None = None
+    """weights to start from: a finished run (name or folder), an export folder or a file (.safetensors, .pth); what fits by name
+    and shape is taken, the rest is reported; null = drawn from the seed"""
 
 
 def model_names() -> list[str]:

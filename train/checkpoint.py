@@ -181,6 +181,11 @@ def load_latest(run_dir: Path) -> Checkpoint | None:
     return None
 
 
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a training there would go on rather than start; damage is `load_latest`'s to find."""
+    return bool(_newest_first(run_dir / "checkpoints"))
+
+
 def _newest_first(root: Path) -> list[int]:
     """Steps up to the one `latest` names, then (all of those damaged, or no `latest`) any that are newer."""
     steps = sorted(_steps(root), reverse=True) if root.is_dir() else []

@@ -61,6 +61,8 @@ class Config:
     "arithmetic of the student's forward and backward pass; weights are always fp32"
     compile: bool = False
     "torch.compile the networks"
+    eval_only: bool = False
+    "train nothing: evaluate the finished run, or the newest checkpoint of an unfinished one, on data.val and data.test"
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:

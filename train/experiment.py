@@ -26,6 +26,7 @@ from pipelines.views import Recipe
 from train import checkpoint, loop, tracking
 from train.config import Config, Options
 from train.evaluation import evaluate
+from train.initial import initialise
 from train.losses import log_prior
 from train.objective import DISTILLING, PRIOR, DistillConfig, Objective
 from train.optim import build_optimizer
@@ -323,6 +324,7 @@ class Experiment:
             network = build_model(config.model.name, train.num_classes).to(accelerator.device)
         except ValueError as error:
             raise UserError(f"model.name: {error}") from error
+        self.init = self._initialise(network)
         network = channels_last(network)
         optimizer = build_optimizer(network, config.optim)
         if config.compile:
@@ -330,6 +332,18 @@ class Experiment:
         self.model: nn.Module
         self.model, self.optimizer = accelerator.prepare(network, optimizer)
         self.objective = self._make_objective(caches)
+
+    def _initialise(self, network: nn.Module) -> str | None:
+        """Fill the network as model.init says, unless a checkpoint will; the hash of what the run's first session took."""
+        model = self.config.model
+        if model.init is None:
+            return None
+        if checkpoint.has_checkpoint(self.folder):
+            return stored_facts(self.folder).get("init")
+        initial = initialise(network, model.init, model.name, list(self.splits.train.class_names))
+        for line in initial.report:
+            self.say(line)
+        return initial.weights
 
     def _make_order(self) -> None:
         optim, world = self.config.optim, self.accelerator.num_processes
@@ -359,7 +373,8 @@ class Experiment:
         config, train, device = self.config, self.splits.train, self.accelerator.device
         counts = train.class_counts
         prior = log_prior(counts) if config.distill.method in PRIOR else torch.zeros(len(counts))
-        return Objective(self.distill, prior.to(device), self._targets(caches))
+        self.targets = self._targets(caches)
+        return Objective(self.distill, prior.to(device), self.targets)
 
     def _targets(self, caches: Ensemble | None) -> Targets | None:
         config, train = self.config, self.splits.train
@@ -381,7 +396,7 @@ class Experiment:
     def _require_same_facts(self, run: Run) -> None:
         """What settings leave to be found out must be found out alike in every session of a run."""
         pixels = pixel_source(self.backend, self.splits.train, self.accelerator.device)
-        found = {"backend": self.backend, "pixels": pixels, "tau": self.distill.tau}
+        found = {"backend": self.backend, "pixels": pixels, "tau": self.distill.tau, "init": self.init}
         for split, records in {"train": self.splits.train, **self.splits.evaluation}.items():
             found[split] = records.digest
         if not run.facts:
@@ -390,6 +405,7 @@ class Experiment:
         told = {
             "pixels": "was started on pixels from {}, here they come from {} and would differ",
             "tau": "was started with distill.tau={}, chosen from its cache; this cache gives {}",
+            "init": "was started from weights with the hash {}; model.init holds others now, {}",
         }
         for name, value in found.items():
             before = run.facts.get(name)
@@ -432,6 +448,8 @@ class Experiment:
             "recipe": dataclasses.asdict(config.data.recipe),
             "precision": config.precision,
             "method": config.distill.method,
+            "teachers": self.targets.teachers if self.targets else [],
+            "init": {"source": config.model.init, "weights": self.init} if config.model.init else None,
         }
 
     def _dry_run(self) -> None:

@@ -20,7 +20,12 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Targets(Protocol):
-    """Soft targets of one student."""
+    """Soft targets of one student.
+
+    teachers: {"source", "architecture", "weights" (hash)} of each, for the student's papers.
+    """
+
+    teachers: list[dict[str, str]]
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Raw teacher logits, float32 [B, C], on the batch's device, without gradient."""
@@ -65,6 +70,7 @@ class Teacher:
             "memory_format": "channels_last" if channels_last else "contiguous",
             "kind": "raw",  # not an average of weights (EMA)
         }
+        self.teachers = [{"source": source.origin, "architecture": source.architecture, "weights": weights}]
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> torch.Tensor:
@@ -110,6 +116,11 @@ class CachedTargets:
         say: Callable[[str], None],
     ):
         self._caches = caches
+        self.teachers = [
+            {"source": str(cache.folder)}
+            | {name: cache.identity["teacher"][name] for name in ("architecture", "weights")}
+            for cache in caches.caches
+        ]
         self._device = device
         self._pixels = pixels
         self._say = say
