@@ -29,6 +29,13 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "resnext50_32x4d": resnet.resnext50_32x4d,
 }
 TIMM_PREFIX = "timm/"
+TORCHVISION = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnext50_32x4d",
+)  # torchvision has them, weight for weight
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""Evaluation from outside: final weights and checkpoints, train/evaluate.py and eval_only=true, and nothing trained or written besides."""
+"""Evaluation from outside: final weights and checkpoints, by train/evaluate.py and eval_only=true; nothing else is written."""
 
 import json
 import shutil
@@ -79,7 +79,9 @@ def test_a_run_without_any_weights_is_told_apart(work: Path) -> None:
     bare = work / "runs/bare"
     shutil.copytree(work / "runs/half", bare)
     shutil.rmtree(bare / "checkpoints")
-    with pytest.raises(UserError, match="is unfinished .it is stopped. and has no final weights yet; to go on with it type"):
+    with pytest.raises(
+        UserError, match="is unfinished .it is stopped. and has no final weights yet; to go on with it type"
+    ):
         newest_weights(bare)
     with pytest.raises(UserError, match="no run 'nobody': there is no folder"):
         newest_weights(work / "runs/nobody")
@@ -99,7 +101,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(work: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["optim.lr=1.0"], "was started with other settings (stored -> given): optim.lr: 0.05 -> 1.0. Give the stored ones;"),
+        (
+            ["optim.lr=1.0"],
+            "was started with other settings (stored -> given): optim.lr: 0.05 -> 1.0. Give the stored ones;",
+        ),
         (["data.mean=[0,0,0]"], "type: python train/evaluate.py runs/t KEY=VALUE"),
         (["run=nobody"], "no run 'nobody'"),
         (["--dry-run"], "leave one of them out"),

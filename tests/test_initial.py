@@ -96,7 +96,10 @@ def test_what_fits_in_part_is_told(source: tuple[Path, dict[str, torch.Tensor]],
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda s: {f"net.{k}": v for k, v in s.items()}, "fits model.name=resnet20 in nothing: missing: conv1.weight, "),
+        (
+            lambda s: {f"net.{k}": v for k, v in s.items()},
+            "fits model.name=resnet20 in nothing: missing: conv1.weight, ",
+        ),
         (lambda s: {k: v for k, v in s.items() if k.startswith("fc.")}, "in nothing but the classifier: missing: "),
         (lambda s: {k: v for k, v in s.items() if k.endswith("tracked")}, "in nothing: missing: "),
         (lambda s: {}, "in nothing: missing: "),

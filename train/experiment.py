@@ -32,7 +32,7 @@ from train.objective import DISTILLING, PRIOR, DistillConfig, Objective
 from train.optim import build_optimizer
 from train.run import Run, make_accelerator, run_name, stored_facts
 from train.schedule import Schedule
-from train.targets import CachedTargets, Targets, Teacher
+from train.targets import CachedTargets, Teacher
 from train.weights import Pretrained, read_file, read_run, weights_hash
 
 
@@ -376,7 +376,7 @@ class Experiment:
         self.targets = self._targets(caches)
         return Objective(self.distill, prior.to(device), self.targets)
 
-    def _targets(self, caches: Ensemble | None) -> Targets | None:
+    def _targets(self, caches: Ensemble | None) -> Teacher | CachedTargets | None:
         config, train = self.config, self.splits.train
         if config.distill.method not in DISTILLING:
             return None

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from accelerate import Accelerator
 
-from models.registry import TIMM_PREFIX
+from models.registry import TIMM_PREFIX, TORCHVISION
 from pipelines.errors import UserError
 from pipelines.files import fsync_folder, read_json, temporary_path, write_durable
 from pipelines.records import Records
@@ -28,7 +28,6 @@ from train.objective import DISTILLING
 from train.run import describe_environment
 from train.weights import weights_hash
 
-TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d")  # networks with its names and maths
 _METHODS = {
     "ce": "cross-entropy",
     "bsce": "balanced softmax",
@@ -197,7 +196,7 @@ def _trained(meta: dict[str, Any], config: Config) -> str:
 def _use(meta: dict[str, Any]) -> str:
     name, architecture, size = meta["name"], meta["architecture"], meta["input_size"]
     text = (
-        "With the trainer's code; more in its docs/export.md:\n\n"
+        "With the trainer's code (more in its docs/export.md):\n\n"
         "```python\n"
         "from train.weights import load_network\n\n"
         f'network, meta = load_network("{name}")  # on the CPU, in eval mode\n'

@@ -20,12 +20,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Targets(Protocol):
-    """Soft targets of one student.
-
-    teachers: {"source", "architecture", "weights" (hash)} of each, for the student's papers.
-    """
-
-    teachers: list[dict[str, str]]
+    """Soft targets of one student."""
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Raw teacher logits, float32 [B, C], on the batch's device, without gradient."""
@@ -70,6 +65,7 @@ class Teacher:
             "memory_format": "channels_last" if channels_last else "contiguous",
             "kind": "raw",  # not an average of weights (EMA)
         }
+        # as in CachedTargets, for the student's papers: where each teacher came from and the hash of its weights
         self.teachers = [{"source": source.origin, "architecture": source.architecture, "weights": weights}]
 
     @torch.no_grad()
