@@ -243,9 +243,9 @@ def test_damaged_and_missing_files(network: torch.nn.Module, tmp_path: Path, suf
 
 
 def test_messages_name_the_setting_that_was_given(tmp_path: Path) -> None:
-    (tmp_path / "a.pth").write_bytes(b"nothing")
+    (tmp_path / "a.safetensors").write_bytes(b"nothing")
     for source, words in (
-        (tmp_path / "a.pth", "model.init=.*a.pth is damaged, or no file of weights"),
+        (tmp_path / "a.safetensors", "model.init=.*a.safetensors is damaged, or no file of weights"),
         (tmp_path / "b.safetensors", "model.init=.*b.safetensors: cannot be read"),
         (tmp_path / "c", "model.init=.*c: no run 'c'"),
     ):
@@ -253,8 +253,8 @@ def test_messages_name_the_setting_that_was_given(tmp_path: Path) -> None:
             read_state(str(source), "model.init")
     with pytest.raises(UserError, match="distill.teacher=.*c: no run 'c'"):
         read_run(str(tmp_path / "c"))
-    with pytest.raises(UserError, match="distill.teacher=.*a.pth is damaged"):
-        read(tmp_path / "a.pth")
+    with pytest.raises(UserError, match="distill.teacher=.*a.safetensors is damaged"):
+        read(tmp_path / "a.safetensors")
 
 
 def test_class_lists(network: torch.nn.Module, tmp_path: Path) -> None:
