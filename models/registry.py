@@ -29,12 +29,22 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "resnext50_32x4d": resnet.resnext50_32x4d,
 }
 TIMM_PREFIX = "timm/"
+TORCHVISION = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnext50_32x4d",
+)  # torchvision has them, weight for weight
 
 
 @dataclass(kw_only=True)
 class ModelConfig:
     name: str = "resnet32"
     """a name in models/registry.py, or timm/NAME for a network of the timm package"""
+    init: str | None = None
+    """weights to start from: a finished run (name or folder), an export folder or a file (.safetensors, .pth); what fits by name
+    and shape is taken, the rest is reported; null = drawn from the seed"""
 
 
 def model_names() -> list[str]:

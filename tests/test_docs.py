@@ -1,4 +1,4 @@
-"""The code in docs/logit_cache.md runs as it stands, and does what the text around it says."""
+"""The code in docs/logit_cache.md and docs/export.md runs as it stands, and does what the text around it says."""
 
 import contextlib
 import re
@@ -17,14 +17,16 @@ from pipelines.logits.blocks import HEADER
 from pipelines.logits.codec import TEMPERATURES
 from pipelines.logits.fingerprint import MAX_TOLERANCE, MEAN_TOLERANCE
 from pipelines.logits.identity import FORMAT
+from pipelines.records import Records, sample_key
 from pipelines.writing import Sample, write_records
 
 TEXT = (ROOT / "docs" / "logit_cache.md").read_text()
+EXPORT = (ROOT / "docs" / "export.md").read_text()
 COUNT, CLASSES = 45, ["ant", "bee", "cat", "dog", "eel"]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,32 @@ def test_images_of_ones_own(work: Path) -> None:
             exec(wrong, {"names": some})
 
 
+def test_an_export_classifies_an_image(work: Path) -> None:
+    """As the evaluation does: the same logits for the same image, up to the rounding of the crop to 8 bits."""
+    code, _ = blocks("python", EXPORT)
+    run("evaluate", "t", "export=exports/mine", "predictions=p.npz", cwd=work)
+    saved, records = np.load(work / "p.npz"), Records(work / "test.beton")
+    for i in (0, 1, 2):
+        Image.open(work / f"images/{i}.jpg").save(work / "some.png")
+        names: dict[str, Any] = {}
+        with contextlib.chdir(work):
+            exec(code, names)
+        (row,) = saved["logits"][saved["keys"] == sample_key(f"{i}.jpg")]
+        assert np.abs(names["logits"][0].numpy() - row).max() < 0.01 * np.abs(saved["logits"]).max()
+        assert names["best"] == records.class_names[int(row.argmax())]
+
+
+def test_an_export_loads_into_torchvision_and_timm(work: Path) -> None:
+    for package in ("torchvision", "timm"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    _, code = blocks("python", EXPORT)
+    recipe = ["data.recipe.crop=random_resized_crop", "data.recipe.size=32"]
+    run("teacher", work / "bsce.yaml", "run=r", "model.name=resnet18", "schedule.epochs=1", *recipe, cwd=work)
+    run("evaluate", "r", "export=exports/resnet18", cwd=work)
+    with contextlib.chdir(work):
+        exec(code, {})
+
+
 def test_the_numbers_in_the_text() -> None:
     """Those that the code knows."""
     words = " ".join(TEXT.split())
@@ -87,8 +115,9 @@ def test_the_numbers_in_the_text() -> None:
     assert all((ROOT / "docs" / link).exists() for link in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT))
 
 
-def test_every_command_in_the_text_is_one() -> None:
-    (commands,) = blocks("bash")
+@pytest.mark.parametrize("text", [TEXT, EXPORT], ids=["logit_cache", "export"])
+def test_every_command_in_the_text_is_one(text: str) -> None:
+    (commands,) = blocks("bash", text)
     scripts = re.findall(r"^python (\S+\.py)", commands, re.MULTILINE)
     assert len(scripts) == len(commands.splitlines()) and all((ROOT / script).exists() for script in scripts)
     assert all((ROOT / config).exists() for config in re.findall(r"configs/\S+\.yaml", commands))

@@ -123,6 +123,12 @@ def test_the_best_evaluation_is_kept(tiny: Path, tmp_path: Path) -> None:
     kept = {path.name for path in (tmp_path / "runs/r/checkpoints").glob("step_*")}
     assert kept == {f"step_{best:08d}", "step_00000042"}
     assert (tmp_path / "runs/r/checkpoints/best").read_text() == f"step_{best:08d}"
+    for kind, name in (("best", "val_ema"), ("ema", "val_ema"), ("raw", "val")):
+        run("evaluate", "r", "split=val", f"weights={kind}", cwd=tmp_path)
+        suffix = "" if kind == "raw" else f"_{kind}"
+        found = json.loads((tmp_path / f"runs/r/evaluation_val{suffix}.json").read_text())
+        result = json.loads((tmp_path / "runs/r/result.json").read_text())[name]
+        assert found["top1"] == (scores[best] if kind == "best" else result["top1"])
     missing = run("teacher", config, "run=q", "save.keep_best=val", cwd=tmp_path, check=False)
     assert missing.returncode == 2 and "needs data.val" in missing.stderr and not (tmp_path / "runs/q").exists()
 

@@ -187,7 +187,7 @@ def test_a_teacher_of_another_input_size(run: str, records: Records) -> None:
 def cache_folder(tmp_path_factory: pytest.TempPathFactory, records: Records) -> Path:
     """Three views of made-up logits, with the fingerprints of the true crops."""
     view = view_identity(records, RECIPE, 0, "reference")
-    identity = cache_identity(view, {"weights": "ab" * 32}, "f32", 118)
+    identity = cache_identity(view, {"weights": "ab" * 32, "architecture": "resnet20"}, "f32", 118)
     writer = CacheWriter(tmp_path_factory.mktemp("caches"), "t", identity, records.rows())
     by_key = np.argsort(records.keys)
     for number in range(3):

@@ -13,7 +13,7 @@ import torch
 from models.registry import build_model
 from pipelines.errors import UserError
 from train.checkpoint import save_final
-from train.weights import Pretrained, read_file, read_run, weights_hash
+from train.weights import Pretrained, read_file, read_run, read_state, weights_hash
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = ["ant", "bee", "cat"]
@@ -240,6 +240,21 @@ def test_damaged_and_missing_files(network: torch.nn.Module, tmp_path: Path, suf
         with pytest.raises(UserError) as caught:
             read(path)
         assert "\n" not in str(caught.value)
+
+
+def test_messages_name_the_setting_that_was_given(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"nothing")
+    for source, words in (
+        (tmp_path / "a.safetensors", "model.init=.*a.safetensors is damaged, or no file of weights"),
+        (tmp_path / "b.safetensors", "model.init=.*b.safetensors: cannot be read"),
+        (tmp_path / "c", "model.init=.*c: no run 'c'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            read_state(str(source), "model.init")
+    with pytest.raises(UserError, match="distill.teacher=.*c: no run 'c'"):
+        read_run(str(tmp_path / "c"))
+    with pytest.raises(UserError, match="distill.teacher=.*a.safetensors is damaged"):
+        read(tmp_path / "a.safetensors")
 
 
 def test_class_lists(network: torch.nn.Module, tmp_path: Path) -> None:

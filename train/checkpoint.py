@@ -206,6 +206,15 @@ def load_latest(run_dir: Path) -> Checkpoint | None:
     return None
 
 
+def load_best(run_dir: Path) -> Checkpoint:
+    """The checkpoint that save.keep_best kept."""
+    folder = pointed_at(run_dir, "best")
+    if folder is None:
+        raise UserError(f"run {run_dir} has no best checkpoint: it was trained without save.keep_best=val")
+    content, tensors = _read_folder(folder)
+    return Checkpoint(content["step"], tensors, content["state"], [])
+
+
 def load_from(path: str) -> Checkpoint:
     """The checkpoint in a folder step_N, or the newest intact one of a run (name or folder)."""
     folder = Path(path).expanduser()
@@ -228,6 +237,11 @@ def pointed_at(run_dir: Path, name: Literal["latest", "best"]) -> Path | None:
     except OSError:
         return None
     return folder if folder.is_dir() else None
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a training there would go on rather than start; damage is `load_latest`'s to find."""
+    return bool(_newest_first(run_dir / "checkpoints"))
 
 
 def _newest_first(root: Path) -> list[int]:
@@ -344,18 +358,27 @@ def save_final(run_dir: Path, model_state: Tensors, meta: dict[str, Any], ema_st
     write_json_atomic(run_dir / "model.json", meta | digests)
 
 
-def load_final(run: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """(weights on the CPU, meta) of a finished run: its name, its folder or its model.safetensors."""
+def load_final(run: str | Path, kind: Literal["raw", "ema"] = "raw") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """(weights on the CPU, meta) of a finished run: its name, its folder or its model.safetensors.
+
+    kind: the weights, or their moving average. meta: what model.json says, with `kind`.
+    """
     folder = run if isinstance(run, Path) else run_folder(run)
     if folder.name == "model.safetensors":
         folder = folder.parent
     if not (folder / "model.json").is_file():
-        raise UserError(_why_not_final(folder))
+        raise UserError(why_not_final(folder))
     meta = read_json(folder / "model.json")
-    return _read_tensors(folder / "model.safetensors", meta.pop("sha256", "")), meta
+    raw, ema = meta.pop("sha256", ""), meta.pop("ema_sha256", None)
+    if kind == "raw":
+        return _read_tensors(folder / "model.safetensors", raw), {"kind": "raw"} | meta
+    if ema is None:
+        raise UserError(f"run {folder} has no moving average of its weights: it was trained without ema.decay")
+    return _read_tensors(folder / "model_ema.safetensors", ema), meta | {"kind": "ema"}
 
 
-def _why_not_final(folder: Path) -> str:
+def why_not_final(folder: Path) -> str:
+    """What to do where there are no final weights, in words."""
     if (folder / "run.json").is_file():
         record = read_json(folder / "run.json")
         return (

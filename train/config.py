@@ -69,6 +69,8 @@ class Config:
     "torch.compile the networks"
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
     "mode of torch.compile; reduce-overhead uses CUDA graphs, which pays where steps are short (CIFAR)"
+    eval_only: bool = False
+    "train nothing: evaluate the finished run, or the newest checkpoint of an unfinished one, on data.val and data.test"
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:

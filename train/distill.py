@@ -1,7 +1,8 @@
 """Train a student from a teacher's soft targets: DiVE (He, Wu, Wei, ICCV 2021) or classic KD.
 
 Targets come from a logit cache (cache.paths=[FOLDER], written by train/cache_logits.py) or from the teacher itself, asked
-online (distill.teacher=RUN). The same command again resumes an interrupted run, and prints the result of a finished one.
+online (distill.teacher=RUN). The same command again resumes an interrupted run, and prints the result of a finished one; with
+eval_only=true it trains nothing and evaluates what there is.
 
     accelerate launch train/distill.py configs/cifar100_lt/dive_if100.yaml distill.teacher=NAME
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 # `accelerate launch` puts this script's folder first; a foreign `models` or `train` must not win over ours.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from train.assessment import evaluate_only
 from train.config import Config, parse_args
 from train.experiment import Experiment
 from train.objective import DISTILLING
@@ -20,7 +22,11 @@ from train.run import guard
 
 def main(argv: list[str]) -> None:
     config, options = parse_args(argv, __doc__ or "", Config)
-    Experiment(config, options, "train/distill.py", DISTILLING).run()
+    experiment = Experiment(config, options, "train/distill.py", DISTILLING)
+    if config.eval_only:
+        evaluate_only(config, options, experiment.folder, experiment.accelerator)
+    else:
+        experiment.run()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Evaluate a finished run: top-1, many / medium / few and per-class accuracy, by the training counts of that run.
+"""Evaluate a run: top-1, many / medium / few and per-class accuracy, by the training counts of that run.
 
-Takes the run's name or folder; settings given behind it override the run's own (another data.test, eval.batch ...). Figures
-go to evaluation_SPLIT.json in the run's folder; predictions=FILE.npz also saves keys, labels and float16 logits.
+Takes the name or folder of a run, or an export folder; settings given behind it override the run's own (another data.test,
+eval.batch ...). Of an unfinished run the newest checkpoint is evaluated, and said so. Figures go to evaluation_SPLIT.json in
+the run's folder; predictions=FILE.npz also saves keys, labels and float16 logits; export=DIR makes a folder that is all one
+needs to use the network elsewhere, with these figures in it (docs/export.md).
 
-    accelerate launch train/evaluate.py RUN [split=test] [predictions=FILE.npz] [data.test=FILE.beton]
+    accelerate launch train/evaluate.py RUN [split=test] [export=DIR] [predictions=FILE.npz] [data.test=FILE.beton]
 """
 
 import io
@@ -17,16 +19,13 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 
-from models.registry import build_model
-from pipelines.backends import resolve_backend
 from pipelines.errors import UserError
-from pipelines.files import write_bytes_atomic, write_json_atomic
-from pipelines.records import Records
-from train.checkpoint import load_final, run_folder
+from pipelines.files import write_bytes_atomic
+from train.assessment import assess, make_subject, newest_weights, open_split, write_figures
+from train.checkpoint import run_folder, why_not_final
 from train.config import Config, parse_args
-from train.evaluation import evaluate
-from train.experiment import channels_last, evaluation_backend, make_loader
-from train.run import guard, make_accelerator, stored_facts
+from train.export import check_exportable, measured, write_export
+from train.run import guard, make_accelerator
 from train.tracking import show_result
 
 
@@ -34,48 +33,41 @@ from train.tracking import show_result
 class EvaluateConfig(Config):
     split: Literal["test", "val"] = "test"
     "which records to evaluate: data.test or data.val"
+    weights: Literal["raw", "ema", "best"] = "raw"
+    "which weights: those trained last, their moving average, or the checkpoint that save.keep_best kept"
     predictions: str | None = None
     "file for keys int64 [n], labels int64 [n] and logits float16 [n, C], as numpy .npz"
+    export: str | None = None
+    "new folder for the finished network with all that is needed to use it, and these figures: weights, settings, model card"
 
 
 def main(argv: list[str]) -> None:
     if not argv or argv[0].startswith("-"):
         parse_args(["--help"], __doc__ or "", EvaluateConfig)
     folder = run_folder(argv[0].rstrip("/"))
-    state, meta = load_final(folder)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(why_not_final(folder))
     config, _ = parse_args([str(folder / "config.yaml"), *argv[1:]], __doc__ or "", EvaluateConfig)
-    path = getattr(config.data, config.split)
-    if path is None:
-        raise UserError(f"run {folder} has no data.{config.split}; type data.{config.split}=FILE.beton")
-    records = Records(path)
-    if list(records.class_names) != meta["class_names"]:
-        raise UserError(
-            f"data.{config.split}={path} has other classes than run {folder}; convert it with the same --classes"
-        )
+    weights = newest_weights(folder, config.weights)
+    if config.export is not None:
+        check_exportable(Path(config.export), folder, config)
     accelerator = make_accelerator(config)
-    network = build_model(meta["architecture"], len(meta["class_names"]))
-    network.load_state_dict(state)
-    network = channels_last(network.to(accelerator.device))
-    model = accelerator.prepare_model(network, evaluation_mode=True)
-    recipe = config.data.recipe.evaluation()
-    device, setting = accelerator.device, config.data.backend
-    if setting == "auto":  # as when the run evaluated itself
-        trained = stored_facts(folder).get("backend", "auto")
-        backend = evaluation_backend(trained, records, recipe, device)
-    else:
-        backend = resolve_backend(setting, records, recipe, device)
-    loader = make_loader(config, records, recipe, backend, accelerator)
-    counts = np.array(meta["train_counts"], np.int64)
-    done = evaluate(model, loader, config.eval.batch, counts, accelerator, config.predictions is not None)
+    subject = make_subject(folder, weights, config, accelerator)
+    records = open_split(subject, config, config.split)
+    done = assess(subject, records, config, accelerator, keep_predictions=config.predictions is not None)
     if not accelerator.is_main_process:
         return
+    show_result({config.split: done.figures})
     if done.predictions is not None and config.predictions is not None:
         buffer = io.BytesIO()
         np.savez(buffer, **done.predictions._asdict())
         write_bytes_atomic(Path(config.predictions), buffer.getvalue())
-    figures = done.figures | {"backend": backend}
-    write_json_atomic(folder / f"evaluation_{config.split}.json", figures)
-    show_result({config.split: figures})
+    kind = "" if config.weights == "raw" else f"_{config.weights}"
+    write_figures(folder, f"{config.split}{kind}", done.figures)
+    if config.export is not None and weights.meta is not None:
+        evaluation = measured(config.split, records, done.figures, folder, config, accelerator)
+        write_export(Path(config.export), folder, weights.state, weights.meta, evaluation)
+        print(f"exported to {config.export}")
 
 
 if __name__ == "__main__":

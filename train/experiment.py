@@ -27,13 +27,14 @@ from train import checkpoint, loop, tracking
 from train.config import Config, Options
 from train.ema import Ema
 from train.evaluation import evaluate
+from train.initial import initialise
 from train.losses import log_prior
 from train.objective import DISTILLING, PRIOR, DistillConfig, Objective
 from train.optim import build_optimizer
 from train.run import Run, make_accelerator, precision_of, run_name, stored_facts
 from train.schedule import Schedule
 from train.stops import Stopped, Stops
-from train.targets import CachedTargets, Targets, Teacher
+from train.targets import CachedTargets, Teacher
 from train.weights import Pretrained, read_file, read_run, weights_hash
 
 
@@ -339,6 +340,7 @@ class Experiment:
             network = build_model(config.model.name, train.num_classes).to(accelerator.device)
         except ValueError as error:
             raise UserError(f"model.name: {error}") from error
+        self.init = self._initialise(network)
         network = channels_last(network)
         self.ema = Ema(network, config.ema) if config.ema.decay is not None else None
         optimizer = build_optimizer(network, config.optim)
@@ -357,8 +359,20 @@ class Experiment:
                 raise UserError(
                     f"save.keep_best={config.save.keep_best}: needs data.{split} and eval.every_epochs above 0 to choose by"
                 )
-        if config.resume not in ("auto", "never") and not checkpoint.pointed_at(self.folder, "latest"):
+        if config.resume not in ("auto", "never") and not checkpoint.has_checkpoint(self.folder):
             checkpoint.load_from(config.resume)  # refused now rather than in the run's folder
+
+    def _initialise(self, network: nn.Module) -> str | None:
+        """Fill the network as model.init says, unless a checkpoint will; the hash of what the run's first session took."""
+        model = self.config.model
+        if model.init is None:
+            return None
+        if checkpoint.has_checkpoint(self.folder):
+            return stored_facts(self.folder).get("init")
+        initial = initialise(network, model.init, model.name, list(self.splits.train.class_names))
+        for line in initial.report:
+            self.say(line)
+        return initial.weights
 
     def _make_order(self) -> None:
         optim, world = self.config.optim, self.accelerator.num_processes
@@ -388,9 +402,10 @@ class Experiment:
         config, train, device = self.config, self.splits.train, self.accelerator.device
         counts = train.class_counts
         prior = log_prior(counts) if config.distill.method in PRIOR else torch.zeros(len(counts))
-        return Objective(self.distill, prior.to(device), self._targets(caches))
+        self.targets = self._targets(caches)
+        return Objective(self.distill, prior.to(device), self.targets)
 
-    def _targets(self, caches: Ensemble | None) -> Targets | None:
+    def _targets(self, caches: Ensemble | None) -> Teacher | CachedTargets | None:
         config, train = self.config, self.splits.train
         self.target_facts: dict[str, Any] = {}
         if config.distill.method not in DISTILLING:
@@ -414,7 +429,7 @@ class Experiment:
     def _facts(self) -> dict[str, Any]:
         """What settings leave to be found out; refused if it is not what the run's earlier sessions found."""
         pixels = pixel_source(self.backend, self.splits.train, self.accelerator.device)
-        found: dict[str, Any] = {"backend": self.backend, "pixels": pixels, "tau": self.distill.tau}
+        found: dict[str, Any] = {"backend": self.backend, "pixels": pixels, "tau": self.distill.tau, "init": self.init}
         found |= {"precision": precision_of(self.accelerator)} | self.target_facts
         for split, records in {"train": self.splits.train, **self.splits.evaluation}.items():
             found[split] = records.digest
@@ -424,6 +439,7 @@ class Experiment:
             "precision": "was started in {}, here precision=auto means {}",
             "teacher": "was started with another teacher: its weights had the hash {}, they have {} now",
             "caches": "was started with other caches: their identities had the hashes {}, they have {} now",
+            "init": "was started from weights with the hash {}; model.init holds others now, {}",
         }
         stored = stored_facts(self.folder)
         for name, value in found.items():
@@ -482,6 +498,8 @@ class Experiment:
             "precision": precision_of(self.accelerator),
             "ema_decay": config.ema.decay,
             "method": config.distill.method,
+            "teachers": self.targets.teachers if self.targets else [],
+            "init": {"source": config.model.init, "weights": self.init} if config.model.init else None,
         }
 
     def _dry_run(self) -> None:

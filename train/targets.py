@@ -64,8 +64,10 @@ class Teacher:
             "std": list(source.std),
             "dtype": str(self._dtype).removeprefix("torch."),
             "memory_format": "channels_last" if channels_last else "contiguous",
-            "kind": "raw",  # not an average of weights (EMA)
+            "kind": source.kind,
         }
+        # as in CachedTargets, for the student's papers: where each teacher came from and the hash of its weights
+        self.teachers = [{"source": source.origin, "architecture": source.architecture, "weights": weights}]
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> torch.Tensor:
@@ -112,6 +114,11 @@ class CachedTargets:
         say: Callable[[str], None],
     ):
         self._caches = caches
+        self.teachers = [
+            {"source": str(cache.folder)}
+            | {name: cache.identity["teacher"][name] for name in ("architecture", "weights")}
+            for cache in caches.caches
+        ]
         self._device = device
         self._pixels = pixels
         self._say = say

@@ -1,6 +1,7 @@
 """Train a network on hard labels: a teacher with balanced softmax (bsce), or the cross-entropy baseline (ce).
 
-The same command again resumes an interrupted run, and prints the result of a finished one.
+The same command again resumes an interrupted run, and prints the result of a finished one;
+with eval_only=true it trains nothing and evaluates what there is.
 
     accelerate launch train/teacher.py configs/cifar100_lt/bsce_if100.yaml
 """
@@ -11,6 +12,7 @@ from pathlib import Path
 # `accelerate launch` puts this script's folder first; a foreign `models` or `train` must not win over ours.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from train.assessment import evaluate_only
 from train.config import Config, parse_args
 from train.experiment import Experiment
 from train.run import guard
@@ -18,7 +20,11 @@ from train.run import guard
 
 def main(argv: list[str]) -> None:
     config, options = parse_args(argv, __doc__ or "", Config)
-    Experiment(config, options, "train/teacher.py", ("ce", "bsce")).run()
+    experiment = Experiment(config, options, "train/teacher.py", ("ce", "bsce"))
+    if config.eval_only:
+        evaluate_only(config, options, experiment.folder, experiment.accelerator)
+    else:
+        experiment.run()
 
 
 if __name__ == "__main__":
