@@ -175,6 +175,13 @@ def test_wrong_overrides(recipe, override, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("given", ["tensorbord", "[tensorbord]"])
+def test_a_misspelt_choice_of_a_list(recipe, given):
+    meant = r"takes \[tensorboard\|wandb, ...\]; did you mean track.trackers=\[tensorboard\]\?"
+    with pytest.raises(UserError, match=meant):
+        load(Config, recipe(), [f"track.trackers={given}"])
+
+
 WRONG_FILES = [
     (
         "seed: 1\noptim:\n  lr: 0.1\n  nestrov: true\n",

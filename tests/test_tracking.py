@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import re
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from train.tracking import Tracker, peak_memory, show_result
+from train.dashboards import Dashboards
+from train.tracking import TrackConfig, Tracker, numbers, peak_memory, show_result
 
 
 class Clock:
@@ -80,6 +82,8 @@ def test_rates_leave_out_the_first_step_and_evaluations(tracker, clock, tmp_path
         "loss": 2.5,
         "lr": 0.1,
         "images_per_s": 128 / 4,
+        "ceiling_images_per_s": None,
+        "of_ceiling": None,
         "data_wait": 0.25,
         "first_step_s": 50.0,
     }
@@ -98,6 +102,69 @@ def test_each_line_measures_its_own_interval_and_the_session_all(tracker, clock,
     assert [line["data_wait"] for line in metrics(tmp_path)] == [None, 0.5, 0.5]
     speed = t.speed()
     assert (speed["images_per_s"], speed["data_wait"], speed["first_step_s"]) == (20 / 5, 0.5, 0.0)
+
+
+def test_the_share_of_the_ceiling(tracker, clock, tmp_path, screen):
+    t = tracker()
+    t.ceiling(None)
+    assert screen.getvalue() == "" and t.speed()["of_ceiling"] is None
+    t.ceiling(4000.0)
+    t.step(1, 1000)
+    for step, seconds in ((2, 0.5), (3, 1.0)):
+        clock.now += seconds
+        t.step(step, 1000)
+        t.log(step, loss=1.0)
+    assert [line["of_ceiling"] for line in metrics(tmp_path)] == [0.5, 0.25]
+    assert [line["ceiling_images_per_s"] for line in metrics(tmp_path)] == [4000.0] * 2
+    assert t.speed()["of_ceiling"] == pytest.approx(2000 / 1.5 / 4000)
+    assert (
+        "ceiling: 4,000 images/s" in screen.getvalue() and "[2,000 images/s (50% of the ceiling), " in screen.getvalue()
+    )
+
+
+class Recorder(Dashboards):
+    """What a tracker tells its dashboards."""
+
+    def __init__(self) -> None:
+        self.started, self.logged = None, []
+
+    def start(self, resumed_at, history):
+        self.started = (resumed_at, list(history))
+
+    def log(self, step, figures):
+        self.logged.append((step, figures))
+
+
+def test_dashboards_are_told_what_is_written(tracker, clock):
+    first, second = Recorder(), Recorder()
+    session(tracker(dashboards=first), clock, range(1, 10))
+    assert first.started == (None, [])
+    assert [step for step, _ in first.logged] == [2, 4, 4, 6, 8, 8]
+    assert first.logged[2] == (4, {"epoch": 0.4, "top1": 0.04})
+    session(tracker(dashboards=second, resumed_at=6), clock, range(7, 11))
+    assert second.started == (6, first.logged[:4])  # from the file, where lines of steps 8 and 9 are gone
+    assert [step for step, _ in second.logged] == [8, 8, 10]
+
+
+def test_numbers_are_what_can_be_plotted():
+    line = {
+        "step": 3,
+        "loss": 1.5,
+        "nan": math.nan,
+        "none": None,
+        "test": {"top1": 0.5, "few": None, "classes": [1.0]},
+        "n": 2,
+    }
+    assert numbers(line | {"backend": "ffcv"}) == {"loss": 1.5, "test.top1": 0.5, "n": 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"trackers": ["wandb", "wandb"]}, "track.trackers=.*at most once"), ({"project": " "}, "track.project")],
+)
+def test_settings_that_make_no_sense(settings, words):
+    with pytest.raises(ValueError, match=words):
+        TrackConfig(**settings)
 
 
 def test_the_evaluating_time_of_a_failed_evaluation_is_left_out_too(tracker, clock):

@@ -33,7 +33,9 @@ from train.ema import EmaConfig
 from train.evaluation import EvalConfig
 from train.objective import DistillConfig
 from train.optim import OptimConfig
+from train.profiling import ProfileConfig
 from train.schedule import ScheduleConfig
+from train.tracking import TrackConfig
 
 C = TypeVar("C")
 COMMAND_LINE = "command line"
@@ -53,6 +55,8 @@ class Config:
     ema: EmaConfig = field(default_factory=EmaConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     run: str | None = None
     "name of the run, kept in runs/NAME; with a slash, the folder itself; null = CONFIG's stem and -s<seed>"
     seed: int = 0
@@ -355,9 +359,12 @@ def load(cls: type[C], path: Path | str, overrides: list[str] | tuple[str, ...] 
 
 def _rejected(leaf: Leaf, hint: Any) -> UserError:
     inner, _ = _without_none(hint)
-    choices = [str(arg) for arg in get_args(inner)] if get_origin(inner) is Literal else []
-    close = difflib.get_close_matches(str(leaf.value), choices, n=1)
-    meant = f"; did you mean {leaf.key}={close[0]}?" if close else ""
+    listed = get_origin(inner) is list
+    element = get_args(inner)[0] if listed else inner
+    choices = [str(arg) for arg in get_args(element)] if get_origin(element) is Literal else []
+    given = leaf.value if isinstance(leaf.value, list) else [leaf.value]
+    close = [near for item in given for near in difflib.get_close_matches(str(item), choices, n=1)]
+    meant = f"; did you mean {leaf.key}={_as_given(close if listed else close[0])}?" if close else ""
     return UserError(f"{leaf.key}={_as_given(leaf.value)} ({leaf.origin}): {leaf.key} takes {type_text(hint)}{meant}")
 
 

@@ -24,14 +24,15 @@ from pipelines.order import TrainOrder
 from pipelines.records import Records
 from pipelines.views import Recipe
 from train import checkpoint, loop, tracking
-from train.config import Config, Options
+from train.config import Config, Options, flatten
+from train.dashboards import Dashboards, require_packages
 from train.ema import Ema
 from train.evaluation import evaluate
 from train.initial import initialise
 from train.losses import log_prior
 from train.objective import DISTILLING, PRIOR, DistillConfig, Objective
 from train.optim import build_optimizer
-from train.run import Run, make_accelerator, precision_of, run_name, stored_facts
+from train.run import Run, device_name, make_accelerator, precision_of, run_name, stored_facts
 from train.schedule import Schedule
 from train.stops import Stopped, Stops
 from train.targets import CachedTargets, Teacher
@@ -273,6 +274,7 @@ class Experiment:
             return
         facts = self._facts()
         with (
+            self._dashboards() as dashboards,  # first, as W&B may take its time to close
             Run.open(self.config, self.name, self.script, self.accelerator) as run,
             Stops(run.folder, self.accelerator.num_processes) as stops,
         ):
@@ -293,12 +295,19 @@ class Experiment:
                 self.ema,
                 (lambda: self._progress(stops)) if self.eval_loaders else None,
                 stops,
+                dashboards,
             )
             try:
                 result = self._result(speed, stops)
             except Stopped as request:
                 stops.obeyed()
                 raise Stopped(f"stopped by {request} in the last evaluation; all steps are done and saved") from request
+            figures = {
+                name: _headline(found)
+                for name, found in result.items()
+                if name.removesuffix("_ema") in self.eval_loaders
+            }
+            dashboards.log(self.schedule.total_steps, tracking.numbers(figures))
             if self.accelerator.is_main_process:
                 network = self.accelerator.unwrap_model(self.model)
                 ema_state = self.ema.state_dict() if self.ema else None
@@ -306,8 +315,13 @@ class Experiment:
                 tracking.show_result(result)
             run.finish(result)
 
+    def _dashboards(self) -> Dashboards:
+        track, is_main = self.config.track, self.accelerator.is_main_process
+        return Dashboards(list(track.trackers), track.project, self.folder, flatten(self.config), is_main)
+
     def _prepare(self) -> None:
         config, accelerator = self.config, self.accelerator
+        require_packages(list(config.track.trackers))
         before = stored_facts(self.folder).get("backend")
         if config.data.backend == "auto" and before:  # the rule is asked once in a run's life
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, backend=before))
@@ -477,6 +491,10 @@ class Experiment:
 
     def _result(self, speed: dict[str, float | None], stops: Stops) -> dict[str, Any]:
         return {
+            "run": str(self.folder),
+            "seed": self.config.seed,
+            "device": device_name(self.accelerator.device),
+            "processes": self.accelerator.num_processes,
             "method": self.config.distill.method,
             **({"tau": self.distill.tau} if self.config.distill.method in DISTILLING else {}),
             "epochs": self.config.schedule.epochs,
@@ -507,15 +525,17 @@ class Experiment:
         batches = self.loader.stream(self.order.plan(0, 1))
         try:
             batch = next(batches)
+            batch = batch.rows(0, len(batch.keys) // self.config.optim.accumulate)
             loss, _ = self.objective(self.model(batch.images), batch)
             self.accelerator.backward(loss)
         finally:
             batches.close()
         for split in self.eval_loaders:
             self.say(f"{split}: {self._evaluate(split)[split]['samples']} images evaluated")
+        memory = tracking.peak_memory(self.accelerator.device) / 1e9
         self.say(
-            f"dry run: loss {float(loss.detach()):.4f} on one batch; {self.order.steps_per_epoch} steps an epoch, "
-            f"{self.schedule.total_steps} in all; would train into {self.folder}"
+            f"dry run: loss {float(loss.detach()):.4f} on one batch, peak memory {memory:.1f} GB; "
+            f"{self.order.steps_per_epoch} steps an epoch, {self.schedule.total_steps} in all; would train into {self.folder}"
         )
 
 

@@ -19,6 +19,7 @@ from pipelines.errors import UserError
 from pipelines.files import write_json_atomic
 from pipelines.loader import Loader
 from pipelines.order import TrainOrder
+from train.ceiling import measure_ceiling
 from train.checkpoint import (
     Checkpoint,
     Keep,
@@ -31,8 +32,11 @@ from train.checkpoint import (
     save,
 )
 from train.config import Config
+from train.dashboards import Dashboards
 from train.ema import Ema
 from train.objective import Objective
+from train.picture import save_picture
+from train.profiling import traced
 from train.schedule import Schedule
 from train.stops import Stopped, Stops
 from train.tracking import Tracker
@@ -141,6 +145,7 @@ def fit(
     ema: Ema | None,
     evaluate: Callable[[], Evaluated] | None,
     stops: Stops,
+    dashboards: Dashboards,
 ) -> dict[str, float | None]:
     """Train from the newest checkpoint in `folder` (or from `resume`, or from the start) to the end of the schedule.
 
@@ -165,6 +170,7 @@ def fit(
         steps_per_epoch=epoch_steps,
         resumed_at=first if checkpoint else None,
         device=accelerator.device,
+        dashboards=dashboards,
     )
 
     def evaluation(done: int) -> Best | None:
@@ -195,9 +201,14 @@ def fit(
             tracker.say(f"resumed after step {first} (epoch {first / epoch_steps:g} of {config.schedule.epochs})")
         if unevaluated and evaluate:
             best = evaluation(first)
-        for step in range(first, total):
+        for step in traced(range(first, total), config.profile, folder, tracker, accelerator.is_main_process):
             with tracker.waiting():
                 batch = next(batches)
+            if step == first:
+                with tracker.evaluating():  # neither training nor waiting
+                    if step == 0 and config.track.show_batch and accelerator.is_main_process:
+                        tracker.say(save_picture(folder, batch, config.data, loader.records.class_names))
+                    tracker.ceiling(measure_ceiling(config, accelerator, model, optimizer, objective, batch))
             lr = schedule.at(step)
             for group in optimizer.param_groups:
                 group["lr"] = lr

@@ -11,7 +11,7 @@ import torch
 
 from pipelines.batch import Batch
 from train import losses
-from train.targets import Targets
+from train.targets import CachedTargets, Targets
 
 DISTILLING = ("dive", "kd")  # need soft targets
 PRIOR = ("bsce", "dive")  # correct the hard term by the class counts
@@ -78,6 +78,13 @@ class Objective:
         self._config = config
         self._log_prior = log_prior
         self._targets = targets
+
+    def resident(self) -> "Objective":
+        """The same work on the device, with nothing that comes from the disk: a cache's targets are replaced by flat ones."""
+        if not isinstance(self._targets, CachedTargets):
+            return self
+        flat = self._log_prior.new_zeros(len(self._log_prior))
+        return Objective(self._config, self._log_prior, lambda batch: flat.expand(len(batch.labels), -1))
 
     def __call__(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """(loss, its named parts) as scalars on the device, from student logits [B, C]."""

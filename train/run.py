@@ -42,8 +42,8 @@ from train.stops import Stopped
 # Records, caches and teachers may be moved: the digests in run.json's facts say whether they are the same. Another
 # optim.accumulate is like another number of processes: the same samples and views, rounded otherwise.
 FREE_KEYS = (
-    *("run", "resume", "save", "eval", "data.workers", "data.verify", "cache.check", "optim.accumulate"),
-    *("data.train", "data.val", "data.test", "cache.paths", "cache.dir", "distill.teacher"),
+    *("run", "resume", "save", "eval", "track", "profile", "data.workers", "data.verify", "cache.check"),
+    *("optim.accumulate", "data.train", "data.val", "data.test", "cache.paths", "cache.dir", "distill.teacher"),
 )
 PACKAGES = (
     *("torch", "accelerate", "numpy", "numba", "omegaconf", "safetensors", "pillow", "timm", "ffcv"),

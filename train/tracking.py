@@ -1,4 +1,4 @@
-"""What a run tells while it trains: metrics.jsonl for programs, a progress bar or plain lines for people.
+"""What a run tells while it trains: metrics.jsonl for programs, a progress bar or plain lines for people, dashboards if asked.
 
 Owns the clock of the run: images/s, the share of time spent waiting for data, the first step (compilation)
 apart, evaluations left out. Never touches a device tensor: the loop passes plain numbers, when it has them
@@ -14,9 +14,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import torch
 from rich.console import Console
@@ -24,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from pipelines.files import write_bytes_atomic
+from train.dashboards import Dashboards
 
 PLAIN_SECONDS = 10.0  # between two plain lines; an epoch's last one may come after PLAIN_EPOCH_SECONDS
 PLAIN_EPOCH_SECONDS = 1.0
@@ -31,12 +33,33 @@ _BAR_SECONDS = 0.2  # between two updates of the bar
 _LONG_LIST = 8  # figures per line of the final block; a longer list is only counted
 
 
+@dataclass(kw_only=True)
+class TrackConfig:
+    trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+    """where the figures of metrics.jsonl are shown besides: tensorboard (files in RUN/tensorboard), wandb (Weights & Biases;
+    WANDB_MODE=offline in front of the command keeps it in RUN/wandb)"""
+    project: str = "dive-trainer"
+    "the project that wandb files the run under"
+    ceiling: Literal["auto", "on", "off"] = "auto"
+    """at the start of a session, time the training step on one batch that stays on the device (30 steps on copies; with compile
+    they are compiled too), and show the speed of the training as a share of that; auto = on a GPU"""
+    show_batch: bool = False
+    "write RUN/first_batch.png at step 0: images as the network sees them, with class, key and view"
+
+    def __post_init__(self) -> None:
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"track.trackers={self.trackers}: each at most once")
+        if not self.project.strip():
+            raise ValueError("track.project: must not be empty")
+
+
 class Tracker:
     """Figures of one training session; on a rank other than the main one every method does nothing.
 
     Steps are counted as done: `step(n)` and `log(n)` when n optimizer steps are behind. resumed_at: the step
     of the checkpoint that the session goes on from, None when it starts from the beginning. Everything about
-    step n must be logged before the checkpoint of step n is saved. device: whose memory is reported.
+    step n must be logged before the checkpoint of step n is saved. device: whose memory is reported. dashboards:
+    started here, closed by whoever made them.
     """
 
     def __init__(
@@ -48,6 +71,7 @@ class Tracker:
         steps_per_epoch: int,
         resumed_at: int | None = None,
         device: torch.device | None = None,
+        dashboards: Dashboards | None = None,
         console: Console | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
@@ -57,6 +81,8 @@ class Tracker:
         self._device = device or torch.device("cpu")
         self._console = console or Console()
         self._clock = clock
+        self._dashboards = dashboards
+        self._ceiling: float | None = None
         self._step = self._first = resumed_at or 0
         self._first_step_s: float | None = None
         self._session = _Interval(clock())
@@ -67,7 +93,9 @@ class Tracker:
         self._file: BinaryIO | None = None
         self._progress: Progress | None = None
         if is_main:
-            _drop_after(run_dir / "metrics.jsonl", resumed_at)
+            kept = _drop_after(run_dir / "metrics.jsonl", resumed_at)
+            if dashboards is not None:
+                dashboards.start(resumed_at, ((line["step"], numbers(line)) for line in map(json.loads, kept)))
             self._file = open(run_dir / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115
             self._start_bar()
 
@@ -116,6 +144,12 @@ class Tracker:
             self._bar_at = now
             self._progress.update(self._task, completed=step)
 
+    def ceiling(self, images_per_s: float | None) -> None:
+        """How fast the training could be (train/ceiling.py); None: nobody knows."""
+        self._ceiling = images_per_s
+        if images_per_s is not None:
+            self.say(f"ceiling: {images_per_s:,.0f} images/s, the training step on one batch that stays on the device")
+
     def speed(self) -> dict[str, float | None]:
         """The session's rates, for the result; None where there was nothing to measure."""
         return self._rates(self._session)
@@ -123,8 +157,11 @@ class Tracker:
     def _rates(self, interval: "_Interval") -> dict[str, float | None]:
         busy = interval.busy(self._clock())
         measured = interval.images > 0 and busy > 0
+        images_per_s = interval.images / busy if measured else None
         return {
-            "images_per_s": interval.images / busy if measured else None,
+            "images_per_s": images_per_s,
+            "ceiling_images_per_s": self._ceiling,
+            "of_ceiling": images_per_s / self._ceiling if images_per_s and self._ceiling else None,
             "data_wait": interval.waited / busy if measured else None,
             "peak_memory_gb": peak_memory(self._device) / 1e9,
             "first_step_s": self._first_step_s,
@@ -160,15 +197,19 @@ class Tracker:
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
         assert self._file is not None
-        line = {"step": step, "epoch": round(step / self._steps_per_epoch, 4), **values}
+        line = _finite({"step": step, "epoch": round(step / self._steps_per_epoch, 4), **values})
         # One unbuffered write: a kill leaves the line or nothing.
-        self._file.write((json.dumps(_finite(line), allow_nan=False) + "\n").encode())
+        self._file.write((json.dumps(line, allow_nan=False) + "\n").encode())
+        if self._dashboards is not None:
+            self._dashboards.log(step, numbers(line))
 
     def _pace(self, rates: dict[str, float | None]) -> str:
         left = self._seconds_left()
         shown = []
         if rates["images_per_s"] is not None and rates["data_wait"] is not None:
-            shown += [f"{rates['images_per_s']:,.0f} images/s", f"waiting {rates['data_wait']:.0%}"]
+            of_ceiling = f" ({rates['of_ceiling']:.0%} of the ceiling)" if rates["of_ceiling"] is not None else ""
+            shown.append(f"{rates['images_per_s']:,.0f} images/s{of_ceiling}")
+            shown.append(f"waiting {rates['data_wait']:.0%}")
         elif self._first_step_s is not None:
             shown.append(f"first step {self._first_step_s:.1f} s")
         shown.append(f"{rates['peak_memory_gb']:.1f} GB")
@@ -276,6 +317,12 @@ def _flat(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield prefix + name, value
 
 
+def numbers(values: dict[str, Any]) -> dict[str, float]:
+    """What a dashboard can plot of a line of metrics.jsonl or a result: {"test.top1": 0.4}; `step` is the axis."""
+    flat = {name: value for name, value in _flat(values) if isinstance(value, (int, float)) and name != "step"}
+    return {name: value for name, value in flat.items() if math.isfinite(value)}
+
+
 def _figures(values: dict[str, Any]) -> str:
     return "  ".join(f"{name} {_value(name, value)}" for name, value in _flat(values))
 
@@ -303,14 +350,15 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _drop_after(path: Path, step: int | None) -> None:
-    """Remove lines of steps that will be done again (all if `step` is None), and half a line of a crash."""
+def _drop_after(path: Path, step: int | None) -> list[bytes]:
+    """Remove lines of steps that will be done again (all if `step` is None), and half a line of a crash; returns the others."""
     if not path.exists():
-        return
+        return []
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if step is not None and _step_of(line) <= step]
     if kept != lines:
         write_bytes_atomic(path, b"".join(kept))
+    return kept
 
 
 def _step_of(line: bytes) -> float:

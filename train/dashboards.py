@@ -1,0 +1,112 @@
+"""TensorBoard and Weights & Biases, through accelerate's trackers: copies of what metrics.jsonl holds.
+
+    RUN/tensorboard/   event files, one a session
+    RUN/wandb/         W&B's own files, one folder a session
+    RUN/wandb.json     the id by which W&B knows the run
+
+Owns these, and how a resumed run goes on in them; which figures there are is tracking.py's. Invariant: no dashboard shows a
+step twice, whatever was logged after the checkpoint that a run was resumed from.
+"""
+
+import importlib.util
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+from pipelines.errors import UserError
+from pipelines.files import read_json, write_json_atomic
+
+Figures = dict[str, float]
+
+
+def require_packages(names: list[str]) -> None:
+    """UserError for a dashboard whose package (of the same name) is not installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"track.trackers={names}: the package {name} is not installed; type pip install {name} "
+                "(or pip install -e '.[track]' for both), or leave it out"
+            )
+
+
+class Dashboards:
+    """Those that `names` lists, for the run in `folder`; none on a rank other than the main one.
+
+    project: W&B's. settings: the run's, by dotted key. Used as a context, so that a failed run is shown as such.
+    """
+
+    def __init__(self, names: list[str], project: str, folder: Path, settings: dict[str, Any], is_main: bool):
+        self._names = names if is_main else []
+        self._project, self._folder, self._settings = project, folder, settings
+        self._tensorboard: TensorBoardTracker | None = None
+        self._wandb: WandBTracker | None = None
+        self._plotted: dict[str, int] = {}  # the last step of each figure
+
+    def start(self, resumed_at: int | None, history: Iterable[tuple[int, Figures]]) -> None:
+        """Open them after step `resumed_at` (None: at the beginning); history: what was logged up to there."""
+        if "tensorboard" in self._names:
+            self._start_tensorboard(resumed_at)
+        if "wandb" in self._names:
+            self._start_wandb(resumed_at)
+            # What a kill took from W&B's buffers; offline all of it, so that the newest session's files are complete.
+            for step, figures in history:
+                self._to_wandb(step, figures)
+
+    def _start_tensorboard(self, resumed_at: int | None) -> None:
+        # TensorBoard drops what it has of steps from purge_step on.
+        purge_step = 0 if resumed_at is None else resumed_at + 1
+        board = TensorBoardTracker("tensorboard", self._folder, purge_step=purge_step)
+        board.start()
+        lines = "".join(f"    {key}: {value}\n" for key, value in self._settings.items())  # indented: code, in Markdown
+        board.log({"settings": lines}, step=resumed_at or 0)
+        self._tensorboard = board
+
+    def _start_wandb(self, resumed_at: int | None) -> None:
+        import wandb
+
+        path = self._folder / "wandb.json"
+        if resumed_at is None or not path.exists():
+            # W&B takes no step back: what was lost before the first checkpoint stays a run of its own there.
+            write_json_atomic(path, {"id": secrets.token_hex(8)})
+        run_id, name = read_json(path)["id"], self._folder.name
+        board = WandBTracker(self._project, id=run_id, resume="allow", name=name, dir=str(self._folder))
+        try:
+            board.start()
+        except wandb.Error as error:
+            words = " ".join(str(error).split())
+            raise UserError(
+                f"track.trackers: wandb does not start: {words}; type wandb login, or WANDB_MODE=offline before the command"
+            ) from error
+        board.store_init_configuration(self._settings)
+        self._wandb = board
+
+    def _to_wandb(self, step: int, figures: Figures) -> None:
+        assert self._wandb is not None
+        if step >= self._wandb.tracker.starting_step:  # it has the others, from the session that was killed
+            self._wandb.log(figures, step=step)
+
+    def log(self, step: int, figures: Figures) -> None:
+        """Figures after step `step`, which never falls; the names are as in metrics.jsonl."""
+        if self._tensorboard is not None:
+            # It would plot twice what two lines of a step both name, such as the epoch.
+            new = {name: value for name, value in figures.items() if self._plotted.get(name) != step}
+            self._tensorboard.log(new, step=step)  # and flush
+            self._plotted |= dict.fromkeys(new, step)
+        if self._wandb is not None:
+            self._to_wandb(step, figures)
+
+    def __enter__(self) -> "Dashboards":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.finish()
+        if self._wandb is not None:
+            self._wandb.tracker.finish(exit_code=1 if error else 0)
+        self._tensorboard = self._wandb = None
