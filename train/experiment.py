@@ -28,9 +28,9 @@ from train.config import Config, Options
 from train.evaluation import evaluate
 from train.losses import log_prior
 from train.objective import DISTILLING, PRIOR, DistillConfig, Objective
-from train.optim import build_optimizer
+from train.optim import build_optimizer, describe_scaling, scaled_lr
 from train.run import Run, make_accelerator, run_name, stored_facts
-from train.schedule import Schedule
+from train.schedule import Schedule, begun_epochs
 from train.targets import CachedTargets, Targets, Teacher
 from train.weights import Pretrained, read_file, read_run, weights_hash
 
@@ -67,14 +67,20 @@ def open_splits(config: Config) -> Splits:
     return Splits(train, evaluation)
 
 
-def views_of(config: Config) -> int:
-    """V: how many different views of a sample the training walks through."""
-    return config.data.views or config.schedule.epochs
+def epochs_of(config: Config, samples: int) -> int:
+    """How many epochs of `samples` training images are begun; of a batch too large for one, `TrainOrder` speaks."""
+    batch = config.optim.batch
+    return begun_epochs(config.schedule, max(1, samples // batch), batch)
 
 
-def reuse_of_views(config: Config) -> str | None:
+def views_of(config: Config, samples: int) -> int:
+    """V: how many different views of a sample the training on `samples` images walks through."""
+    return config.data.views or epochs_of(config, samples)
+
+
+def reuse_of_views(config: Config, samples: int) -> str | None:
     """A line that says how often each view is used; None when there is one for every epoch."""
-    views, epochs = views_of(config), config.schedule.epochs
+    views, epochs = views_of(config, samples), epochs_of(config, samples)
     if views >= epochs:
         return None
     times = f"{epochs // views}" if epochs % views == 0 else f"{epochs // views} or {epochs // views + 1}"
@@ -184,7 +190,7 @@ def open_cache(config: Config, train: Records, device: torch.device) -> tuple[En
     _require_different_teachers(caches)
     backend = resolve_backend(config.data.backend, train, recipe, device, cached=caches[0].identity["backend"])
     wanted = wanted._replace(view=view | {"backend": pixel_source(backend, train, device)})
-    differing = [cache.require(wanted, views_of(config), settings.pixels) for cache in caches]
+    differing = [cache.require(wanted, views_of(config, len(train)), settings.pixels) for cache in caches]
     distill, chosen = resolve_tau(config.distill, Ensemble(caches, settings.weights, settings.average), train)
     assert distill.tau is not None
     temperature = distill.tau / distill.p
@@ -315,9 +321,12 @@ class Experiment:
             self.eval_backends[split] = backend
             self.eval_loaders[split] = make_loader(config, records, recipe, backend, accelerator)
         self._make_order()
-        if line := reuse_of_views(config):
-            self.say(line)
-        self.schedule = Schedule(config.schedule, config.optim.lr, self.order.steps_per_epoch)
+        for line in (reuse_of_views(config, len(train)), describe_scaling(config.optim)):
+            if line:
+                self.say(line)
+        self.schedule = Schedule(
+            config.schedule, scaled_lr(config.optim), self.order.steps_per_epoch, config.optim.batch
+        )
         torch.manual_seed(config.seed)
         try:
             network = build_model(config.model.name, train.num_classes).to(accelerator.device)
@@ -346,7 +355,7 @@ class Experiment:
                 self.splits.train.keys,
                 self.config.seed,
                 optim.batch,
-                views_of(self.config),
+                views_of(self.config, len(self.splits.train)),
                 self.accelerator.process_index,
                 world,
                 labels=self.splits.train.labels,
@@ -414,7 +423,7 @@ class Experiment:
         return {
             "method": self.config.distill.method,
             **({"tau": self.distill.tau} if self.config.distill.method in DISTILLING else {}),
-            "epochs": self.config.schedule.epochs,
+            "epochs": self.config.schedule.epochs or self.schedule.total_steps / self.order.steps_per_epoch,
             "steps": self.schedule.total_steps,
             **{split: self._evaluate(split) for split in self.eval_loaders},
             "speed": speed,

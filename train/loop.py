@@ -75,7 +75,7 @@ def fit(
 ) -> dict[str, float | None]:
     """Train from the newest checkpoint in `folder` (or from the start) to the end of the schedule.
 
-    model, optimizer: as `accelerator.prepare` gave them. evaluate: figures for the log every eval.every_epochs.
+    model, optimizer: as `accelerator.prepare` gave them. evaluate: figures for the log, as often as `eval` says.
     Returns the session's speed.
     """
     network = accelerator.unwrap_model(model)
@@ -99,7 +99,7 @@ def fit(
         if checkpoint:
             for line in checkpoint.warnings:
                 tracker.say(f"warning: {line}")
-            tracker.say(f"resumed after step {first} (epoch {first / epoch_steps:g} of {config.schedule.epochs})")
+            tracker.say(f"resumed after step {first} (epoch {first / epoch_steps:g} of {total / epoch_steps:g})")
         for step in range(first, total):
             with tracker.waiting():
                 batch = next(batches)
@@ -119,9 +119,9 @@ def fit(
 
             done = step + 1
             tracker.step(done, config.optim.batch)
-            if due(done % epoch_steps, LOG_STEPS, total=0):  # and at the end of each epoch
+            if due(done % epoch_steps, LOG_STEPS, total=0) or done == total:  # due: and at the end of each epoch
                 tracker.log(done, lr=lr, **meters.read(accelerator))
-            if evaluate and done < total and due(done, config.eval.every_epochs * epoch_steps, total):
+            if evaluate and done < total and due(done, config.eval.period(epoch_steps), total):
                 with tracker.evaluating():
                     tracker.event(done, **evaluate())
             if due(done, config.save.every_epochs * epoch_steps, total):
