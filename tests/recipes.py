@@ -4,7 +4,13 @@ Owns reading a command line, and the images; where an image lies and what is che
 replaced by this process, unless a test asks for the real one.
 """
 
+import contextlib
+import importlib
+import io
+import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,19 +45,36 @@ def write_jpegs(folder: Path, names: Sequence[str], seed: int = 0) -> None:
         picture(rng, int(rng.integers(88, 104)), int(rng.integers(66, 80))).save(path, "JPEG", quality=90)
 
 
-def command_words(line: str) -> tuple[list[str], str, list[str]]:
-    """(the launcher's words, script's path, arguments) of `python SCRIPT ...` or `accelerate launch [...] SCRIPT ...`."""
+def words_of(line: str) -> tuple[list[str], str, list[str]]:
+    """(the launcher's words, script, its arguments) of `python SCRIPT ...` or `accelerate launch [...] SCRIPT ...`."""
     words = shlex.split(line, comments=True)
     script = next(i for i, word in enumerate(words) if word.endswith(".py"))
     return words[:script], words[script], words[script + 1 :]
 
 
 def run_here(line: str, cwd: Path, extra: Sequence[str] = ()) -> str:
-    """Run a command of an entry script in this process, as one process; gives what it prints."""
-    _, script, arguments = command_words(line)
+    """Run a command in this process, as one process, with more arguments behind; gives what it prints."""
+    _, script, arguments = words_of(line)
+    folder, name = script.removesuffix(".py").split("/")
+    if folder == "tools":
+        out = io.StringIO()
+        with contextlib.chdir(cwd), contextlib.redirect_stdout(out):
+            code = importlib.import_module(f"tools.{name}").main([*arguments, *extra])
+        assert not code, f"{line} ended with {code}: {out.getvalue()}"
+        return out.getvalue()
     # A process has one precision in accelerate; here each command stands for a process of its own.
     AcceleratorState._reset_state()
     try:
-        return run(Path(script).stem, *arguments, *extra, cwd=cwd).stdout
+        return run(name, *arguments, *extra, cwd=cwd).stdout
     finally:
         AcceleratorState._reset_state()
+
+
+def launch(line: str, cwd: Path, extra: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """Start a command as it is typed, with more arguments behind, on the CPU, one thread a process."""
+    launcher, script, arguments = words_of(line)
+    assert launcher[:2] == ["accelerate", "launch"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *launcher[2:]]
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [*launcher, script, *arguments, *extra]
+    return subprocess.Popen(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
