@@ -56,16 +56,16 @@ def run_here(line: str, cwd: Path, extra: Sequence[str] = ()) -> str:
     """Run a command in this process, as one process, with more arguments behind; gives what it prints."""
     _, script, arguments = words_of(line)
     folder, name = script.removesuffix(".py").split("/")
-    if folder == "tools":
-        out = io.StringIO()
-        with contextlib.chdir(cwd), contextlib.redirect_stdout(out):
-            code = importlib.import_module(f"tools.{name}").main([*arguments, *extra])
-        assert not code, f"{line} ended with {code}: {out.getvalue()}"
-        return out.getvalue()
     # A process has one precision in accelerate; here each command stands for a process of its own.
     AcceleratorState._reset_state()
     try:
-        return run(name, *arguments, *extra, cwd=cwd).stdout
+        if folder == "train":
+            return run(name, *arguments, *extra, cwd=cwd).stdout
+        out = io.StringIO()
+        with contextlib.chdir(cwd), contextlib.redirect_stdout(out):
+            code = importlib.import_module(f"{folder}.{name}").main([*arguments, *extra])
+        assert not code, f"{line} ended with {code}: {out.getvalue()}"
+        return out.getvalue()
     finally:
         AcceleratorState._reset_state()
 
