@@ -51,7 +51,7 @@ def cached_against_online(
         accelerator,
     )
     teacher = make_teacher(config, records, accelerator)
-    order = TrainOrder(records.keys, config.seed, config.optim.batch, views_of(config))
+    order = TrainOrder(records.keys, config.seed, config.optim.batch, views_of(config, len(records)))
     prior = losses.log_prior(records.class_counts)
     torch.manual_seed(config.seed)
     student = build_model(config.model.name, records.num_classes).train()

@@ -57,5 +57,9 @@ def test_figures_do_not_depend_on_the_batch_size(loader: Loader, model: nn.Modul
 
 
 def test_settings() -> None:
-    with pytest.raises(ValueError, match=r"eval\.batch"):
-        EvalConfig(batch=0)
+    assert [EvalConfig(every_epochs=2).period(7), EvalConfig(every_epochs=0).period(7)] == [14, 0]
+    assert EvalConfig(every_steps=5).period(7) == 5
+    for wrong in ({"batch": 0}, {"every_epochs": -1}, {"every_steps": -5}):
+        (name,) = wrong
+        with pytest.raises(ValueError, match=rf"eval\.{name}={wrong[name]}: must be at least"):
+            EvalConfig(**wrong)

@@ -121,6 +121,9 @@ def test_refusals_are_one_line(work: Path, tiny: Path, tmp_path: Path) -> None:
     assert "data_seed" in refused(work, "distill", dive, cached, "data.seed=5")
     assert "recipe.pad" in refused(work, "distill", dive, cached, "data.recipe.pad=1")
     assert "views" in refused(work, "distill", dive, cached, "schedule.epochs=4")
+    assert "schedule.epochs=null schedule.steps=9" in refused(work, "distill", dive, cached, "schedule.steps=9")
+    beyond = ["schedule.epochs=null", "schedule.samples=100", "schedule.warmup_epochs=2"]
+    assert "from 0 to 1 (7 steps in all, 7 an epoch)" in refused(work, "distill", dive, cached, *beyond)
 
 
 def test_a_cache_of_another_dataset_or_teacher_is_refused(work: Path, tiny: Path) -> None:
@@ -181,6 +184,17 @@ def test_tau_null_takes_the_recommended_temperature(work: Path, tiny: Path) -> N
     given = ["cache.paths=[caches]", f"distill.tau={chosen}", "distill.p=1.0", "run=given", "schedule.epochs=1"]
     run("distill", work / "dive.yaml", *given, cwd=work)
     assert losses(work, "given") == losses(work, "chosen-1.0")
+
+
+def test_views_of_a_training_in_steps_are_its_begun_epochs(work: Path) -> None:
+    """A cache of 3 views, 7 steps an epoch: 15 to 21 steps begin three epochs."""
+    in_steps = ["cache.paths=[caches]", "schedule.epochs=null"]
+    done = run("distill", work / "dive.yaml", *in_steps, "schedule.steps=15", "run=short", cwd=work)
+    assert "each is used" not in done.stdout and result(work, "short")["steps"] == 15
+    assert losses(work, "short")[:1] == pytest.approx(losses(work, "cached")[:1], rel=1e-6)
+    assert "views" in refused(work, "distill", work / "dive.yaml", *in_steps, "schedule.steps=22")
+    images = ["distill.teacher=t", "schedule.epochs=null", "schedule.samples=240", "--dry-run"]
+    assert "would write 3 views" in run("cache_logits", work / "dive.yaml", *images, cwd=work).stdout
 
 
 def unfinish(folder: Path) -> None:

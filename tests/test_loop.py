@@ -1,6 +1,7 @@
 """The loop's own small parts: what is periodic, sums on the device, the step whose loss was not finite."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -166,3 +167,21 @@ def test_moved_records_and_teacher_are_recognised(tiny: Path, tmp_path: Path) ->
     assert other.returncode == 2 and "another teacher" in other.stderr
     done = run("distill", config, "run=s", f"data.train={moved}", "distill.teacher=./elsewhere", cwd=tmp_path)
     assert "distill.teacher: t -> ./elsewhere" in done.stdout
+
+
+def test_a_training_in_steps_ends_within_an_epoch(tiny: Path, tmp_path: Path) -> None:
+    """17 steps, 7 an epoch: the last is logged and saved, evaluation goes by steps, a resumed run says how far it was."""
+    length = ["schedule.epochs=null", "schedule.steps=17", "schedule.per=step", "eval.every_steps=5"]
+    run("teacher", tiny_config(tmp_path, tiny), *length, "run=r", "optim.lr_scale=linear", cwd=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "runs/r/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "test" in line] == [5, 10, 15]
+    # 0.05 x 16 / 256 at first
+    rates = {line["step"]: line["lr"] for line in lines if "lr" in line}
+    expected = {done: 0.05 / 16 * (1 + math.cos(math.pi * (done - 1) / 17)) / 2 for done in (7, 14, 17)}
+    assert rates == pytest.approx(expected)
+    result = json.loads((tmp_path / "runs/r/result.json").read_text())
+    assert (result["steps"], result["epochs"]) == (17, 17 / 7)
+    (tmp_path / "runs/r/result.json").unlink()
+    again = run("teacher", tmp_path / "bsce.yaml", *length, "run=r", "optim.lr_scale=linear", cwd=tmp_path).stdout
+    assert "resumed after step 17 (epoch 2.42857 of 2.42857)" in again
+    assert "learning rate 0.003125 = optim.lr 0.05 x 16 / 256 (optim.lr_scale=linear)" in again

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from pipelines.errors import UserError
-from train.optim import OptimConfig, build_optimizer
+from train.optim import OptimConfig, build_optimizer, describe_scaling, scaled_lr
 
 LR, MOMENTUM, DECAY = 0.3, 0.9, 0.05
 
@@ -94,6 +94,24 @@ def test_a_pattern_that_finds_nothing_is_an_error_that_names_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "rate", "line"),
+    [
+        ({}, 0.3, None),
+        ({"lr_base_batch": 64}, 0.3, None),
+        ({"lr_scale": "linear"}, 1.2, "learning rate 1.2 = optim.lr 0.3 x 1024 / 256 (optim.lr_scale=linear)"),
+        ({"lr_scale": "sqrt"}, 0.6, "learning rate 0.6 = optim.lr 0.3 x sqrt(1024 / 256) (optim.lr_scale=sqrt)"),
+        ({"lr_scale": "linear", "lr_base_batch": 2048}, 0.15, "x 1024 / 2048"),
+    ],
+)
+def test_the_rate_is_scaled_to_the_batch_where_asked_for(changes: dict, rate: float, line: str | None) -> None:
+    config = settings(batch=1024, **changes)
+    assert scaled_lr(config) == pytest.approx(rate, rel=1e-12)
+    assert build_optimizer(tiny(), config).param_groups[0]["lr"] == scaled_lr(config)
+    said = describe_scaling(config)
+    assert said is None if line is None else line in str(said)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"lr": 0.0}, r"optim\.lr=0\.0"),
@@ -103,6 +121,7 @@ def test_a_pattern_that_finds_nothing_is_an_error_that_names_it() -> None:
         ({"nesterov": True, "momentum": 0.0}, r"optim\.nesterov=true with optim\.momentum=0"),
         ({"weight_decay": -1e-4}, r"optim\.weight_decay"),
         ({"clip": 0.0}, r"optim\.clip=0\.0"),
+        ({"lr_base_batch": 0}, r"optim\.lr_base_batch=0"),
         ({"batch": 0}, r"optim\.batch=0"),
         ({"accumulate": 0}, r"optim\.accumulate=0"),
         ({"batch": 128, "accumulate": 3}, r"optim\.batch=128, optim\.accumulate=3"),

@@ -4,6 +4,7 @@ Each checker is a function of source text, tested on a made-up offender first: n
 """
 
 import ast
+import configparser
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipelines", "models", "train", "tools")
-FORBIDDEN = {
-    "pipelines": {"models", "train", "tools"},
-    "models": {"pipelines", "train", "tools"},
-    "train": {"tools"},
-    "tools": set(),
+TEST_MODULES = {"tests"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
+FORBIDDEN = {  # DESIGN's table: nothing imports tools, or what belongs to the tests
+    "pipelines": {"models", "train", "tools"} | TEST_MODULES,
+    "models": {"pipelines", "train", "tools"} | TEST_MODULES,
+    "train": {"tools"} | TEST_MODULES,
+    "tools": TEST_MODULES,
 }
+BUILT = ("build", "dist")  # by pip, and ignored by git
 ENTRY_SCRIPTS = ("distill", "teacher", "cache_logits", "evaluate")
 ENTRY_MODULES = {f"train.{name}" for name in ENTRY_SCRIPTS}
 ENTRY_LINES = 130
@@ -113,7 +116,9 @@ def machine_paths(text: str) -> list[str]:
 def repository_texts() -> list[Path]:
     folders = [*PACKAGES, "configs", "tests", "docs", ".ci"]
     files = [*ROOT.glob("*"), *(path for folder in folders for path in (ROOT / folder).rglob("*"))]
-    return sorted(path for path in files if path.is_file() and path.suffix in TEXT_SUFFIXES and path != Path(__file__))
+    # .git is a file in a second working tree, and its content a path.
+    left_out = (Path(__file__), ROOT / ".git")
+    return sorted(path for path in files if path.is_file() and path.suffix in TEXT_SUFFIXES and path not in left_out)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +133,9 @@ def repository_texts() -> list[Path]:
         ("train", "from train import distill", "train.distill"),
         ("train", "from . import evaluate", "train.evaluate"),
         ("tools", "import train.cache_logits", "train.cache_logits"),
+        ("pipelines", "from tools import cifar", "tools"),
+        ("tools", "from launch import run", "launch"),
+        ("train", "import tests.drills", "tests.drills"),
     ],
 )
 def test_import_checker_sees_offenders(package: str, source: str, offender: str) -> None:
@@ -157,6 +165,30 @@ def test_imports_follow_the_table(package: str) -> None:
     for path in files:
         module = ".".join(path.relative_to(ROOT).parent.parts)
         assert import_violations(path.read_text(), module) == [], path
+
+
+def test_the_table_covers_all_code() -> None:
+    """Every Python file lies in a package of the table, that is installed, or is a test; so says CONTRIBUTING.md too."""
+    ours = [
+        path for path in ROOT.rglob("*.py") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+    ]
+    assert {path.relative_to(ROOT).parts[0] for path in ours} == {*PACKAGES, "tests"}
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    folders = {".".join(path.relative_to(ROOT).parent.parts) for package in PACKAGES for path in sources(package)}
+    assert set(setup["options"]["packages"].split()) == folders
+    rows = re.findall(r"^\| `(\w+)/` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert rows == [*PACKAGES, "configs", "tests"]
+
+
+def test_the_entry_scripts_are_those_of_the_table() -> None:
+    """What is run by name: each puts the repository's root first on the path before it imports anything of ours."""
+    scripts = {path.stem: path.read_text() for path in sources("train") if "__main__" in path.read_text()}
+    assert set(scripts) == set(ENTRY_SCRIPTS)
+    for name, text in scripts.items():
+        guard = text.index("sys.path[0] = str(Path(__file__).resolve().parents[1])")
+        lines = [number for number, module in imported(text, "train") if module.split(".")[0] in PACKAGES]
+        assert lines and text[:guard].count("\n") + 1 < min(lines), name
 
 
 @pytest.mark.parametrize(

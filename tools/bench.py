@@ -200,7 +200,7 @@ def main(argv: list[str]) -> None:
                 pool=pool,
                 recipe=config.data.recipe,
                 data_seed=config.data.seed,
-                views=views_of(config),
+                views=views_of(config, len(records)),
                 batch=config.optim.batch,
                 workers=config.data.workers or default_workers(),
                 device=device,

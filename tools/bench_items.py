@@ -76,7 +76,7 @@ class Step:
         network = channels_last(network)
         optimizer = build_optimizer(network, config.optim)
         if config.compile:
-            network.compile(dynamic=False)
+            network.compile(dynamic=False, mode=config.compile_mode)
         self._model, self._optimizer = accelerator.prepare(network, optimizer)
         for group in self._optimizer.param_groups:
             group["lr"] = 0.0  # costs as much as any other rate, and weights that stay cannot run off to infinity
@@ -154,6 +154,7 @@ class Ours:
         distill = dataclasses.replace(config.distill, tau=config.distill.tau or 1.0)
         self._config = dataclasses.replace(config, distill=distill)
         self._records, self._pool, self._folder = records, pool, folder
+        self._views = views_of(config, len(records))
         self._accelerator, self._device = accelerator, accelerator.device
         self._distils = distill.method in DISTILLING
         self._cache: Ensemble | None = None
@@ -227,7 +228,7 @@ class Ours:
     def _loader_alone(self, backend: str) -> Stream:
         loader = self._make_loader(backend)
         loader.finish = crops_only  # all loaders share the finish, which has a row of its own
-        return self._fed_by(loader, views_of(self._config), lambda batch: len(batch.keys))
+        return self._fed_by(loader, self._views, lambda batch: len(batch.keys))
 
     def _fed_by(self, loader: Loader, views: int, work: Callable[[Batch], int]) -> Stream:
         """What does `work` on every batch of a loader."""
@@ -292,7 +293,7 @@ class Ours:
     def training(self) -> Row:
         """Hard labels only."""
         method = _HARD[self._config.distill.method]
-        return Row("c.training", f"training from disk ({method})", source=self._trained(None, views_of(self._config)))
+        return Row("c.training", f"training from disk ({method})", source=self._trained(None, self._views))
 
     def cached(self) -> Row:
         """Soft targets from a cache."""
@@ -306,7 +307,7 @@ class Ours:
             cache, kind = Ensemble([temporary]), "temporary"
         else:
             cache, kind = self._cache, "given"
-        views = min(cache.views, views_of(self._config))
+        views = min(cache.views, self._views)
         row.note = f"{kind}: {', '.join(one.identity['codec'] for one in cache.caches)}, views: {views}"
         row.source = self._trained(_Gathered(cache, self._device), views)
         return row
@@ -323,7 +324,7 @@ class Ours:
             config = dataclasses.replace(config, distill=dataclasses.replace(config.distill, teacher=str(path)))
         teacher = make_teacher(config, self._records, self._accelerator)
         row.note = teacher.identity["architecture"] + ("" if self._config.distill.teacher else ", untrained")
-        row.source = self._trained(teacher, views_of(self._config))
+        row.source = self._trained(teacher, self._views)
         return row
 
     def _no_targets(self) -> str:

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 from pipelines.files import read_json
 from tools.reproduce_jobs import Ending
-from tools.reproduce_plan import Task, is_done
+from tools.reproduce_plan import Task, is_done, views_of
 from tools.reproduce_timing import epochs_done
-from train.experiment import views_of
 
 GROUPS = ("top1", "many", "medium", "few")
 # Of the published cifar-100-python.tar.gz, and of the file `train` in it.

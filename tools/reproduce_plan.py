@@ -19,7 +19,6 @@ from pipelines.errors import UserError
 from pipelines.files import read_json
 from pipelines.records import Records
 from train.config import Config, diff, load, value_text
-from train.experiment import views_of
 from train.run import FREE_KEYS, stored_facts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,6 +88,18 @@ def check_settings(settings: Sequence[str]) -> None:
                 raise UserError(f"{setting}: {own} is set by this tool or is part of what it reproduces; leave it out")
 
 
+def epochs_of(config: Config) -> int:
+    """The length of a training, which this tool plans in epochs."""
+    if config.schedule.epochs is None:
+        raise UserError("schedule.epochs=null: tools/reproduce.py plans in epochs; shorten by --epochs-scale")
+    return config.schedule.epochs
+
+
+def views_of(config: Config) -> int:
+    """V, as train/experiment.py finds it."""
+    return config.data.views or epochs_of(config)
+
+
 def scaled_schedule(config_file: Path, scale: float) -> list[str]:
     """Settings that shorten (or lengthen) a schedule: epochs, warm-up and milestones; none at scale 1.
 
@@ -96,9 +107,10 @@ def scaled_schedule(config_file: Path, scale: float) -> list[str]:
     """
     if scale == 1:
         return []
-    schedule = load(Config, config_file).schedule
+    config = load(Config, config_file)
+    schedule = config.schedule
     epochs, warmup, *milestones = (
-        int(value * scale + 0.5) for value in (schedule.epochs, schedule.warmup_epochs, *schedule.milestones)
+        int(value * scale + 0.5) for value in (epochs_of(config), schedule.warmup_epochs, *schedule.milestones)
     )
     epochs = max(1, epochs)
     kept = sorted({milestone for milestone in milestones if 0 < milestone < epochs})
@@ -250,7 +262,7 @@ def study_tasks(choice: Choice, seeds: Sequence[int], given: Path | None) -> lis
 
 def _students(choice: Choice, teacher: Teacher, seed: int) -> Iterator[Task]:
     config = load(Config, *_split(_arguments(choice, "dive", STUDIES_IMBALANCE)))
-    epochs, distill = config.schedule.epochs, config.distill
+    epochs, distill = epochs_of(config), config.distill
     assert distill.tau is not None
     tenth = f"data.views={max(1, epochs // 10)}"
     full = cache_task(choice, teacher, STUDIES_IMBALANCE, seed, "cache.codec=u8")

@@ -22,8 +22,7 @@ from tools.reproduce_outcomes import (
     spread,
     total_images_per_s,
 )
-from tools.reproduce_plan import IMBALANCES, METHODS, STUDIES, Task
-from train.experiment import views_of
+from tools.reproduce_plan import IMBALANCES, METHODS, STUDIES, Task, views_of
 from train.metrics import FEW_BELOW, MANY_ABOVE
 
 # Top-1 in percent on CIFAR-100-LT, ResNet-32, 200 epochs: (method, imbalance).

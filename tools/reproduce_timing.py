@@ -18,8 +18,7 @@ from pipelines.errors import UserError
 from pipelines.files import read_json, write_json_atomic
 from pipelines.records import Records
 from tools.reproduce_jobs import Jobs
-from tools.reproduce_plan import Choice, Task, is_done, table_tasks
-from train.experiment import views_of
+from tools.reproduce_plan import Choice, Task, epochs_of, is_done, table_tasks, views_of
 
 _EPOCHS = {"cpu": 1, "cuda": 20}  # long enough that all chains train at the same time, and for clocks to settle
 
@@ -150,7 +149,7 @@ def expected_seconds(task: Task, out: Path, costs: Costs, rows: Rows) -> float:
     config = task.settings
     if task.kind == "cache":
         return costs.cache.start_s + views_of(config) * rows.train * costs.cache.image_s
-    batch, epochs = config.optim.batch, config.schedule.epochs
+    batch, epochs = config.optim.batch, epochs_of(config)
     cost = costs.teacher if task.kind == "teacher" else costs.distill
     image_s = cost.image_s
     if task.kind == "distill" and not config.cache.paths:  # the online teacher answers for each image

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     loader.finish = crops_only  # the teacher finishes them by its own normalisation
     view = view_identity(records, recipe, config.data.seed, pixel_source(backend, records, device))
     identity = cache_identity(view, teacher.identity, config.cache.codec, config.cache.batch)
-    views = views_of(config)
+    views = views_of(config, len(records))
     if options.dry_run:
         accelerator.print(f"dry run: would write {views} views of {len(records)} samples into {config.cache.dir}")
         return

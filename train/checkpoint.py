@@ -50,7 +50,7 @@ class SaveConfig:
     keep_every: int = 0
     "keep for ever the checkpoint of every n-th epoch; 0 = none"
     keep_best: Literal["no", "val", "test_split_knowingly"] = "no"
-    """keep the checkpoint with the highest top-1 (of the average, if there is one) at the evaluations of eval.every_epochs on
+    """keep the checkpoint with the highest top-1 (of the average, if there is one) at the evaluations during training, on
     data.val; on data.test what is chosen there looks better than it is"""
 
     def __post_init__(self) -> None:

@@ -276,7 +276,7 @@ def _leaves(root: type, section: type, prefix: str, node: yaml.Node, origin: str
             if name
             else f"{origin}: a config file is a mapping of sections, not {_as_given(value)}"
         )
-    hints = {item.name: get_type_hints(section)[item.name] for item in fields(section)}
+    hints = get_type_hints(section)
     for name, child in _pairs(node, origin):
         if name not in hints:
             raise _unknown(prefix + name, _at(origin, child), root)

@@ -21,12 +21,19 @@ from train.stops import Stopped, Stops
 class EvalConfig:
     every_epochs: int = 10
     "evaluate during training each so many epochs (val if given, else test; nothing is selected by it); 0 = at the end only"
+    every_steps: int = 0
+    "evaluate during training each so many optimizer steps instead; 0 = by epochs"
     batch: int = 256
     "images per evaluation batch and process"
 
     def __post_init__(self) -> None:
-        if self.every_epochs < 0 or self.batch < 1:
-            raise ValueError(f"eval.every_epochs={self.every_epochs} eval.batch={self.batch}: at least 0 and 1")
+        for name, least in (("every_epochs", 0), ("every_steps", 0), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"eval.{name}={getattr(self, name)}: must be at least {least}")
+
+    def period(self, steps_per_epoch: int) -> int:
+        """Optimizer steps between two evaluations; 0 = only at the end."""
+        return self.every_steps or self.every_epochs * steps_per_epoch
 
 
 class Predictions(NamedTuple):

@@ -31,9 +31,9 @@ from train.evaluation import evaluate
 from train.initial import initialise
 from train.losses import log_prior
 from train.objective import DISTILLING, PRIOR, DistillConfig, Objective
-from train.optim import build_optimizer
+from train.optim import build_optimizer, describe_scaling, scaled_lr
 from train.run import Run, device_name, make_accelerator, precision_of, run_name, stored_facts
-from train.schedule import Schedule
+from train.schedule import Schedule, begun_epochs
 from train.stops import Stopped, Stops
 from train.targets import CachedTargets, Teacher
 from train.weights import Pretrained, read_file, read_run, weights_hash
@@ -71,14 +71,20 @@ def open_splits(config: Config) -> Splits:
     return Splits(train, evaluation)
 
 
-def views_of(config: Config) -> int:
-    """V: how many different views of a sample the training walks through."""
-    return config.data.views or config.schedule.epochs
+def epochs_of(config: Config, samples: int) -> int:
+    """How many epochs of `samples` training images are begun; of a batch too large for one, `TrainOrder` speaks."""
+    batch = config.optim.batch
+    return begun_epochs(config.schedule, max(1, samples // batch), batch)
 
 
-def reuse_of_views(config: Config) -> str | None:
+def views_of(config: Config, samples: int) -> int:
+    """V: how many different views of a sample the training on `samples` images walks through."""
+    return config.data.views or epochs_of(config, samples)
+
+
+def reuse_of_views(config: Config, samples: int) -> str | None:
     """A line that says how often each view is used; None when there is one for every epoch."""
-    views, epochs = views_of(config), config.schedule.epochs
+    views, epochs = views_of(config, samples), epochs_of(config, samples)
     if views >= epochs:
         return None
     times = f"{epochs // views}" if epochs % views == 0 else f"{epochs // views} or {epochs // views + 1}"
@@ -189,7 +195,7 @@ def open_cache(config: Config, train: Records, device: torch.device) -> tuple[En
     _require_different_teachers(caches)
     backend = resolve_backend(config.data.backend, train, recipe, device, cached=caches[0].identity["backend"])
     wanted = wanted._replace(view=view | {"backend": pixel_source(backend, train, device)})
-    differing = [cache.require(wanted, views_of(config), settings.pixels) for cache in caches]
+    differing = [cache.require(wanted, views_of(config, len(train)), settings.pixels) for cache in caches]
     distill, chosen = resolve_tau(config.distill, Ensemble(caches, settings.weights, settings.average), train)
     assert distill.tau is not None
     temperature = distill.tau / distill.p
@@ -346,9 +352,12 @@ class Experiment:
             self.eval_loaders[split] = make_loader(config, records, recipe, backend, accelerator)
         self._check_choices()
         self._make_order()
-        if line := reuse_of_views(config):
-            self.say(line)
-        self.schedule = Schedule(config.schedule, config.optim.lr, self.order.steps_per_epoch)
+        for line in (reuse_of_views(config, len(train)), describe_scaling(config.optim)):
+            if line:
+                self.say(line)
+        self.schedule = Schedule(
+            config.schedule, scaled_lr(config.optim), self.order.steps_per_epoch, config.optim.batch
+        )
         torch.manual_seed(config.seed)
         try:
             network = build_model(config.model.name, train.num_classes).to(accelerator.device)
@@ -369,9 +378,9 @@ class Experiment:
         config = self.config
         if config.save.keep_best != "no":
             split = "val" if config.save.keep_best == "val" else "test"
-            if split not in self.eval_loaders or not config.eval.every_epochs:
+            if split not in self.eval_loaders or not config.eval.period(1):
                 raise UserError(
-                    f"save.keep_best={config.save.keep_best}: needs data.{split} and eval.every_epochs above 0 to choose by"
+                    f"save.keep_best={config.save.keep_best}: needs data.{split} and eval.every_epochs or eval.every_steps above 0"
                 )
         if config.resume not in ("auto", "never") and not checkpoint.has_checkpoint(self.folder):
             checkpoint.load_from(config.resume)  # refused now rather than in the run's folder
@@ -403,7 +412,7 @@ class Experiment:
                 self.splits.train.keys,
                 self.config.seed,
                 optim.batch,
-                views_of(self.config),
+                views_of(self.config, len(self.splits.train)),
                 self.accelerator.process_index,
                 world,
                 labels=self.splits.train.labels,
@@ -497,7 +506,7 @@ class Experiment:
             "processes": self.accelerator.num_processes,
             "method": self.config.distill.method,
             **({"tau": self.distill.tau} if self.config.distill.method in DISTILLING else {}),
-            "epochs": self.config.schedule.epochs,
+            "epochs": self.config.schedule.epochs or self.schedule.total_steps / self.order.steps_per_epoch,
             "steps": self.schedule.total_steps,
             **{name: found for split in self.eval_loaders for name, found in self._evaluate(split, stops).items()},
             "speed": speed,

@@ -149,7 +149,8 @@ def fit(
 ) -> dict[str, float | None]:
     """Train from the newest checkpoint in `folder` (or from `resume`, or from the start) to the end of the schedule.
 
-    model, optimizer: as `accelerator.prepare` gave them. evaluate: figures every eval.every_epochs; it may raise Stopped.
+    model, optimizer: as `accelerator.prepare` gave them. evaluate: figures as often as `eval` says; it may
+    raise Stopped.
     Returns the session's speed. Raises Stopped after everything is saved.
     """
     network = accelerator.unwrap_model(model)
@@ -198,7 +199,7 @@ def fit(
         if checkpoint:
             for line in checkpoint.warnings:
                 tracker.say(f"warning: {line}")
-            tracker.say(f"resumed after step {first} (epoch {first / epoch_steps:g} of {config.schedule.epochs})")
+            tracker.say(f"resumed after step {first} (epoch {first / epoch_steps:g} of {total / epoch_steps:g})")
         if unevaluated and evaluate:
             best = evaluation(first)
         for step in traced(range(first, total), config.profile, folder, tracker, accelerator.is_main_process):
@@ -227,12 +228,12 @@ def fit(
 
             done = step + 1
             tracker.step(done, config.optim.batch)
-            if due(done % epoch_steps, LOG_STEPS, total=0):  # and at the end of each epoch
+            if due(done % epoch_steps, LOG_STEPS, total=0) or done == total:  # due: and at the end of each epoch
                 tracker.log(done, lr=lr, **meters.read(accelerator))
             stop = stops.agreed()
             # The figures of the last step belong to the result; here only if they are to be chosen among.
             last = total if config.save.keep_best != "no" else total - 1
-            unevaluated = bool(evaluate) and done <= last and due(done, config.eval.every_epochs * epoch_steps, total)
+            unevaluated = bool(evaluate) and done <= last and due(done, config.eval.period(epoch_steps), total)
             if unevaluated and not stop:
                 try:
                     best, unevaluated = evaluation(done), False

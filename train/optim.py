@@ -4,6 +4,7 @@ Owns which parameter is decayed; the learning rate of every step comes from sche
 accumulation are carried out by loop.py. Invariant: every trainable parameter is in exactly one group.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,6 +21,10 @@ class OptimConfig:
     "the optimizer"
     lr: float = 0.1
     "learning rate after the warm-up, before the schedule lowers it"
+    lr_scale: Literal["none", "linear", "sqrt"] = "none"
+    "multiply optim.lr by optim.batch / optim.lr_base_batch, or by its square root"
+    lr_base_batch: int = 256
+    "the batch that optim.lr is meant for, where optim.lr_scale is not none"
     momentum: float = 0.9
     "share of the last update that is kept"
     nesterov: bool = False
@@ -38,6 +43,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"optim.lr={self.lr}: must be above 0")
+        if self.lr_base_batch < 1:
+            raise ValueError(f"optim.lr_base_batch={self.lr_base_batch}: must be at least 1")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"optim.momentum={self.momentum}: must be at least 0 and below 1")
         if self.nesterov and self.momentum == 0:
@@ -56,6 +63,21 @@ class OptimConfig:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"optim.no_decay: {pattern!r} is no regular expression: {error}") from error
+
+
+def scaled_lr(config: OptimConfig) -> float:
+    """The learning rate that the schedule starts from: optim.lr, scaled to the batch where that is asked for."""
+    ratio = config.batch / config.lr_base_batch
+    return config.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[config.lr_scale]
+
+
+def describe_scaling(config: OptimConfig) -> str | None:
+    """A line that says how the learning rate was scaled; None where it was not."""
+    if config.lr_scale == "none":
+        return None
+    share = f"{config.batch} / {config.lr_base_batch}"
+    factor = f"sqrt({share})" if config.lr_scale == "sqrt" else share
+    return f"learning rate {scaled_lr(config):g} = optim.lr {config.lr:g} x {factor} (optim.lr_scale={config.lr_scale})"
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
@@ -79,7 +101,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
     ]
     return torch.optim.SGD(
         [group for group in groups if group["params"]],
-        lr=config.lr,
+        lr=scaled_lr(config),
         momentum=config.momentum,
         nesterov=config.nesterov,
     )
