@@ -380,7 +380,7 @@ class Experiment:
             split = "val" if config.save.keep_best == "val" else "test"
             if split not in self.eval_loaders or not config.eval.period(1):
                 raise UserError(
-                    f"save.keep_best={config.save.keep_best}: needs data.{split} and eval.every_epochs or eval.every_steps above 0"
+                    f"save.keep_best={config.save.keep_best}: needs data.{split}, and eval.every_epochs or every_steps above 0"
                 )
         if config.resume not in ("auto", "never") and not checkpoint.has_checkpoint(self.folder):
             checkpoint.load_from(config.resume)  # refused now rather than in the run's folder
