@@ -45,6 +45,8 @@ class ModelConfig:
     init: str | None = None
     """weights to start from: a finished run (name or folder), an export folder or a file (.safetensors, .pth); what fits by name
     and shape is taken, the rest is reported; null = drawn from the seed"""
+    sync_bn: bool = False
+    "batch norm over the images of all GPUs, where each has too few of its own"
 
 
 def model_names() -> list[str]:

@@ -364,6 +364,10 @@ class Experiment:
         except ValueError as error:
             raise UserError(f"model.name: {error}") from error
         self.init = self._initialise(network)
+        if config.model.sync_bn:
+            if accelerator.device.type != "cuda":
+                raise UserError("model.sync_bn=true needs GPUs (torch has it for them alone); leave it out")
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         network = channels_last(network)
         self.ema = Ema(network, config.ema) if config.ema.decay is not None else None
         optimizer = build_optimizer(network, config.optim)
