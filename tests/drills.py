@@ -184,12 +184,85 @@ def cache_kills_and_damages(folder: Path) -> None:
         )
 
 
+def runs_killed(folder: Path) -> None:
+    """Issue 5, check 1: each kind of run killed 20 times at random moments, many of them while it saves, against a calm one."""
+    from launch import run, write_tiny
+    from run_drills import VARIANTS, different, killed_until_done, outcome, prepare
+
+    tiny = folder / "tiny"
+    tiny.mkdir(parents=True, exist_ok=True)
+    write_tiny(tiny)
+    for seed, (name, variant) in enumerate(VARIANTS.items()):
+        place = folder / name
+        place.mkdir(exist_ok=True)
+        script, arguments = prepare(variant, tiny, place)
+        arguments += ["schedule.epochs=100", "save.every_steps=1", "eval.every_epochs=10"]
+        run(script, *arguments, f"run={place}/calm", cwd=place, apart=True)
+        torn = killed_until_done(script, arguments, place / "killed", kills=20, seed=seed, pause=0.3)
+        wrong = different(outcome(place / "calm"), outcome(place / "killed"))
+        print(f"{name}: 20 kills, {torn} while a checkpoint was written; different: {wrong or 'nothing'}", flush=True)
+
+
+def runs_stopped_compiled(folder: Path) -> None:
+    """Issue 5, checks 1 and 3: SIGTERM at moments from the start on, mostly while it compiles; and five kills of a compiled run."""
+    from launch import finish, run, start, write_tiny
+    from run_drills import VARIANTS, different, killed_until_done, outcome, prepare
+
+    tiny = folder / "tiny-compiled"
+    tiny.mkdir(parents=True, exist_ok=True)
+    write_tiny(tiny)
+    script, arguments = prepare(VARIANTS["ffcv"], tiny, folder)
+    arguments += ["compile=true", "schedule.epochs=20", "save.every_steps=1"]
+    place = folder / "compiled"
+    run(script, *arguments, f"run={place}/calm", cwd=folder, apart=True)
+    for number, seconds in enumerate((0.2, 1, 2, 4)):  # after the run has begun: run.json is there
+        stopped = place / f"stopped{number}"
+        process = start(script, *arguments, f"run={stopped}", cwd=folder)
+        while not (stopped / "run.json").exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(seconds)
+        sent = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        done = finish(process)
+        print(
+            f"SIGTERM after {seconds} s: exit code {done.returncode} {time.monotonic() - sent:.1f} s later", flush=True
+        )
+        run(script, *arguments, f"run={stopped}", cwd=folder, apart=True)
+        print("  different:", different(outcome(place / "calm"), outcome(stopped)) or "nothing", flush=True)
+    killed_until_done(script, arguments, place / "killed", kills=5, seed=9, pause=0.1)
+    wrong = different(outcome(place / "calm"), outcome(place / "killed"))
+    print(f"compiled: 5 kills; different: {wrong or 'nothing'}", flush=True)
+
+
+def memory_stays_flat(folder: Path) -> None:
+    """Issue 5, check 4: resident memory over 2,000 steps on each backend, from the end of the first epoch on."""
+    from launch import write_tiny
+    from run_drills import VARIANTS, prepare, resident_memory, slope
+
+    tiny = folder / "tiny-memory"
+    tiny.mkdir(parents=True, exist_ok=True)
+    write_tiny(tiny)
+    for name in ("ffcv", "resident", "reference", "dali", "cache"):
+        place = folder / f"memory-{name}"
+        place.mkdir(exist_ok=True)
+        script, arguments = prepare(VARIANTS[name], tiny, place)
+        seen = resident_memory(script, [*arguments, "eval.every_epochs=50"], place / "run", epochs=290)
+        print(
+            f"{name}: {seen[0][1]:.0f} MB after step {seen[0][0]}, {seen[-1][1]:.0f} MB after step {seen[-1][0]}, "
+            f"{slope(seen):+.2f} MB per 100 steps",
+            flush=True,
+        )
+
+
+ALL = ("cifar", "imagenet", "startup", "cache", "runs", "compiled", "memory")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", required=True, help="run the long drills")
     parser.add_argument("--archive", type=Path, default=ROOT.parent / "shared/data/cifar-100-python.tar.xz")
     parser.add_argument("--samples", type=Path, default=ROOT.parent / "shared/data/imagenet-samples")
-    parser.add_argument("--only", choices=("cifar", "imagenet", "startup", "cache"), help="run one drill")
+    parser.add_argument("--only", choices=ALL, help="run one drill")
     parser.add_argument("--folder", type=Path, default=None, help="work here and keep it")
     options = parser.parse_args()
     from scale import startup
@@ -202,6 +275,12 @@ def main() -> None:
             startup(folder / "startup")
         if options.only in (None, "cache"):
             cache_kills_and_damages(folder / "cache")
+        if options.only in (None, "runs"):
+            runs_killed(folder / "runs-killed")
+        if options.only in (None, "compiled"):
+            runs_stopped_compiled(folder / "runs-compiled")
+        if options.only in (None, "memory"):
+            memory_stays_flat(folder / "memory")
         if options.only in (None, "imagenet"):
             imagenet_full_pass(options.samples.resolve(), folder / "imagenet")
         if options.only in (None, "cifar"):

@@ -36,7 +36,7 @@ from pipelines.files import (
 
 Tensors = Mapping[str, torch.Tensor]
 RUNS = Path("runs")
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(kw_only=True)
