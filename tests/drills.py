@@ -204,7 +204,7 @@ def runs_killed(folder: Path) -> None:
 
 
 def runs_stopped_compiled(folder: Path) -> None:
-    """Issue 5, checks 1 and 3: SIGTERM at moments from the start on, mostly while it compiles; and five kills of a compiled run."""
+    """Issue 5, checks 1 and 3: SIGTERM from the start on, mostly while it compiles; and five kills of a compiled run."""
     from launch import finish, run, start, write_tiny
     from run_drills import VARIANTS, different, killed_until_done, outcome, prepare
 
