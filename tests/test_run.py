@@ -1,4 +1,5 @@
 import contextlib
+import ctypes
 import json
 import os
 import platform
@@ -481,3 +482,15 @@ def test_a_rank_ends_with_its_code_whatever_happens_at_the_interpreters_end(tmp_
     )
     done = subprocess.run([sys.executable, tmp_path / "ends.py"], text=True, capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (7, "not flushed yet\natexit ran\n"), done.stderr
+
+
+def test_a_half_written_library_of_torch_compile_is_deleted(capsys, tmp_path):
+    """Loaded for real: the loader's own words are what is looked for."""
+    torn = tmp_path / "kernel.so"
+    for content in (b"", b"\x7fELF", bytes(4096)):
+        torn.write_bytes(content)
+        assert guard(lambda argv: ctypes.CDLL(str(torn)) and None) == 2
+        assert "run the same command again" in capsys.readouterr().err
+        assert not torn.exists()
+    with pytest.raises(OSError, match="cannot open"):
+        guard(lambda argv: ctypes.CDLL(str(torn)) and None)

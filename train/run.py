@@ -15,6 +15,7 @@ import fcntl
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -454,11 +455,29 @@ def guard(main: Callable[[list[str]], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         code = 130
+    except Exception as error:
+        torn = _torn_library(error)
+        if torn is None:
+            raise
+        torn.unlink(missing_ok=True)
+        print(
+            f"error: {torn}, compiled by torch, was left half-written by a process that was killed; it is deleted: run the same "
+            "command again",
+            file=sys.stderr,
+            flush=True,
+        )
+        code = 2
     if torch.distributed.is_initialized():
         if code == 0:
             torch.distributed.destroy_process_group()
         _leave_at_once(code)
     return code
+
+
+def _torn_library(error: BaseException) -> Path | None:
+    """The file of torch.compile's cache that does not load; torch writes there without a temporary name, and never looks again."""
+    found = re.search(r"(/\S+\.so): (?:file too short|invalid ELF header)", str(error))
+    return Path(found[1]) if found and Path(found[1]).is_file() else None
 
 
 def _leave_at_once(code: int) -> NoReturn:
