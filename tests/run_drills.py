@@ -88,7 +88,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         "average": (folder / "model_ema.safetensors").read_bytes(),
         **{path.stem: path.read_bytes() for path in newest.glob("*.safetensors")},
         "metrics": [{name: line[name] for name in KEPT if name in line} for line in lines],
-        "result": {name: value for name, value in result.items() if name != "speed"},
+        "result": {name: value for name, value in result.items() if name not in ("run", "speed")},
     }
 
 
