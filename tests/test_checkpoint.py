@@ -187,10 +187,10 @@ def test_a_lost_or_damaged_pointer_costs_nothing(tmp_path: Path):
 
 
 def test_a_checkpoint_of_a_later_format_is_refused(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("train.checkpoint._FORMAT", 2)
+    monkeypatch.setattr("train.checkpoint._FORMAT", 3)
     save(tmp_path, 1, {}, {}, keep=Keep(1))
     monkeypatch.undo()
-    with pytest.raises(UserError, match="format 2; this program reads format 1"):
+    with pytest.raises(UserError, match="format 3; this program reads format 2"):
         load_latest(tmp_path)
 
 
@@ -393,8 +393,14 @@ def test_final_weights_round_trip(tmp_path: Path, monkeypatch):
         "runs/teacher/model.safetensors",
     ):
         state, read = load_final(given)
-        assert read == meta
+        assert read == meta | {"kind": "raw"}
         assert_same({"model": state}, {"model": weights})
+    with pytest.raises(UserError, match="has no moving average"):
+        load_final("teacher", "ema")
+    save_final(run, weights, meta, {"w": torch.ones(2)})
+    state, read = load_final("teacher", "ema")
+    assert read == meta | {"kind": "ema"}
+    assert_same({"model": state}, {"model": {"w": torch.ones(2)}})
 
 
 def test_final_weights_that_are_not_there(tmp_path: Path):

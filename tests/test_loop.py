@@ -5,13 +5,18 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from launch import run, tiny_config
+from PIL import Image
 
+from pipelines.encoding import AS_THEY_ARE, Encoding
 from pipelines.records import Records
+from pipelines.writing import Sample, write_records
 from train import loop
+from train.checkpoint import load_latest
 from train.loop import Meters, NotFinite, due
 
 
@@ -164,7 +169,7 @@ def test_moved_records_and_teacher_are_recognised(tiny: Path, tmp_path: Path) ->
         (tmp_path / "runs/s" / name).unlink()
     shutil.copytree(tmp_path / "runs/t", tmp_path / "elsewhere")
     other = run("distill", config, "run=s", "distill.teacher=u", cwd=tmp_path, check=False)
-    assert other.returncode == 2 and "another teacher" in other.stderr
+    assert other.returncode == 2 and "other teachers" in other.stderr
     done = run("distill", config, "run=s", f"data.train={moved}", "distill.teacher=./elsewhere", cwd=tmp_path)
     assert "distill.teacher: t -> ./elsewhere" in done.stdout
 
@@ -185,3 +190,84 @@ def test_a_training_in_steps_ends_within_an_epoch(tiny: Path, tmp_path: Path) ->
     again = run("teacher", tmp_path / "bsce.yaml", *length, "run=r", "optim.lr_scale=linear", cwd=tmp_path).stdout
     assert "resumed after step 17 (epoch 2.42857 of 2.42857)" in again
     assert "learning rate 0.003125 = optim.lr 0.05 x 16 / 256 (optim.lr_scale=linear)" in again
+
+
+def test_a_finite_loss_with_an_overflowing_gradient_is_not_saved(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last update of the second epoch is spoilt: its checkpoint would hold it, and every resumed run would end there."""
+    config, calls, backward = tiny_config(tmp_path, tiny), [], Accelerator.backward
+
+    def spoilt(self, loss, **kwargs):
+        calls.append(loss)
+        backward(self, loss * float("inf") if len(calls) == 14 else loss, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Accelerator, "backward", spoilt)
+        done = run("teacher", config, "run=r", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "step 13 is not finite, or the weights after it" in done.stderr
+    assert "step_00000007" in done.stderr and not (tmp_path / "runs/r/checkpoints/step_00000014").exists()
+    assert "resumed after step 7 " in run("teacher", config, "run=r", cwd=tmp_path).stdout
+
+
+def test_the_best_is_saved_when_it_is_found_and_means_one_run_and_split(tiny: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, tiny)
+    given = [f"data.val={tiny}/test.beton", "schedule.epochs=6", "save.every_epochs=6", "eval.every_epochs=1"]
+    run("teacher", config, "run=a", *given, "save.keep_best=val", cwd=tmp_path)
+    checkpoints = tmp_path / "runs/a/checkpoints"
+    scores = {line["step"]: line["val"]["top1"] for line in lines_of(tmp_path / "runs/a") if "val" in line}
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert (checkpoints / "best").read_text() == f"step_{best:08d}" and (checkpoints / f"step_{best:08d}").is_dir()
+    longer = [word.replace("epochs=6", "epochs=7") for word in given if "save" not in word]
+    run("teacher", config, "run=b", *longer, "save.keep_best=val", "resume=a", cwd=tmp_path)
+    there = tmp_path / "runs/b/checkpoints"
+    assert (there / (there / "best").read_text()).is_dir()
+    # Of another split: the score it has to beat is gone.
+    for name in ("result.json", "model.json"):
+        (tmp_path / "runs/a" / name).unlink()
+    state = load_latest(tmp_path / "runs/a")
+    assert state is not None and state.state["best"][2] == "val"
+    shutil.rmtree(checkpoints / "step_00000042")
+    (checkpoints / "latest").write_text(f"step_{best:08d}")
+    run("teacher", config, "run=a", *given, "save.keep_best=test_split_knowingly", cwd=tmp_path)
+    found = load_latest(tmp_path / "runs/a")
+    assert found is not None and (found.state["best"] is None or found.state["best"][2] == "test_split_knowingly")
+
+
+def test_a_run_does_not_change_from_a_teacher_to_a_cache_of_another(tiny: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, tiny, "dive", "  tau: 3\n")
+    for name, seed in (("t", 0), ("u", 1)):
+        run("teacher", config, f"run={name}", "distill.method=bsce", "distill.tau=null", f"seed={seed}", cwd=tmp_path)
+    run("cache_logits", config, "distill.teacher=u", cwd=tmp_path)
+    run("distill", config, "run=s", "distill.teacher=t", cwd=tmp_path)
+    for name in ("result.json", "model.json"):
+        (tmp_path / "runs/s" / name).unlink()
+    other = run("distill", config, "run=s", "cache.paths=[caches]", cwd=tmp_path, check=False)
+    assert other.returncode == 2 and "other teachers" in other.stderr
+
+
+def test_the_same_images_stored_otherwise_are_other_records(tmp_path: Path) -> None:
+    """Their digest, of the originals, is the same."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 40, 40, 3), np.uint8)
+    for image, i in zip(images, range(40), strict=True):
+        (tmp_path / f"images/c{i % 2}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / f"images/c{i % 2}/{i}.png")
+    for name, encoding in (("whole", AS_THEY_ARE), ("small", Encoding(short_side=24))):
+        write_records(
+            tmp_path / f"{name}.beton",
+            [Sample(f"c{i % 2}/{i}", i % 2, tmp_path / f"images/c{i % 2}/{i}.png") for i in range(40)],
+            ["a", "b"],
+            kind="test",
+            encoding=encoding,
+        )
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "data: {recipe: {crop: random_resized_crop, size: 16, short_side: 18}}\nmodel: {name: resnet20}\n"
+        "optim: {batch: 16}\nschedule: {epochs: 1}\ndistill: {method: ce}\n"
+    )
+    run("teacher", config, "run=r", f"data.train={tmp_path}/whole.beton", cwd=tmp_path)
+    for name in ("result.json", "model.json"):
+        (tmp_path / "runs/r" / name).unlink()
+    other = run("teacher", config, "run=r", f"data.train={tmp_path}/small.beton", cwd=tmp_path, check=False)
+    assert other.returncode == 2 and "data.train stored otherwise" in other.stderr

@@ -494,3 +494,18 @@ def test_a_half_written_library_of_torch_compile_is_deleted(capsys, tmp_path):
         assert not torn.exists()
     with pytest.raises(OSError, match="cannot open"):
         guard(lambda argv: ctypes.CDLL(str(torn)) and None)
+
+
+def test_a_full_disk_is_no_fault_of_the_program(accelerator, capsys):
+    """Whatever is being written: one line, and the error that came first is not covered by run.json's."""
+
+    def main(argv):
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"0")
+
+    assert guard(main) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: No space left on device") and "make room: run the same command again" in said
+    with pytest.raises(UserError, match="first"), Run.open(Config(), "a", SCRIPT, accelerator) as run:
+        run._write_record = lambda: main([])
+        raise UserError("first")

@@ -5,13 +5,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from launch import finish, run, start, tiny_config
 
-from train import experiment, loop
+from train import experiment, loop, stops
 from train.stops import EXIT_CODE, Stops
 
 EMA = ["ema.decay=0.9", "eval.every_epochs=1", "save.every_epochs=2", "optim.accumulate=2"]
@@ -85,6 +85,40 @@ def test_a_stop_file_stops_and_is_taken_away(tiny: Path, tmp_path: Path) -> None
     assert not stop.exists()
 
 
+def test_stopped_again_in_the_evaluation_that_was_cut_short(
+    tiny: Path, tmp_path: Path, calm: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice at the same evaluation, by file: each time saved and obeyed; then killed after it: its line is there once."""
+    given, config = ["run=r", *EMA], tiny_config(tmp_path, tiny)
+    folder = tmp_path / "runs/r"
+    real = experiment.evaluate
+
+    def asked(*arguments, **named):
+        (folder / "stop").touch()
+        return real(*arguments, **named)
+
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr(experiment, "evaluate", asked)
+            patched.setattr(stops, "_FILE_SECONDS", 0.0)
+            done = run("teacher", config, *given, cwd=tmp_path, check=False)
+        assert done.returncode == EXIT_CODE and "stopped by the stop file after step 7 of 21, saved" in done.stderr
+        assert not (folder / "stop").exists()
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Meters, "add", killed)
+        with pytest.raises(Killed):
+            run("teacher", config, *given, cwd=tmp_path)
+    run("teacher", config, *given, cwd=tmp_path)
+    assert files_of(folder) == calm
+
+
 def _when(sign: Callable[[], bool], act: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not sign():
@@ -93,18 +127,36 @@ def _when(sign: Callable[[], bool], act: Callable[[], object], seconds: float = 
     act()
 
 
-def test_control_c_twice_leaves_at_once_but_a_launchers_echo_does_not(tmp_path: Path) -> None:
-    with Stops(tmp_path, 1) as stops:
+@pytest.fixture
+def control_c() -> Iterator[None]:
+    """SIGINT as in a program that was started at a terminal, whatever the tests were started by."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_control_c_twice_leaves_at_once_but_a_launchers_echo_does_not(tmp_path: Path, control_c: None) -> None:
+    with Stops(tmp_path, 1) as heard:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        assert stops.agreed() == "SIGINT"
-        stops._interrupted_at -= 2  # two seconds later
+        assert heard.agreed() == "SIGINT"
+        heard._interrupted_at -= 2  # two seconds later
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
-    with pytest.raises(KeyboardInterrupt):  # Python's own handler is back
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_is_ignored_stays_ignored(tmp_path: Path, control_c: None) -> None:
+    """Of a run in the background of a script, or behind nohup."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Stops(tmp_path, 1) as heard:
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1)
+        time.sleep(0.05)
+        assert heard.agreed() is None
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert heard.agreed() == "SIGUSR1"
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def children(pid: int) -> list[int]:

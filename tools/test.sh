@@ -3,4 +3,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh report dev
-exec .venv/bin/python -m pytest --durations=15 "$@"
+# A process for each core, each with whole files: what a file sets up is set up once.
+exec .venv/bin/python -m pytest -n logical --dist loadfile --durations=15 "$@"

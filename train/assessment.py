@@ -134,7 +134,8 @@ def evaluate_only(config: Config, options: Options, folder: Path, accelerator: A
     """eval_only=true: what the run in `folder` was started to evaluate, by its own settings and the weights it has now."""
     if options.dry_run:
         raise UserError("eval_only=true trains nothing and --dry-run evaluates nothing to keep; leave one of them out")
-    kinds: list[Kind] = ["raw", "ema"] if config.ema.decay is not None else ["raw"]
+    averaged = config.ema.decay is not None and (folder / "run.json").exists()  # an export holds one kind of weights
+    kinds: list[Kind] = ["raw", "ema"] if averaged else ["raw"]
     weights = [newest_weights(folder, kind) for kind in kinds]
     _require_the_runs_settings(config, folder)
     splits = [split for split in ("val", "test") if getattr(config.data, split) is not None]

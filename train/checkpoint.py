@@ -92,22 +92,24 @@ def save(run_dir: Path, step: int, tensors: Mapping[str, Tensors], state: dict[s
     """Write the checkpoint of `step`, point `latest` (and `best`) at it, then delete what need not stay.
 
     tensors: {group: {name: tensor}}, on any device. state: what JSON can hold, no NaN. An intact checkpoint
-    of the same step is left as it is: the state of a step does not change. An OSError (disk full) leaves the
-    earlier ones untouched.
+    of the same step and state is left as it is. An OSError (disk full) leaves the earlier ones untouched.
     """
     root = run_dir / "checkpoints"
     root.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(root)
     folder = root / _folder_name(step)
-    if not folder.exists() or _damage(folder):
-        if folder.exists():
-            _remove(folder)
+    if not _holds(folder, state):
         _write_folder(folder, step, tensors, state)
     write_bytes_atomic(root / "latest", folder.name.encode())
     if keep.best is not None:
         write_bytes_atomic(root / "best", _folder_name(keep.best).encode())
     _prune(root, step, keep)
     return folder
+
+
+def step_folder(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, if it is kept."""
+    return run_dir / "checkpoints" / _folder_name(step)
 
 
 def _folder_name(step: int) -> str:
@@ -126,6 +128,8 @@ def _write_folder(folder: Path, step: int, tensors: Mapping[str, Tensors], state
         content = {"format": _FORMAT, "step": step, "files": files, "state": state}
         write_durable(temporary / "state.json", _seal(content))
         fsync_folder(temporary)
+        if folder.exists():  # damaged, or of the same step before its evaluation
+            _remove(folder)
         temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -209,6 +213,8 @@ def load_latest(run_dir: Path) -> Checkpoint | None:
 def load_best(run_dir: Path) -> Checkpoint:
     """The checkpoint that save.keep_best kept."""
     folder = pointed_at(run_dir, "best")
+    if folder is None and not (run_dir / "run.json").exists():
+        raise UserError(f"{run_dir} is an export, or no run; leave weights=best out")
     if folder is None:
         raise UserError(f"run {run_dir} has no best checkpoint: it was trained without save.keep_best=val")
     content, tensors = _read_folder(folder)
@@ -274,12 +280,13 @@ def _read_tensors(path: Path, sha256: str) -> dict[str, torch.Tensor]:
     return safetensors.torch.load(data)
 
 
-def _damage(folder: Path) -> str | None:
+def _holds(folder: Path, state: dict[str, Any]) -> bool:
+    """Whether an intact checkpoint with this state is there."""
     try:
-        _read_folder(folder)
-    except UserError as error:
-        return str(error)
-    return None
+        content, _ = _read_folder(folder)
+    except UserError:
+        return False
+    return content["state"] == json.loads(json.dumps(state))
 
 
 # ---- the optimizer, by parameter name ----
@@ -372,6 +379,8 @@ def load_final(run: str | Path, kind: Literal["raw", "ema"] = "raw") -> tuple[di
     raw, ema = meta.pop("sha256", ""), meta.pop("ema_sha256", None)
     if kind == "raw":
         return _read_tensors(folder / "model.safetensors", raw), {"kind": "raw"} | meta
+    if ema is None and "training" in meta:  # an export
+        raise UserError(f"{folder} is an export and holds {meta['kind']} weights; leave weights={kind} out")
     if ema is None:
         raise UserError(f"run {folder} has no moving average of its weights: it was trained without ema.decay")
     return _read_tensors(folder / "model_ema.safetensors", ema), meta | {"kind": "ema"}

@@ -79,6 +79,11 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed}: must be at least 0 and less than 2**63")
+        if self.compile and self.compile_mode in ("reduce-overhead", "max-autotune") and self.optim.accumulate > 1:
+            raise ValueError(
+                f"compile_mode={self.compile_mode} with optim.accumulate={self.optim.accumulate}: a CUDA graph's next run "
+                "overwrites the gradients that are being summed; use compile_mode=default, or optim.accumulate=1"
+            )
 
 
 class Key(NamedTuple):

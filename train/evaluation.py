@@ -88,9 +88,11 @@ def evaluate(
             if batch is None:
                 continue
             logits = _forward(network, batch.images, batch_size)
-            hits = logits.argmax(dim=1) == batch.labels
-            correct += torch.bincount(batch.labels, weights=hits.double(), minlength=len(correct)).long()
-            total += torch.bincount(batch.labels, minlength=len(total))
+            wrong = logits.argmax(dim=1) != batch.labels
+            # Right answers, then wrong ones; without weights, whose sum CUDA refuses where results must be deterministic.
+            right_wrong = torch.bincount(batch.labels + len(correct) * wrong, minlength=2 * len(correct))
+            correct += right_wrong[: len(correct)]
+            total += right_wrong[: len(correct)] + right_wrong[len(correct) :]
             if keep_predictions:
                 kept.append(Predictions(batch.keys, batch.labels.cpu().numpy(), logits.half().cpu().numpy()))
     finally:

@@ -4,6 +4,7 @@ Everything that can be refused is refused here, before a run directory exists. O
 """
 
 import dataclasses
+import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +76,16 @@ def epochs_of(config: Config, samples: int) -> int:
     """How many epochs of `samples` training images are begun; of a batch too large for one, `TrainOrder` speaks."""
     batch = config.optim.batch
     return begun_epochs(config.schedule, max(1, samples // batch), batch)
+
+
+def stored_digest(records: Records) -> str:
+    """Hash of the bytes as they are stored, by key: what `Records.digest`, of the originals, does not tell."""
+    order = np.argsort(records.keys)
+    columns = (records.keys, records.stored_widths, records.stored_heights, records.crcs)
+    digest = hashlib.blake2b(digest_size=16)
+    for column in columns:
+        digest.update(np.ascontiguousarray(column[order]).astype(np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def views_of(config: Config, samples: int) -> int:
@@ -434,15 +445,16 @@ class Experiment:
 
     def _targets(self, caches: Ensemble | None) -> Teacher | CachedTargets | None:
         config, train = self.config, self.splits.train
-        self.target_facts: dict[str, Any] = {}
+        self.target_facts: dict[str, Any] = {"teachers": [], "caches": []}  # no caches: the teacher is asked online
         if config.distill.method not in DISTILLING:
             return None
         if caches is None:
             self.say(f"targets: {config.distill.teacher}, online")
             teacher = make_teacher(config, train, self.accelerator)
-            self.target_facts = {"teacher": teacher.identity["weights"]}
+            self.target_facts["teachers"] = [teacher.identity["weights"]]
             return teacher
-        self.target_facts = {"caches": [identity_hash(cache.identity).hex() for cache in caches.caches]}
+        self.target_facts["teachers"] = sorted(cache.identity["teacher"]["weights"] for cache in caches.caches)
+        self.target_facts["caches"] = sorted(identity_hash(cache.identity).hex() for cache in caches.caches)
         check = config.cache
         return CachedTargets(
             caches,
@@ -460,12 +472,18 @@ class Experiment:
         found |= {"precision": precision_of(self.accelerator)} | self.target_facts
         for split, records in {"train": self.splits.train, **self.splits.evaluation}.items():
             found[split] = records.digest
+            found[f"{split}_stored"] = stored_digest(records)
         told = {
             "pixels": "was started on pixels from {}, here they come from {} and would differ",
             "tau": "was started with distill.tau={}, chosen from its cache; this cache gives {}",
             "precision": "was started in {}, here precision=auto means {}",
-            "teacher": "was started with another teacher: its weights had the hash {}, they have {} now",
-            "caches": "was started with other caches: their identities had the hashes {}, they have {} now",
+            "teachers": "was started with other teachers: their weights had the hashes {}, they have {} now",
+            "caches": "was started with other caches, or none: their identities had the hashes {}, they have {} now",
+            **{
+                f"{split}_stored": f"was started on data.{split} stored otherwise (another size or encoding of the same "
+                "images): the digest was {}, it is {} now"
+                for split in ("train", "val", "test")
+            },
             "init": "was started from weights with the hash {}; model.init holds others now, {}",
         }
         stored = stored_facts(self.folder)

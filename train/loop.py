@@ -30,6 +30,7 @@ from train.checkpoint import (
     pointed_at,
     restore_optimizer,
     save,
+    step_folder,
 )
 from train.config import Config
 from train.dashboards import Dashboards
@@ -102,10 +103,11 @@ class Meters:
 
 
 class Best(NamedTuple):
-    """The step after which the selected split scored highest, and its score."""
+    """The step after which the selected split scored highest, its score, and which `save.keep_best` that was."""
 
     step: int
     score: float
+    chosen_on: str
 
 
 class Evaluated(NamedTuple):
@@ -163,6 +165,9 @@ def fit(
     if checkpoint:
         first = checkpoint.step
         best, unevaluated = _restore(checkpoint, network, optimizer, ema, meters, accelerator)
+        # Of another run (resume=PATH), or chosen on another split, it says nothing here.
+        if best and (best.chosen_on != config.save.keep_best or not step_folder(folder, best.step).is_dir()):
+            best = None
     batches = loader.stream(order.plan(first, total))
     tracker = Tracker(
         folder,
@@ -179,12 +184,15 @@ def fit(
         with tracker.evaluating():
             figures, score = evaluate()
             tracker.event(done, **figures)
-        return Best(done, score) if score is not None and (best is None or score > best.score) else best
+        if score is None or (best is not None and score <= best.score):
+            return best
+        return Best(done, score, config.save.keep_best)
 
     def checkpoint_now(done: int, unevaluated: bool) -> None:
         """unevaluated: the evaluation that is due at this step is still to come."""
         meters.require_finite(accelerator)
         with tracker.evaluating():
+            _require_finite_update(done - 1, network, optimizer, accelerator)
             sums, count = meters.state(accelerator)
             if accelerator.is_main_process:
                 tracker.sync()
@@ -201,7 +209,12 @@ def fit(
                 tracker.say(f"warning: {line}")
             tracker.say(f"resumed after step {first} (epoch {first / epoch_steps:g} of {total / epoch_steps:g})")
         if unevaluated and evaluate:
-            best = evaluation(first)
+            try:
+                best = evaluation(first)
+            except Stopped as request:
+                stops.obeyed()
+                raise Stopped(f"stopped by {request} after step {first} of {total}, saved") from request
+            checkpoint_now(first, unevaluated=False)
         for step in traced(range(first, total), config.profile, folder, tracker, accelerator.is_main_process):
             with tracker.waiting():
                 batch = next(batches)
@@ -240,7 +253,8 @@ def fit(
                 except Stopped as request:
                     stop = str(request)
             every_steps, every_epoch = config.save.every_steps, config.save.every_epochs * epoch_steps
-            if stop or due(done, every_epoch, total) or (every_steps and done % every_steps == 0):
+            found_best = best is not None and best.step == done
+            if stop or found_best or due(done, every_epoch, total) or (every_steps and done % every_steps == 0):
                 checkpoint_now(done, unevaluated)
             if stop:
                 stops.obeyed()
@@ -251,6 +265,16 @@ def fit(
     finally:
         tracker.close()
         batches.close()
+
+
+@torch.no_grad()
+def _require_finite_update(step: int, network: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
+    """NotFinite where the loss of `step` was finite and what it did to the weights was not: a gradient may overflow."""
+    tensors = [*network.state_dict().values(), *optimizer_tensors(network, optimizer.optimizer).values()]
+    sums = [tensor.sum(dtype=torch.float64) for tensor in tensors if tensor.is_floating_point()]
+    fine = torch.isfinite(torch.stack([one.to(accelerator.device) for one in sums])).all()
+    if not bool(accelerator.gather(fine.reshape(1)).all()):  # type: ignore[union-attr]
+        raise NotFinite(step)
 
 
 def _keep(config: SaveConfig, best: Best | None, epoch_steps: int) -> Keep:
@@ -326,6 +350,8 @@ def _not_finite(step: int, folder: Path, order: TrainOrder, loader: Loader, acce
     good = pointed_at(folder, "latest")
     kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
     return UserError(
-        f"the loss of step {step} is not finite (images with the keys {keys} ...: all {len(positions)} are in {path}); {kept}. "
-        "Lower optim.lr, lengthen schedule.warmup_epochs, set optim.clip, or use precision=fp32"
+        f"the loss of step {step} is not finite, or the weights after it (images with the keys {keys} ...: all {len(positions)} "
+        f"are in {path}); {kept}. "
+        "Lower optim.lr, lengthen schedule.warmup_epochs, set optim.clip, or use precision=fp32, in a new run=NAME (with "
+        f"resume={folder} it begins where this one was good)"
     )

@@ -11,6 +11,8 @@ ranks agree on that.
 """
 
 import atexit
+import contextlib
+import errno
 import fcntl
 import importlib.metadata
 import os
@@ -44,7 +46,16 @@ from train.stops import Stopped
 # optim.accumulate is like another number of processes: the same samples and views, rounded otherwise.
 FREE_KEYS = (
     *("run", "resume", "save", "eval", "track", "profile", "data.workers", "data.verify", "cache.check"),
-    *("optim.accumulate", "data.train", "data.val", "data.test", "cache.paths", "cache.dir", "distill.teacher"),
+    *(
+        "optim.accumulate",
+        "data.train",
+        "data.val",
+        "data.test",
+        "cache.paths",
+        "cache.dir",
+        "distill.teacher",
+        "distill.teacher_classes",
+    ),
 )
 PACKAGES = (
     *("torch", "accelerate", "numpy", "numba", "omegaconf", "safetensors", "pillow", "timm", "ffcv"),
@@ -240,7 +251,10 @@ class Run:
             _share_failure(words)
         elif not isinstance(error, UserError):  # perhaps only that another rank is gone: why it went says more
             words = _shared_failure() or words
-        self.close("error", words)
+        with contextlib.suppress(
+            OSError
+        ):  # a full disk: `error` says so, and the next session finds this one "running"
+            self.close("error", words)
 
     def _let_go(self) -> None:
         if self._lock is not None:
@@ -371,7 +385,7 @@ def resolve_precision(setting: str) -> str:
         "1",
         "yes",
     )
-    return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def precision_of(accelerator: Accelerator) -> str:
@@ -456,16 +470,10 @@ def guard(main: Callable[[list[str]], int | None]) -> int:
         print("interrupted", file=sys.stderr, flush=True)
         code = 130
     except Exception as error:
-        torn = _torn_library(error)
-        if torn is None:
+        words = _passing_trouble(error)
+        if words is None:
             raise
-        torn.unlink(missing_ok=True)
-        print(
-            f"error: {torn}, compiled by torch, was left half-written by a process that was killed; it is deleted: run the same "
-            "command again",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"error: {words}: run the same command again", file=sys.stderr, flush=True)
         code = 2
     if torch.distributed.is_initialized():
         if code == 0:
@@ -474,8 +482,20 @@ def guard(main: Callable[[list[str]], int | None]) -> int:
     return code
 
 
+def _passing_trouble(error: Exception) -> str | None:
+    """What went wrong and has been, or must be, put right, if the program is not at fault."""
+    if torn := _torn_library(error):
+        torn.unlink(missing_ok=True)
+        return f"{torn}, compiled by torch, was left half-written by a process that was killed; it is deleted"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{error.strerror} ({error.filename or 'a file that is open'}); what was saved before is intact; make room"
+        )
+    return None
+
+
 def _torn_library(error: BaseException) -> Path | None:
-    """The file of torch.compile's cache that does not load; torch writes there without a temporary name, and never looks again."""
+    """The file of torch.compile's cache that does not load: torch writes there without a temporary name."""
     found = re.search(r"(/\S+\.so): (?:file too short|invalid ELF header)", str(error))
     return Path(found[1]) if found and Path(found[1]).is_file() else None
 

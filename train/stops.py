@@ -48,7 +48,9 @@ class Stops:
 
     def __enter__(self) -> "Stops":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no handlers
-            self._before = {one: signal.signal(one, self._hear) for one in _SIGNALS}
+            # What is ignored stays so: a Ctrl-C is not meant for a run that a shell script has put in the background.
+            heard = [one for one in _SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
+            self._before = {one: signal.signal(one, self._hear) for one in heard}
         return self
 
     def __exit__(
