@@ -423,7 +423,7 @@ def swap_with(source: Path, other: int) -> Callable[[bytearray], None]:
 
 
 @pytest.mark.parametrize(
-    "damage", [cut_in_half, lose_the_end, garble_the_scan, flip_one_bit, zero_the_head, "swapped"], ids=str
+    "damage", [cut_in_half, lose_the_end, garble_the_scan, flip_one_bit, zero_the_head, "swapped"]
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_kind_of_damage_reaches_a_batch(
