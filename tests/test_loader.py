@@ -422,9 +422,7 @@ def swap_with(source: Path, other: int) -> Callable[[bytearray], None]:
     return edit
 
 
-@pytest.mark.parametrize(
-    "damage", [cut_in_half, lose_the_end, garble_the_scan, flip_one_bit, zero_the_head, "swapped"]
-)
+@pytest.mark.parametrize("damage", [cut_in_half, lose_the_end, garble_the_scan, flip_one_bit, zero_the_head, "swapped"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_kind_of_damage_reaches_a_batch(
     files: dict[str, Path], tmp_path: Path, backend: str, damage: Callable[[bytearray], None] | str

@@ -22,6 +22,7 @@ from test_cifar import COARSE, FORMS, member, pack
 from models.registry import build_model
 from pipelines.records import Records
 from train.config import Config, load
+from train.evaluate import EvaluateConfig
 
 README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -67,7 +68,11 @@ def test_settings_in_the_text_exist() -> None:
     given = 0
     for span in re.findall(r"`([^`\n]+)`", BLOCK.sub("", README)):
         settings = [word for word in span.split() if re.fullmatch(r"[a-z_.]+=\S+", word) and word != "a.b=c"]
-        load(Config, ROOT / "configs/imagenet_lt/dive_x50.yaml", settings)
+        load(
+            EvaluateConfig if "train/evaluate.py" in span else Config,
+            ROOT / "configs/imagenet_lt/dive_x50.yaml",
+            settings,
+        )
         given += len(settings)
     assert given > 10
 
