@@ -28,6 +28,7 @@ from pipelines.batch import Batch
 from pipelines.order import TrainOrder
 from train import loop
 from train.config import Config
+from train.dashboards import Dashboards
 from train.experiment import channels_last
 from train.objective import DistillConfig, Objective
 from train.optim import OptimConfig, build_optimizer
@@ -69,20 +70,32 @@ def ours(config: Config, network: nn.Module, batch: Batch, steps: int) -> float:
     accelerator = make_accelerator(config)
     model, optimizer = accelerator.prepare(network, build_optimizer(network, config.optim))
     order = TrainOrder(np.arange(BATCH * steps), 0, BATCH, 1)
-    schedule = Schedule(ScheduleConfig(kind="constant", epochs=1), config.optim.lr, steps)
+    schedule = Schedule(ScheduleConfig(kind="constant", epochs=1), config.optim.lr, steps, BATCH)
     objective = Objective(DistillConfig(method="ce"), torch.zeros(CLASSES), None)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         path = Path(folder)
+        silent = Dashboards([], "", path, {}, is_main=True)
         with Stops(path, 1) as stops:
             loop.fit(
-                config, path, accelerator, model, optimizer, objective, batches, order, schedule, None, None, stops
+                config,
+                path,
+                accelerator,
+                model,
+                optimizer,
+                objective,
+                batches,
+                order,
+                schedule,
+                None,
+                None,
+                stops,
+                silent,
             )
     return batches.seconds_per_step()
 
 
-def main() -> None:
-    steps, rounds = int(sys.argv[1]), int(sys.argv[2])
-    name = sys.argv[3] if len(sys.argv) > 3 else "resnet20"
+def measure(name: str, steps: int, rounds: int) -> tuple[float, float, list[float]]:
+    """(processor seconds per step of the loop, of the bare loop, ratios round by round)"""
     torch.manual_seed(0)
     images = torch.randn(BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
     labels = torch.randint(0, CLASSES, (BATCH,))
@@ -98,7 +111,12 @@ def main() -> None:
         taken = [run() for run in (both if turn % 2 else both[::-1])]
         times.append((taken[0], taken[1]) if turn % 2 else (taken[1], taken[0]))
     loops, plains = zip(*times, strict=True)
-    print(json.dumps([statistics.median(loops), statistics.median(plains), [one / other for one, other in times]]))
+    return statistics.median(loops), statistics.median(plains), [one / other for one, other in times]
+
+
+def main() -> None:
+    steps, rounds = int(sys.argv[1]), int(sys.argv[2])
+    print(json.dumps(measure(sys.argv[3] if len(sys.argv) > 3 else "resnet20", steps, rounds)))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from launch import run
+from loop_overhead import measure
 from run_drills import VARIANTS, different, full_disk, killed_until_done, outcome, prepare
 
 from train import loop
@@ -56,3 +57,9 @@ def test_killed_again_and_again(tiny: Path, tmp_path: Path) -> None:
 def test_a_full_disk_costs_nothing_but_time(tiny: Path, tmp_path: Path) -> None:
     said = full_disk(tiny, tmp_path)
     assert "cannot save a checkpoint" in said and "No space left" in said and "make room" in said
+
+
+def test_the_loop_and_a_bare_loop_can_be_compared() -> None:
+    """The figures themselves are measured by tests/loop_overhead.py, never asserted."""
+    loop_s, bare_s, ratios = measure("resnet20", steps=3, rounds=2)
+    assert loop_s > 0 and bare_s > 0 and len(ratios) == 2
