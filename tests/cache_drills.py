@@ -112,6 +112,11 @@ def kill_writers(folder: Path, config: Path, views: int, kills: int, seed: int) 
     writers: list[tuple[Any, float]] = []
     killed = 0
 
+    def pace() -> float:
+        """Lives get shorter as the blocks run out before the kills do, so that they last for all of the kills."""
+        total, there = (sum(1 for _ in (folder / name).rglob("*.lc")) for name in ("calm", "killed"))
+        return min(1.0, (1 - there / total) * kills / (kills - killed))
+
     def start() -> Any:
         process = context.Process(target=_write, args=(folder, [*arguments, "cache.dir=killed"]))
         process.start()
@@ -128,7 +133,7 @@ def kill_writers(folder: Path, config: Path, views: int, kills: int, seed: int) 
         writers[0] = (process, begun)
         while killed < kills:
             while len(writers) < 2:
-                writers.append((start(), time.monotonic() + rng.uniform(0, life)))
+                writers.append((start(), time.monotonic() + pace() * rng.uniform(0, life)))
             process, end = min(writers, key=lambda writer: writer[1])
             process.join(max(0.0, end - time.monotonic()))
             if process.exitcode is None:
