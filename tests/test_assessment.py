@@ -105,6 +105,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(work: Path) -> None:
             ["optim.lr=1.0"],
             "was started with other settings (stored -> given): optim.lr: 0.05 -> 1.0. Give the stored ones;",
         ),
+        (["data.test=other.beton"], "to evaluate it on other records or by other settings, type: python"),
         (["data.mean=[0,0,0]"], "type: python train/evaluate.py runs/t KEY=VALUE"),
         (["run=nobody"], "no run 'nobody'"),
         (["--dry-run"], "leave one of them out"),

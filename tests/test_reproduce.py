@@ -198,6 +198,12 @@ def test_foreign_runs_and_own_settings_are_refused(done: tuple[Path, str], archi
         assert code == 2 and f"error: {setting}: " in errors and "is set by this tool" in errors
     code, _, errors = call(*command, "optim.lrr=1")
     assert code == 2 and "nearest: optim.lr" in errors
+    settings = out / "runs" / "dive_if10-e1-s1" / "config.yaml"  # a run may move its cache; a row is of one cache
+    own = settings.read_text()
+    settings.write_text(own.replace("caches/bsce_if10", "caches/another"))
+    code, _, errors = call(*command)
+    settings.write_text(own)
+    assert code == 2 and "cache.paths: [caches/another" in errors
     record = out / "runs" / "ce_if10-e1-s1" / "run.json"
     before = record.read_text()
     record.write_text(json.dumps(read(record) | {"facts": {"train": "0" * 32}}))

@@ -19,7 +19,7 @@ from pipelines.errors import UserError
 from train.checkpoint import SaveConfig
 from train.config import Config, load
 from train.optim import OptimConfig
-from train.run import FREE_KEYS, Lock, Run, _git_state, guard, make_accelerator, run_name
+from train.run import FREE_KEYS, PLACES, Lock, Run, _git_state, guard, make_accelerator, run_name
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = "train/distill.py"
@@ -199,7 +199,7 @@ def test_free_settings_may_change_and_are_written_down(accelerator):
 
 def test_free_keys_exist():
     """Every free key is a key or a section: a renamed one would silently be free no more."""
-    for key in FREE_KEYS:
+    for key in FREE_KEYS + PLACES:
         value = Config()
         for name in key.split("."):
             value = getattr(value, name)

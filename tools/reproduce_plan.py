@@ -19,7 +19,7 @@ from pipelines.errors import UserError
 from pipelines.files import read_json
 from pipelines.records import Records
 from train.config import Config, diff, load, value_text
-from train.run import FREE_KEYS, stored_facts
+from train.run import binding, stored_facts
 
 ROOT = Path(__file__).resolve().parents[1]
 IMBALANCES = (100, 50, 10)
@@ -313,7 +313,7 @@ def refuse_strangers(tasks: Sequence[Task], out: Path) -> None:
         folder = out / task.folder
         if not task.is_run or not (folder / "config.yaml").exists():
             continue
-        differing = [line for line in diff(load(Config, folder / "config.yaml"), task.settings) if not _is_free(line)]
+        differing = binding(diff(load(Config, folder / "config.yaml"), task.settings))
         if differing:
             raise UserError(
                 f"{folder} was started with other settings (there -> asked for): {'; '.join(differing)}. Ask for the same, "
@@ -325,9 +325,3 @@ def refuse_strangers(tasks: Sequence[Task], out: Path) -> None:
                 f"{folder} was trained on other records than {out}/data holds (digest {trained_on}, not "
                 f"{digests[task.imbalance]}): give another --out"
             )
-
-
-def _is_free(difference: str) -> bool:
-    """Whether a line of `diff` is about a setting with which a run may go on."""
-    key = difference.partition(":")[0]
-    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)

@@ -21,7 +21,7 @@ from train.checkpoint import load_best, load_final, load_latest
 from train.config import Config, Options, diff, load
 from train.evaluation import Evaluation, evaluate
 from train.experiment import channels_last, evaluation_backend, make_loader
-from train.run import FREE_KEYS, stored_facts
+from train.run import binding, stored_facts
 from train.tracking import show_result
 from train.weights import build, fill
 
@@ -155,8 +155,7 @@ def evaluate_only(config: Config, options: Options, folder: Path, accelerator: A
 
 def _require_the_runs_settings(config: Config, folder: Path) -> None:
     """As a resumed run does: figures under other settings would be taken for this run's."""
-    changed = diff(load(Config, folder / "config.yaml"), replace(config, eval_only=False))
-    refused = [line for line in changed if not any(line.startswith((f"{free}:", f"{free}.")) for free in FREE_KEYS)]
+    refused = binding(diff(load(Config, folder / "config.yaml"), replace(config, eval_only=False)))
     if refused:
         raise UserError(
             f"run {folder} was started with other settings (stored -> given): {'; '.join(refused)}. Give the stored ones; to "

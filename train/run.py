@@ -41,21 +41,16 @@ from train.stops import EXIT_CODE as STOPPED
 from train.stops import Stopped
 
 # Settings (and whole sections) that a run may be resumed with other values of: they change when and how fast
-# things happen, or how closely they are checked, never the weights.
-# Records, caches and teachers may be moved: the digests in run.json's facts say whether they are the same. Another
-# optim.accumulate is like another number of processes: the same samples and views, rounded otherwise.
+# things happen, or how closely they are checked, never the weights. (Another optim.accumulate is like another number of
+# processes: the same samples and views, rounded otherwise.)
 FREE_KEYS = (
     *("run", "resume", "save", "eval", "track", "profile", "data.workers", "data.verify", "cache.check"),
-    *(
-        "optim.accumulate",
-        "data.train",
-        "data.val",
-        "data.test",
-        "cache.paths",
-        "cache.dir",
-        "distill.teacher",
-        "distill.teacher_classes",
-    ),
+    "optim.accumulate",
+)
+# Where things lie. A resumed run may find them elsewhere, because the digests in run.json's facts say whether they are the same.
+PLACES = (
+    *("data.train", "data.val", "data.test", "cache.paths", "cache.dir"),
+    *("distill.teacher", "distill.teacher_classes"),
 )
 PACKAGES = (
     *("torch", "accelerate", "numpy", "numba", "omegaconf", "safetensors", "pillow", "timm", "ffcv"),
@@ -172,7 +167,7 @@ class Run:
             raise UserError(f"run {self.folder} exists, and resume=never; give another run=NAME, or leave resume out")
         self.resumed = True
         changed = diff(load(type(config), path), config)
-        refused = [line for line in changed if not _is_free(line.partition(":")[0])]
+        refused = binding(changed, FREE_KEYS + PLACES)
         if refused:
             raise UserError(
                 f"run {self.folder} was started with other settings (stored -> given): {'; '.join(refused)}. "
@@ -262,8 +257,10 @@ class Run:
             self._lock = None
 
 
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+def binding(changes: list[str], free: tuple[str, ...] = FREE_KEYS) -> list[str]:
+    """Those lines of `diff` that are about settings (or in sections) not named in `free`."""
+    keys = {line: line.partition(":")[0] for line in changes}
+    return [line for line, key in keys.items() if not any(key == one or key.startswith(f"{one}.") for one in free)]
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
