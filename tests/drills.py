@@ -28,6 +28,7 @@ from train.config import Config, load
 from train.experiment import make_loader, make_teacher, views_of
 from train.optim import build_optimizer
 from train.run import make_accelerator
+from train.stops import EXIT_CODE
 
 
 def cached_against_online(
@@ -182,16 +183,33 @@ def cache_kills_and_damages(folder: Path) -> None:
         print(
             f"{done} damages of a cache of {codec}: {len(wrong)} accepted or not named", *wrong, sep="\n  ", flush=True
         )
+        if wrong:
+            raise SystemExit(1)
 
 
-def runs_killed(folder: Path) -> None:
-    """Issue 5, check 1: each kind of run killed 20 times at random moments, many of them while it saves, against a calm one."""
-    from launch import run, write_tiny
-    from run_drills import VARIANTS, different, killed_until_done, outcome, prepare
+def require_equal(what: str, wrong: list[str]) -> None:
+    """Say the outcome of a drill, and end the program where it is not the calm run's."""
+    print(f"{what}; different: {', '.join(wrong) or 'nothing'}", flush=True)
+    if wrong:
+        raise SystemExit(1)
+
+
+def tiny_records(folder: Path) -> Path:
+    """The suite's tiny records, in a folder of their own."""
+    from launch import write_tiny
 
     tiny = folder / "tiny"
     tiny.mkdir(parents=True, exist_ok=True)
     write_tiny(tiny)
+    return tiny
+
+
+def runs_killed(folder: Path) -> None:
+    """Issue 5, check 1: each kind of run killed 20 times at random moments, many of them while it saves, against a calm one."""
+    from launch import run
+    from run_drills import VARIANTS, different, killed_until_done, outcome, prepare
+
+    tiny = tiny_records(folder)
     for seed, (name, variant) in enumerate(VARIANTS.items()):
         place = folder / name
         place.mkdir(exist_ok=True)
@@ -200,17 +218,15 @@ def runs_killed(folder: Path) -> None:
         run(script, *arguments, f"run={place}/calm", cwd=place, apart=True)
         torn = killed_until_done(script, arguments, place / "killed", kills=20, seed=seed, pause=0.3)
         wrong = different(outcome(place / "calm"), outcome(place / "killed"))
-        print(f"{name}: 20 kills, {torn} while a checkpoint was written; different: {wrong or 'nothing'}", flush=True)
+        require_equal(f"{name}: 20 kills, {torn} while a checkpoint was written", wrong)
 
 
 def runs_stopped_compiled(folder: Path) -> None:
     """Issue 5, checks 1 and 3: SIGTERM from the start on, mostly while it compiles; and five kills of a compiled run."""
-    from launch import finish, run, start, write_tiny
+    from launch import finish, run, start
     from run_drills import VARIANTS, different, killed_until_done, outcome, prepare
 
-    tiny = folder / "tiny-compiled"
-    tiny.mkdir(parents=True, exist_ok=True)
-    write_tiny(tiny)
+    tiny = tiny_records(folder)
     script, arguments = prepare(VARIANTS["ffcv"], tiny, folder)
     arguments += ["compile=true", "schedule.epochs=20", "save.every_steps=1"]
     place = folder / "compiled"
@@ -224,24 +240,25 @@ def runs_stopped_compiled(folder: Path) -> None:
         sent = time.monotonic()
         process.send_signal(signal.SIGTERM)
         done = finish(process)
-        print(
-            f"SIGTERM after {seconds} s: exit code {done.returncode} {time.monotonic() - sent:.1f} s later", flush=True
-        )
+        took = time.monotonic() - sent
+        if done.returncode != EXIT_CODE or took > 30:
+            raise SystemExit(
+                f"SIGTERM after {seconds} s: exit code {done.returncode} {took:.1f} s later: {done.stderr}"
+            )
         run(script, *arguments, f"run={stopped}", cwd=folder, apart=True)
-        print("  different:", different(outcome(place / "calm"), outcome(stopped)) or "nothing", flush=True)
+        require_equal(
+            f"SIGTERM after {seconds} s: left {took:.1f} s later", different(outcome(place / "calm"), outcome(stopped))
+        )
     killed_until_done(script, arguments, place / "killed", kills=5, seed=9, pause=0.1)
     wrong = different(outcome(place / "calm"), outcome(place / "killed"))
-    print(f"compiled: 5 kills; different: {wrong or 'nothing'}", flush=True)
+    require_equal("compiled: 5 kills", wrong)
 
 
 def memory_stays_flat(folder: Path) -> None:
     """Issue 5, check 4: resident memory over 2,000 steps on each backend, from the end of the first epoch on."""
-    from launch import write_tiny
     from run_drills import VARIANTS, prepare, resident_memory, slope
 
-    tiny = folder / "tiny-memory"
-    tiny.mkdir(parents=True, exist_ok=True)
-    write_tiny(tiny)
+    tiny = tiny_records(folder)
     for name in ("ffcv", "resident", "reference", "dali", "cache"):
         place = folder / f"memory-{name}"
         place.mkdir(exist_ok=True)
