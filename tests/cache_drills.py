@@ -57,7 +57,7 @@ def _fork() -> Any:
 def _write(folder: Path, arguments: list[str]) -> None:
     """A writer's life: the entry script, silent."""
     from train import cache_logits
-    from train.run import guard
+    from train.exits import guard
 
     torch.set_num_threads(1)
     os.chdir(folder)

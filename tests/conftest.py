@@ -4,6 +4,7 @@ Conventions: a test writes only under pytest's `tmp_path`; what several tests of
 under `tmp_path_factory` in a module-scoped fixture; nothing is ever downloaded.
 """
 
+import os
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,25 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     write_tiny(folder)
     return folder
+
+
+@pytest.fixture
+def bare_environment(tmp_path: Path, monkeypatch):
+    """An empty current directory, the CPU, no launcher, and torch's switches as they were afterwards."""
+    import torch
+    from accelerate.state import AcceleratorState
+
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith("ACCELERATE_") or name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "CUBLAS_WORKSPACE_CONFIG"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(True)
+    before = dict(os.environ)
+    yield
+    AcceleratorState._reset_state(True)
+    for name in set(os.environ) - set(before):  # accelerate sets RANK and the like itself
+        del os.environ[name]
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.backends.cudnn.benchmark = False

@@ -25,9 +25,9 @@ from pipelines.logits import LogitCache
 from pipelines.records import Records
 from train import losses
 from train.config import Config, load
+from train.environment import make_accelerator
 from train.experiment import make_loader, make_teacher, views_of
 from train.optim import build_optimizer
-from train.run import make_accelerator
 from train.stops import EXIT_CODE
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pipelines.writing import Sample, write_records
-from train.run import guard
+from train.exits import guard
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -29,10 +29,10 @@ from pipelines.order import TrainOrder
 from train import loop
 from train.config import Config
 from train.dashboards import Dashboards
+from train.environment import make_accelerator
 from train.experiment import channels_last
 from train.objective import DistillConfig, Objective
 from train.optim import OptimConfig, build_optimizer
-from train.run import make_accelerator
 from train.schedule import Schedule, ScheduleConfig
 from train.stops import Stops
 

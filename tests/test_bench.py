@@ -29,7 +29,7 @@ from tools import bench, bench_baselines, bench_report
 from tools.bench_baselines import Baseline, ImageFiles, Job, Unavailable
 from tools.bench_clock import Stream, Timing, endless
 from tools.bench_items import Row
-from train.run import guard
+from train.exits import guard
 
 CPU = torch.device("cpu")
 COUNT = 14

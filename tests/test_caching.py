@@ -365,7 +365,7 @@ LATE = """
 import os, sys, time
 sys.path[0] = {root!r}
 from train import cache_logits
-from train.run import guard
+from train.exits import guard
 in_time = cache_logits.write_cache
 def late(*arguments):
     time.sleep(1.5 * int(os.environ["RANK"]))

@@ -26,7 +26,7 @@ from tools.reproduce_outcomes import outcome, spread
 from tools.reproduce_plan import Choice, Task, scaled_schedule, study_tasks, table_tasks, wanted
 from tools.reproduce_report import PAPER, table_report, to_markdown
 from train.config import Config, diff, load
-from train.run import guard
+from train.exits import guard
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["model.name=resnet20", "optim.batch=32"]

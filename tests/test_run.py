@@ -1,5 +1,4 @@
 import contextlib
-import ctypes
 import json
 import os
 import platform
@@ -13,44 +12,22 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from pipelines.errors import UserError
 from train.checkpoint import SaveConfig
 from train.config import Config, load
+from train.environment import make_accelerator
 from train.optim import OptimConfig
-from train.run import FREE_KEYS, PLACES, Lock, Run, _git_state, guard, make_accelerator, run_name
+from train.run import FREE_KEYS, PLACES, Lock, Run, run_name
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = "train/distill.py"
 
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch):
-    """An empty current directory, the CPU, no launcher, and torch's switches as they were afterwards."""
-    monkeypatch.chdir(tmp_path)
-    for name in list(os.environ):
-        if name.startswith("ACCELERATE_") or name in (
-            "WORLD_SIZE",
-            "RANK",
-            "LOCAL_RANK",
-            "CUBLAS_WORKSPACE_CONFIG",
-        ):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    AcceleratorState._reset_state(True)
-    before = dict(os.environ)
-    yield
-    AcceleratorState._reset_state(True)
-    for name in set(os.environ) - set(before):  # accelerate sets RANK and the like itself
-        del os.environ[name]
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    torch.backends.cudnn.benchmark = False
+pytestmark = pytest.mark.usefixtures("bare_environment")
 
 
 @pytest.fixture
-def accelerator(surroundings) -> Accelerator:
+def accelerator(bare_environment) -> Accelerator:
     return make_accelerator(Config())
 
 
@@ -113,7 +90,8 @@ def test_a_killed_session_is_recognised(accelerator):
         import os, sys
         sys.path.insert(0, {str(ROOT)!r})
         from train.config import Config
-        from train.run import Run, make_accelerator
+        from train.environment import make_accelerator
+        from train.run import Run
         config = Config()
         Run.open(config, "a", {SCRIPT!r}, make_accelerator(config)).note(backend="ffcv")
         os.kill(os.getpid(), 9)
@@ -301,7 +279,9 @@ sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from pipelines.errors import UserError
 from train.config import Config
-from train.run import Run, guard, make_accelerator
+from train.environment import make_accelerator
+from train.exits import guard
+from train.run import Run
 
 def main(argv):
     accelerator = make_accelerator(Config())
@@ -353,159 +333,11 @@ def test_two_ranks_come_to_the_same_answer(accelerator):
     assert len(record(Path("runs/new"))["sessions"]) == 2  # written by one rank alone
 
 
-# ---- surroundings ----
-
-
-def test_precision_and_determinism():
-    assert make_accelerator(Config()).mixed_precision == "no"
-    assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark
-    AcceleratorState._reset_state(True)
-    assert make_accelerator(Config(precision="bf16", deterministic=True)).mixed_precision == "bf16"
-    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
-    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-
-
-def test_fp16_on_a_cpu():
-    with pytest.raises(UserError, match="precision=fp16 needs a GPU"):
-        make_accelerator(Config(precision="fp16"))
-
-
-def test_what_accelerate_refuses_is_told(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(UserError, match=r"accelerate does not start \(precision=auto\): .*MASTER_ADDR"):
-        make_accelerator(Config())
-
-
-@pytest.mark.parametrize(
-    "name, value, advice",
-    [
-        ("ACCELERATE_MIXED_PRECISION", "fp16", "set precision=fp32|bf16|fp16 instead"),
-        ("ACCELERATE_MIXED_PRECISION", "fp8", "set precision="),
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2", "set optim.accumulate=N"),
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "set compile=true"),
-        ("ACCELERATE_USE_DEEPSPEED", "true", "launch with --multi_gpu"),
-        ("ACCELERATE_USE_FSDP", "true", "launch with --multi_gpu"),
-    ],
-)
-def test_what_the_launcher_may_not_decide(monkeypatch, name, value, advice):
-    monkeypatch.setenv(name, value)
-    with pytest.raises(UserError) as caught:
-        make_accelerator(Config(precision="bf16"))
-    assert str(caught.value).startswith(f"{name}={value} (from the launcher") and advice in str(caught.value)
-
-
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_what_the_launcher_says_by_default_or_in_agreement(monkeypatch, precision):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
-    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
-    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    assert make_accelerator(Config(precision="bf16")).mixed_precision == "bf16"
-
-
-def test_processes_that_accelerate_does_not_see(monkeypatch):
-    monkeypatch.delenv("ACCELERATE_USE_CPU")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="2 processes were launched, but accelerate counts 1.*ACCELERATE_USE_CPU=true"):
-        make_accelerator(Config())
-
-
-def test_git_state(tmp_path):
-    def git(*arguments: str) -> None:
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        subprocess.run(["git", *identity, "-C", str(tmp_path), *arguments], check=True, capture_output=True)
-
-    assert _git_state(tmp_path) == {}
-    git("init")
-    assert _git_state(tmp_path) == {}  # no commit yet
-    (tmp_path / "a.py").write_text("1")
-    git("add", "a.py")
-    git("commit", "-m", "one")
-    (tmp_path / "untracked").touch()
-    state = _git_state(tmp_path)
-    assert len(state["git_revision"]) == 40 and state["git_dirty"] is False
-    (tmp_path / "a.py").write_text("2")
-    assert _git_state(tmp_path)["git_dirty"] is True
-    (tmp_path / "inner").mkdir()
-    assert _git_state(tmp_path / "inner") == {}  # installed somewhere inside another project's checkout
-
-
-def test_guard(capsys, monkeypatch):
-    def raises(error: BaseException):
-        def main(argv: list[str]) -> None:
-            raise error
-
-        return main
-
-    monkeypatch.setattr(sys, "argv", ["distill.py", "a", "b=c"])
-    assert guard(lambda argv: argv != ["a", "b=c"]) == 0
-    assert guard(lambda argv: None) == 0
-    assert guard(lambda argv: 3) == 3
-    assert guard(raises(UserError("two\nlines"))) == 2
-    assert capsys.readouterr().err == "error: two lines\n"
-    assert guard(raises(KeyboardInterrupt())) == 130
-    with pytest.raises(ZeroDivisionError):  # a bug of ours keeps its traceback
-        guard(raises(ZeroDivisionError()))
-
-
-def test_an_error_is_told_even_if_the_launcher_cannot_be_asked(capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv("MASTER_ADDR", raising=False)
-
-    def main(argv: list[str]) -> None:
-        raise UserError("x")
-
-    assert guard(main) == 2
-    assert capsys.readouterr().err == "error: x\n"
-
-
-def test_a_rank_ends_with_its_code_whatever_happens_at_the_interpreters_end(tmp_path):
-    """Gloo's threads abort some ranks that end (1 in 10 measured); here every end of the interpreter does."""
-    (tmp_path / "ends.py").write_text(
-        textwrap.dedent(
-            f"""
-            import atexit, os, sys, torch
-            sys.path[0] = {str(ROOT)!r}
-            from train.run import guard
-            class Aborts:
-                def __del__(self):
-                    os.abort()
-            at_the_end = Aborts()
-            atexit.register(print, "atexit ran")
-            torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-            def main(argv):
-                print("not flushed yet")
-                return 7
-            sys.exit(guard(main))
-            """
-        )
-    )
-    done = subprocess.run([sys.executable, tmp_path / "ends.py"], text=True, capture_output=True, check=False)
-    assert (done.returncode, done.stdout) == (7, "not flushed yet\natexit ran\n"), done.stderr
-
-
-def test_a_half_written_library_of_torch_compile_is_deleted(capsys, tmp_path):
-    """Loaded for real: the loader's own words are what is looked for."""
-    torn = tmp_path / "kernel.so"
-    for content in (b"", b"\x7fELF", bytes(4096)):
-        torn.write_bytes(content)
-        assert guard(lambda argv: ctypes.CDLL(str(torn)) and None) == 2
-        assert "run the same command again" in capsys.readouterr().err
-        assert not torn.exists()
-    with pytest.raises(OSError, match="cannot open"):
-        guard(lambda argv: ctypes.CDLL(str(torn)) and None)
-
-
-def test_a_full_disk_is_no_fault_of_the_program(accelerator, capsys):
-    """Whatever is being written: one line, and the error that came first is not covered by run.json's."""
-
-    def main(argv):
+def test_a_full_disk_at_the_end_does_not_cover_the_first_error(accelerator):
+    def full():
         with open("/dev/full", "wb", buffering=0) as file:
             file.write(b"0")
 
-    assert guard(main) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: No space left on device") and "make room: run the same command again" in said
     with pytest.raises(UserError, match="first"), Run.open(Config(), "a", SCRIPT, accelerator) as run:
-        run._write_record = lambda: main([])
+        run._write_record = full
         raise UserError("first")

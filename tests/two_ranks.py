@@ -15,8 +15,8 @@ import torch
 from accelerate.utils import gather_object
 
 from train.config import parse_args
+from train.exits import guard
 from train.experiment import Config, Experiment
-from train.run import guard
 
 STEPS = 20
 

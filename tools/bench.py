@@ -44,8 +44,9 @@ from tools.bench_baselines import Baseline, Job, Unavailable
 from tools.bench_items import Ours, Row
 from tools.bench_report import Report, facts, limits, ratios, show, to_json, to_markdown
 from train.config import Config, parse_args
+from train.environment import make_accelerator
+from train.exits import guard
 from train.experiment import views_of
-from train.run import guard, make_accelerator
 
 SECTIONS = "abcdef"
 COMPARISONS = {

@@ -18,7 +18,7 @@ from pipelines.loader import default_workers
 from pipelines.records import Records
 from tools.bench_items import Row
 from train.config import Config
-from train.run import describe_environment, device_name
+from train.environment import describe_environment, device_name
 
 _COLUMNS = ("", "measured", "images/s", "min to max", "cores", "images/s per core", "note")
 _RATIO_COLUMNS = ("ratio of the medians", "", "min to max of a round")

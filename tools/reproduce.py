@@ -41,7 +41,7 @@ from tools.reproduce_plan import (
 )
 from tools.reproduce_report import Report, studies_report, table_report, to_markdown
 from tools.reproduce_timing import Costs, expected_seconds, measured, rows_of
-from train.run import guard
+from train.exits import guard
 
 TABLE, STUDIES = "cifar100-lt", "cifar100-lt-studies"
 

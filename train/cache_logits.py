@@ -26,8 +26,9 @@ from pipelines.logits.identity import cache_identity, view_identity
 from pipelines.records import Records
 from train.caching import all_cells, size_text, write_cache
 from train.config import Config, parse_args
+from train.environment import make_accelerator
+from train.exits import guard
 from train.experiment import make_loader, make_teacher, views_of
-from train.run import guard, make_accelerator
 
 _CERTIFYING = 4  # threads that certify a block beside the teacher's forward passes; more gain little
 

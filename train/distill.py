@@ -15,9 +15,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from train.assessment import evaluate_only
 from train.config import Config, parse_args
+from train.exits import guard
 from train.experiment import Experiment
 from train.objective import DISTILLING
-from train.run import guard
 
 
 def main(argv: list[str]) -> None:

@@ -24,8 +24,9 @@ from pipelines.files import write_bytes_atomic
 from train.assessment import assess, make_subject, newest_weights, open_split, write_figures
 from train.checkpoint import run_folder, why_not_final
 from train.config import Config, parse_args
+from train.environment import make_accelerator
+from train.exits import guard
 from train.export import check_exportable, measured, write_export
-from train.run import guard, make_accelerator
 from train.tracking import show_result
 
 

@@ -28,12 +28,13 @@ from train import checkpoint, loop, tracking
 from train.config import Config, Options, flatten
 from train.dashboards import Dashboards, require_packages
 from train.ema import Ema
+from train.environment import device_name, make_accelerator, precision_of
 from train.evaluation import evaluate
 from train.initial import initialise
 from train.losses import log_prior
 from train.objective import DISTILLING, PRIOR, DistillConfig, Objective
 from train.optim import build_optimizer, describe_scaling, scaled_lr
-from train.run import Run, device_name, make_accelerator, precision_of, run_name, stored_facts
+from train.run import Run, run_name, stored_facts
 from train.schedule import Schedule, begun_epochs
 from train.stops import Stopped, Stops
 from train.targets import CachedTargets, Teacher

@@ -23,9 +23,9 @@ from pipelines.files import fsync_folder, read_json, temporary_path, write_durab
 from pipelines.records import Records
 from train.checkpoint import Tensors, load_final, save_final
 from train.config import Config, diff, load
+from train.environment import describe_environment, precision_of
 from train.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
 from train.objective import DISTILLING
-from train.run import describe_environment, precision_of
 from train.weights import weights_hash
 
 _METHODS = {

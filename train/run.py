@@ -1,4 +1,4 @@
-"""The run directory, and what a run needs from its surroundings: accelerator, launcher settings, exit codes.
+"""The run directory: who works in it, with which settings, and how each session ended.
 
     RUN/config.yaml   the settings
     RUN/run.json      every session: command, versions, device, git state, how it ended
@@ -10,34 +10,27 @@ checkpoint.py's. Invariant: at most one process writes a run, with the settings 
 ranks agree on that.
 """
 
-import atexit
 import contextlib
-import errno
 import fcntl
-import importlib.metadata
 import os
 import platform
-import re
 import shlex
-import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch.distributed import TCPStore
 
 from pipelines.errors import UserError
 from pipelines.files import is_temporary, read_json, write_bytes_atomic, write_json_atomic
 from train.checkpoint import run_folder
-from train.config import Config, diff, load, to_yaml
-from train.stops import EXIT_CODE as STOPPED
+from train.config import diff, load, to_yaml
+from train.environment import describe_environment
+from train.exits import share_failure, shared_failure
 from train.stops import Stopped
 
 # Settings (and whole sections) that a run may be resumed with other values of: they change when and how fast
@@ -51,10 +44,6 @@ FREE_KEYS = (
 PLACES = (
     *("data.train", "data.val", "data.test", "cache.paths", "cache.dir"),
     *("distill.teacher", "distill.teacher_classes"),
-)
-PACKAGES = (
-    *("torch", "accelerate", "numpy", "numba", "omegaconf", "safetensors", "pillow", "timm", "ffcv"),
-    *("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
 )
 Status = Literal["running", "finished", "stopped", "error", "killed"]
 
@@ -243,12 +232,11 @@ class Run:
             return
         words = str(error) if isinstance(error, UserError) else repr(error)
         if not self.is_main:
-            _share_failure(words)
+            share_failure(words)
         elif not isinstance(error, UserError):  # perhaps only that another rank is gone: why it went says more
-            words = _shared_failure() or words
-        with contextlib.suppress(
-            OSError
-        ):  # a full disk: `error` says so, and the next session finds this one "running"
+            words = shared_failure() or words
+        # A full disk: `error` says so, and the next session finds this one "running".
+        with contextlib.suppress(OSError):
             self.close("error", words)
 
     def _let_go(self) -> None:
@@ -318,230 +306,3 @@ class Lock:
 
 def _holder_line() -> str:
     return f"process {os.getpid()} on {platform.node()} since {_now()}"
-
-
-# ---- the surroundings ----
-
-
-def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
-    """What may change results or speed between two sessions of a run, as a flat dictionary."""
-    versions = {name: _version(name) for name in PACKAGES}
-    return {
-        "host": platform.node(),
-        "device": device_name(accelerator.device),
-        "world_size": accelerator.num_processes,
-        "python": platform.python_version(),
-        **{name: version for name, version in versions.items() if version is not None},
-        "cuda": torch.version.cuda,
-        **_git_state(Path(__file__).resolve().parent.parent),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{device.type}: {models[0] if models else platform.processor() or platform.machine()}"
-
-
-def _git_state(root: Path) -> dict[str, Any]:
-    """Revision of the code and whether tracked files were changed; empty when `root` is no git checkout."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            return {}
-        return {
-            "git_revision": git("rev-parse", "HEAD"),
-            "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        }
-    except (OSError, subprocess.SubprocessError):
-        return {}
-
-
-def resolve_precision(setting: str) -> str:
-    """fp32, bf16 or fp16; auto is bf16 on a GPU that computes in it, and fp32 elsewhere."""
-    if setting != "auto":
-        return setting
-    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in (
-        "true",
-        "1",
-        "yes",
-    )
-    return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-
-
-def precision_of(accelerator: Accelerator) -> str:
-    """The settings' word for what the accelerator computes in."""
-    return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
-
-
-def _accelerates_word(precision: str) -> str:
-    return "no" if precision == "fp32" else precision
-
-
-def make_accelerator(config: Config) -> Accelerator:
-    """The Accelerator that the settings ask for; UserError when the launcher asked for something else."""
-    precision = _accelerates_word(resolve_precision(config.precision))
-    _check_launcher(precision)
-    if config.deterministic:
-        # cuBLAS reads the variable when it starts.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        # Nobody reads memory before it is written: filling it would only cost time.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
-    torch.backends.cudnn.benchmark = not config.deterministic  # input sizes are constant: trying pays off
-    try:
-        accelerator = Accelerator(mixed_precision=precision)
-    except ValueError as error:
-        raise UserError(f"accelerate does not start (precision={config.precision}): {error}") from error
-    if config.precision == "fp16" and accelerator.device.type == "cpu":
-        raise UserError("precision=fp16 needs a GPU (accelerate would train in fp32); on a CPU use fp32 or bf16")
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
-        raise UserError(
-            f"{launched} processes were launched, but accelerate counts {accelerator.num_processes}: each "
-            "would believe to be the only one. Without a GPU, type ACCELERATE_USE_CPU=true before the command"
-        )
-    return accelerator
-
-
-def _check_launcher(precision: str) -> None:
-    """The launcher's settings are environment variables; what is ours to decide must not be contradicted."""
-    allowed = {
-        "ACCELERATE_MIXED_PRECISION": (
-            ("no", precision),
-            "set precision=fp32|bf16|fp16 instead: it belongs to the run",
-        ),
-        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "set optim.accumulate=N instead"),
-        "ACCELERATE_DYNAMO_BACKEND": (("no",), "set compile=true instead"),
-        "ACCELERATE_USE_DEEPSPEED": (
-            ("false",),
-            "each process holds the whole model here: launch with --multi_gpu",
-        ),
-        "ACCELERATE_USE_FSDP": (
-            ("false",),
-            "each process holds the whole model here: launch with --multi_gpu",
-        ),
-    }
-    for name, (values, advice) in allowed.items():
-        given = os.environ.get(name) or values[0]
-        if given.lower() not in values:
-            raise UserError(
-                f"{name}={given} (from the launcher or its config file) does not fit this trainer; {advice}"
-            )
-
-
-# ---- exit codes ----
-
-
-def guard(main: Callable[[list[str]], int | None]) -> int:
-    """Run an entry script's `main(argv)` and give its exit code: `sys.exit(guard(main))`."""
-    try:
-        code = main(sys.argv[1:]) or 0
-    except Stopped as stop:
-        line = f"{stop}; the same command goes on"
-        if _first_to_say(line):
-            print(line, file=sys.stderr, flush=True)
-        code = STOPPED
-    except UserError as error:
-        line = " ".join(str(error).splitlines())
-        if _first_to_say(line):
-            print(f"error: {line}", file=sys.stderr, flush=True)
-        code = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        code = 130
-    except Exception as error:
-        words = _passing_trouble(error)
-        if words is None:
-            raise
-        print(f"error: {words}: run the same command again", file=sys.stderr, flush=True)
-        code = 2
-    if torch.distributed.is_initialized():
-        if code == 0:
-            torch.distributed.destroy_process_group()
-        _leave_at_once(code)
-    return code
-
-
-def _passing_trouble(error: Exception) -> str | None:
-    """What went wrong and has been, or must be, put right, if the program is not at fault."""
-    if torn := _torn_library(error):
-        torn.unlink(missing_ok=True)
-        return f"{torn}, compiled by torch, was left half-written by a process that was killed; it is deleted"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"{error.strerror} ({error.filename or 'a file that is open'}); what was saved before is intact; make room"
-        )
-    return None
-
-
-def _torn_library(error: BaseException) -> Path | None:
-    """The file of torch.compile's cache that does not load: torch writes there without a temporary name."""
-    found = re.search(r"(/\S+\.so): (?:file too short|invalid ELF header)", str(error))
-    return Path(found[1]) if found and Path(found[1]).is_file() else None
-
-
-def _leave_at_once(code: int) -> NoReturn:
-    """End this rank without the interpreter's own end, in which torch 2.13 aborts one time in ten.
-
-    Gloo's threads outlive their group and may still hold the last tensors; a thread that asks for the interpreter while
-    that is shutting down is unwound by force, through C++ code that does not allow it.
-    """
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _launchers_store() -> TCPStore | None:
-    """The launcher's store, which outlives every rank; None where there is none, or it does not answer."""
-    try:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
-    except (KeyError, ValueError, RuntimeError):
-        return None
-
-
-def _attempt() -> str:
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-
-
-def _share_failure(words: str) -> None:
-    store = _launchers_store()
-    if store is not None:
-        store.set(f"failure/{_attempt()}", words)
-
-
-def _shared_failure() -> str | None:
-    """Why another rank failed, if one said so."""
-    store, name = _launchers_store(), f"failure/{_attempt()}"
-    return store.get(name).decode() if store is not None and store.check([name]) else None
-
-
-def _first_to_say(line: str) -> bool:
-    """Whether no other rank has said the same: an error of all ranks is printed once, one of rank 3 too.
-
-    The launcher's store knows, even before torch.distributed is up. Whoever is first must speak: as soon as
-    one rank has left, the launcher kills the others, rank 0 perhaps among them.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return True
-    store = _launchers_store()
-    # Nobody to ask: better twice than never.
-    return store is None or store.add(f"said/{_attempt()}/{line}", 1) == 1

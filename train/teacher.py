@@ -14,8 +14,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from train.assessment import evaluate_only
 from train.config import Config, parse_args
+from train.exits import guard
 from train.experiment import Experiment
-from train.run import guard
 
 
 def main(argv: list[str]) -> None:

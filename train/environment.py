@@ -1,0 +1,145 @@
+"""What a run needs from its surroundings, and what it writes down of them: accelerator, launcher's settings, device, versions.
+
+Owns the choice of precision and torch's global switches. Invariant: the launcher decides processes and devices, nothing else.
+"""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from pipelines.errors import UserError
+from train.config import Config
+
+PACKAGES = (
+    *("torch", "accelerate", "numpy", "numba", "omegaconf", "safetensors", "pillow", "timm", "ffcv"),
+    *("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
+)
+
+
+def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What may change results or speed between two sessions of a run, as a flat dictionary."""
+    versions = {name: _version(name) for name in PACKAGES}
+    return {
+        "host": platform.node(),
+        "device": device_name(accelerator.device),
+        "world_size": accelerator.num_processes,
+        "python": platform.python_version(),
+        **{name: version for name, version in versions.items() if version is not None},
+        "cuda": torch.version.cuda,
+        **git_state(Path(__file__).resolve().parent.parent),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{device.type}: {models[0] if models else platform.processor() or platform.machine()}"
+
+
+def git_state(root: Path) -> dict[str, Any]:
+    """Revision of the code and whether tracked files were changed; empty when `root` is no git checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return {}
+        return {
+            "git_revision": git("rev-parse", "HEAD"),
+            "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def resolve_precision(setting: str) -> str:
+    """fp32, bf16 or fp16; auto is bf16 on a GPU that computes in it, and fp32 elsewhere."""
+    if setting != "auto":
+        return setting
+    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in (
+        "true",
+        "1",
+        "yes",
+    )
+    return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def precision_of(accelerator: Accelerator) -> str:
+    """The settings' word for what the accelerator computes in."""
+    return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+
+
+def _accelerates_word(precision: str) -> str:
+    return "no" if precision == "fp32" else precision
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """The Accelerator that the settings ask for; UserError when the launcher asked for something else."""
+    precision = _accelerates_word(resolve_precision(config.precision))
+    _check_launcher(precision)
+    if config.deterministic:
+        # cuBLAS reads the variable when it starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        # Nobody reads memory before it is written: filling it would only cost time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
+    torch.backends.cudnn.benchmark = not config.deterministic  # input sizes are constant: trying pays off
+    try:
+        accelerator = Accelerator(mixed_precision=precision)
+    except ValueError as error:
+        raise UserError(f"accelerate does not start (precision={config.precision}): {error}") from error
+    if config.precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("precision=fp16 needs a GPU (accelerate would train in fp32); on a CPU use fp32 or bf16")
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise UserError(
+            f"{launched} processes were launched, but accelerate counts {accelerator.num_processes}: each "
+            "would believe to be the only one. Without a GPU, type ACCELERATE_USE_CPU=true before the command"
+        )
+    return accelerator
+
+
+def _check_launcher(precision: str) -> None:
+    """The launcher's settings are environment variables; what is ours to decide must not be contradicted."""
+    allowed = {
+        "ACCELERATE_MIXED_PRECISION": (
+            ("no", precision),
+            "set precision=fp32|bf16|fp16 instead: it belongs to the run",
+        ),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "set optim.accumulate=N instead"),
+        "ACCELERATE_DYNAMO_BACKEND": (("no",), "set compile=true instead"),
+        "ACCELERATE_USE_DEEPSPEED": (
+            ("false",),
+            "each process holds the whole model here: launch with --multi_gpu",
+        ),
+        "ACCELERATE_USE_FSDP": (
+            ("false",),
+            "each process holds the whole model here: launch with --multi_gpu",
+        ),
+    }
+    for name, (values, advice) in allowed.items():
+        given = os.environ.get(name) or values[0]
+        if given.lower() not in values:
+            raise UserError(
+                f"{name}={given} (from the launcher or its config file) does not fit this trainer; {advice}"
+            )
