@@ -1,6 +1,7 @@
 """The CIFAR reader: old and new pickles, packed or not, only arrays let in; and the long-tailed draw."""
 
 import builtins
+import hashlib
 import io
 import os
 import pickle
@@ -147,6 +148,8 @@ def test_cifar10_joins_its_parts_in_order(tmp_path: Path) -> None:
     members = dict(sorted(cifar10().items(), reverse=True))
     cifar = read_cifar(pack(tmp_path / "a.tar", members))
     assert cifar.kind == "cifar10" and cifar.class_names[9] == "kind_9"
+    parts = b"".join(members[f"data_batch_{part}"] for part in range(1, 6))
+    assert cifar.train_md5 == hashlib.md5(parts).hexdigest()
     labels = [label for part in range(1, 6) for label in member(20, 10, part, "labels")["labels"]]
     assert cifar.train.labels.tolist() == labels and len(cifar.test.labels) == 30
     assert cifar.train.names[20].endswith("/photo_s_200000.png")

@@ -1,5 +1,6 @@
 """The command line of tools/convert.py: every subcommand, what it writes, and each mistake in one line."""
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -350,7 +351,8 @@ def test_cifar100_lt(tmp_path: Path) -> None:
     assert train.class_names == test.class_names == [f"kind_{label}" for label in range(100)]
     assert train.raw.all() and train.payload(0).size == 3072 and train.name(0).startswith("train/kind_")
     assert train.manifest["made"]["kind"] == "cifar100-lt"
-    assert train.manifest["made"]["options"] == {"split": "train", "imbalance": 3}
+    md5 = hashlib.md5(cifar100()["train"]).hexdigest()
+    assert train.manifest["made"]["options"] == {"split": "train", "imbalance": 3, "train_md5": md5}
     again = run("cifar100-lt", "--archive", archive, "--imbalance", 3, "--out", tmp_path / "b", "--workers", 1)
     assert again.returncode == 0
     for name in ("train.beton", "test.beton"):

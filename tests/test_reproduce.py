@@ -25,6 +25,7 @@ from tools.reproduce_jobs import Ending, Jobs, Stopped, claimed, clock, makespan
 from tools.reproduce_outcomes import outcome, spread
 from tools.reproduce_plan import Choice, Task, scaled_schedule, study_tasks, table_tasks, wanted
 from tools.reproduce_report import PAPER, table_report, to_markdown
+from tools.reproduce_timing import Cost, Costs, Rows, expected_seconds
 from train.config import Config, diff, load
 from train.exits import guard
 
@@ -46,8 +47,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Here:
     """In place of a process: the same program, run to its end in this one, which saves its imports."""
 
-    def __init__(self, command: list[str], folder: Path, log: IO[str], threads: int):
-        assert threads >= 1
+    def __init__(self, command: list[str], folder: Path, log: IO[str], threads: int, gpu: str | None):
+        assert threads >= 1 and gpu is None
         module = importlib.import_module(str(Path(command[0]).relative_to(ROOT).with_suffix("")).replace("/", "."))
         argv, before = sys.argv, torch.get_num_threads()
         sys.argv = command
@@ -107,7 +108,7 @@ def done(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduce_jobs, "start_process", Here)
         patch.setattr(reproduce_jobs, "_POLL_SECONDS", 0)
-        code, screen, errors = call(*table_command(archive, out, seed=1), "--report", out.parent / "page.md")
+        code, screen, errors = call(*table_command(archive, out, seed=1))
     assert code == 0, screen + errors
     return out, screen
 
@@ -155,14 +156,41 @@ def test_the_table_has_the_runs_figures_and_rows_for_what_was_not_run(done: tupl
     assert rows["dive", 10]["gain"]["mean"] == pytest.approx(top1["dive"] - top1["bsce"])
     assert report["caches"][0]["views"] == 1 and report["caches"][0]["megabytes"] > 0.01
     page = (out / "cifar100_lt.md").read_text()
-    assert page == (out.parent / "page.md").read_text() and read(out.parent / "page.json") == report
     assert "| 100 | CE | 38.35 | not run |" in page and f"torch {torch.__version__}" in page
-    assert "The draw of images differs from the papers'" in page and "last epoch: nothing was selected" in page
+    assert (
+        "The archive's `train` is not the published file (MD5 " in page and "last epoch: nothing was selected" in page
+    )
+    assert "computed in: fp32, backend ffcv\n" in page.replace("reference", "ffcv") and "at most 1 at a time" in page
+    assert "`python tools/reproduce.py cifar100-lt --archive ARCHIVE --out OUT --epochs-scale 0.005" in page
     assert str(out) not in page, "no path of this machine in a page that is published"
 
 
+def test_the_table_is_of_all_that_is_finished(done: tuple[Path, str], archive: Path) -> None:
+    """Whatever was asked for last; and a run whose files are damaged is a row that says so."""
+    out, _ = done
+    before = read(out / "cifar100_lt.json")["rows"]
+    options = ["--out", out, "--epochs-scale", ONE_EPOCH, *SMALL]
+    code, screen, errors = call(
+        "cifar100-lt", *options, "--imbalance", 100, "--seeds", 1, "--methods", "ce", "--table-only"
+    )
+    assert code == 0 and read(out / "cifar100_lt.json")["rows"] == before, screen + errors
+    call("cifar100-lt", *options, "--seeds", 4, 4, 1, "--table-only")
+    (ce,) = [row for row in read(out / "cifar100_lt.json")["rows"] if (row["method"], row["imbalance"]) == ("ce", 10)]
+    assert (ce["runs"], ce["finished"], ce["state"], ce["top1"]["std"]) == (2, 1, "1 of 2 seeds", None)
+    result = out / "runs" / "ce_if10-e1-s1" / "result.json"
+    own = result.read_text()
+    for damage in ("{", "{}"):
+        result.write_text(damage)
+        code, _, _ = call("cifar100-lt", *options, "--seeds", 1, "--table-only")
+        assert code == 0 and "| damaged: " in (out / "cifar100_lt.md").read_text()
+    assert "delete runs/ce_if10-e1-s1 and run the same command again" in (out / "cifar100_lt.md").read_text()
+    result.write_text(own)
+    call("cifar100-lt", *options, "--seeds", 1, "--table-only")
+    assert read(out / "cifar100_lt.json")["rows"] == before
+
+
 def test_what_is_finished_is_not_run_again(done: tuple[Path, str], archive: Path, in_process: None) -> None:
-    """Nor are caches and data missed, once no run needs them; one deleted run brings back itself alone."""
+    """Nor are caches and data missed, once no run needs them; one deleted run brings back itself, after a look at its cache."""
     out, _ = done
     hidden = [(out / name, out.parent / name) for name in ("caches", "data")]
     for here, there in hidden:
@@ -173,18 +201,53 @@ def test_what_is_finished_is_not_run_again(done: tuple[Path, str], archive: Path
     assert code == 0 and "everything is finished" in screen and "start: " not in screen
     shutil.rmtree(out / "runs" / "dive_if10-e1-s1")
     code, screen, _ = call(*table_command(archive, out, seed=1))
-    assert code == 0 and [line for line in screen.splitlines() if line.startswith("start")] == [
-        "start: dive_if10-e1-s1"
-    ]
-    assert "bsce_if10-e1-s1                              finished, top-1 " in screen
+    started = [line.removeprefix("start: ") for line in screen.splitlines() if line.startswith("start")]
+    assert code == 0 and started == ["cache_bsce_if10-e1-s1-v1", "dive_if10-e1-s1"]
+    assert re.search(": 0 of [0-9]+ blocks missing", (out / "logs" / f"{started[0]}.log").read_text())
+    assert "bsce_if10-e1-s1                              top-1 " in screen
 
 
 def test_plan_runs_and_writes_no_training(done: tuple[Path, str], archive: Path, in_process: None) -> None:
+    """It says the sum of what was measured; measured again is only what cannot be read or was another way of running."""
     out, _ = done
-    table = (out / "cifar100_lt.md").read_bytes()
-    code, screen, _ = call(*table_command(archive, out, seed=7), "--plan")
-    assert code == 0 and "expected: 0:0" in screen and "start: " not in screen
+    table, timing = (out / "cifar100_lt.md").read_bytes(), out / "timing.json"
+    own = read(timing)
+    costs = {"teacher": [100.0, 0.1], "cache": [50.0, 0.01], "distill": [10.0, 0.1], "device": "slow"}
+    timing.write_text(json.dumps(own | {"costs": costs}))
+    command = table_command(archive, out, seed=7)
+    code, screen, _ = call(*command, "--plan")
+    assert code == 0 and "start: " not in screen and "measuring" not in screen
+    # 109 training images are 3 steps of 32, the cache has all, and each of three trainings evaluates 100 once.
+    seconds = (100 + 96 * 0.1 + 100 * 0.01) * 2 + (50 + 109 * 0.01) + (10 + 96 * 0.1 + 100 * 0.01)
+    assert f"expected: {clock(seconds)} for 4 tasks" in screen
     assert not (out / "runs" / "bsce_if10-e1-s7").exists() and (out / "cifar100_lt.md").read_bytes() == table
+    timing.write_text(json.dumps(own | {"key": own["key"] | {"settings": ["optim.batch=64"]}}))
+    code, screen, _ = call(*command, "--plan")
+    assert code == 0 and "measuring this device by 1 short training\n" in screen and read(timing)["key"] == own["key"]
+    timing.write_text("{")
+    assert call(*command, "--plan")[0] == 0 and read(timing)["key"] == own["key"]
+
+
+def test_a_student_is_of_the_teacher_beside_it(
+    done: tuple[Path, str], archive: Path, in_process: None, tmp_path: Path
+) -> None:
+    """A cache that an earlier teacher of the same name left is not used; a student of such a teacher is refused."""
+    out = tmp_path / "out"
+    shutil.copytree(done[0], out)
+    student = out / "runs" / "dive_if10-e1-s1" / "run.json"
+    old = read(student)["facts"]["teachers"]
+    shutil.rmtree(out / "runs" / "bsce_if10-e1-s1")
+    shutil.rmtree(out / "runs" / "dive_if10-e1-s1")
+    settings = out / "runs" / "ce_if10-e1-s1" / "config.yaml"
+    settings.write_text(settings.read_text().replace("lr: 0.1\n", "lr: 0.02\n"))
+    code, screen, errors = call(*table_command(archive, out, seed=1), "optim.lr=0.02")
+    assert code == 0, screen + errors
+    assert (
+        read(student)["facts"]["teachers"] != old and len(list((out / "caches" / "bsce_if10-e1-s1-v1").iterdir())) == 2
+    )
+    student.write_text(json.dumps(read(student) | {"facts": read(student)["facts"] | {"teachers": old}}))
+    code, _, errors = call(*table_command(archive, out, seed=1), "optim.lr=0.02", "--table-only")
+    assert code == 2 and "dive_if10-e1-s1 learnt from another teacher than" in errors and "delete the student" in errors
 
 
 def test_foreign_runs_and_own_settings_are_refused(done: tuple[Path, str], archive: Path) -> None:
@@ -193,11 +256,13 @@ def test_foreign_runs_and_own_settings_are_refused(done: tuple[Path, str], archi
     code, _, errors = call(*command, "optim.lr=0.3")
     assert code == 2 and "ce_if10-e1-s1 was started with other settings" in errors.replace("bsce", "ce")
     assert "optim.lr: 0.1 -> 0.3" in errors
-    for setting in ("seed=3", "distill.tau=4", "data.train=x.beton", "run=x"):
+    for setting in ("seed=3", "distill.tau=4", "data.train=x.beton", "run=x", "data={seed: 3}", "resume=never"):
         code, _, errors = call(*command, setting)
         assert code == 2 and f"error: {setting}: " in errors and "is set by this tool" in errors
     code, _, errors = call(*command, "optim.lrr=1")
     assert code == 2 and "nearest: optim.lr" in errors
+    for free, code in (("save.keep_last=5", 0), ("optim.accumulate=2", 2)):  # the first changes nothing
+        assert call(*command, free, "--table-only")[0] == code
     settings = out / "runs" / "dive_if10-e1-s1" / "config.yaml"  # a run may move its cache; a row is of one cache
     own = settings.read_text()
     settings.write_text(own.replace("caches/bsce_if10", "caches/another"))
@@ -219,8 +284,10 @@ def test_interrupted_it_goes_on(
     out = tmp_path / "out"
     out.mkdir()
     shutil.copytree(done[0] / "data", out / "data")
-    shutil.copy(done[0] / "timing.json", out)
-    command = [*table_command(archive, out, TEN_EPOCHS, seed=5), "--methods", "ce"]
+    timing = read(done[0] / "timing.json")
+    timing["key"]["settings"].append("save.every_epochs=1")
+    (out / "timing.json").write_text(json.dumps(timing))
+    command = [*table_command(archive, out, TEN_EPOCHS, seed=5), "--methods", "ce", "save.every_epochs=1"]
     folder = out / "runs" / "ce_if10-e10-s5"
 
     def interrupt() -> None:
@@ -269,7 +336,7 @@ def test_the_studies_differ_in_one_thing_each(
     )
     for row in rows.values():
         assert row["finished"] == 1 and row["top1"]["mean"] is not None and row["wall_s"]["mean"] >= 0
-        assert (row["cache"] is None) == (row["role"] == "online")
+        assert [cache["views"] for cache in row["caches"]] == ([] if row["role"] == "online" else [1])
     page = (out / "cifar100_lt_studies.md").read_text()
     assert "| (f) matched: the paper's T = tau / p on both sides, p = 1 | 6 | 1 | 6 | 1 |" in page
     assert "teacher: bsce_if10-e1-s1, given: 1 epochs, top-1 " in page
@@ -358,7 +425,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
     monkeypatch.setattr(
         reproduce_jobs,
         "start_process",
-        lambda command, folder, log, threads: start_process(["-I", "-S", "-c", command[1]], folder, log, threads),
+        lambda command, *rest: start_process(["-I", "-S", "-c", command[1]], *rest),
     )
     yield lambda slots, said: Jobs(tmp_path, slots, 1, said.append)
 
@@ -394,7 +461,7 @@ def test_as_many_at_a_time_as_asked_for(jobs: Callable[[int, list[str]], Jobs], 
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_asks_each_once_and_starts_no_more(
     jobs: Callable[[int, list[str]], Jobs], tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -413,6 +480,59 @@ def test_a_signal_asks_each_once_and_starts_no_more(
         )
     assert stopped.value.code == 128 + number and signal.getsignal(number) is before
     assert all((tmp_path / f"{name}.saved").exists() for name in "ab") and not (tmp_path / "c").exists()
+
+
+def test_what_failed_before_a_signal_is_not_forgotten(jobs: Callable[[int, list[str]], Jobs], tmp_path: Path) -> None:
+    here = f"import os, signal\nos.kill({os.getpid()}, signal.SIGINT)"
+    with pytest.raises(Stopped) as stopped:
+        jobs(1, []).run([program("a", "raise SystemExit(2)"), program("b", here), program("c", "open('c', 'w')")])
+    assert stopped.value.ended["a"].code == 2 and not (tmp_path / "c").exists()
+
+
+def test_our_own_error_lets_the_others_save(jobs: Callable[[int, list[str]], Jobs], tmp_path: Path) -> None:
+    (tmp_path / "logs" / "b.log").mkdir(parents=True)  # cannot be opened
+    save = "import time\nopen('a', 'w').close()\ntry: time.sleep(20)\nexcept KeyboardInterrupt: open('a.saved', 'x').close()"
+    late = "import os, time\nwhile not os.path.exists('a'): time.sleep(0.01)"
+    with pytest.raises(IsADirectoryError):
+        jobs(2, []).run([program("a", save), program("first", late), program("b", "", "first")])
+    assert (tmp_path / "a.saved").exists()
+
+
+def test_nobody_listening_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = os.pipe()
+    os.close(source)
+    with open(os.dup(target), "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        for _ in range(2):
+            reproduce.say("x")
+        assert sys.stdout is not closed
+        with contextlib.suppress(BrokenPipeError):
+            closed.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), closed.fileno())
+    os.close(target)
+
+
+def test_a_passing_fault_is_tried_once_more(jobs: Callable[[int, list[str]], Jobs], tmp_path: Path) -> None:
+    text = "import os\nopen('{0}', 'a').write('x')\n"
+    text += "if os.path.getsize('{0}') < {1}: raise SystemExit('error: torn: run the same command again')"
+    said: list[str] = []
+    ended = jobs(1, said).run(
+        [program("a", text.format("a", 2)), program("b", text.format("b", 3)), program("c", "", "a")]
+    )
+    assert [ended[name].code for name in "abc"] == [0, 1, 0]
+    assert (tmp_path / "a").read_text() == "xx" and (tmp_path / "b").read_text() == "xx"
+
+
+def test_gpus_are_shared_out(
+    jobs: Callable[[int, list[str]], Jobs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    text = "import os, time\nopen('{0}', 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    text += "while len(os.listdir('.')) < 4: time.sleep(0.01)"
+    jobs(3, []).run([program(name, text.format(name)) for name in "abc"])  # logs, and one file of each
+    assert [(tmp_path / name).read_text() for name in "abc"] == ["4", "6", "4"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    assert reproduce_jobs.gpus() == []
 
 
 STUBBORN = """
@@ -440,7 +560,7 @@ def test_killed_it_leaves_nothing_running_and_out_is_kept_till_then(tmp_path: Pa
         os.waitpid(tool, 0)
         wait_for(tmp_path / "asked")
         with (
-            pytest.raises(UserError, match=r"is in use by .* a training of one that is still saving"),
+            pytest.raises(UserError, match=rf"is in use by process {tool} on .* that is still saving"),
             claimed(tmp_path),
         ):
             pass
@@ -473,14 +593,16 @@ def write_run(
     folder = out / task.folder
     folder.mkdir(parents=True)
     test = {"top1": top1, "many": top1 + 0.1, "medium": top1, "few": None, "samples": 10000}
-    result = {"method": task.role, "steps": 100, "test": test, "speed": {"images_per_s": speed}}
+    result = {"method": task.role, "steps": 100, "test": test, "speed": {"images_per_s": speed, "peak_memory_gb": 1.5}}
     (folder / "result.json").write_text(json.dumps(result))
     stamp = "2026-11-01T{}+00:00"
     environment = {"device": "slow box", "torch": "2.13.0", "git_revision": "abc", "git_dirty": True}
     told = [
         {"started": stamp.format(a), "ended": b and stamp.format(b), "environment": environment} for a, b in sessions
     ]
-    (folder / "run.json").write_text(json.dumps({"facts": {"train": "d"}, "sessions": told}))
+    (folder / "run.json").write_text(
+        json.dumps({"facts": {"train": "d", "backend": "ffcv", "precision": "bf16"}, "sessions": told})
+    )
 
 
 def test_the_arithmetic_of_the_table(tmp_path: Path) -> None:
@@ -491,44 +613,76 @@ def test_the_arithmetic_of_the_table(tmp_path: Path) -> None:
         for seed, value in enumerate(values):
             times: list[tuple[str, str | None]] = [("10:00:00", "11:00:00"), ("12:00:00", "12:30:00")]
             write_run(tmp_path, by_name[f"{method}_if100-s{seed}"], value, times, 100.0 * (seed + 1))
-    killed = by_name["bsce_if100-s2"]
-    shutil.rmtree(tmp_path / killed.folder)
-    write_run(tmp_path, killed, 0.41, [("10:00:00", None), ("10:30:00", "10:40:00")])
     failed = by_name["dive_if100-s2"].name
     report = table_report(tasks, tmp_path, {failed: Ending(2, 5.0, "error: no room")}, {}, [])
     rows = {(row["method"], row["imbalance"]): row for row in report.data["rows"]}
     bsce, dive, ce = (rows[method, 100] for method in ("bsce", "dive", "ce"))
     assert (bsce["top1"]["mean"], bsce["top1"]["std"], bsce["top1"]["n"]) == (pytest.approx(41), pytest.approx(1), 3)
     assert bsce["difference"] == pytest.approx(41 - 42.39) and bsce["few"]["mean"] is None
-    assert bsce["many"]["mean"] == pytest.approx(51) and bsce["killed_sessions"] == 1
-    assert bsce["wall_s"]["mean"] == pytest.approx((2 * 5400 + 600) / 3)
+    assert bsce["many"]["mean"] == pytest.approx(51) and bsce["wall_s"]["mean"] == pytest.approx(5400)
     assert dive["gain"] == {"mean": pytest.approx(3.5), "std": pytest.approx(0.5**0.5), "n": 2}, (
         "paired by seed: 4 and 3"
     )
     assert dive["paper_gain"] == pytest.approx(2.96) and dive["state"] == "2 of 3 seeds"
     assert dive["images_per_s"]["mean"] == pytest.approx(150) and ce["top1"]["std"] is None
-    assert report.data["total_images_per_s"] is None, "a session without an end"
     page = to_markdown(report)
-    assert (
-        "| 100 | BSCE | 42.39 | 41.00 ± 1.00 | -1.39 | 51.00 ± 1.00 | 41.00 ± 1.00 | - |  |  | 3 | 1:03:20 + 1 killed |"
-        in page
-    )
+    assert "| 100 | BSCE | 42.39 | 41.00 ± 1.00 | -1.39 | 51.00 ± 1.00 | 41.00 ± 1.00 | - |  |  | 3 | 1:30:00 |" in page
     assert (
         "| 100 | DiVE | 45.35 | 44.50 ± 0.71 | -0.85 |" in page and "| +2.96 | 3.50 ± 0.71 | 2 (2 of 3 seeds) |" in page
     )
-    assert f"| `{failed}` | 2 | failed: error: no room |" in page and "| `ce_if100-s1` | 1 | not run |" in page
-    assert "CE 38.00, BSCE 41.00, DiVE 44.50: in the paper's order" in page
+    assert f"| `{failed}` | 2 | failed: error: no room |" in page and "`ce_if100-s1`" not in page
+    assert "in the paper's order" not in page, "not before all have the same seeds"
+    assert "at most 6 at a time" in page and "computed in: bf16, backend ffcv" in page
+    report = table_report([task for task in tasks if task.seed == 0 or task.kind == "data"], tmp_path, {}, {}, [])
+    assert "CE 38.00, BSCE 40.00, DiVE 44.00: in the paper's order" in to_markdown(report)
     assert "device: slow box" in page and "code: abc with changes" in page
 
 
-def test_images_per_second_in_total(tmp_path: Path) -> None:
-    """Two that overlap and one later: 3 x 12,800 images in the 3,600 + 1,800 seconds in which any was at work."""
+def test_when_something_was_at_work(tmp_path: Path) -> None:
+    """Two that overlap and one later: 3,600 + 1,800 seconds, in which 3 x 12,800 images were trained."""
     tasks = [task for task in table_tasks(small_choice(settings=()), (100,), (0, 1, 2), ["ce"]) if task.is_run]
     times = [("10:00:00", "10:40:00"), ("10:20:00", "11:00:00"), ("12:00:00", "12:30:00")]
     for task, session in zip(tasks, times, strict=True):
-        write_run(tmp_path, task, 0.4, [session])
-    total = reproduce_outcomes.total_images_per_s([outcome(task, tmp_path, None) for task in tasks])
-    assert total == pytest.approx(3 * 100 * 128 / 5400)
+        write_run(tmp_path, task, 0.4, [("09:00:00", None), session])
+    runs = [outcome(task, tmp_path) for task in tasks]
+    assert reproduce_outcomes.at_work(runs) == (5400, 2)
+    facts = reproduce_outcomes.environment_facts(runs)
+    assert facts["images/s in total"].startswith(f"{3 * 100 * 128 / 5400:,.0f}, ")
+    assert facts["trained"] == "2026-11-01, at most 2 at a time"
+
+
+def test_what_is_left_of_a_task(tmp_path: Path) -> None:
+    """By hand, at 0.1 s an image of training, 0.02 from a cache, 0.01 forward: 10 steps an epoch, evaluation every 10."""
+    costs = Costs(Cost(100, 0.1), Cost(50, 0.01), Cost(10, 0.02), "slow")
+    rows = Rows(1300, 1000)
+    tasks = {task.role: task for task in study_tasks(small_choice(settings=()), [0], None)}
+    batch = {role: 10 * 128 * 200 * image_s for role, image_s in (("bsce", 0.1), ("online", 0.03), ("cache", 0.02))}
+    evaluations = 20 * 1000 * 0.01
+    left = {role: expected_seconds(tasks[role], tmp_path, costs, rows) for role in ("bsce", "online")}
+    assert left == {
+        "bsce": pytest.approx(100 + batch["bsce"] + evaluations),
+        "online": pytest.approx(10 + batch["online"] + evaluations),
+    }
+    folder = tmp_path / tasks["bsce"].folder
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"epoch": 150.0}\n{"epoch": 150.7}\n{"epoch": 151')
+    half = expected_seconds(tasks["bsce"], tmp_path, costs, rows)
+    assert half == pytest.approx(100 + batch["bsce"] / 4 + 5 * 1000 * 0.01)
+    cache = next(task for task in study_tasks(small_choice(settings=()), [0], None) if task.kind == "cache")
+    assert expected_seconds(cache, tmp_path, costs, rows) == pytest.approx(50 + 200 * 1300 * 0.01)
+    for view in range(150):
+        (tmp_path / cache.folder / "one" / f"v{view:03}").mkdir(parents=True)
+    assert expected_seconds(cache, tmp_path, costs, rows) == pytest.approx(50 + 50 * 1300 * 0.01)
+
+
+def test_the_papers_figures() -> None:
+    """METHOD.md, section 1: Table 1."""
+    table = {"ce": (38.35, 42.41, 56.51), "bsce": (42.39, 47.60, 58.38), "dive": (45.35, 51.13, 62.00)}
+    assert {
+        (method, imbalance): value
+        for method, values in table.items()
+        for imbalance, value in zip((100, 50, 10), values, strict=True)
+    } == PAPER
 
 
 def test_spreads_leave_out_what_is_not_there() -> None:
@@ -536,12 +690,16 @@ def test_spreads_leave_out_what_is_not_there() -> None:
     assert spread([1234.5]).text(0) == "1,234" and spread([]).text() == "-" and clock(3725.4) == "1:02:05"
 
 
-def test_whether_the_draw_is_the_papers(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = reproduce_outcomes.draw_of_images(archive)
-    assert other.startswith("The draw of images differs from the papers'") and "`mini.tar`" in other
-    monkeypatch.setattr(reproduce_outcomes, "PUBLISHED_MD5", (other.partition("MD5 ")[2].rstrip(")."),))
-    assert reproduce_outcomes.draw_of_images(archive).startswith("The draw of images is the papers'")
-    assert "not known" in reproduce_outcomes.draw_of_images(tmp_path)
+def test_whether_the_draw_is_the_papers(
+    done: tuple[Path, str], archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The records say what they were drawn from, whatever --archive is now."""
+    tasks = table_tasks(small_choice(), [10], [1])
+    other = reproduce_outcomes.draw_of_images(tasks, done[0])
+    assert "the draw of images differs where that order does" in other
+    monkeypatch.setattr(reproduce_outcomes, "PUBLISHED_TRAIN_MD5", other.partition("MD5 ")[2].partition(")")[0])
+    assert reproduce_outcomes.draw_of_images(tasks, done[0]).startswith("The draw of images is the papers'")
+    assert "not known" in reproduce_outcomes.draw_of_images(tasks, tmp_path)
 
 
 def test_wanted_follows_what_is_missing(tmp_path: Path) -> None:
@@ -552,6 +710,7 @@ def test_wanted_follows_what_is_missing(tmp_path: Path) -> None:
     assert [task.name for task in wanted(tasks, tmp_path)] == ["data_if100", "bsce_if100-s0"], (
         "no student needs the cache"
     )
+    assert wanted(tasks, tmp_path) == wanted(table_tasks(small_choice(settings=()), (100,), (0,), ["dive"]), tmp_path)
 
 
 def test_the_page_on_it_names_what_exists() -> None:
@@ -560,7 +719,7 @@ def test_the_page_on_it_names_what_exists() -> None:
     for command, options in (("cifar100-lt", {"imbalance", "methods", "seeds"}), ("cifar100-lt-studies", {"teacher"})):
         with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as shown:
             reproduce.parse([command, "--help"])
-        common = {"archive", "out", "plan", "jobs", "table-only", "epochs-scale", "report"}
+        common = {"archive", "out", "plan", "jobs", "table-only", "epochs-scale"}
         assert all(f"--{option} " in shown.getvalue() and f"--{option}" in text for option in options | common)
         text_options |= options | common
     assert set(re.findall(r"--([a-z][a-z-]+)", text)) == text_options
@@ -573,7 +732,7 @@ def test_the_page_on_it_names_what_exists() -> None:
         changed = {
             line.partition(":")[0] for line in diff(load(Config, ROOT / config, settings.split()), task.settings)
         }
-        assert changed == {"data.workers"}, "which is free"
+        assert changed == {"data.workers", "save.every_epochs"}, "which are free"
         assert f"OUT/{task.folder}/" in text or task.role == "dive"
 
 
@@ -582,9 +741,24 @@ def test_it_says_what_is_wrong_with_the_command(tmp_path: Path, archive: Path) -
         (["--archive", tmp_path / "none.tar", "--out", tmp_path], "none.tar: no such file or folder"),
         (["--archive", archive, "--out", tmp_path, "--imbalance", 20], "invalid choice"),
         (["--archive", archive, "--out", tmp_path, "--epochs-scale", 0], "above 0"),
-        (["--archive", archive, "--out", tmp_path, "--report", tmp_path], "cannot write"),
+        (["--archive", archive, "--out", tmp_path, "--epochs-scale", "abc"], "abc given, a number above 0"),
+        (["--out", tmp_path / "new"], "has no records of imbalance 100 yet: give --archive"),
+        (["--out", tmp_path / "none", "--table-only"], "none: no such folder"),
     ):
         code, _, errors = call("cifar100-lt", *arguments)
         assert code == 2 and words in errors
     code, _, errors = call("cifar100-lt-studies", "--archive", archive, "--out", tmp_path, "--teacher", tmp_path)
     assert code == 2 and "is not the folder of a finished run" in errors
+    with claimed(tmp_path):
+        code, _, errors = call("cifar100-lt", "--archive", archive, "--out", tmp_path)
+    assert code == 2 and f"{tmp_path} is in use by process {os.getpid()}" in errors
+
+
+def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`--out a=b` is a folder, not a setting."""
+    found = []
+    monkeypatch.setattr(reproduce, "run_missing", lambda tasks, options, choice: found.append(choice) or {})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    for jobs in (1, 4, 24):
+        assert call("cifar100-lt", "--out", tmp_path / "a=b", "--jobs", jobs, "optim.lr=0.2")[0] == 0
+    assert [(choice.threads, choice.settings) for choice in found] == [(n, ("optim.lr=0.2",)) for n in (12, 3, 1)]

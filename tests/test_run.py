@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from pipelines.errors import UserError
+from pipelines.files import write_json_atomic
 from train.checkpoint import SaveConfig
 from train.config import Config, load
 from train.environment import make_accelerator
@@ -100,7 +102,26 @@ def test_a_killed_session_is_recognised(accelerator):
     assert process.returncode == -signal.SIGKILL
     with Run.open(Config(), "a", SCRIPT, accelerator) as run:
         assert run.resumed and run.changes == [] and run.facts == {"backend": "ffcv"}
-        assert [session["status"] for session in record(run.folder)["sessions"]] == ["killed", "running"]
+        killed, session = record(run.folder)["sessions"]
+        assert (killed["status"], session["status"]) == ("killed", "running")
+        assert killed["ended"] == killed["started"] and session["ended"] is None
+
+
+def test_a_killed_session_ends_with_its_last_figures(accelerator):
+    """Not before it began, where it was killed before it wrote any."""
+    run = Run.open(Config(), "a", SCRIPT, accelerator)
+    before = record(run.folder)
+    started = datetime.fromisoformat(before["sessions"][0]["started"])
+    run._let_go()
+    metrics = run.folder / "metrics.jsonl"
+    for seconds, lasted in ((90, 90), (-90, 0)):
+        write_json_atomic(run.folder / "run.json", before)
+        metrics.touch()
+        written = started.timestamp() + seconds
+        os.utime(metrics, (written, written))
+        with Run.open(Config(), "a", SCRIPT, accelerator):
+            ended = record(run.folder)["sessions"][0]["ended"]
+        assert (datetime.fromisoformat(ended) - started).total_seconds() == lasted
 
 
 def test_facts_outlive_the_session(accelerator):

@@ -5,6 +5,7 @@ Writes nothing; an archive is read in memory and never unpacked to disk.
 Invariant: a pickle can make numpy arrays, lists, dicts, numbers, str and bytes, and nothing else.
 """
 
+import hashlib
 import os
 import pickle
 import tarfile
@@ -46,6 +47,7 @@ class Cifar:
     class_names: list[str]
     train: Split
     test: Split
+    train_md5: str  # of the training members' bytes, as published or not, whatever they are packed in
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -178,7 +180,8 @@ def read_cifar(path: Path) -> Cifar:
     kind = _kind(path, members)
     class_names = _class_names(path, kind, members)
     train, test = (_split(path, kind, split, members, class_names) for split in ("train", "test"))
-    return Cifar(kind, class_names, train, test)
+    train_md5 = hashlib.md5(b"".join(members[part] for part in TRAIN[kind]), usedforsecurity=False).hexdigest()
+    return Cifar(kind, class_names, train, test, train_md5)
 
 
 def long_tail_counts(head: int, classes: int, imbalance: float) -> list[int]:

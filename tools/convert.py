@@ -238,7 +238,7 @@ def run_cifar(args: argparse.Namespace) -> None:
         raise UserError(f"--imbalance {args.imbalance} leaves a class without images; give at most {head}")
     drawn = draw_long_tail(cifar.train.labels, classes, args.imbalance)
     samples = cifar_samples(cifar.train, drawn)
-    options = {"split": "train", "imbalance": args.imbalance}
+    options = {"split": "train", "imbalance": args.imbalance, "train_md5": cifar.train_md5}
     convert(outputs[0], samples, cifar.class_names, args, kind=args.command, options=options)
     samples = cifar_samples(cifar.test, np.arange(len(cifar.test.labels)))
     convert(outputs[1], samples, cifar.class_names, args, kind=args.command, options={"split": "test"})

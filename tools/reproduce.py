@@ -11,7 +11,10 @@ compile=true. docs/reproduce.md: what lies where in OUT, seeds, GPUs.
 """
 
 import argparse
+import io
 import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -26,15 +29,15 @@ from pipelines.errors import UserError
 from pipelines.files import write_bytes_atomic, write_json_atomic
 from tools.convert import whole
 from tools.reproduce_jobs import Ending, Jobs, Stopped, claimed, clock, makespan
-from tools.reproduce_outcomes import draw_of_images, outcome
+from tools.reproduce_outcomes import outcome
 from tools.reproduce_plan import (
     IMBALANCES,
     METHODS,
     Choice,
     Task,
     check_settings,
-    is_done,
     refuse_strangers,
+    seeds_found,
     study_tasks,
     table_tasks,
     wanted,
@@ -55,10 +58,17 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _scale(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value <= 100:
-        raise argparse.ArgumentTypeError(f"{text} given, above 0 and at most 100 allowed")
+        raise argparse.ArgumentTypeError(f"{text} given, a number above 0 and at most 100 allowed")
     return value
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().resolve()
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -67,12 +77,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     common = _Parser(add_help=False)
     add = common.add_argument
-    add("--archive", type=Path, required=True, help="the CIFAR-100 python archive: .tar.gz, .tar.xz or unpacked folder")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder for everything that is made")
-    add(
-        "--jobs", type=whole(1), default=1, metavar="N", help="processes at a time on the device (default: %(default)s)"
-    )
-    add("--report", type=Path, metavar="FILE", help="write the table to this Markdown file too (and .json beside it)")
+    add("--archive", type=_path, help="the CIFAR-100 python archive: .tar.gz, .tar.xz or unpacked folder")
+    add("--out", type=_path, required=True, metavar="DIR", help="folder for everything that is made")
+    add("--jobs", type=whole(1), default=1, metavar="N", help="processes at a time (default: %(default)s)")
     add("--plan", action="store_true", help="convert and measure, print the plan and how long it will take, and stop")
     add("--table-only", action="store_true", help="run nothing: write the table of what is finished")
     table = commands.add_parser(TABLE, parents=[common], help="Table 1: paper against ours")
@@ -84,7 +91,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     studies.add_argument("--seeds", type=whole(0), nargs="+", default=[0])
     studies.add_argument(
-        "--teacher", type=Path, metavar="RUN", help="folder of a finished BSCE run to use as the teacher"
+        "--teacher", type=_path, metavar="RUN", help="folder of a finished BSCE run to use as the teacher"
     )
     for command, scale in ((table, 1.0), (studies, 0.2)):
         command.add_argument(
@@ -93,52 +100,51 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             default=scale,
             help="of epochs, warm-up and milestones (default: %(default)s)",
         )
-    settings = [argument for argument in argv if "=" in argument and not argument.startswith("-")]
+    settings = [argument for argument in argv if re.match(r"[a-z][a-z_.]*=", argument)]
     options = parser.parse_args([argument for argument in argv if argument not in settings])
-    options.settings = settings
+    options.settings, options.typed = settings, typed(argv)
     return options
 
 
 def checked(options: argparse.Namespace) -> argparse.Namespace:
-    """The options with absolute paths; refuses what could only fail hours later."""
+    """The options; refuses what could only fail hours later."""
     check_settings(options.settings)
-    if not options.archive.exists():
+    if options.archive is not None and not options.archive.exists():
         raise UserError(f"--archive {options.archive}: no such file or folder; give the CIFAR-100 python archive")
-    if options.report and (options.report.is_dir() or not os.access(options.report.resolve().parent, os.W_OK)):
-        raise UserError(f"cannot write {options.report}: give a file in a folder that exists and can be written")
+    if options.table_only and not options.out.is_dir():
+        raise UserError(f"--out {options.out}: no such folder; give one of an earlier call, or leave --table-only out")
     teacher = getattr(options, "teacher", None)
-    if teacher and not (teacher / "model.json").exists():
-        raise UserError(f"--teacher {teacher} is not the folder of a finished run (it has no model.json)")
-    for name in ("archive", "out", "report", "teacher"):
-        if path := getattr(options, name, None):
-            setattr(options, name, path.expanduser().resolve())
+    if teacher and not (teacher / "result.json").exists():
+        raise UserError(f"--teacher {teacher} is not the folder of a finished run (it has no result.json)")
     return options
 
 
-def typed(options: argparse.Namespace) -> str:
-    """The command, without the paths of this machine."""
-    parts = ["python tools/reproduce.py", options.command, "--archive ARCHIVE --out OUT"]
-    for name in ("imbalance", "methods", "seeds", "jobs", "epochs_scale"):
-        if hasattr(options, name):
-            value = getattr(options, name)
-            text = " ".join(map(str, value)) if isinstance(value, list) else f"{value:g}"
-            parts.append(f"--{name.replace('_', '-')} {text}")
-    if getattr(options, "teacher", None):
-        parts.append(f"--teacher runs/{options.teacher.name}")
-    return " ".join([*parts, *options.settings])
+def typed(argv: Sequence[str]) -> str:
+    """The command for others to type, without the places of this machine."""
+    places = {"--archive": "ARCHIVE", "--out": "OUT", "--teacher": "RUN"}
+    words = [places.get(before) or shlex.quote(word) for before, word in zip(["", *argv], argv, strict=False)]
+    return " ".join(["python tools/reproduce.py", *words])
 
 
 # ---- the plan ----
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    """One line on the screen; that nobody reads any more (`| head`, or a `tee` that Ctrl-C ended) stops no training."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        sys.stdout = io.StringIO()
 
 
-def plan_tasks(options: argparse.Namespace, choice: Choice) -> list[Task]:
+def plan_tasks(options: argparse.Namespace, choice: Choice) -> tuple[list[Task], list[Task]]:
+    """(what is asked for, what the table is of). Table 1 is of all that lies in OUT, whatever is asked for now."""
+    seeds = list(dict.fromkeys(options.seeds))
     if options.command == STUDIES:
-        return study_tasks(choice, options.seeds, options.teacher)
-    return table_tasks(choice, options.imbalance, options.seeds, options.methods)
+        tasks = study_tasks(choice, seeds, options.teacher)
+        return tasks, tasks
+    tasks = table_tasks(choice, list(dict.fromkeys(options.imbalance)), seeds, options.methods)
+    return tasks, table_tasks(choice, IMBALANCES, sorted({*seeds, *seeds_found(choice, options.out)}))
 
 
 def show_plan(tasks: Sequence[Task], missing: Sequence[Task], out: Path, seconds: dict[str, float]) -> None:
@@ -148,12 +154,12 @@ def show_plan(tasks: Sequence[Task], missing: Sequence[Task], out: Path, seconds
         if task.kind == "data":
             continue
         if task.name in names:
-            found = outcome(task, out, None) if task.is_run else None
+            found = outcome(task, out) if task.is_run else None
             state = f"{clock(seconds[task.name])} expected" + (f", from {found.words}" if found and found.words else "")
         elif task.is_run:
-            state = f"finished, top-1 {outcome(task, out, None).accuracy['top1']:.2f}"
+            state = state_of(out, task)
         else:
-            state = "complete" if is_done(task, out) else "not needed"
+            state = "not needed: its students are finished"
         say(f"  {task.name:44} {state}")
 
 
@@ -188,6 +194,8 @@ class Expectation:
 def convert_missing(missing: Sequence[Task], out: Path, options: argparse.Namespace, choice: Choice) -> None:
     """The records that anything missing needs: measuring needs them as well."""
     tasks = [task for task in missing if task.kind == "data"]
+    if tasks and options.archive is None:
+        raise UserError(f"{out} has no records of imbalance {tasks[0].imbalance} yet: give --archive")
     for name, end in Jobs(out, options.jobs, choice.threads, say).run(tasks).items():
         if end.code != 0:
             raise UserError(f"{name} was not converted: {end.words.removeprefix('error: ')}")
@@ -197,12 +205,12 @@ def state_of(out: Path, task: Task) -> str:
     """For a line of progress: the accuracy of a finished run, the epoch of a running one."""
     if not task.is_run:
         return ""
-    found = outcome(task, out, None)
+    found = outcome(task, out)
     return f"top-1 {found.accuracy['top1']:.2f} " if found.state == "finished" else found.words
 
 
-def run_missing(tasks: Sequence[Task], options: argparse.Namespace, choice: Choice) -> dict[str, Ending] | None:
-    """Everything up to the trainings and these; {name: ending}, or None where only the plan was asked for."""
+def run_missing(tasks: Sequence[Task], options: argparse.Namespace, choice: Choice) -> dict[str, Ending]:
+    """Everything up to the trainings, and these unless only the plan was asked for; {name: ending}."""
     out = options.out
     missing = wanted(tasks, out)
     if not missing:
@@ -211,25 +219,22 @@ def run_missing(tasks: Sequence[Task], options: argparse.Namespace, choice: Choi
     convert_missing(missing, out, options, choice)
     refuse_strangers(tasks, out)
     missing = [task for task in missing if task.kind != "data"]
-    smallest = max(task.imbalance for task in missing)
-    costs = measured(choice, smallest, out, options.jobs, say)
+    costs = measured(choice, missing[0].imbalance, out, options.jobs, say)
     expected = Expectation(out, options.jobs, costs, [task for task in tasks if task.kind == "data"])
     show_plan(tasks, missing, out, {task.name: expected.seconds(task) for task in missing})
     expected.say(missing)
     if options.plan:
-        return None
+        return {}
     jobs = Jobs(out, options.jobs, choice.threads, say, expected.left, lambda task: state_of(out, task))
     return jobs.run(missing)
 
 
 def make_report(tasks: Sequence[Task], endings: dict[str, Ending], options: argparse.Namespace) -> Report:
     facts = {
-        "command": f"`{typed(options)}`",
-        "date": datetime.now(UTC).date().isoformat(),
         "settings other than the configurations'": " ".join(options.settings) or "none",
-        "at a time": f"{options.jobs} process{'es' if options.jobs > 1 else ''} on the device",
+        "written": f"{datetime.now(UTC).date().isoformat()} by `{options.typed}`",
     }
-    notes = [draw_of_images(options.archive)]
+    notes = []
     if options.epochs_scale != 1:
         epochs = next(task for task in tasks if task.is_run).settings.schedule.epochs
         facts["schedule"] = f"{epochs} epochs, all boundaries of the configurations scaled by {options.epochs_scale:g}"
@@ -240,31 +245,30 @@ def make_report(tasks: Sequence[Task], endings: dict[str, Ending], options: argp
 
 
 def write_report(report: Report, options: argparse.Namespace) -> None:
-    name = options.command.replace("-", "_")
-    for path in filter(None, (options.out / f"{name}.md", options.report)):
-        write_bytes_atomic(path, to_markdown(report).encode())
-        write_json_atomic(path.with_suffix(".json"), report.data)
-        say(f"written: {path}, {path.with_suffix('.json').name}")
+    path = options.out / f"{options.command.replace('-', '_')}.md"
+    write_bytes_atomic(path, to_markdown(report).encode())
+    write_json_atomic(path.with_suffix(".json"), report.data)
+    say(f"written: {path}, {path.with_suffix('.json').name}")
 
 
 def main(argv: list[str]) -> int:
     options = checked(parse(argv))
     threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
     choice = Choice(options.archive, options.epochs_scale, tuple(options.settings), threads)
-    tasks = plan_tasks(options, choice)
     with nullcontext() if options.table_only else claimed(options.out):
-        refuse_strangers(tasks, options.out)
+        asked, shown = plan_tasks(options, choice)
+        refuse_strangers(shown, options.out)
         code, endings = 0, {}
         try:
             if not options.table_only:
-                done = run_missing(tasks, options, choice)
-                if done is None:
-                    return 0
-                endings = done
+                endings = run_missing(asked, options, choice)
         except Stopped as stopped:
             say("stopped; the same command goes on")
-            code = stopped.code
-        write_report(make_report(tasks, endings, options), options)
+            code, endings = stopped.code, stopped.ended
+        if options.plan:
+            return code
+        refuse_strangers(shown, options.out)  # a teacher that was trained again may not be that of a student any more
+        write_report(make_report(shown, endings, options), options)
     failed = [name for name, end in endings.items() if end.code != 0]
     if failed:
         say(f"failed or not run: {', '.join(failed)}; the same command tries again")

@@ -1,4 +1,4 @@
-"""Running tasks as processes of their own, several at a time on one device, until all are done or somebody stops us.
+"""Running tasks as processes of their own, several at a time, until all are done or somebody stops us.
 
 Owns processes, signals, logs (OUT/logs/NAME.log) and the lock of OUT. Knows nothing of trainings. Invariant: when this program
 is gone, however it went, so are the processes that it started (the kernel tells them), each having been asked to stop.
@@ -17,8 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
+import torch
+
 from pipelines.errors import UserError
 from tools.reproduce_plan import Task
+from train.run import holder_line
 
 LOGS = "logs"
 _PROMPT = "$ python "  # begins a session in a log
@@ -26,6 +29,8 @@ _LOCK = "reproduce.lock"
 _POLL_SECONDS = 0.2
 _STILL_SECONDS = 300.0  # between two lines that say what is running
 _GRACE_SECONDS = 90.0  # for a process that was asked to stop: an entry script needs at most 30
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # what stops a training, too
+_AGAIN = "run the same command again"  # how a script says that the fault was not its own, and is put right
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _prctl = ctypes.CDLL(None).prctl
 
@@ -39,11 +44,11 @@ class Ending(NamedTuple):
 
 
 class Stopped(Exception):
-    """The user asked this program to stop; `code` is what it should exit with."""
+    """Somebody asked this program to stop; code: what it should exit with; ended: how tasks had ended before."""
 
-    def __init__(self, number: int):
+    def __init__(self, number: int, ended: dict[str, Ending]):
         super().__init__(signal.Signals(number).name)
-        self.code = 128 + number
+        self.code, self.ended = 128 + number, ended
 
 
 @contextmanager
@@ -59,10 +64,13 @@ def claimed(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            holder = os.pread(handle, 1000, 0).decode(errors="replace") or "another tools/reproduce.py"
             raise UserError(
-                f"{out} is in use by another tools/reproduce.py, or by a training of one that is still saving: wait for it, stop "
-                "it, or give another --out"
+                f"{out} is in use by {holder}, or by a training that it left and that is still saving: wait for it, stop it, or "
+                "give another --out"
             ) from error
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, holder_line().encode(), 0)
         yield
     finally:
         os.close(handle)
@@ -73,12 +81,21 @@ def _stop_with_parent() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
 
-def start_process(command: list[str], folder: Path, log: IO[str], threads: int) -> subprocess.Popen[str]:
-    """`python COMMAND` in `folder`, on so many threads, writing to `log`; Ctrl-C on the terminal does not reach it."""
+def gpus() -> list[str]:
+    """Names of the GPUs to share out, as CUDA_VISIBLE_DEVICES has them; none where there is nothing to choose."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
+    return names if len(names) > 1 else []
+
+
+def start_process(
+    command: list[str], folder: Path, log: IO[str], threads: int, gpu: str | None = None
+) -> subprocess.Popen[str]:
+    """`python COMMAND` in `folder`, on so many threads and one GPU, writing to `log`; the terminal's Ctrl-C does not reach it."""
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=folder,
-        env={"OMP_NUM_THREADS": str(threads)} | os.environ,
+        env={"OMP_NUM_THREADS": str(threads)} | os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -93,10 +110,11 @@ class _Running(NamedTuple):
     task: Task
     process: subprocess.Popen[str]
     since: float
+    slot: int
 
 
 class Jobs:
-    """At most `slots` tasks at a time, in OUT, each on `threads` threads.
+    """At most `slots` tasks at a time, in OUT, each on `threads` threads; of several GPUs the slots take turns.
 
     say: a function for lines on the screen. left: given the tasks not ended yet, a text such as "about 1:00:00 left".
     state: how far a running task is, as text.
@@ -113,21 +131,29 @@ class Jobs:
     ):
         self._out, self._slots, self._threads = out, slots, threads
         self._say, self._left, self._state = say, left, state
+        self._gpus = gpus()
         self._running: list[_Running] = []
+        self._tried_again: set[str] = set()
         self._signal: int | None = None
         self._asked = 0.0
 
     def run(self, tasks: Sequence[Task]) -> dict[str, Ending]:
         """All of them, each after those of its needs that are among them; {name: how it ended}, or Stopped.
 
-        A task that fails takes only those with it that need it.
+        A task that fails takes only those with it that need it. One that says that the same command will do is tried once more.
         """
-        waiting, ended = list(tasks), {}
+        waiting, ended = list(tasks), dict[str, Ending]()
         said = time.monotonic()
         with self._listening():
             while self._running or (waiting and self._signal is None):
-                for task in self._reap(ended):
-                    self._report(task, ended[task.name], len(ended), len(tasks), waiting)
+                for task, end in self._reap():
+                    again = _AGAIN in end.words and task.name not in self._tried_again
+                    if again:
+                        self._tried_again.add(task.name)
+                        waiting.insert(0, task)
+                    elif end.code == 0 or self._signal is None:  # one that was stopped has not failed
+                        ended[task.name] = end
+                    self._report(task, end, len(ended), len(tasks), waiting)
                 waiting = [task for task in waiting if not self._give_up(task, ended)]
                 self._fill(waiting, ended)
                 if time.monotonic() - said >= _STILL_SECONDS:
@@ -137,7 +163,7 @@ class Jobs:
                     )
                 self._wait()
         if self._signal is not None:
-            raise Stopped(self._signal)
+            raise Stopped(self._signal, ended)
         return ended
 
     # ---- the processes ----
@@ -158,8 +184,11 @@ class Jobs:
         with open(log, "a") as file:
             file.write(f"{_PROMPT}{shlex.join(task.command)}\n")
             file.flush()
+            slot = min(set(range(self._slots)) - {one.slot for one in self._running})
+            gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
             since = time.monotonic()
-            self._running.append(_Running(task, start_process(task.command, self._out, file, self._threads), since))
+            process = start_process(task.command, self._out, file, self._threads, gpu)
+            self._running.append(_Running(task, process, since, slot))
         if self._signal is not None:  # it came in between, and this process is one more to pass it on to
             self._running[-1].process.send_signal(signal.SIGINT)
         self._say(f"start: {task.name}")
@@ -168,7 +197,7 @@ class Jobs:
         """Where a task's output goes."""
         return self._out / LOGS / f"{task.name}.log"
 
-    def _reap(self, ended: dict[str, Ending]) -> Iterator[Task]:
+    def _reap(self) -> Iterator[tuple[Task, Ending]]:
         """Take the processes that have ended off the list."""
         for one in list(self._running):
             code = one.process.poll()
@@ -176,8 +205,7 @@ class Jobs:
                 continue
             self._running.remove(one)
             words = "" if code == 0 else f"{_last_words(self.log(one.task))} (exit code {code})"
-            ended[one.task.name] = Ending(code, time.monotonic() - one.since, words)
-            yield one.task
+            yield one.task, Ending(code, time.monotonic() - one.since, words)
 
     def _give_up(self, task: Task, ended: dict[str, Ending]) -> bool:
         """Whether a task can never start, because one that it needs has failed."""
@@ -200,14 +228,24 @@ class Jobs:
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        """Pass SIGINT and SIGTERM on, once for each time."""
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Pass what should stop us on, once for each time."""
+        before = {number: signal.signal(number, self._stop) for number in _SIGNALS}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            for one in self._running:  # only after an error of our own
+            self._end_all()
+
+    def _end_all(self) -> None:
+        """After an error of our own: what is still running may save before it goes."""
+        for one in self._running:
+            one.process.send_signal(signal.SIGINT)
+        until = time.monotonic() + _GRACE_SECONDS
+        for one in self._running:
+            try:
+                one.process.wait(max(0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
                 one.process.kill()
 
     def _stop(self, number: int, _: object) -> None:

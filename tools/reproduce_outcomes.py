@@ -4,7 +4,6 @@ Reads only. Invariant: every figure is one of a run's own files, or the mean, st
 Accuracies are in percent.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,14 +11,15 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from pipelines.errors import UserError
 from pipelines.files import read_json
+from pipelines.records import Records
 from tools.reproduce_jobs import Ending
 from tools.reproduce_plan import Task, is_done, views_of
 from tools.reproduce_timing import epochs_done
 
 GROUPS = ("top1", "many", "medium", "few")
-# Of the published cifar-100-python.tar.gz, and of the file `train` in it.
-PUBLISHED_MD5 = ("eb9058c3a382ffc7106e4002c42a8d85", "16019d7e3df5f24257cddd939b257f8d")
+PUBLISHED_TRAIN_MD5 = "16019d7e3df5f24257cddd939b257f8d"  # of the file `train` in the published cifar-100-python.tar.gz
 
 
 # ---- one run ----
@@ -27,10 +27,7 @@ PUBLISHED_MD5 = ("eb9058c3a382ffc7106e4002c42a8d85", "16019d7e3df5f24257cddd939b
 
 @dataclass
 class Outcome:
-    """What a run's files say. state: finished, unfinished, failed or not run; words: why, or how far.
-
-    killed: sessions of which only the beginning is known, so that `wall_s` is short of them.
-    """
+    """What a run's files say. state: finished, unfinished, failed, damaged or not run; words: why, or how far."""
 
     task: Task
     state: str
@@ -38,12 +35,11 @@ class Outcome:
     accuracy: dict[str, float | None] = field(default_factory=dict)
     tau: float | None = None
     test_images: int = 0
-    images_per_s: float | None = None
     images: int = 0
-    wall_s: float = 0.0
-    killed: int = 0
+    speed: dict[str, float | None] = field(default_factory=dict)
     sessions: list[tuple[datetime, datetime]] = field(default_factory=list)
     environments: list[dict[str, Any]] = field(default_factory=list)
+    computed: str = ""
     records: str | None = None
 
     @property
@@ -51,55 +47,56 @@ class Outcome:
         """State and words, for a table."""
         return ": ".join(filter(None, (self.state, self.words)))
 
+    @property
+    def wall_s(self) -> float:
+        return sum((end - start).total_seconds() for start, end in self.sessions)
+
     def as_json(self) -> dict[str, Any]:
+        task = self.task
         return {
-            "run": self.task.name,
-            "role": self.task.role,
-            "imbalance": self.task.imbalance,
-            "seed": self.task.seed,
-            "teacher": self.task.teacher,
-            "state": self.state,
-            "words": self.words,
-            **self.accuracy,
-            "tau": self.tau,
-            "images_per_s": self.images_per_s,
-            "wall_s": self.wall_s,
-            "killed_sessions": self.killed,
-            "records": self.records,
+            **{"run": task.name, "role": task.role, "imbalance": task.imbalance, "seed": task.seed},
+            **{"teacher": task.teacher, "state": self.state, "words": self.words, **self.accuracy, "tau": self.tau},
+            **{"speed": self.speed, "wall_s": self.wall_s, "sessions": len(self.sessions)},
+            **{"computed": self.computed, "records": self.records},
         }
 
 
-def outcome(task: Task, out: Path, ending: Ending | None) -> Outcome:
+def outcome(task: Task, out: Path, ending: Ending | None = None) -> Outcome:
     """Of a run in OUT; ending: how it went just now, if it was started."""
     folder = out / task.folder
-    if not is_done(task, out):
-        if ending is not None and ending.code != 0:
-            return Outcome(task, "failed" if ending.code else "not run", ending.words)
-        if not (folder / "run.json").exists():
-            return Outcome(task, "not run")
-        return Outcome(task, "unfinished", f"epoch {epochs_done(task, out):g} of {task.settings.schedule.epochs}")
+    if is_done(task, out):
+        try:
+            return _finished(task, folder)
+        except (UserError, LookupError, TypeError, ValueError) as error:
+            return Outcome(task, "damaged", f"{error}; delete {task.folder} and run the same command again")
+    if ending is not None and ending.code != 0:
+        return Outcome(task, "failed" if ending.code else "not run", ending.words)
+    if not (folder / "run.json").exists():
+        return Outcome(task, "not run")
+    return Outcome(task, "unfinished", f"epoch {epochs_done(task, out):g} of {task.settings.schedule.epochs}")
+
+
+def _finished(task: Task, folder: Path) -> Outcome:
     result, record = read_json(folder / "result.json"), read_json(folder / "run.json")
-    test = result["test"]
-    found = Outcome(
+    facts, sessions, settings = record["facts"], record["sessions"], task.settings
+    precision = facts.get("precision", settings.precision)
+    return Outcome(
         task,
         "finished",
-        accuracy={group: None if test[group] is None else 100 * test[group] for group in GROUPS},
+        accuracy={group: None if result["test"][group] is None else 100 * result["test"][group] for group in GROUPS},
         tau=result.get("tau"),
-        test_images=test["samples"],
-        images_per_s=result["speed"]["images_per_s"],
-        images=result["steps"] * task.settings.optim.batch,
-        environments=[session["environment"] for session in record["sessions"]],
-        records=record["facts"].get("train"),
+        test_images=result["test"]["samples"],
+        images=result["steps"] * settings.optim.batch,
+        speed=result["speed"],
+        # A killed session of a revision that did not write when it was last alive counts as none.
+        sessions=[
+            (datetime.fromisoformat(one["started"]), datetime.fromisoformat(one["ended"] or one["started"]))
+            for one in sessions
+        ],
+        environments=[one["environment"] for one in sessions],
+        computed=f"{precision}{', compiled' if settings.compile else ''}, backend {facts.get('backend')}",
+        records=facts.get("train"),
     )
-    for session in record["sessions"]:
-        if session["ended"] is None:
-            found.killed += 1
-        else:
-            found.sessions.append(
-                (datetime.fromisoformat(session["started"]), datetime.fromisoformat(session["ended"]))
-            )
-    found.wall_s = sum((end - start).total_seconds() for start, end in found.sessions)
-    return found
 
 
 class CacheFacts(NamedTuple):
@@ -113,12 +110,13 @@ class CacheFacts(NamedTuple):
 
 def cache_facts(task: Task, out: Path) -> CacheFacts | None:
     """None when it is not there, whole."""
-    if not is_done(task, out):
-        return None
-    files = [path for path in (out / task.folder).rglob("*") if path.is_file()]
-    made = [read_json(path) for path in files if path.name == "made.json"]
-    seconds = sum(session["seconds"] for one in made for session in one["sessions"])
-    return CacheFacts(task.name, views_of(task.settings), sum(path.stat().st_size for path in files) / 1e6, seconds)
+    views = views_of(task.settings)
+    for done in (out / task.folder).glob("*/done.json"):
+        if read_json(done)["views"] >= views:
+            size = sum(path.stat().st_size for path in done.parent.rglob("*") if path.is_file())
+            seconds = sum(session["seconds"] for session in read_json(done.with_name("made.json"))["sessions"])
+            return CacheFacts(task.name, views, size / 1e6, seconds)
+    return None
 
 
 # ---- several seeds ----
@@ -154,41 +152,48 @@ def gains(students: Sequence[Outcome], runs: Sequence[Outcome]) -> list[float]:
     return found
 
 
-def total_images_per_s(runs: Sequence[Outcome]) -> float | None:
-    """Images of all finished runs per second in which at least one of them was at work; None when a session has no end."""
-    finished = [run for run in runs if run.state == "finished"]
-    if not finished or any(run.killed for run in finished):
-        return None
-    busy, until = 0.0, None
-    for start, end in sorted(session for run in finished for session in run.sessions):
-        begin = start if until is None else max(start, until)
-        if end > begin:
-            busy += (end - begin).total_seconds()
-        until = end if until is None else max(until, end)
-    return sum(run.images for run in finished) / busy if busy else None
+def at_work(runs: Sequence[Outcome]) -> tuple[float, int]:
+    """Seconds in which at least one session was at work, and the most that were at the same time."""
+    changes = sorted(
+        (time, change)
+        for run in runs
+        for start, end in run.sessions
+        if end > start
+        for time, change in ((start, 1), (end, -1))
+    )
+    busy, most, now = 0.0, 0, 0
+    for i, (time, change) in enumerate(changes):
+        if now:
+            busy += (time - changes[i - 1][0]).total_seconds()
+        now += change
+        most = max(most, now)
+    return busy, most
 
 
 # ---- what the figures belong to ----
 
 
-def draw_of_images(archive: Path) -> str:
-    """A sentence on whether the long-tailed draw is the papers'."""
-    file = next(iter(sorted(archive.rglob("train"))), None) if archive.is_dir() else archive
-    if file is None or not file.is_file():
-        return "The archive is not at hand: whether the draw of images is the papers' is not known."
-    with open(file, "rb") as opened:
-        digest = hashlib.file_digest(opened, "md5").hexdigest()
-    if digest in PUBLISHED_MD5:
+def draw_of_images(tasks: Sequence[Task], out: Path) -> str:
+    """A sentence on whether the long-tailed draw is the papers'; from the records, which say what they were drawn from."""
+    data = [out / task.folder / "train.beton" for task in tasks if task.kind == "data" and is_done(task, out)]
+    sources = sorted({str(Records(path).manifest["made"]["options"].get("train_md5")) for path in data})
+    if sources == [PUBLISHED_TRAIN_MD5]:
         return "The draw of images is the papers': that of the published archive, in its order."
+    if not sources or "None" in sources:
+        return (
+            "Whether the draw of images is the papers' is not known: the records do not say what archive they are of."
+        )
     return (
-        "The draw of images differs from the papers': the class counts are theirs, but which images of a class are kept follows "
-        f"from their order in the archive, and `{archive.name}` is not the published file (MD5 {digest})."
+        f"The archive's `train` is not the published file (MD5 {', '.join(sources)}): the class counts are the papers', but which "
+        "images of a class are kept follows from their order in the archive, so the draw of images differs where that order does."
     )
 
 
 def environment_facts(runs: Sequence[Outcome]) -> dict[str, str]:
-    """Device, versions and revision of all sessions; several values where they differed."""
+    """Device, versions, revision and time of all sessions of finished runs; several values where they differed."""
     sessions = [environment for run in runs for environment in run.environments]
+    if not sessions:
+        return {"device": "nothing has been run to its end"}
 
     def values(name: str) -> str:
         return " and ".join(dict.fromkeys(str(one[name]) for one in sessions if one.get(name) is not None))
@@ -198,12 +203,18 @@ def environment_facts(runs: Sequence[Outcome]) -> dict[str, str]:
         for one in sessions
         if "git_revision" in one
     )
-    if not sessions:
-        return {"device": "nothing has been run to its end"}
     apart = ("host", "device", "world_size", "git_revision", "git_dirty")
     names = dict.fromkeys(name for one in sessions for name in one if name not in apart)
-    return {
+    days = sorted(time.date().isoformat() for run in runs for session in run.sessions for time in session)
+    busy, most = at_work(runs)
+    facts = {
         "device": values("device"),
+        "computed in": " and ".join(dict.fromkeys(run.computed for run in runs if run.computed)),
         "versions": ", ".join(f"{name} {values(name)}" for name in names if values(name)),
         "code": " and ".join(dict.fromkeys(revisions)) or "revision unknown",
+        "trained": " to ".join(dict.fromkeys((days[0], days[-1]))) + f", at most {most} at a time",
     }
+    if busy:
+        images = sum(run.images for run in runs)
+        facts["images/s in total"] = f"{images / busy:,.0f}, evaluations included, while at least one was at work"
+    return facts

@@ -6,20 +6,22 @@ working directory of all commands, so that the shipped configurations are used a
     OUT/data/cifar100_lt_ifI/        records             OUT/caches/TEACHER-vV/    V views of one teacher
     OUT/runs/METHOD_ifI-sS/          runs of 200 epochs  OUT/runs/..-eE-sS/        runs of E epochs (--epochs-scale)
 
-Invariant: a run counts as finished under exactly the settings under which its entry script would say so.
+Invariant: a run in its place is the one that is asked for (settings, records, teacher) or is refused. Whether a cache is whole is
+for train/cache_logits.py to say, which is started for every student that is missing and is quick where nothing is.
 """
 
+import functools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pipelines.errors import UserError
-from pipelines.files import read_json
 from pipelines.records import Records
 from train.config import Config, diff, load, value_text
 from train.run import binding, stored_facts
+from train.weights import load_network, weights_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 IMBALANCES = (100, 50, 10)
@@ -31,7 +33,19 @@ SCRIPTS = {
     "distill": "train/distill.py",
 }
 # Settings that are this tool's to give, or what is reproduced.
-OWN_KEYS = ("run", "seed", "data.train", "data.test", "data.seed", "data.views", "distill", "cache.paths", "cache.dir")
+OWN_KEYS = (
+    *("run", "resume", "eval_only", "seed", "data.train", "data.test", "data.seed", "data.views"),
+    *("distill", "cache.paths", "cache.dir"),
+)
+# What may differ between a run and what is asked for. Less than a run may be resumed with: a row of the table is one setting.
+FREE_KEYS = ("run", "save", "eval", "track", "profile", "data.workers", "data.verify", "cache.check")
+_SAVE_EVERY = "save.every_epochs=10"  # these epochs are short, and a run that is asked to stop saves anyway
+
+
+@functools.cache
+def settings_of(arguments: tuple[str, ...]) -> Config:
+    """Of a configuration's file and KEY=VALUEs; a UserError names one that is wrong."""
+    return load(Config, arguments[0], arguments[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +74,17 @@ class Task:
     def is_run(self) -> bool:
         return self.kind in ("teacher", "distill")
 
-    @cached_property
+    @property
     def settings(self) -> Config:
-        """Of everything but a conversion; a UserError names a setting that is wrong."""
-        return load(Config, self.arguments[0], self.arguments[1:])
+        """Of everything but a conversion."""
+        return settings_of(self.arguments)
 
 
 class Choice(NamedTuple):
     """What the command line decides for all tasks. settings: KEY=VALUE for every training and cache; threads: of each
     process."""
 
-    archive: Path
+    archive: Path | None
     scale: float
     settings: tuple[str, ...]
     threads: int
@@ -84,7 +98,7 @@ def check_settings(settings: Sequence[str]) -> None:
     for setting in settings:
         key = setting.partition("=")[0]
         for own in OWN_KEYS:
-            if key == own or key.startswith(f"{own}."):
+            if key == own or key.startswith(f"{own}.") or own.startswith(f"{key}."):
                 raise UserError(f"{setting}: {own} is set by this tool or is part of what it reproduces; leave it out")
 
 
@@ -100,6 +114,7 @@ def views_of(config: Config) -> int:
     return config.data.views or epochs_of(config)
 
 
+@functools.cache
 def scaled_schedule(config_file: Path, scale: float) -> list[str]:
     """Settings that shorten (or lengthen) a schedule: epochs, warm-up and milestones; none at scale 1.
 
@@ -126,18 +141,22 @@ def _config_file(method: str, imbalance: int) -> Path:
 def _arguments(choice: Choice, method: str, imbalance: int, *own: str) -> tuple[str, ...]:
     """Configuration and settings of a command; later ones win."""
     file = _config_file(method, imbalance)
-    return str(file), *scaled_schedule(file, choice.scale), f"data.workers={choice.threads}", *choice.settings, *own
+    common = (*scaled_schedule(file, choice.scale), f"data.workers={choice.threads}", _SAVE_EVERY)
+    return str(file), *common, *choice.settings, *own
 
 
-def run_name(choice: Choice, method: str, imbalance: int, seed: int) -> str:
-    """As the entry scripts call it by default; runs of another length have that in their name."""
-    settings = load(Config, *_split(_arguments(choice, method, imbalance)))
+def run_stem(choice: Choice, method: str, imbalance: int) -> str:
+    """The name of a run without its seed: the entry scripts' default; runs of another length have that in their name."""
+    settings = settings_of(_arguments(choice, method, imbalance))
     length = "" if choice.scale == 1 else f"-e{settings.schedule.epochs}"
-    return f"{method}_if{imbalance}{length}-s{seed}"
+    return f"{method}_if{imbalance}{length}"
 
 
-def _split(arguments: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    return arguments[0], arguments[1:]
+def seeds_found(choice: Choice, out: Path) -> set[int]:
+    """Seeds of which any run of Table 1 has been begun."""
+    stems = {run_stem(choice, method, imbalance) for method in METHODS for imbalance in IMBALANCES}
+    names = (re.fullmatch(r"(.+)-s(\d+)", folder.name) for folder in (out / "runs").glob("*"))
+    return {int(name[2]) for name in names if name and name[1] in stems}
 
 
 # ---- tasks ----
@@ -155,7 +174,7 @@ def data_task(choice: Choice, imbalance: int) -> Task:
 
 def teacher_task(choice: Choice, method: str, imbalance: int, seed: int) -> Task:
     """A training on hard labels."""
-    name = run_name(choice, method, imbalance, seed)
+    name = f"{run_stem(choice, method, imbalance)}-s{seed}"
     return Task(
         name=name,
         kind="teacher",
@@ -179,7 +198,7 @@ class Teacher(NamedTuple):
 def cache_task(choice: Choice, teacher: Teacher, imbalance: int, seed: int, *own: str) -> Task:
     """The teacher's logits for all views of a student whose settings are the configuration's and `own`."""
     common = _arguments(choice, "dive", imbalance, *own)
-    views = views_of(load(Config, *_split(common)))
+    views = views_of(settings_of(common))
     folder = f"caches/{teacher.name}-v{views}"
     return Task(
         name=f"cache_{teacher.name}-v{views}",
@@ -197,8 +216,8 @@ def cache_task(choice: Choice, teacher: Teacher, imbalance: int, seed: int, *own
 def student_task(
     choice: Choice, name: str, role: str, teacher: Teacher, cache: Task | None, imbalance: int, seed: int, *own: str
 ) -> Task:
-    """A student of a cache, or without one of the online teacher."""
-    source = f"cache.paths=[{cache.folder}]" if cache else f"distill.teacher={teacher.given}"
+    """A student of a cache, or without one of the online teacher. Named with a cache, the teacher has to be that of the cache."""
+    sources = (f"distill.teacher={teacher.given}", *((f"cache.paths=[{cache.folder}]",) if cache else ()))
     before = cache.name if cache else teacher.task
     return Task(
         name=name,
@@ -206,7 +225,7 @@ def student_task(
         role=role,
         imbalance=imbalance,
         folder=f"runs/{name}",
-        arguments=_arguments(choice, "dive", imbalance, *own, f"run={name}", f"seed={seed}", source),
+        arguments=_arguments(choice, "dive", imbalance, *own, f"run={name}", f"seed={seed}", *sources),
         needs=(f"data_if{imbalance}", *((before,) if before else ())),
         seed=seed,
         teacher=teacher.name,
@@ -225,7 +244,7 @@ def table_tasks(
         if "dive" in methods:
             teacher = Teacher(tasks[-1].name, tasks[-1].name, tasks[-1].name)
             cache = cache_task(choice, teacher, imbalance, seed)
-            name = run_name(choice, "dive", imbalance, seed)
+            name = f"{run_stem(choice, 'dive', imbalance)}-s{seed}"
             tasks += [cache, student_task(choice, name, "dive", teacher, cache, imbalance, seed)]
     if "ce" in methods:
         tasks += [teacher_task(choice, "ce", imbalance, seed) for imbalance, seed in pairs]
@@ -261,7 +280,7 @@ def study_tasks(choice: Choice, seeds: Sequence[int], given: Path | None) -> lis
 
 
 def _students(choice: Choice, teacher: Teacher, seed: int) -> Iterator[Task]:
-    config = load(Config, *_split(_arguments(choice, "dive", STUDIES_IMBALANCE)))
+    config = settings_of(_arguments(choice, "dive", STUDIES_IMBALANCE))
     epochs, distill = epochs_of(config), config.distill
     assert distill.tau is not None
     tenth = f"data.views={max(1, epochs // 10)}"
@@ -284,18 +303,15 @@ def _students(choice: Choice, teacher: Teacher, seed: int) -> Iterator[Task]:
 
 
 def is_done(task: Task, out: Path) -> bool:
-    """Whether what the task makes is there, whole."""
+    """Whether what the task makes is there, whole. Of a cache nobody asks."""
     folder = out / task.folder
     if task.kind == "data":
         return all((folder / f"{split}.beton").exists() for split in ("train", "test"))
-    if task.kind == "cache":
-        views = views_of(task.settings)
-        return any(read_json(path)["views"] >= views for path in folder.glob("*/done.json"))
-    return (folder / "result.json").exists()
+    return task.is_run and (folder / "result.json").exists()
 
 
 def wanted(tasks: Sequence[Task], out: Path) -> list[Task]:
-    """What is to be run, in order: runs that are not finished, and the data and caches that these need."""
+    """What is to be run, in order: runs that are not finished, their caches, and the teachers and data that these need."""
     missing = {task.name for task in tasks if task.is_run and not is_done(task, out)}
     for task in reversed(tasks):  # a task comes after what it needs
         needed = any(task.name in other.needs and other.name in missing for other in tasks)
@@ -305,23 +321,40 @@ def wanted(tasks: Sequence[Task], out: Path) -> list[Task]:
 
 
 def refuse_strangers(tasks: Sequence[Task], out: Path) -> None:
-    """Every run folder that exists must be the run that the plan means, on the records that lie there."""
-    digests: dict[int, str] = {}
+    """Every run folder that exists must be the run that is meant, on the records and of the teacher that lie there."""
+    folders = {task.name: out / task.folder for task in tasks}
+    data = {task.imbalance: folders[task.name] for task in tasks if task.kind == "data" and is_done(task, out)}
+    digests = {imbalance: Records(folder / "train.beton").digest for imbalance, folder in data.items()}
     for task in tasks:
-        if task.kind == "data" and is_done(task, out):
-            digests[task.imbalance] = Records(out / task.folder / "train.beton").digest
-        folder = out / task.folder
+        folder = folders[task.name]
         if not task.is_run or not (folder / "config.yaml").exists():
             continue
-        differing = binding(diff(load(Config, folder / "config.yaml"), task.settings))
+        differing = binding(diff(load(Config, folder / "config.yaml"), task.settings), FREE_KEYS)
         if differing:
             raise UserError(
                 f"{folder} was started with other settings (there -> asked for): {'; '.join(differing)}. Ask for the same, "
                 "or give another --out"
             )
-        trained_on = stored_facts(folder).get("train")
+        facts = stored_facts(folder)
+        trained_on = facts.get("train")
         if None not in (trained_on, digests.get(task.imbalance)) and trained_on != digests[task.imbalance]:
             raise UserError(
                 f"{folder} was trained on other records than {out}/data holds (digest {trained_on}, not "
                 f"{digests[task.imbalance]}): give another --out"
             )
+        if facts.get("teachers"):
+            _refuse_another_teacher(task, folder, out, facts["teachers"])
+
+
+def _refuse_another_teacher(task: Task, folder: Path, out: Path, teachers: list[str]) -> None:
+    """teachers: hashes of the weights that a student learnt from."""
+    given = Path(task.settings.distill.teacher or "")
+    teacher = given if given.is_absolute() else out / "runs" / given
+    if not (teacher / "result.json").exists():  # to be trained again; then this is asked again
+        return
+    weights = weights_hash(load_network(teacher)[0].state_dict())
+    if teachers != [weights]:
+        raise UserError(
+            f"{folder} learnt from another teacher than {teacher} (weights {teachers[0][:12]}, not {weights[:12]}): delete the "
+            "student, which is then trained again, or give another --out"
+        )

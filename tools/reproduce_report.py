@@ -16,11 +16,11 @@ from tools.reproduce_outcomes import (
     Outcome,
     Spread,
     cache_facts,
+    draw_of_images,
     environment_facts,
     gains,
     outcome,
     spread,
-    total_images_per_s,
 )
 from tools.reproduce_plan import IMBALANCES, METHODS, STUDIES, Task, views_of
 from train.metrics import FEW_BELOW, MANY_ABOVE
@@ -52,6 +52,40 @@ class Report(NamedTuple):
     data: dict[str, Any]
 
 
+class Row(NamedTuple):
+    """The runs of one row, of several seeds. state: in words what is missing; empty when nothing is."""
+
+    runs: int
+    finished: int
+    state: str
+    accuracy: dict[str, Spread]
+    wall_s: Spread
+    images_per_s: Spread
+
+    @property
+    def groups(self) -> list[str]:
+        """Accuracies as text: overall, many, medium, few."""
+        return [self.accuracy[group].text() for group in GROUPS]
+
+    def as_json(self) -> dict[str, Any]:
+        spreads = self.accuracy | {"wall_s": self.wall_s, "images_per_s": self.images_per_s}
+        counts = {"runs": self.runs, "finished": self.finished, "state": self.state}
+        return counts | {name: value._asdict() for name, value in spreads.items()}
+
+
+def row_of(runs: Sequence[Outcome]) -> Row:
+    finished = [run for run in runs if run.state == "finished"]
+    if len(finished) == len(runs) and runs:
+        state = ""
+    elif finished:
+        state = f"{len(finished)} of {len(runs)} seeds"
+    else:
+        state = "; ".join(dict.fromkeys(run.status for run in runs)) or "not run"
+    accuracy = {group: spread([run.accuracy[group] for run in finished]) for group in GROUPS}
+    wall, speed = ([run.wall_s for run in finished], [run.speed.get("images_per_s") for run in finished])
+    return Row(len(runs), len(finished), state, accuracy, spread(wall), spread(speed))
+
+
 # ---- table 1 ----
 
 
@@ -60,80 +94,70 @@ def table_report(
 ) -> Report:
     """Paper against ours. facts, notes: what only the command line knows."""
     runs = [outcome(task, out, endings.get(task.name)) for task in tasks if task.is_run]
-    caches = [cache_facts(task, out) for task in tasks if task.kind == "cache"]
-    rows = [_table_row(method, imbalance, runs) for imbalance in IMBALANCES for method in METHODS]
-    total = total_images_per_s(runs)
-    if total is not None:
-        facts = facts | {"images/s in total": f"{total:,.0f}, evaluations included, while at least one run was at work"}
-    facts = environment_facts(runs) | facts
+    rows = {
+        (method, imbalance): row_of([run for run in runs if (run.task.role, run.task.imbalance) == (method, imbalance)])
+        for imbalance in IMBALANCES
+        for method in METHODS
+    }
+    own_gains = {
+        imbalance: spread(
+            gains([run for run in runs if (run.task.role, run.task.imbalance) == ("dive", imbalance)], runs)
+        )
+        for imbalance in IMBALANCES
+    }
     public = ", ".join(f"{value:.2f} at {imbalance}" for (_, imbalance), value in PUBLIC_CODE.items())
     notes = [
+        draw_of_images(tasks, out),
         *notes,
         *_verdicts(rows),
         f"Paper: {PAPER_SOURCE}. The group's published code reports {public} for DiVE.",
-        *common_notes(runs),
+        *_common_notes(runs),
+        "The student of seed s learns from the teacher of seed s, through the cache of that teacher.",
     ]
-    tables = [_main_table(rows), runs_table(runs), *cache_table(caches)]
-    data = {"rows": rows, "total_images_per_s": total}
-    return Report("CIFAR-100-LT: Table 1 of the paper", facts, tables, notes, data | _common_data(runs, caches, facts))
+    data = [_row_json(method, imbalance, row, own_gains) for (method, imbalance), row in rows.items()]
+    tables = [_main_table(rows, own_gains)]
+    return _report("CIFAR-100-LT: Table 1 of the paper", tasks, out, runs, facts, notes, tables, data)
 
 
-def _table_row(method: str, imbalance: int, runs: Sequence[Outcome]) -> dict[str, Any]:
-    own = [run for run in runs if (run.task.role, run.task.imbalance) == (method, imbalance)]
-    finished = [run for run in own if run.state == "finished"]
-    paper = PAPER[method, imbalance]
-    row: dict[str, Any] = {"imbalance": imbalance, "method": method, "paper": paper}
-    row |= {"seeds": len(own), "finished": len(finished), "state": _state(own)}
-    row |= {group: spread([run.accuracy[group] for run in finished])._asdict() for group in GROUPS}
-    row["difference"] = None if row["top1"]["mean"] is None else row["top1"]["mean"] - paper
-    row["paper_gain"] = paper - PAPER["bsce", imbalance] if method == "dive" else None
-    row["gain"] = spread(gains(finished, runs) if method == "dive" else [])._asdict()
-    row["wall_s"] = spread([run.wall_s for run in finished])._asdict()
-    row["killed_sessions"] = sum(run.killed for run in finished)
-    row["images_per_s"] = spread([run.images_per_s for run in finished])._asdict()
-    return row
+def _row_json(method: str, imbalance: int, row: Row, own_gains: dict[int, Spread]) -> dict[str, Any]:
+    paper, ours = PAPER[method, imbalance], row.accuracy["top1"].mean
+    found: dict[str, Any] = {"imbalance": imbalance, "method": method, "paper": paper}
+    found["difference"] = None if ours is None else ours - paper
+    if method == "dive":
+        found |= {"paper_gain": paper - PAPER["bsce", imbalance], "gain": own_gains[imbalance]._asdict()}
+    return found | row.as_json()
 
 
-def _state(runs: Sequence[Outcome]) -> str:
-    """In words what is missing of a row; empty when nothing is."""
-    missing = [run for run in runs if run.state != "finished"]
-    if len(missing) == len(runs):
-        states = dict.fromkeys(run.status for run in missing)
-        return "; ".join(states) or "not run"
-    return f"{len(runs) - len(missing)} of {len(runs)} seeds" if missing else ""
-
-
-def _main_table(rows: Sequence[dict[str, Any]]) -> Table:
+def _main_table(rows: dict[tuple[str, int], Row], own_gains: dict[int, Spread]) -> Table:
     columns = ("imbalance", "method", "paper", "ours", "difference", "many", "medium", "few")
     columns += ("gain over its teacher: paper", "ours", "seeds", "wall time of a run", "images/s of a run")
     lines = []
-    for row in rows:
-        start = [str(row["imbalance"]), NAMES[row["method"]], f"{row['paper']:.2f}"]
-        if not row["finished"]:
-            lines.append([*start, row["state"], *[""] * (len(columns) - 4)])
+    for (method, imbalance), row in rows.items():
+        paper, ours = PAPER[method, imbalance], row.accuracy["top1"].mean
+        start = [str(imbalance), NAMES[method], f"{paper:.2f}"]
+        if ours is None or row.wall_s.mean is None:
+            lines.append([*start, row.state, *[""] * (len(columns) - 4)])
             continue
-        groups = [Spread(**row[group]).text() for group in GROUPS]
-        dive = row["method"] == "dive"
-        gain = [f"{row['paper_gain']:+.2f}", Spread(**row["gain"]).text()] if dive else ["", ""]
-        seeds = str(row["finished"]) + (f" ({row['state']})" if row["state"] else "")
-        wall = clock(row["wall_s"]["mean"]) + _killed(row["killed_sessions"])
-        speed = Spread(**row["images_per_s"]).text(0)
-        lines.append([*start, groups[0], f"{row['difference']:+.2f}", *groups[1:], *gain, seeds, wall, speed])
+        overall, *groups = row.groups
+        gain = ["", ""]
+        if method == "dive":
+            gain = [f"{paper - PAPER['bsce', imbalance]:+.2f}", own_gains[imbalance].text()]
+        seeds = str(row.finished) + (f" ({row.state})" if row.state else "")
+        rest = [seeds, clock(row.wall_s.mean), row.images_per_s.text(0)]
+        lines.append([*start, overall, f"{ours - paper:+.2f}", *groups, *gain, *rest])
     return Table("Paper against ours", columns, lines)
 
 
-def _killed(sessions: int) -> str:
-    return f" + {sessions} killed" if sessions else ""
-
-
-def _verdicts(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """A sentence for each imbalance factor of which everything was run."""
+def _verdicts(rows: dict[tuple[str, int], Row]) -> Iterator[str]:
+    """A sentence for each imbalance factor of which all methods were run with the same seeds."""
     for imbalance in IMBALANCES:
-        means = {row["method"]: row["top1"]["mean"] for row in rows if row["imbalance"] == imbalance}
-        if None in means.values():
+        own = {method: rows[method, imbalance] for method in METHODS}
+        means = [row.accuracy["top1"].mean for row in own.values()]
+        known = [value for value in means if value is not None]
+        if len(known) < len(means) or any(row.state for row in own.values()):
             continue
-        ordered = means["ce"] < means["bsce"] < means["dive"]
-        figures = ", ".join(f"{NAMES[method]} {means[method]:.2f}" for method in METHODS)
+        figures = ", ".join(f"{NAMES[method]} {value:.2f}" for method, value in zip(own, known, strict=True))
+        ordered = known == sorted(known) and len(set(known)) == len(known)
         yield f"Imbalance {imbalance}: {figures}: {'in' if ordered else 'NOT in'} the paper's order, CE < BSCE < DiVE."
 
 
@@ -151,128 +175,110 @@ def studies_report(
     """Sources of targets and temperatures side by side. given: the folder of a teacher that was not trained here."""
     runs = [outcome(task, out, endings.get(task.name)) for task in tasks if task.is_run]
     by_name = {task.name: task for task in tasks}
-    caches = [cache_facts(task, out) for task in tasks if task.kind == "cache"]
-    rows = []
+    lines, data = [], []
     for role in ("bsce", *STUDIES):
         own = [run for run in runs if run.task.role == role]
-        if own:
-            rows.append(_study_row(role, own, [by_name[name] for name in own[0].task.needs if name in by_name], out))
+        if not own:
+            continue
+        row, settings = row_of(own), own[0].task.settings
+        needed = [by_name[name] for run in own for name in run.task.needs if name in by_name]
+        caches = [found for task in needed if task.kind == "cache" and (found := cache_facts(task, out))]
+        taus = [] if role == "bsce" else sorted({run.tau for run in own if run.tau is not None})
+        power, views, title = settings.distill.p, views_of(settings), STUDIES.get(role, "the teacher")
+        lines.append(_study_line(title, taus, None if role == "bsce" else power, views, row, caches))
+        found = {"role": role, "tau": taus, "p": power, "views": views, "caches": [one._asdict() for one in caches]}
+        data.append(found | row.as_json())
     if given is not None:
         facts = facts | {"teacher": _given_teacher(given)}
-    facts = environment_facts(runs) | facts
     notes = [
+        draw_of_images(tasks, out),
         *notes,
         "One setting differs from row to row; teacher, seed, recipe and schedule are the same. A cache is written once and "
         "serves any number of students: the time to write it stands beside a student's own and is not in it.",
-        *common_notes(runs),
+        *_common_notes(runs),
     ]
-    tables = [_study_table(rows), runs_table(runs), *cache_table(caches)]
+    columns = ("", "tau", "p", "T = tau / p", "V", "overall", "many", "medium", "few")
+    columns += ("wall time of a run", "images/s", "its cache: written in", "size")
+    tables = [Table("Side by side", columns, lines)]
     title = "CIFAR-100-LT, imbalance 100: sources of targets, and temperatures"
-    return Report(title, facts, tables, notes, {"rows": rows} | _common_data(runs, caches, facts))
+    return _report(title, tasks, out, runs, facts, notes, tables, data)
+
+
+def _study_line(
+    title: str, taus: Sequence[float], power: float | None, views: int, row: Row, caches: Sequence[CacheFacts]
+) -> list[str]:
+    texts = ["", "", ""]
+    if power is not None:
+        total = ", ".join(f"{tau / power:g}" for tau in taus)
+        texts = [", ".join(f"{tau:g}" for tau in taus), f"{power:g}", total]
+    if row.wall_s.mean is None:
+        return [title, *texts, str(views), row.state, *[""] * 7]
+    written = spread([cache.seconds for cache in caches]).mean
+    size = [] if written is None else [clock(written), f"{spread([cache.megabytes for cache in caches]).mean:,.0f} MB"]
+    speed = [clock(row.wall_s.mean), row.images_per_s.text(0)]
+    return [title, *texts, str(views), *row.groups, *speed, *(size or ["", ""])]
 
 
 def _given_teacher(folder: Path) -> str:
-    result = folder / "result.json"
-    if not result.exists():
-        return f"{folder.name}, given"
-    figures = read_json(result)
+    figures = read_json(folder / "result.json")
     return f"{folder.name}, given: {figures['epochs']} epochs, top-1 {100 * figures['test']['top1']:.2f}"
-
-
-def _study_row(role: str, own: Sequence[Outcome], needed: Sequence[Task], out: Path) -> dict[str, Any]:
-    settings = own[0].task.settings
-    finished = [run for run in own if run.state == "finished"]
-    cache = next((cache_facts(task, out) for task in needed if task.kind == "cache"), None)
-    taus = sorted({run.tau for run in finished if run.tau is not None})
-    student = role != "bsce"
-    return {
-        "role": role,
-        "title": STUDIES.get(role, "the teacher"),
-        "tau": taus if student else None,
-        "p": settings.distill.p if student else None,
-        "views": views_of(settings),
-        "state": _state(own),
-        "finished": len(finished),
-        **{group: spread([run.accuracy[group] for run in finished])._asdict() for group in GROUPS},
-        "wall_s": spread([run.wall_s for run in finished])._asdict(),
-        "killed_sessions": sum(run.killed for run in finished),
-        "images_per_s": spread([run.images_per_s for run in finished])._asdict(),
-        "cache": cache._asdict() if cache else None,
-    }
-
-
-def _study_table(rows: Sequence[dict[str, Any]]) -> Table:
-    columns = ("", "tau", "p", "T = tau / p", "V", "overall", "many", "medium", "few")
-    columns += ("wall time of a run", "images/s", "its cache: written in", "size")
-    lines = []
-    for row in rows:
-        power, views = "" if row["p"] is None else f"{row['p']:g}", str(row["views"])
-        if not row["finished"]:
-            lines.append([row["title"], "", power, "", views, row["state"], *[""] * (len(columns) - 6)])
-            continue
-        taus = row["tau"] or []
-        temperatures = [", ".join(f"{tau:g}" for tau in taus), power, ", ".join(f"{tau / row['p']:g}" for tau in taus)]
-        wall = clock(row["wall_s"]["mean"]) + _killed(row["killed_sessions"])
-        cache = row["cache"]
-        written = [clock(cache["seconds"]), f"{cache['megabytes']:,.0f} MB"] if cache else ["", ""]
-        groups = [Spread(**row[group]).text() for group in GROUPS]
-        lines.append(
-            [row["title"], *temperatures, views, *groups, wall, Spread(**row["images_per_s"]).text(0), *written]
-        )
-    return Table("Side by side", columns, lines)
 
 
 # ---- what both have ----
 
 
-def common_notes(runs: Sequence[Outcome]) -> list[str]:
+def _common_notes(runs: Sequence[Outcome]) -> list[str]:
     """How the figures are to be read."""
     images = max((run.test_images for run in runs), default=0)
     return [
         f"Accuracies are top-1 in percent on the balanced test set ({images:,} images), last epoch: nothing was selected.",
         f"many, medium, few: classes with more than {MANY_ABOVE}, {FEW_BELOW} to {MANY_ABOVE}, fewer than {FEW_BELOW} training "
         "images; unweighted means of the accuracies of their classes.",
-        "± is the standard deviation over seeds (n - 1). `seed` sets initialisation and order of every run; the student of seed "
-        "s learns from the teacher of seed s, through the cache of that teacher. `data.seed` (the crops and flips) is the "
-        "configurations': 1 for CE and teachers, 0 for students and caches, so that no teacher is asked about the crops it was "
-        "trained on.",
+        "± is the standard deviation over seeds (n - 1). `seed` sets initialisation and order of every run. `data.seed` (the "
+        "crops and flips) is the configurations': 1 for CE and teachers, 0 for students and caches, so that no teacher is asked "
+        "about the crops it was trained on.",
         "Wall time: sum of a run's sessions in its run.json, with evaluations and checkpoints, caches apart; a session that was "
-        "killed has no end there and is only counted. images/s: of the training steps of the last session.",
+        "killed ends with its last figures. images/s: of the training steps of the last session.",
     ]
 
 
-def runs_table(runs: Sequence[Outcome]) -> Table:
-    """Each run by itself."""
-    columns = ("run", "seed", "overall", "many", "medium", "few", "wall time", "sessions", "images/s")
+def _report(
+    title: str,
+    tasks: Sequence[Task],
+    out: Path,
+    runs: Sequence[Outcome],
+    facts: dict[str, str],
+    notes: Sequence[str],
+    tables: Sequence[Table],
+    rows: Sequence[dict[str, Any]],
+) -> Report:
+    caches = [found for task in tasks if task.kind == "cache" and (found := cache_facts(task, out))]
+    facts = environment_facts(runs) | facts
+    data = {"facts": facts, "rows": rows, "runs": [run.as_json() for run in runs]}
+    data["caches"] = [cache._asdict() for cache in caches]
+    lines = [(f"`{one.name}`", str(one.views), f"{one.megabytes:,.0f} MB", clock(one.seconds)) for one in caches]
+    cache_tables = [Table("Caches", ("cache", "views", "size", "written in"), lines)] if lines else []
+    return Report(title, facts, [*tables, _runs_table(runs), *cache_tables], list(notes), data)
+
+
+def _runs_table(runs: Sequence[Outcome]) -> Table:
+    """Each run by itself, of those that were begun."""
+    columns = ("run", "seed", "overall", "many", "medium", "few", "wall time", "sessions", "images/s", "of its ceiling")
+    columns += ("peak memory",)
     lines = []
     for run in runs:
+        if run.state == "not run" and not run.words:
+            continue
         start = [f"`{run.task.name}`", str(run.task.seed)]
         if run.state != "finished":
             lines.append([*start, run.status, *[""] * (len(columns) - 3)])
             continue
         figures = ["-" if run.accuracy[group] is None else f"{run.accuracy[group]:.2f}" for group in GROUPS]
-        speed = "-" if run.images_per_s is None else f"{run.images_per_s:,.0f}"
-        sessions = str(len(run.sessions)) + _killed(run.killed)
-        lines.append([*start, *figures, clock(run.wall_s), sessions, speed])
+        speed, share, memory = (run.speed.get(name) for name in ("images_per_s", "of_ceiling", "peak_memory_gb"))
+        ends = ["-" if speed is None else f"{speed:,.0f}", "-" if share is None else f"{share:.0%}"]
+        ends.append("-" if memory is None else f"{memory:.1f} GB")
+        lines.append([*start, *figures, clock(run.wall_s), str(len(run.sessions)), *ends])
     return Table("Runs", columns, lines)
-
-
-def cache_table(caches: Sequence[CacheFacts | None]) -> list[Table]:
-    """Those that are there; no table without any."""
-    lines = [
-        (f"`{one.name}`", str(one.views), f"{one.megabytes:,.0f} MB", clock(one.seconds))
-        for one in caches
-        if one is not None
-    ]
-    return [Table("Caches", ("cache", "views", "size", "written in"), lines)] if lines else []
-
-
-def _common_data(runs: Sequence[Outcome], caches: Sequence[CacheFacts | None], facts: dict[str, str]) -> dict[str, Any]:
-    return {
-        "facts": facts,
-        "runs": [run.as_json() for run in runs],
-        "caches": [one._asdict() for one in caches if one is not None],
-    }
 
 
 def to_markdown(report: Report) -> str:
@@ -280,6 +286,7 @@ def to_markdown(report: Report) -> str:
     parts = [f"# {report.title}", "\n".join(f"* {name}: {value}" for name, value in report.facts.items())]
     for table in report.tables:
         lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-        parts += [f"## {table.title}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+        text = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
+        parts += [f"## {table.title}", "\n".join(f"| {line} |" for line in text)]
     parts += ["## How to read this", "\n".join(f"* {note}" for note in report.notes)]
     return "\n\n".join(parts) + "\n"

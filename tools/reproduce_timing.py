@@ -5,7 +5,9 @@ one epoch each on a CPU (more on a GPU, where an epoch takes a second), in a fol
 the measurement, kept in OUT/timing.json until device, settings or jobs change, and the sum that turns it into hours.
 """
 
+import contextlib
 import json
+import os
 import platform
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,6 +21,7 @@ from pipelines.files import read_json, write_json_atomic
 from pipelines.records import Records
 from tools.reproduce_jobs import Jobs
 from tools.reproduce_plan import Choice, Task, epochs_of, is_done, table_tasks, views_of
+from train.environment import device_name
 
 _EPOCHS = {"cpu": 1, "cuda": 20}  # long enough that all chains train at the same time, and for clocks to settle
 
@@ -51,23 +54,25 @@ class Rows(NamedTuple):
 
 def measured(choice: Choice, imbalance: int, out: Path, slots: int, say: Callable[[str], None]) -> Costs:
     """The costs on this device with `slots` processes at a time: from OUT/timing.json, or measured, in a minute or two."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     key = {
         "host": platform.node(),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "device": device_name(device),
+        "torch": torch.__version__,
         "jobs": slots,
-        "threads": choice.threads,
+        "threads": int(os.environ.get("OMP_NUM_THREADS", choice.threads)),
         "settings": list(choice.settings),
-        "imbalance": imbalance,
     }
     path = out / "timing.json"
-    if path.exists() and (kept := read_json(path))["key"] == key:
-        return _costs(kept["costs"])
+    with contextlib.suppress(UserError, LookupError, TypeError):  # one that cannot be read is measured again
+        if (kept := read_json(path))["key"] == key:
+            return _costs(kept["costs"])
     say(f"measuring this device by {slots} short training{'s' if slots > 1 else ''}")
     place = out / "timing"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     (place / "data").symlink_to(Path("..") / "data")
-    tasks = _short_tasks(choice, imbalance, slots, _EPOCHS[key["device"]])
+    tasks = _short_tasks(choice, imbalance, slots, _EPOCHS[device.type])
     jobs = Jobs(place, slots, choice.threads, say)
     ended = jobs.run(tasks)
     for task in tasks:
@@ -75,7 +80,7 @@ def measured(choice: Choice, imbalance: int, out: Path, slots: int, say: Callabl
             raise UserError(
                 f"{task.name}, which measures this device, failed: {ended[task.name].words}; log: {jobs.log(task)}"
             )
-    costs = _costs_of(tasks, place, {name: end.seconds for name, end in ended.items()})
+    costs = _costs_of(tasks, place, {name: end.seconds for name, end in ended.items()}) | {"device": key["device"]}
     write_json_atomic(path, {"key": key, "costs": costs})
     shutil.rmtree(place)
     return _costs(costs)
@@ -89,7 +94,7 @@ def _short_tasks(choice: Choice, imbalance: int, slots: int, epochs: int) -> lis
         "schedule.warmup_epochs=0",
         f"schedule.epochs={epochs}",
     ]
-    short += ["data.test=null", f"save.every_epochs={epochs}"]
+    short += ["data.test=null"]
     choice = choice._replace(scale=1.0, settings=(*choice.settings, *short))
     return [task for task in table_tasks(choice, [imbalance], range(slots), ["dive"]) if task.kind != "data"]
 
@@ -100,9 +105,7 @@ def _costs_of(tasks: Sequence[Task], place: Path, seconds: dict[str, float]) -> 
     for task in tasks:
         cost = _cache_cost if task.kind == "cache" else _training_cost
         found[task.kind].append(cost(task, place, seconds[task.name]))
-    means = {kind: [sum(values) / len(costs) for values in zip(*costs, strict=True)] for kind, costs in found.items()}
-    record = read_json(place / next(task.folder for task in tasks if task.is_run) / "run.json")
-    return means | {"device": record["sessions"][-1]["environment"]["device"]}
+    return {kind: [sum(values) / len(costs) for values in zip(*costs, strict=True)] for kind, costs in found.items()}
 
 
 def _cache_cost(task: Task, place: Path, seconds: float) -> Cost:
@@ -130,9 +133,15 @@ def _costs(kept: dict[str, Any]) -> Costs:
 def epochs_done(task: Task, out: Path) -> float:
     """How far a run is that is not finished, in epochs: the last line that it wrote."""
     path = out / task.folder / "metrics.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith(b"\n")]
-    return json.loads(whole[-1])["epoch"] if whole else 0.0
+    for line in reversed(path.read_bytes().splitlines() if path.exists() else []):
+        with contextlib.suppress(ValueError, LookupError):  # torn by a kill
+            return json.loads(line)["epoch"]
+    return 0.0
+
+
+def views_done(task: Task, out: Path) -> int:
+    """How many views of a cache have been begun."""
+    return max((len(list(cache.glob("v*"))) for cache in (out / task.folder).glob("*")), default=0)
 
 
 def rows_of(tasks: Sequence[Task], out: Path) -> dict[int, Rows]:
@@ -145,10 +154,11 @@ def rows_of(tasks: Sequence[Task], out: Path) -> dict[int, Rows]:
 
 
 def expected_seconds(task: Task, out: Path, costs: Costs, rows: Rows) -> float:
-    """What is left of a task, from its last whole epoch on; evaluations are forward passes, which is what a cache costs."""
+    """What is left of a task, from its last whole epoch or view on; evaluations are forward passes, as a cache is."""
     config = task.settings
     if task.kind == "cache":
-        return costs.cache.start_s + views_of(config) * rows.train * costs.cache.image_s
+        left = max(0, views_of(config) - views_done(task, out))
+        return costs.cache.start_s + left * rows.train * costs.cache.image_s
     batch, epochs = config.optim.batch, epochs_of(config)
     cost = costs.teacher if task.kind == "teacher" else costs.distill
     image_s = cost.image_s

@@ -170,8 +170,8 @@ class Run:
         environment = describe_environment(accelerator)
         sessions = self._record.get("sessions", [])
         if sessions:
-            if sessions[-1]["status"] == "running":
-                sessions[-1] |= {"status": "killed"}  # it holds no lock and said no goodbye
+            if sessions[-1]["status"] == "running":  # it holds no lock and said no goodbye
+                sessions[-1] |= {"status": "killed", "ended": self._last_sign_of_life(sessions[-1]["started"])}
             self.changes += _differences(sessions[-1]["environment"], environment)
         command = shlex.join(["python", *sys.argv])
         sessions.append({"started": _now(), "ended": None, "status": "running", "message": ""})
@@ -185,6 +185,12 @@ class Run:
             "sessions": sessions,
         }
         self._write_record()
+
+    def _last_sign_of_life(self, started: str) -> str:
+        """When a session that was killed last wrote figures; its start if it never did."""
+        metrics = self.folder / "metrics.jsonl"
+        written = _text_of(datetime.fromtimestamp(metrics.stat().st_mtime, UTC)) if metrics.exists() else started
+        return max(started, written)
 
     def result(self) -> dict[str, Any] | None:
         """What the finished run ended with; None while there is something left to do."""
@@ -256,7 +262,11 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return _text_of(datetime.now(UTC))
+
+
+def _text_of(time: datetime) -> str:
+    return time.isoformat(timespec="seconds")
 
 
 class Lock:
@@ -273,7 +283,7 @@ class Lock:
     def __init__(self, folder: Path):
         self._folder = folder.resolve()
         if self._folder in Lock._held:
-            raise self._refusal(_holder_line())
+            raise self._refusal(holder_line())
         try:
             handle = os.open(folder / Lock.NAME, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
@@ -289,7 +299,7 @@ class Lock:
                 f"cannot lock {folder}: {error.strerror}; give a run=FOLDER on another file system"
             ) from error
         os.ftruncate(handle, 0)
-        os.pwrite(handle, _holder_line().encode(), 0)
+        os.pwrite(handle, holder_line().encode(), 0)
         self._handle = handle
         Lock._held.add(self._folder)
 
@@ -304,5 +314,6 @@ class Lock:
         os.close(self._handle)
 
 
-def _holder_line() -> str:
+def holder_line() -> str:
+    """This process, for whoever finds its lock."""
     return f"process {os.getpid()} on {platform.node()} since {_now()}"
