@@ -184,8 +184,9 @@ def draw_of_images(tasks: Sequence[Task], out: Path) -> str:
             "Whether the draw of images is the papers' is not known: the records do not say what archive they are of."
         )
     return (
-        f"The archive's `train` is not the published file (MD5 {', '.join(sources)}): the class counts are the papers', but which "
-        "images of a class are kept follows from their order in the archive, so the draw of images differs where that order does."
+        f"The archive's `train` is not the published file (MD5 {', '.join(sources)}): the class counts are the papers', but "
+        "which images of a class are kept follows from their order in the archive, so the draw of images differs where that "
+        "order does."
     )
 
 
