@@ -73,7 +73,7 @@ def outcome(task: Task, out: Path, ending: Ending | None = None) -> Outcome:
         return Outcome(task, "failed" if ending.code else "not run", ending.words)
     if not (folder / "run.json").exists():
         return Outcome(task, "not run")
-    return Outcome(task, "unfinished", f"epoch {epochs_done(task, out):g} of {task.settings.schedule.epochs}")
+    return Outcome(task, "unfinished", f"epoch {epochs_done(task, out):.0f} of {task.settings.schedule.epochs}")
 
 
 def _finished(task: Task, folder: Path) -> Outcome:
