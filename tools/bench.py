@@ -29,7 +29,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 if __name__ == "__main__":  # replaces this folder, whose module names are generic
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -43,6 +43,7 @@ from pipelines.records import Records
 from tools.bench_baselines import Baseline, Job, Unavailable
 from tools.bench_items import Ours, Row
 from tools.bench_report import Report, facts, limits, ratios, show, to_json, to_markdown
+from tools.command_line import Parser
 from train.config import Config, parse_args
 from train.environment import make_accelerator
 from train.exits import guard
@@ -70,11 +71,6 @@ class Flags(NamedTuple):
 # ---- the command line ----
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help explains")
-
-
 def _sections(text: str) -> str:
     letters = "".join(text.replace(",", "").split())
     if not letters or set(letters) - set(SECTIONS):
@@ -84,7 +80,7 @@ def _sections(text: str) -> str:
 
 def parse_flags(argv: list[str]) -> tuple[Flags, list[str]]:
     """The bench's own options, and the rest of the command line."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=2000)

@@ -9,10 +9,8 @@ on where it lies or in which order the file system lists it.
 
 import argparse
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +21,6 @@ if __name__ == "__main__":  # replaces this folder, whose module names are gener
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pipelines.encoding import AS_THEY_ARE, Encoding
@@ -31,6 +28,7 @@ from pipelines.errors import UserError
 from pipelines.records import Records
 from pipelines.writing import Sample, UnreadableImages, check_output, write_records
 from tools.cifar import Split, draw_long_tail, long_tail_counts, read_cifar
+from tools.command_line import exit_cleanly_when_terminated, megabytes, progress_bar, run_command, whole
 from tools.demo_images import write_demo
 from tools.repair import Damaged, find_damaged, rebuild
 from tools.splits import PARTS, split_samples
@@ -57,35 +55,18 @@ RECIPES = {
 }
 
 
-@contextmanager
-def progress_bar(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A function to call once per image done: a bar on a terminal, else a line at each tenth; on stderr."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        done = 0
-
-        def count() -> None:
-            nonlocal done
-            done += 1
-            if done * 10 // total > (done - 1) * 10 // total:
-                print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
-
-        yield count
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(escape(what), total=total)
-        yield lambda: progress.advance(task)
-
-
 def convert(
     out: Path, samples: Sequence[Sample], class_names: Sequence[str], args: argparse.Namespace, **more: Any
 ) -> None:
     """Write one record file with a progress bar, and say what was written."""
-    with progress_bar(out.name, len(samples)) as progress:
-        skipped = write_records(
-            out, samples, class_names, workers=args.workers, force=args.force, progress=progress, **more
-        )
+    try:
+        with progress_bar(out.name, len(samples)) as progress:
+            skipped = write_records(
+                out, samples, class_names, workers=args.workers, force=args.force, progress=progress, **more
+            )
+    except UnreadableImages as error:
+        list_unreadable(error.images)
+        raise
     list_unreadable(skipped)
     report(Records(out), f", {len(skipped)} unreadable images left out" if skipped else "")
 
@@ -106,10 +87,6 @@ def list_unreadable(images: Sequence[Any]) -> None:
         print(f"unreadable: {image.name}: {image.reason}", file=sys.stderr)
     if len(images) > SHOWN:
         print(f"unreadable: and {len(images) - SHOWN} more", file=sys.stderr)
-
-
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
 
 
 def encoding_of(args: argparse.Namespace, part: str = "train") -> Encoding:
@@ -417,18 +394,6 @@ def run_repair(args: argparse.Namespace) -> None:
 # Command line
 
 
-def whole(low: int, high: int | None = None) -> Callable[[str], int]:
-    """An argparse type: an integer of at least `low`, at most `high`."""
-
-    def integer(text: str) -> int:
-        value = int(text)
-        if value < low or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"{value} given, {low}..{'' if high is None else high} allowed")
-        return value
-
-    return integer
-
-
 def imbalance(text: str) -> int | float:
     """Images of the largest class per image of the smallest; whole numbers stay whole in the manifest."""
     value = float(text)
@@ -550,21 +515,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; exit code 2 for a mistake of the user's, 130 after Ctrl-C."""
-    args = build_parser().parse_args(argv)
-    try:
-        args.run(args)
-    except UserError as error:
-        if isinstance(error, UnreadableImages):
-            list_unreadable(error.images)
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the file at work was not written", file=sys.stderr)
-        return 130
-    return 0
+    """Run one command; its exit code."""
+    return run_command(build_parser(), argv, "the file at work was not written")
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit cleans up, a plain SIGTERM does not
+    exit_cleanly_when_terminated()
     sys.exit(main())

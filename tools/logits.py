@@ -9,7 +9,6 @@ in logits_check.py, the distribution in pipelines/logits/flatness.py. Only `repa
 import argparse
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -32,7 +31,7 @@ from pipelines.logits.blocks import block_path
 from pipelines.logits.cache import LOSS_BUDGET, find_cache
 from pipelines.logits.codec import TEMPERATURES, certified_loss
 from pipelines.records import Records
-from tools.convert import megabytes, progress_bar, whole
+from tools.command_line import exit_cleanly_when_terminated, megabytes, progress_bar, run_command, whole
 from tools.logits_check import (
     Bad,
     Survey,
@@ -328,19 +327,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; exit code 2 for a mistake of the user's or a bad cache, 130 after Ctrl-C."""
-    args = build_parser().parse_args(argv)
-    try:
-        args.run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing more was done", file=sys.stderr)
-        return 130
-    return 0
+    """Run one command; its exit code, 2 for a bad cache too."""
+    return run_command(build_parser(), argv, "nothing more was done")
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit cleans up, a plain SIGTERM does not
+    exit_cleanly_when_terminated()
     sys.exit(main())

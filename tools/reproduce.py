@@ -20,14 +20,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
 
 if __name__ == "__main__":  # replaces this folder, whose module names are generic
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipelines.errors import UserError
 from pipelines.files import write_bytes_atomic, write_json_atomic
-from tools.convert import whole
+from tools.command_line import Parser, whole
 from tools.reproduce_jobs import Ending, Jobs, Stopped, claimed, clock, makespan
 from tools.reproduce_outcomes import outcome
 from tools.reproduce_plan import (
@@ -52,11 +51,6 @@ TABLE, STUDIES = "cifar100-lt", "cifar100-lt-studies"
 # ---- the command line ----
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help explains")
-
-
 def _scale(text: str) -> float:
     try:
         value = float(text)
@@ -73,9 +67,9 @@ def _path(text: str) -> Path:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Options, and in `settings` every KEY=VALUE, wherever it stands."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    common = _Parser(add_help=False)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    common = Parser(add_help=False)
     add = common.add_argument
     add("--archive", type=_path, help="the CIFAR-100 python archive: .tar.gz, .tar.xz or unpacked folder")
     add("--out", type=_path, required=True, metavar="DIR", help="folder for everything that is made")
