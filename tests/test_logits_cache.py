@@ -124,7 +124,7 @@ def test_more_blocks_than_are_kept_open(tmp_path: Path, few: Records, monkeypatc
     for view, key in zip(views, few.keys[np.arange(60) % FEW], strict=True):
         found = cache.gather(np.array([key]), np.array([view], np.int32))
         assert np.array_equal(found.numpy(), logits_of(np.array([key]), int(view)))
-    assert len(cache._open) == 3
+    assert len(cache._maps) == 3
 
 
 def forked(task: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
@@ -197,7 +197,7 @@ def test_a_cache_that_is_open_survives_a_fork(large: Path, many: Records) -> Non
 
 def _read_elsewhere(cache: LogitCache, folder: Path, keys: np.ndarray, answer: Connection) -> None:
     os.chdir(folder)
-    answer.send((len(cache._open), cache.gather(keys, np.ones(len(keys), int)).numpy()))
+    answer.send((len(cache._maps), cache.gather(keys, np.ones(len(keys), int)).numpy()))
 
 
 def test_a_cache_travels_to_another_process(small: Path, few: Records, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from pipelines.files import read_json, write_bytes_atomic
 from pipelines.logits.blocks import (
     BLOCK_ROWS,
     FINGERPRINT_BYTES,
-    Block,
+    HEADER,
     BlockKind,
     block_path,
     gather_records,
@@ -28,6 +28,7 @@ from pipelines.logits.blocks import (
 from pipelines.logits.codec import TEMPERATURES, certified_loss, decode
 from pipelines.logits.fingerprint import Fingerprinter, Fingerprints, compare
 from pipelines.logits.identity import FORMAT, PIXEL_FIELDS, differences, distinctions, identity_bytes, identity_hash
+from pipelines.logits.maps import BlockMaps
 from pipelines.records import ROW
 
 LOSS_BUDGET = 0.01  # share of the teacher's information that a codec may lose at the temperature in use
@@ -232,8 +233,7 @@ class LogitCache:
         self.classes = self._kind.classes
         self._keys = np.ascontiguousarray(self._rows["key"])
         self._blocks = -(-len(self._rows) // BLOCK_ROWS)  # of one view
-        self._open: dict[int, Block] = {}  # by view * self._blocks + block, in the order of opening
-        self._addresses = np.zeros(self.views * self._blocks, np.int64)  # of their records; 0 = not open
+        self._maps = BlockMaps(self.views * self._blocks, _OPEN_BLOCKS)  # by view * self._blocks + block
         self._fingerprinter = Fingerprinter()
 
     def __reduce__(self) -> tuple[type["LogitCache"], tuple[Path]]:
@@ -278,17 +278,11 @@ class LogitCache:
         return loss
 
     def _open_cells(self, cells: np.ndarray) -> None:
-        for cell in np.unique(cells[self._addresses[cells] == 0]).tolist():
+        for cell in np.unique(cells[self._maps.addresses[cells] == 0]).tolist():
             view, block = divmod(cell, self._blocks)
             count = min(BLOCK_ROWS, len(self._rows) - block * BLOCK_ROWS)
-            self._open[cell] = open_block(self.folder, self._kind, view, block, count)
-            self._addresses[cell] = self._open[cell].records.ctypes.data
-
-    def _close_oldest(self) -> None:
-        while len(self._open) > _OPEN_BLOCKS:
-            cell = next(iter(self._open))
-            self._addresses[cell] = 0
-            del self._open[cell]
+            open_block(self.folder, self._kind, view, block, count)  # refuses what does not belong here
+            self._maps.open(cell, block_path(self.folder, view, block), self._kind.block_bytes(count))
 
     def records(self, keys: np.ndarray, views: np.ndarray) -> np.ndarray:
         """uint8 [B, R]: the records of integer keys [B] under integer views [B], each checked against its CRC."""
@@ -313,14 +307,16 @@ class LogitCache:
         cells = views * self._blocks + blocks
         self._open_cells(cells)
         counts = np.minimum(BLOCK_ROWS, len(self._rows) - blocks * BLOCK_ROWS)
-        bad = gather_records(self._addresses[cells], counts, places - blocks * BLOCK_ROWS, keys, views, out)
+        bad = gather_records(
+            self._maps.addresses[cells] + HEADER.itemsize, counts, places - blocks * BLOCK_ROWS, keys, views, out
+        )
         if bad >= 0:
             view, block = int(views[bad]), int(blocks[bad])
             raise UserError(
                 f"{block_path(self.folder, view, block)}: the record of key {keys[bad]} (view {view}, block {block}) is "
                 "damaged; delete the file and run train/cache_logits.py again to rewrite it"
             )
-        self._close_oldest()
+        self._maps.close_oldest()
 
     def gather(self, keys: np.ndarray, views: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
         """Raw teacher logits, float32 [B, C] on `device`, of integer keys [B] under integer views [B]."""
