@@ -112,10 +112,11 @@ def kill_writers(folder: Path, config: Path, views: int, kills: int, seed: int) 
     writers: list[tuple[Any, float]] = []
     killed = 0
 
-    def pace() -> float:
-        """Lives get shorter as the blocks run out before the kills do, so that they last for all of the kills."""
-        total, there = (sum(1 for _ in (folder / name).rglob("*.lc")) for name in ("calm", "killed"))
-        return min(1.0, (1 - there / total) * kills / (kills - killed))
+    total = sum(1 for _ in (folder / "calm").rglob("*.lc"))
+
+    def spent() -> bool:
+        """Whether the cache has grown by this kill's share of its blocks: it must last for all of them, on any machine."""
+        return sum(1 for _ in (folder / "killed").rglob("*.lc")) > total * (killed + 1) / (kills + 1)
 
     def start() -> Any:
         process = context.Process(target=_write, args=(folder, [*arguments, "cache.dir=killed"]))
@@ -133,9 +134,10 @@ def kill_writers(folder: Path, config: Path, views: int, kills: int, seed: int) 
         writers[0] = (process, begun)
         while killed < kills:
             while len(writers) < 2:
-                writers.append((start(), time.monotonic() + pace() * rng.uniform(0, life)))
+                writers.append((start(), time.monotonic() + rng.uniform(0, life)))
             process, end = min(writers, key=lambda writer: writer[1])
-            process.join(max(0.0, end - time.monotonic()))
+            while process.exitcode is None and time.monotonic() < end and not spent():
+                process.join(0.01)
             if process.exitcode is None:
                 os.kill(process.pid, signal.SIGKILL)
                 process.join()
