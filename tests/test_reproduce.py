@@ -20,7 +20,7 @@ import torch
 from test_cifar import COARSE, member, pack, python2_pickle
 
 from pipelines.errors import UserError
-from tools import reproduce, reproduce_jobs, reproduce_outcomes, reproduce_plan
+from tools import reproduce, reproduce_jobs, reproduce_outcomes, reproduce_plan, reproduce_timing
 from tools.reproduce_jobs import Ending, Jobs, Stopped, claimed, clock, makespan, start_process
 from tools.reproduce_outcomes import outcome, spread
 from tools.reproduce_plan import Choice, Task, scaled_schedule, study_tasks, table_tasks, wanted
@@ -543,6 +543,21 @@ while True: time.sleep(0.05)
 """
 
 
+def test_what_does_not_stop_is_killed(
+    jobs: Callable[[int, list[str]], Jobs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduce_jobs, "_GRACE_SECONDS", 0.2)
+
+    def interrupt() -> None:
+        wait_for(tmp_path / "ready")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(Stopped) as stopped:
+        jobs(1, []).run([program("a", STUBBORN.replace("while True:", "for _ in range(400):"))])
+    assert (tmp_path / "asked").exists() and stopped.value.ended == {}
+
+
 def test_killed_it_leaves_nothing_running_and_out_is_kept_till_then(tmp_path: Path) -> None:
     """kill -9 of the tool: its training is asked to stop by the kernel, and holds OUT for as long as it is still saving."""
     source, target = os.pipe()
@@ -675,6 +690,25 @@ def test_what_is_left_of_a_task(tmp_path: Path) -> None:
     assert expected_seconds(cache, tmp_path, costs, rows) == pytest.approx(50 + 50 * 1300 * 0.01)
 
 
+def test_costs_are_means_over_those_that_ran_side_by_side(tmp_path: Path) -> None:
+    """By hand: 100 steps of 128 at 500 and 1,000 images/s are 25.6 and 12.8 s of 40."""
+    tasks = [task for task in table_tasks(small_choice(settings=()), (100,), (0, 1), ["dive"]) if task.kind != "data"]
+    for task in tasks:
+        if task.is_run:
+            write_run(tmp_path, task, 0.1, [], 500.0 * (1 + task.seed))
+        else:
+            made = {"sessions": [{"seconds": 10.0 * (1 + task.seed), "images": 1000}]}
+            (tmp_path / task.folder / "one").mkdir(parents=True)
+            (tmp_path / task.folder / "one" / "made.json").write_text(json.dumps(made))
+    found = reproduce_timing._costs_of(tasks, tmp_path, dict.fromkeys((task.name for task in tasks), 40.0))
+    assert (
+        found["teacher"]
+        == found["distill"]
+        == [pytest.approx((14.4 + 27.2) / 2), pytest.approx((1 / 500 + 1 / 1000) / 2)]
+    )
+    assert found["cache"] == [pytest.approx((30 + 20) / 2), pytest.approx(0.015)]
+
+
 def test_the_papers_figures() -> None:
     """METHOD.md, section 1: Table 1."""
     table = {"ce": (38.35, 42.41, 56.51), "bsce": (42.39, 47.60, 58.38), "dive": (45.35, 51.13, 62.00)}
@@ -761,4 +795,7 @@ def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
     for jobs in (1, 4, 24):
         assert call("cifar100-lt", "--out", tmp_path / "a=b", "--jobs", jobs, "optim.lr=0.2")[0] == 0
+    assert reproduce.typed(["x", "--out=/here", "--archive", "/a", "a.b=c"]) == (
+        "python tools/reproduce.py x --out OUT --archive ARCHIVE a.b=c"
+    )
     assert [(choice.threads, choice.settings) for choice in found] == [(n, ("optim.lr=0.2",)) for n in (12, 3, 1)]

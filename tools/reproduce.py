@@ -116,6 +116,7 @@ def checked(options: argparse.Namespace) -> argparse.Namespace:
 def typed(argv: Sequence[str]) -> str:
     """The command for others to type, without the places of this machine."""
     places = {"--archive": "ARCHIVE", "--out": "OUT", "--teacher": "RUN"}
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
     words = [places.get(before) or shlex.quote(word) for before, word in zip(["", *argv], argv, strict=False)]
     return " ".join(["python tools/reproduce.py", *words])
 
