@@ -16,13 +16,15 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 
-from pipelines.backends import BatchPlan, make_backend, to_device
+from pipelines.augment.colour import colours
+from pipelines.augment.finish import Finish
+from pipelines.augment.recipe import Recipe, view_params
+from pipelines.backends.choice import make_backend
+from pipelines.backends.contract import BatchPlan, to_device
 from pipelines.batch import Batch, Colours
 from pipelines.errors import UserError
-from pipelines.finish import Finish
 from pipelines.order import Sampling
-from pipelines.records import Records
-from pipelines.views import Recipe, colours, view_params
+from pipelines.records.reader import Records
 
 Item = TypeVar("Item")
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from pipelines.compiled import exact
-from pipelines.views import LANE_CLASS_BALANCED, LANE_ORDER, draw
+from pipelines.philox import LANE_CLASS_BALANCED, LANE_ORDER, draw
 
 Sampling = Literal["instance", "class_balanced"]
 

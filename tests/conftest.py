@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train.beton (118 images, 5 long-tailed classes) and test.beton (37): raw, 16 x 16, learnable."""
-    from launch import write_tiny
+    from helpers.launch import write_tiny
 
     folder = tmp_path_factory.mktemp("tiny")
     write_tiny(folder)

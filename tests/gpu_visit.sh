@@ -23,7 +23,7 @@ step_tests() {
 step_records() {
     "$python" -c "
 import sys; from pathlib import Path; sys.path[:0] = ['.', 'tests']
-from drills import imagenet_list; imagenet_list(Path('$samples'), Path('$work/list.txt'))" &&
+from drills.long import imagenet_list; imagenet_list(Path('$samples'), Path('$work/list.txt'))" &&
         "$python" tools/convert.py list --root "$samples" --list "$work/list.txt" --recipe imagenet_lt \
             --out "$work/whole.beton" --force &&
         "$python" tools/convert.py list --root "$samples" --list "$work/list.txt" --recipe imagenet_lt_resize \
@@ -31,7 +31,7 @@ from drills import imagenet_list; imagenet_list(Path('$samples'), Path('$work/li
         "$python" tools/convert.py cifar100-lt --archive "$archive" --imbalance 100 --out "$work/cifar" --force
 }
 
-step_parity() { "$python" tests/parity.py "$work/whole.beton" --device cuda --markdown "$out/parity_cuda.md"; }
+step_parity() { "$python" tests/studies/parity.py "$work/whole.beton" --device cuda --markdown "$out/parity_cuda.md"; }
 
 # Issue 3, check 6: (c)/(b) and (d)/(b) at least 0.97, (d)/(e) at least 1.25, for both networks and both backends.
 step_bench() {

@@ -39,15 +39,16 @@ import numpy as np
 from pipelines.errors import UserError
 from pipelines.files import write_bytes_atomic, write_json_atomic
 from pipelines.loader import default_workers
-from pipelines.records import Records
-from tools.bench_baselines import Baseline, Job, Unavailable
-from tools.bench_items import Ours, Row
-from tools.bench_report import Report, facts, limits, ratios, show, to_json, to_markdown
+from pipelines.records.reader import Records
+from tools.benchmark.baselines import Baseline, Job, Unavailable
+from tools.benchmark.items import Ours, Row
+from tools.benchmark.report import Report, facts, limits, ratios, show, to_json, to_markdown
 from tools.command_line import Parser
-from train.config import Config, parse_args
-from train.environment import make_accelerator
-from train.exits import guard
-from train.experiment import views_of
+from train.config import Config
+from train.data import views_of
+from train.run.environment import make_accelerator
+from train.run.exits import guard
+from train.settings import parse_args
 
 SECTIONS = "abcdef"
 COMPARISONS = {

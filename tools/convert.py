@@ -23,15 +23,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.encoding import AS_THEY_ARE, Encoding
 from pipelines.errors import UserError
-from pipelines.records import Records
-from pipelines.writing import Sample, UnreadableImages, check_output, write_records
-from tools.cifar import Split, draw_long_tail, long_tail_counts, read_cifar
+from pipelines.records.encoding import AS_THEY_ARE, Encoding
+from pipelines.records.reader import Records
+from pipelines.records.writing import Sample, UnreadableImages, check_output, write_records
 from tools.command_line import exit_cleanly_when_terminated, megabytes, progress_bar, run_command, whole
-from tools.demo_images import write_demo
-from tools.repair import Damaged, find_damaged, rebuild
-from tools.splits import PARTS, split_samples
+from tools.conversion.cifar import Split, draw_long_tail, long_tail_counts, read_cifar
+from tools.conversion.demo_images import write_demo
+from tools.conversion.repair import Damaged, find_damaged, rebuild
+from tools.conversion.splits import PARTS, split_samples
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 MAX_CLASSES = 1_000_000  # a larger label is a mistake, such as a key in the label's place

@@ -28,22 +28,14 @@ from pipelines.errors import UserError
 from pipelines.files import read_json
 from pipelines.logits import LogitCache
 from pipelines.logits.blocks import block_path
-from pipelines.logits.cache import LOSS_BUDGET, find_cache
 from pipelines.logits.codec import TEMPERATURES, certified_loss
-from pipelines.records import Records
+from pipelines.logits.folder import find_cache
+from pipelines.logits.reader import LOSS_BUDGET
+from pipelines.records.reader import Records
+from tools.caches.check import Bad, Survey, check_blocks, compare_pixels, remove, require_own_identity, survey, to_check
+from tools.caches.flatness import draw, measure, show, write_json
 from tools.command_line import exit_cleanly_when_terminated, megabytes, progress_bar, run_command, whole
-from tools.logits_check import (
-    Bad,
-    Survey,
-    check_blocks,
-    compare_pixels,
-    remove,
-    require_own_identity,
-    survey,
-    to_check,
-)
-from tools.logits_flatness import draw, measure, show, write_json
-from train.objective import DistillConfig
+from train.objectives.objective import DistillConfig
 
 SHOWN = 3  # files named in a one-line error
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}

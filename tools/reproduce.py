@@ -27,9 +27,9 @@ if __name__ == "__main__":  # replaces this folder, whose module names are gener
 from pipelines.errors import UserError
 from pipelines.files import write_bytes_atomic, write_json_atomic
 from tools.command_line import Parser, whole
-from tools.reproduce_jobs import Ending, Jobs, Stopped, claimed, clock, makespan
-from tools.reproduce_outcomes import outcome
-from tools.reproduce_plan import (
+from tools.paper.jobs import Ending, Jobs, Stopped, claimed, clock, makespan
+from tools.paper.outcomes import outcome
+from tools.paper.plan import (
     IMBALANCES,
     METHODS,
     Choice,
@@ -41,9 +41,9 @@ from tools.reproduce_plan import (
     table_tasks,
     wanted,
 )
-from tools.reproduce_report import Report, studies_report, table_report, to_markdown
-from tools.reproduce_timing import Costs, expected_seconds, measured, rows_of
-from train.exits import guard
+from tools.paper.report import Report, studies_report, table_report, to_markdown
+from tools.paper.timing import Costs, expected_seconds, measured, rows_of
+from train.run.exits import guard
 
 TABLE, STUDIES = "cifar100-lt", "cifar100-lt-studies"
 

@@ -17,18 +17,20 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 
-from pipelines.backends import pixel_source, resolve_backend
+from pipelines.augment.finish import crops_only
+from pipelines.backends.choice import pixel_source, resolve_backend
 from pipelines.errors import UserError
-from pipelines.finish import crops_only
 from pipelines.loader import default_workers
 from pipelines.logits import CacheWriter
 from pipelines.logits.identity import cache_identity, view_identity
-from pipelines.records import Records
-from train.caching import all_cells, size_text, write_cache
-from train.config import Config, parse_args
-from train.environment import make_accelerator
-from train.exits import guard
-from train.experiment import make_loader, make_teacher, views_of
+from pipelines.records.reader import Records
+from train.config import Config
+from train.data import make_loader, views_of
+from train.objectives.caching import all_cells, size_text, write_cache
+from train.objectives.sources import make_teacher
+from train.run.environment import make_accelerator
+from train.run.exits import guard
+from train.settings import parse_args
 
 _CERTIFYING = 4  # threads that certify a block beside the teacher's forward passes; more gain little
 

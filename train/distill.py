@@ -13,11 +13,12 @@ from pathlib import Path
 # `accelerate launch` puts this script's folder first; a foreign `models` or `train` must not win over ours.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from train.assessment import evaluate_only
-from train.config import Config, parse_args
-from train.exits import guard
+from train.config import Config
+from train.evaluation.subject import evaluate_only
 from train.experiment import Experiment
-from train.objective import DISTILLING
+from train.objectives.objective import DISTILLING
+from train.run.exits import guard
+from train.settings import parse_args
 
 
 def main(argv: list[str]) -> None:

@@ -21,13 +21,15 @@ import numpy as np
 
 from pipelines.errors import UserError
 from pipelines.files import write_bytes_atomic
-from train.assessment import assess, make_subject, newest_weights, open_split, write_figures
-from train.checkpoint import run_folder, why_not_final
-from train.config import Config, parse_args
-from train.environment import make_accelerator
-from train.exits import guard
-from train.export import check_exportable, measured, write_export
-from train.tracking import show_result
+from train.config import Config
+from train.evaluation.subject import assess, make_subject, newest_weights, open_split, write_figures
+from train.networks.export import check_exportable, measured, write_export
+from train.networks.final import why_not_final
+from train.run.environment import make_accelerator
+from train.run.exits import guard
+from train.run.place import run_folder
+from train.settings import parse_args
+from train.watch.tracking import show_result
 
 
 @dataclass(kw_only=True)

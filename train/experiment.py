@@ -4,237 +4,41 @@ Everything that can be refused is refused here, before a run directory exists. O
 """
 
 import dataclasses
-import hashlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from models.registry import build_model
-from pipelines.backends import available_backends, pixel_source, resolve_backend
+from pipelines.backends.choice import pixel_source, resolve_backend
 from pipelines.errors import UserError
-from pipelines.finish import Finish
 from pipelines.loader import Loader
-from pipelines.logits import Ensemble, LogitCache
-from pipelines.logits.cache import Wanted
-from pipelines.logits.flatness import TEMPERATURES, recommend, virtual_examples
-from pipelines.logits.identity import identity_hash, view_identity
+from pipelines.logits import Ensemble
+from pipelines.logits.identity import identity_hash
 from pipelines.order import TrainOrder
-from pipelines.records import Records
-from pipelines.views import Recipe
-from train import checkpoint, loop, tracking
-from train.config import Config, Options, flatten
-from train.dashboards import Dashboards, require_packages
+from train import loop
+from train.config import Config
+from train.data import evaluation_backend, make_loader, open_splits, reuse_of_views, stored_digest, views_of
 from train.ema import Ema
-from train.environment import device_name, make_accelerator, precision_of
-from train.evaluation import evaluate
-from train.initial import initialise
-from train.losses import log_prior
-from train.objective import DISTILLING, PRIOR, DistillConfig, Objective
+from train.evaluation.counting import evaluate
+from train.networks.final import save_final
+from train.networks.initial import initialise
+from train.networks.layout import channels_last
+from train.objectives.losses import log_prior
+from train.objectives.objective import DISTILLING, PRIOR, Objective
+from train.objectives.sources import make_teacher, open_cache
+from train.objectives.targets import CachedTargets, Teacher
 from train.optim import build_optimizer, describe_scaling, scaled_lr
-from train.run import Run, run_name, stored_facts
-from train.schedule import Schedule, begun_epochs
-from train.stops import Stopped, Stops
-from train.targets import CachedTargets, Teacher
-from train.weights import Pretrained, read_file, read_run, weights_hash
-
-
-class Splits(NamedTuple):
-    """Opened record files; the classes of all are equal."""
-
-    train: Records
-    evaluation: dict[str, Records]
-    "val and test, those that the configuration names"
-
-
-def open_splits(config: Config) -> Splits:
-    """Open data.train, data.val and data.test, and refuse different classes."""
-    if config.data.train is None:
-        raise UserError("data.train is not set; type data.train=FILE.beton (tools/convert.py makes it)")
-    train = Records(config.data.train)
-    named = {"val": config.data.val, "test": config.data.test}
-    evaluation = {split: Records(path) for split, path in named.items() if path is not None}
-    for split, records in evaluation.items():
-        if records.class_names != train.class_names:
-            raise UserError(
-                f"data.{split}={records.path} has other classes than data.train={train.path} "
-                f"({records.num_classes} and {train.num_classes}): convert both with the same --classes"
-            )
-        unseen = np.flatnonzero((records.class_counts > 0) & (train.class_counts == 0))
-        if len(unseen):
-            more = f" (and of {len(unseen) - 1} more)" if len(unseen) > 1 else ""
-            raise UserError(
-                f"data.{split}={records.path} has images of class {train.class_names[unseen[0]]}{more}, of which "
-                f"data.train={train.path} has none, so that nobody can learn it (its prior is log 0): convert both again, "
-                "with training images of every class or without these"
-            )
-    return Splits(train, evaluation)
-
-
-def epochs_of(config: Config, samples: int) -> int:
-    """How many epochs of `samples` training images are begun; of a batch too large for one, `TrainOrder` speaks."""
-    batch = config.optim.batch
-    return begun_epochs(config.schedule, max(1, samples // batch), batch)
-
-
-def stored_digest(records: Records) -> str:
-    """Hash of the bytes as they are stored, by key: what `Records.digest`, of the originals, does not tell."""
-    order = np.argsort(records.keys)
-    columns = (records.keys, records.stored_widths, records.stored_heights, records.crcs)
-    digest = hashlib.blake2b(digest_size=16)
-    for column in columns:
-        digest.update(np.ascontiguousarray(column[order]).astype(np.int64).tobytes())
-    return digest.hexdigest()
-
-
-def views_of(config: Config, samples: int) -> int:
-    """V: how many different views of a sample the training on `samples` images walks through."""
-    return config.data.views or epochs_of(config, samples)
-
-
-def reuse_of_views(config: Config, samples: int) -> str | None:
-    """A line that says how often each view is used; None when there is one for every epoch."""
-    views, epochs = views_of(config, samples), epochs_of(config, samples)
-    if views >= epochs:
-        return None
-    times = f"{epochs // views}" if epochs % views == 0 else f"{epochs // views} or {epochs // views + 1}"
-    balanced = " (of a sample that comes once an epoch)" if config.data.sampling == "class_balanced" else ""
-    return f"{views} views for {epochs} epochs: each is used {times} times{balanced}"
-
-
-def channels_last(network: nn.Module) -> nn.Module:
-    """The network laid out as the images are: what tensor cores want, and on a CPU 26 and 29 % faster than contiguous.
-
-    (ResNet-20 at 24 pixels, ResNet-32 at 32; fp32, two cores.)
-    """
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def make_loader(config: Config, records: Records, recipe: Recipe, backend: str, accelerator: Accelerator) -> Loader:
-    """A loader with the configuration's normalisation, workers and checks."""
-    data, device = config.data, accelerator.device
-    try:
-        return Loader(
-            records,
-            recipe,
-            seed=data.seed,
-            backend=backend,
-            finish=Finish(data.mean, data.std, device, channels_last=True, compile=config.compile),
-            device=device,
-            workers=data.workers,
-            verify=data.verify,
-            hw_decoder_load=data.hw_decoder_load,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def evaluation_backend(trained: str, records: Records, recipe: Recipe, device: torch.device) -> str:
-    """The backend of the training where it can serve the records, as it nearly always can; else what auto means."""
-    able = trained in available_backends(records, recipe, device)
-    return trained if able else resolve_backend("auto", records, recipe, device)
-
-
-def read_teacher(config: Config) -> Pretrained:
-    """The network that distill.teacher names: a run's, or that of a file of weights."""
-    distill, data = config.distill, config.data
-    assert distill.teacher is not None
-    if distill.teacher_arch is None:
-        return read_run(distill.teacher)
-    assert distill.teacher_classes is not None
-    return read_file(
-        distill.teacher,
-        distill.teacher_arch,
-        distill.teacher_classes,
-        distill.teacher_mean or data.mean,
-        distill.teacher_std or data.std,
-        data.recipe.size,
-    )
-
-
-def make_teacher(config: Config, records: Records, accelerator: Accelerator) -> Teacher:
-    """The network that distill.teacher names, in the configuration's precision."""
-    source = read_teacher(config)
-    for note in source.notes:
-        accelerator.print(note)
-    return Teacher(
-        source,
-        records,
-        config.data.recipe.size,
-        accelerator.device,
-        precision_of(accelerator),
-        channels_last=True,
-        compile=config.compile,
-        compile_mode=config.compile_mode,
-    )
-
-
-def resolve_tau(distill: DistillConfig, caches: Ensemble, train: Records) -> tuple[DistillConfig, str | None]:
-    """(settings with a temperature, a line that says how it was chosen); distill.tau=null takes it from the cache.
-
-    The rule is flatness.recommend's, on the run's own samples under the first view; tau = T * p with the configured p.
-    """
-    if distill.tau is not None:
-        return distill, None
-    # Only a mean of probabilities depends on the temperature at which it is read: one pass over the cache for each.
-    grids = [[t] for t in TEMPERATURES] if caches.average == "probabilities" else [list(TEMPERATURES)]
-    virtual = np.concatenate([virtual_examples(caches.at(grid[0]), train.keys, grid) for grid in grids])
-    chosen = recommend(virtual, train.class_counts)
-    tau = chosen.temperature * distill.p
-    how = (
-        "the smallest at which the rarest third of classes has as many virtual examples as the most frequent third"
-        if chosen.flat
-        else "the largest of the grid: at none has the rarest third of classes as many virtual examples as the most frequent"
-    )
-    line = f"distill.tau: {tau:g}, chosen from the cache (T = tau/p = {chosen.temperature:g}, {how})"
-    return dataclasses.replace(distill, tau=tau), line
-
-
-def open_cache(config: Config, train: Records, device: torch.device) -> tuple[Ensemble, str, DistillConfig, list[str]]:
-    """(caches, backend to load with, settings with a temperature, notes for the first screen), refusing what does not fit."""
-    settings, recipe = config.cache, config.data.recipe
-    if config.distill.teacher and len(settings.paths) > 1:
-        raise UserError(
-            f"distill.teacher={config.distill.teacher} is one teacher, cache.paths names {len(settings.paths)} caches: "
-            "leave distill.teacher out"
-        )
-    weights = weights_hash(read_teacher(config).network.state_dict()) if config.distill.teacher else None
-    view = view_identity(train, recipe, config.data.seed, config.data.backend)
-    wanted = Wanted(view, train.rows(), weights)
-    caches = [LogitCache(path, wanted) for path in settings.paths]
-    _require_different_teachers(caches)
-    backend = resolve_backend(config.data.backend, train, recipe, device, cached=caches[0].identity["backend"])
-    wanted = wanted._replace(view=view | {"backend": pixel_source(backend, train, device)})
-    differing = [cache.require(wanted, views_of(config, len(train)), settings.pixels) for cache in caches]
-    distill, chosen = resolve_tau(config.distill, Ensemble(caches, settings.weights, settings.average), train)
-    assert distill.tau is not None
-    temperature = distill.tau / distill.p
-    notes = []
-    for cache, found in zip(caches, differing, strict=True):
-        teacher, loss = cache.identity["teacher"], cache.require_temperature(temperature)
-        notes.append(
-            f"cache {cache.folder}: {cache.views} views of {teacher['architecture']} {teacher['weights'][:12]}, "
-            f"codec {cache.identity['codec']}, certified loss {loss:.4%} at T = {temperature:g}"
-        )
-        notes += [f"cache differs in {note}" for note in found]
-    if len(caches) > 1:
-        shares = f", weighted {settings.weights}" if settings.weights else ""
-        notes.append(f"targets: the mean of {len(caches)} teachers' {settings.average}{shares}")
-    notes += [chosen] if chosen else []
-    return Ensemble(caches, settings.weights, settings.average, temperature), backend, distill, notes
-
-
-def _require_different_teachers(caches: list[LogitCache]) -> None:
-    first: dict[str, LogitCache] = {}
-    for cache in caches:
-        other = first.setdefault(cache.identity["teacher"]["weights"], cache)
-        if other is not cache:
-            raise UserError(
-                f"cache.paths: {other.folder} and {cache.folder} are of the same teacher; name one of them, and give it "
-                "more of cache.weights if it is to count more"
-            )
+from train.run import checkpoint
+from train.run.environment import device_name, make_accelerator, precision_of
+from train.run.folder import Run, stored_facts
+from train.run.place import run_folder, run_name
+from train.run.stops import Stopped, Stops
+from train.schedule import Schedule
+from train.settings import Options, flatten
+from train.watch import tracking
+from train.watch.dashboards import Dashboards, require_packages
 
 
 def _check_method(config: Config, allowed: tuple[str, ...], script: str) -> None:
@@ -274,7 +78,7 @@ class Experiment:
         _check_method(config, allowed, script)
         self.config, self.options, self.script = config, options, script
         self.name = run_name(config.run, options.config, config.seed)
-        self.folder = checkpoint.run_folder(self.name)
+        self.folder = run_folder(self.name)
         self.accelerator = make_accelerator(config)
         self.say = self.accelerator.print
 
@@ -329,7 +133,7 @@ class Experiment:
             if self.accelerator.is_main_process:
                 network = self.accelerator.unwrap_model(self.model)
                 ema_state = self.ema.state_dict() if self.ema else None
-                checkpoint.save_final(run.folder, network.state_dict(), self._meta(), ema_state)
+                save_final(run.folder, network.state_dict(), self._meta(), ema_state)
                 tracking.show_result(result)
             run.finish(result)
 

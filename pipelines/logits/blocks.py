@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numba import types
 
-from pipelines.checksum import crc32
 from pipelines.compiled import exact
+from pipelines.crc32 import crc32
 from pipelines.errors import UserError
 from pipelines.files import write_bytes_atomic
 from pipelines.logits.codec import CODECS, TEMPERATURES, payload_bytes

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from pipelines.logits.cache import LogitCache
+from pipelines.logits.reader import LogitCache
 
 
 class Ensemble:

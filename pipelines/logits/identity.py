@@ -8,10 +8,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.finish import FINISH_VERSION
-from pipelines.records import Records
-from pipelines.resample import RESAMPLE_VERSION
-from pipelines.views import VIEWS_VERSION, Recipe
+from pipelines.augment.finish import FINISH_VERSION
+from pipelines.augment.geometry import VIEWS_VERSION
+from pipelines.augment.recipe import Recipe
+from pipelines.augment.resample import RESAMPLE_VERSION
+from pipelines.records.reader import Records
 
 FORMAT = 2
 # Fields that change the pixels of a view but not which view it is: cache.pixels=close lets them differ, with a note.

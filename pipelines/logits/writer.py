@@ -17,9 +17,9 @@ import numpy as np
 from pipelines.errors import UserError
 from pipelines.files import is_temporary, read_json, write_bytes_atomic, write_json_atomic
 from pipelines.logits.blocks import BLOCK_ROWS, block_path, missing_cells, open_block, write_block
-from pipelines.logits.cache import open_folder, write_done
 from pipelines.logits.codec import TEMPERATURES, certificate, encode
 from pipelines.logits.fingerprint import Fingerprints
+from pipelines.logits.folder import open_folder, write_done
 from pipelines.logits.identity import identity_bytes, identity_hash
 
 Cell = tuple[int, int]  # (view, block)

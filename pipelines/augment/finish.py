@@ -1,0 +1,61 @@
+"""The last steps of a view, on the device and the same for every backend: colour jitter, normalise, memory format.
+
+Which colours a view gets was drawn before (colour.py); here they are applied, for a whole batch at once.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from pipelines.augment.colour import jitter
+from pipelines.batch import Colours
+
+FINISH_VERSION = 1  # raise when any finished value changes; part of a cache's identity
+
+
+def _jitter_and_normalise(
+    pixels: torch.Tensor,
+    factors: torch.Tensor,
+    order: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    memory_format: torch.memory_format,
+) -> torch.Tensor:
+    images = jitter(pixels.permute(0, 3, 1, 2).float() / 255, Colours(factors, order))
+    return (images * 255 * scale + shift).contiguous(memory_format=memory_format)
+
+
+class Finish:
+    """uint8 [B, S, S, 3] crops to float32 [B, 3, S, S] = (x / 255 - mean) / std, per channel, x jittered if it is to be.
+
+    mean, std: three numbers on the 0..1 scale. channels_last: strides of the result (values are the same). compile: fuse the
+    some thirty element-wise passes of colour jitter into a few; values may differ from those without in the last bit.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        channels_last: bool,
+        compile: bool = False,
+    ):
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"data.mean={list(mean)} data.std={list(std)}: each needs three numbers, std above 0")
+        wide = torch.float64
+        std_t = torch.tensor(std, dtype=wide)
+        self._scale = (1.0 / (255.0 * std_t)).float().view(1, 3, 1, 1).to(device)
+        self._shift = (-torch.tensor(mean, dtype=wide) / std_t).float().view(1, 3, 1, 1).to(device)
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._jittered = torch.compile(_jitter_and_normalise) if compile else _jitter_and_normalise
+
+    def __call__(self, pixels: torch.Tensor, colours: Colours | None = None) -> torch.Tensor:
+        if colours is None:  # one pass: nothing to fuse
+            images = pixels.permute(0, 3, 1, 2).float().mul_(self._scale).add_(self._shift)
+            return images.contiguous(memory_format=self._format)
+        return self._jittered(pixels, *colours, self._scale, self._shift, self._format)
+
+
+def crops_only(pixels: torch.Tensor, colours: Colours | None = None) -> torch.Tensor:
+    """In place of a Finish, for who needs the crops alone: a teacher finishes them by its own normalisation."""
+    return pixels

@@ -1,0 +1,95 @@
+"""The transform that every view begins with: which box of an image it shows, and whether mirrored.
+
+A view is a pure function of (data.seed, sample key, view number); boxes are drawn here and cut elsewhere (resample.py, or a
+backend's own decoder). Invariant: the same box on every machine and from every backend.
+"""
+
+import numpy as np
+
+from pipelines.compiled import exact
+from pipelines.philox import LANE_CROP, LANE_FLIP, below, draw, exp, uniform
+
+PAD_CROP, RANDOM_RESIZED_CROP, RESIZE_CROP, CENTER = range(4)
+KINDS = {
+    "pad_crop": PAD_CROP,
+    "random_resized_crop": RANDOM_RESIZED_CROP,
+    "resize_crop": RESIZE_CROP,
+    "center": CENTER,
+}
+VIEWS_VERSION = 1  # raise when any box of any recipe changes; part of a cache's identity
+
+
+@exact
+def _round(x):
+    return np.int64(np.floor(x + 0.5))
+
+
+@exact
+def _half(n):
+    """n / 2 rounded half to even, as torchvision's centre crop rounds."""
+    half = n // 2
+    return half + (n % 2) * (half % 2)
+
+
+@exact
+def _random_resized(p, key, view, width, height):
+    """(x, y, w, h) in pixels of the original image: torchvision's ten attempts, then its central fallback."""
+    area = np.float64(width) * np.float64(height)
+    for attempt in range(10):
+        a, b, c, d = draw(p.seed, key, view, LANE_CROP, attempt)
+        target = area * uniform(a, p.area_low, p.area_high)
+        aspect = exp(uniform(b, p.log_ratio_low, p.log_ratio_high))
+        w, h = _round(np.sqrt(target * aspect)), _round(np.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return below(c, width - w + 1), below(d, height - h + 1), w, h
+    w, h = np.int64(width), np.int64(height)
+    low, high = exp(p.log_ratio_low), exp(p.log_ratio_high)
+    if width < low * height:
+        h = _round(width / low)  # may be 0 on a thin image; `view_box` makes it one pixel
+    elif width > high * height:
+        w = _round(height * high)
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+@exact
+def view_box(p, key, view, width, height, stored_width, stored_height):
+    """The box of one view on the STORED image, in pixels: (x, y, w, h, flip).
+
+    width, height are the original size: boxes are fractions of it, so that one view shows the same part of an image
+    whatever size it is stored at. pad_crop boxes may reach outside (those pixels are 0) and are never resized.
+    """
+    flip = np.int64(0)
+    if p.flip:
+        flip = np.int64(draw(p.seed, key, view, LANE_FLIP, 0)[0] >> np.uint64(31))
+    if p.kind == PAD_CROP:
+        a, b, _c, _d = draw(p.seed, key, view, LANE_CROP, 0)
+        x, y = below(a, 2 * p.pad + 1) - p.pad, below(b, 2 * p.pad + 1) - p.pad
+        return x, y, np.int64(p.size), np.int64(p.size), flip
+    if p.kind == RANDOM_RESIZED_CROP:
+        ox, oy, ow, oh = _random_resized(p, key, view, width, height)
+        fx, fy = ox / np.float64(width), oy / np.float64(height)
+        fw, fh = ow / np.float64(width), oh / np.float64(height)
+    else:
+        # Resize the short side to `short_side` (long side truncated, as torchvision does), then crop `size`.
+        short = np.int64(min(width, height))
+        rw, rh = p.short_side * np.int64(width) // short, p.short_side * np.int64(height) // short
+        if p.kind == RESIZE_CROP:
+            a, b, _c, _d = draw(p.seed, key, view, LANE_CROP, 0)
+            cx, cy = below(a, rw - p.size + 1), below(b, rh - p.size + 1)
+        else:
+            cx, cy = _half(rw - p.size), _half(rh - p.size)
+        fx, fy, fw, fh = cx / np.float64(rw), cy / np.float64(rh), p.size / np.float64(rw), p.size / np.float64(rh)
+    w, h = max(np.int64(1), _round(fw * stored_width)), max(np.int64(1), _round(fh * stored_height))
+    x = min(_round(fx * stored_width), stored_width - w)
+    y = min(_round(fy * stored_height), stored_height - h)
+    return x, y, w, h, flip
+
+
+@exact
+def boxes(p, keys, views, widths, heights, stored_widths, stored_heights):
+    """`view_box` for a batch: int32[B, 5] of (x, y, w, h, flip)."""
+    out = np.empty((len(keys), 5), np.int32)
+    for i in range(len(keys)):
+        x, y, w, h, flip = view_box(p, keys[i], views[i], widths[i], heights[i], stored_widths[i], stored_heights[i])
+        out[i, 0], out[i, 1], out[i, 2], out[i, 3], out[i, 4] = x, y, w, h, flip
+    return out

@@ -1,0 +1,109 @@
+"""What a view is made of: the settings of all transforms, and their numbers in the form that compiled code takes.
+
+Owns what may be asked for and what must not; draws nothing and touches no pixel.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from pipelines.augment.geometry import KINDS
+from pipelines.philox import log
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """How a training view is cut from an image; `evaluation()` is the view that tests see."""
+
+    crop: Literal["pad_crop", "random_resized_crop", "resize_crop", "center"] = "random_resized_crop"
+    "pad_crop (CIFAR: zero-pad, crop), random_resized_crop, resize_crop (short side, then random crop) or center"
+    size: int = 224
+    "side of the square view, in pixels"
+    pad: int = 4
+    "pad_crop: zero pixels on each side"
+    scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    "random_resized_crop: smallest and largest share of the image's area"
+    ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    "random_resized_crop: smallest and largest width / height"
+    short_side: int | None = None
+    "resize_crop and evaluation: short side in pixels before the crop; null = size * 256 / 224 (pad_crop: size)"
+    flip: bool = True
+    "horizontal flip of half of the views"
+    jitter: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    "colour jitter: largest change of brightness, contrast and saturation, 0 = none (ImageNet-LT [0.4, 0.4, 0.4])"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"data.recipe.size={self.size}: must be at least 1")
+        if self.pad < 0:
+            raise ValueError(f"data.recipe.pad={self.pad}: must be 0 or more")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"data.recipe.scale={self.scale}: must be [low, high] with 0 < low <= high <= 1")
+        if len(self.ratio) != 2 or not 0.1 <= self.ratio[0] <= self.ratio[1] <= 10:
+            raise ValueError(f"data.recipe.ratio={self.ratio}: must be [low, high] with 0.1 <= low <= high <= 10")
+        if self.short_side is not None and self.short_side < self.size:
+            raise ValueError(f"data.recipe.short_side={self.short_side}: must be at least size={self.size}")
+
+        if len(self.jitter) != 3 or min(self.jitter) < 0:
+            raise ValueError(f"data.recipe.jitter={self.jitter}: must be [brightness, contrast, saturation], 0 or more")
+
+    def resolved_short_side(self) -> int:
+        """Short side in pixels that `resize_crop` and the evaluation view resize to."""
+        if self.short_side is not None:
+            return self.short_side
+        return self.size if self.crop == "pad_crop" else (self.size * 256 + 112) // 224
+
+    def evaluation(self) -> "Recipe":
+        """The view of validation and test: short side, centre crop, no flip."""
+        return Recipe(crop="center", size=self.size, short_side=self.resolved_short_side(), flip=False)
+
+    def identity(self) -> dict:
+        """What decides the pixels of a view and nothing else, for a cache's identity and for comparison."""
+        out: dict = {"crop": self.crop, "size": self.size, "flip": self.flip}
+        if self.crop == "pad_crop":
+            out["pad"] = self.pad
+        elif self.crop == "random_resized_crop":
+            out["scale"], out["ratio"] = list(self.scale), list(self.ratio)
+        else:
+            out["short_side"] = self.resolved_short_side()
+        if any(self.jitter):
+            out["jitter"] = list(self.jitter)
+        return out
+
+
+class ViewParams(NamedTuple):
+    """A recipe and its seed as plain numbers, in the form compiled code takes."""
+
+    kind: int
+    size: int
+    short_side: int
+    pad: int
+    area_low: float
+    area_high: float
+    log_ratio_low: float
+    log_ratio_high: float
+    flip: int
+    seed: int
+    brightness: float
+    contrast: float
+    saturation: float
+
+
+def view_params(recipe: Recipe, seed: int) -> ViewParams:
+    """Numbers for `view_box` and `boxes`; `seed` is data.seed, 0 <= seed < 2**63."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"data.seed={seed}: must be at least 0 and less than 2**63")
+    return ViewParams(
+        kind=KINDS[recipe.crop],
+        size=int(recipe.size),
+        short_side=int(recipe.resolved_short_side()),
+        pad=int(recipe.pad),
+        area_low=float(recipe.scale[0]),
+        area_high=float(recipe.scale[1]),
+        log_ratio_low=float(log(float(recipe.ratio[0]))),
+        log_ratio_high=float(log(float(recipe.ratio[1]))),
+        flip=int(recipe.flip),
+        seed=int(seed),
+        brightness=float(recipe.jitter[0]),
+        contrast=float(recipe.jitter[1]),
+        saturation=float(recipe.jitter[2]),
+    )

@@ -1,0 +1,177 @@
+"""The dali backend: NVIDIA DALI decodes only the box of each view, resizes and flips it; on a GPU all of that happens there.
+
+DALI is given encoded bytes, boxes and flips from our order and views: no reader, shuffle or random operator of its own, whose
+seeds follow the batch slot and not the sample. Bytes are checked before DALI sees them: a decoder that stops at the box reads
+a truncated file without a word, and one that fails kills the process. Invariant: a batch depends on nothing but its positions
+and views.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import Pipeline, fn
+from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
+
+from pipelines.augment.geometry import PAD_CROP
+from pipelines.augment.recipe import Recipe, ViewParams, view_params
+from pipelines.backends.contract import BatchPlan, Crops, boxes_of
+from pipelines.errors import UserError
+from pipelines.libffcv import library_path
+from pipelines.records.reader import Records
+from pipelines.records.verify import Verifier
+
+# Two pipelines take turns, so that one decodes while the other's batch is resized and copied. One with a queue of two would
+# do the same, but its first run starts two batches at once, and a plan may hold only one.
+_AT_WORK = 2
+_ONE_PIXEL = view_params(Recipe(crop="pad_crop", size=1, pad=0, flip=False), 0)
+_Work = tuple[Pipeline | None, BatchPlan, list[np.ndarray]]  # the pipeline (none: nothing to do), its batch, its bytes
+
+
+class _Decodable:
+    """Decodes each record once a process, on first touch, with a decoder that survives a bad one (1.1 ms for 120 kB of JPEG).
+
+    On an image that it cannot decode DALI 2.4 dies of SIGSEGV about every second time (measured on the CPU; its other workers
+    go on in buffers that are gone), so the error that it would raise is not to be relied upon.
+    """
+
+    def __init__(self, records: Records, workers: int):
+        if library_path() is not None:
+            from pipelines.backends.ffcv import FFCVBackend as Decoder
+        else:
+            from pipelines.backends.reference import ReferenceBackend as Decoder
+        self._decoder = Decoder(records, _ONE_PIXEL, workers, "off")
+        self._done = np.zeros(len(records), np.bool_)
+
+    def check(self, positions: np.ndarray) -> None:
+        """Raise UserError naming a record among `positions` that does not decode."""
+        due = positions[~self._done[positions]]
+        if len(due):
+            self._decoder.load(due, np.zeros(len(due), np.int32), np.empty((len(due), 1, 1, 3), np.uint8))
+            self._done[due] = True
+
+
+class DaliBackend:
+    """See backends.Backend; for JPEG records.
+
+    workers: threads of each of the two pipelines. hw_decoder_load: share of the images that the GPU's JPEG decoder takes, 0..1.
+    """
+
+    in_background = True
+
+    def __init__(
+        self,
+        records: Records,
+        params: ViewParams,
+        workers: int,
+        verify: str,
+        device: torch.device,
+        hw_decoder_load: float = 0.65,
+    ):
+        self._records = records
+        self._params = params
+        self._workers = workers
+        self._device = device
+        self._verifier, self._decodable = Verifier(records, verify, workers), _Decodable(records, workers)
+        self._bytes = records.data.view(np.ndarray)  # slices of a memmap cost several times those of a plain array
+        self._idle: list[Pipeline] = []
+        self._on_gpu = device.type == "cuda"
+        self._decoder: dict[str, Any] = {"device": "cpu"}
+        if self._on_gpu:
+            # Chroma upsampled as the CPU decoders do it, not repeated: without it colours come out blockier there.
+            self._decoder = {"device": "mixed", "hw_decoder_load": hw_decoder_load, "jpeg_fancy_upsampling": True}
+            self._stream = torch.cuda.Stream(device)
+
+    def crops(self, plan: Iterable[BatchPlan]) -> Generator[Crops, None, None]:
+        source, running = iter(plan), deque[_Work]()
+        end: BaseException | None = None  # why nothing more is started; what is at work comes first
+        while True:
+            while end is None and len(running) < _AT_WORK:
+                try:
+                    running.append(self._start(next(source)))
+                except BaseException as error:
+                    end = error
+            if not running:
+                break
+            yield self._finish(*running.popleft())
+        if end is not None and not isinstance(end, StopIteration):
+            raise end
+
+    def _start(self, item: BatchPlan) -> _Work:
+        """Hand one batch to a pipeline; the bytes must live until it is done."""
+        positions, views = item
+        if not len(positions):  # a rank may have nothing to evaluate; DALI takes no empty batch
+            return None, item, []
+        self._verifier.check(positions)
+        self._decodable.check(positions)
+        found = boxes_of(self._params, self._records, positions, views)
+        pipe = self._take(len(positions))
+        encoded = self._feed(pipe, positions, found)
+        return pipe, item, encoded
+
+    def _feed(self, pipe: Pipeline, positions: np.ndarray, found: np.ndarray) -> list[np.ndarray]:
+        r = self._records
+        encoded = [self._bytes[a : a + n] for a, n in zip(r.offsets[positions], r.sizes[positions], strict=True)]
+        pipe.feed_input("encoded", encoded)
+        x, y, w, h, flip = found.T
+        pipe.feed_input("start", np.stack([y, x], axis=1))
+        pipe.feed_input("shape", np.stack([h, w], axis=1))
+        pipe.feed_input("flip", flip.copy())
+        pipe.schedule_run()
+        return encoded
+
+    def _take(self, batch: int) -> Pipeline:
+        """An idle pipeline that is large enough, or a new one."""
+        while self._idle:
+            pipe = self._idle.pop()
+            if (pipe.max_batch_size or 0) >= batch:
+                return pipe
+        return self._build(batch)
+
+    def _build(self, batch: int) -> Pipeline:
+        """A pipeline for up to `batch` views: decode the box, resize, flip."""
+        device_id = (self._device.index or 0) if self._on_gpu else None  # None: works on a machine without a driver
+        pipe = Pipeline(batch, self._workers, device_id, exec_dynamic=True, prefetch_queue_depth=1)
+        # EXIF orientation is ignored, as by every other backend and by torchvision's default loader.
+        decoder: dict[str, Any] = {"output_type": DALIImageType.RGB, "adjust_orientation": False, **self._decoder}
+        size = self._params.size
+        with pipe:
+            encoded = fn.external_source(name="encoded", dtype=DALIDataType.UINT8, ndim=1, no_copy=True)
+            start = fn.external_source(name="start", dtype=DALIDataType.INT32, ndim=1)
+            shape = fn.external_source(name="shape", dtype=DALIDataType.INT32, ndim=1)
+            flip = fn.external_source(name="flip", dtype=DALIDataType.INT32, ndim=0)
+            box = {"start": start, "shape": shape, "axis_names": "HW"}
+            images: Any
+            if self._params.kind == PAD_CROP:  # the box may reach outside the image
+                images = fn.decoders.image(encoded, **decoder)
+                images = fn.slice(images, **box, out_of_bounds_policy="pad", fill_values=0)
+            else:
+                images = fn.decoders.image_slice(encoded, **box, **decoder)
+                linear = DALIInterpType.INTERP_LINEAR
+                images = fn.resize(images, size=[size, size], interp_type=linear, antialias=True)
+            pipe.set_outputs(fn.flip(images, horizontal=flip))
+        pipe.build()
+        return pipe
+
+    def _finish(self, pipe: Pipeline | None, item: BatchPlan, encoded: list[np.ndarray]) -> Crops:
+        """The pixels of a batch in memory of their own: DALI's is reused by the pipeline's next one."""
+        if pipe is None:
+            return torch.empty((0, self._params.size, self._params.size, 3), dtype=torch.uint8), item
+        try:
+            if self._on_gpu:
+                with torch.cuda.stream(self._stream):
+                    (images,) = pipe.outputs(cuda_stream=self._stream)
+                    pixels = torch.from_dlpack(images.as_tensor()).clone()
+                self._stream.synchronize()
+            else:
+                (images,) = pipe.outputs()
+                pixels = torch.from_numpy(images.as_array().copy())
+        except RuntimeError as error:  # the pipeline is dropped: it may be beyond use
+            raise UserError(
+                f"data.backend=dali: DALI failed on images that decode elsewhere; try data.backend=ffcv: {error}"
+            ) from error
+        del encoded
+        self._idle.append(pipe)
+        return pixels, item

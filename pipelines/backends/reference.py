@@ -1,0 +1,56 @@
+"""The reference backend: PIL decodes, numpy holds the pixels, each sample by itself. Slow, obvious, the oracle."""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image
+
+from pipelines.augment.recipe import ViewParams
+from pipelines.augment.resample import crop_resize_flip
+from pipelines.backends.contract import boxes_of
+from pipelines.records.reader import Records
+
+
+class ReferenceBackend:
+    """Fills host buffers, see backends.OnHost. Threads decode the samples of a batch; PIL and the resampler release the GIL."""
+
+    def __init__(self, records: Records, params: ViewParams, workers: int, verify: str):
+        self._records = records
+        self._params = params
+        self._verify = verify
+        self._checked = np.zeros(len(records), np.bool_)
+        self._workers = workers
+
+    def load(self, positions: np.ndarray, views: np.ndarray, out: np.ndarray) -> None:
+        batch_boxes = boxes_of(self._params, self._records, positions, views)
+
+        def one(i: int) -> None:
+            x, y, w, h, flip = (int(value) for value in batch_boxes[i])
+            crop_resize_flip(self._decode(int(positions[i])), x, y, w, h, flip, out[i])
+
+        with ThreadPoolExecutor(self._workers) as pool:  # one for each batch: no thread outlives it
+            for _ in pool.map(one, range(len(positions))):
+                pass
+
+    def _decode(self, position: int) -> np.ndarray:
+        """uint8 [H, W, 3] pixels of one record, after its CRC."""
+        r = self._records
+        if self._verify == "always" or (self._verify == "first" and not self._checked[position]):
+            r.verify(position)
+            self._checked[position] = True
+        payload = r.payload(position)
+        shape = (int(r.stored_heights[position]), int(r.stored_widths[position]), 3)
+        if r.raw[position]:
+            return payload.reshape(shape)
+        try:
+            with Image.open(io.BytesIO(payload.tobytes())) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            r.verify(position)  # names a record whose bytes changed; a whole one that is left does not decode
+            raise r.damaged(position, "does not decode") from error
+        if pixels.shape != shape:  # the box is cut for `shape`: compiled code would read past the end of the pixels
+            raise r.damaged(
+                position, f"decodes to {pixels.shape[1]}x{pixels.shape[0]} pixels, not {shape[1]}x{shape[0]}"
+            )
+        return pixels

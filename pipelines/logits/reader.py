@@ -1,0 +1,203 @@
+"""Reading a logit cache: targets by (key, view), each checked before it is used.
+
+Owns gathering and the check of fingerprints. Knows nothing of the backend that loads images or of the student. Invariant: a
+target that leaves `gather` has the right key, view, teacher and checksum.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from pipelines.errors import UserError
+from pipelines.logits.blocks import (
+    BLOCK_ROWS,
+    FINGERPRINT_BYTES,
+    HEADER,
+    block_path,
+    gather_records,
+    missing_cells,
+    open_block,
+)
+from pipelines.logits.codec import TEMPERATURES, certified_loss, decode
+from pipelines.logits.fingerprint import Fingerprinter, Fingerprints, compare
+from pipelines.logits.folder import Wanted, find_cache, misfits, open_folder, read_done
+from pipelines.logits.identity import PIXEL_FIELDS
+from pipelines.logits.maps import BlockMaps
+
+LOSS_BUDGET = 0.01  # share of the teacher's information that a codec may lose at the temperature in use
+# Memory maps that one cache keeps, of some 65,000 that a process may have. Class-balanced sampling of iNaturalist 2018, the
+# most scattered reading we know, touches some 3000 blocks in an epoch.
+_OPEN_BLOCKS = 8192
+
+
+@dataclass(kw_only=True)
+class CacheConfig:
+    paths: list[str] = field(default_factory=list)
+    "logit caches to train from, one for each teacher: its folder, or the folder that holds it; empty = ask the teacher online"
+    weights: list[float] = field(default_factory=list)
+    "of the caches, one positive number each; empty = equal"
+    average: Literal["logits", "probabilities"] = "logits"
+    "what several teachers are averaged in: raw logits, or probabilities at the temperature in use"
+    check: Literal["open", "epoch", "always"] = "epoch"
+    "compare fingerprints of the pixels: on the first batches, and once an epoch, or with every batch"
+    pixels: Literal["same", "close"] = "close"
+    "close: the same view decoded by another backend or machine is accepted, and said so; same: refused"
+    codec: Literal["u8", "f16", "f32"] = "u8"
+    "how train/cache_logits.py stores logits: 8 bit with a range per sample, or floats"
+    batch: int = 256
+    "images per teacher forward in train/cache_logits.py; part of the identity"
+    dir: str = "caches"
+    "folder in which train/cache_logits.py makes the cache's own folder"
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"cache.batch={self.batch}: must be at least 1")
+        if self.weights and len(self.weights) != len(self.paths):
+            raise ValueError(
+                f"cache.weights={self.weights}: needs one number for each of the {len(self.paths)} cache.paths"
+            )
+        if not all(0 < weight < math.inf for weight in self.weights):
+            raise ValueError(f"cache.weights={self.weights}: must be above 0; leave out a cache that is not to count")
+
+
+def _integers(values: np.ndarray) -> np.ndarray:
+    """int64, contiguous, for compiled code; ValueError rather than a number that is rounded."""
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise ValueError(f"keys and views are integers, not {array.dtype}")
+    return np.ascontiguousarray(array, np.int64)
+
+
+class LogitCache:
+    """A complete cache, opened for reading.
+
+    path: the cache's folder or its parent. Attributes: identity (dict), views (number of complete views), classes,
+    folder, certificate float64 [T, 3]. `gather` returns raw teacher logits.
+    """
+
+    def __init__(self, path: str | Path, wanted: Wanted | None = None):
+        self.folder = find_cache(path, wanted)
+        self._opened = open_folder(self.folder)
+        self.identity, self._rows, self._kind = self._opened
+        self.views, self.certificate = read_done(self.folder, self._kind)
+        self.classes = self._kind.classes
+        self._keys = np.ascontiguousarray(self._rows["key"])
+        self._blocks = -(-len(self._rows) // BLOCK_ROWS)  # of one view
+        self._maps = BlockMaps(self.views * self._blocks, _OPEN_BLOCKS)  # by view * self._blocks + block
+        self._fingerprinter = Fingerprinter()
+
+    def __reduce__(self) -> tuple[type["LogitCache"], tuple[Path]]:
+        """To another process goes the path: memory maps stay where they are."""
+        return LogitCache, (self.folder.absolute(),)
+
+    def require(self, wanted: Wanted, views: int, pixels: str) -> list[str]:
+        """Refuse (UserError) unless this cache holds what is wanted, under so many views; pixels: cache.pixels.
+
+        Returns notes for the first screen: what differs and is allowed to.
+        """
+        found = misfits(self._opened, wanted)
+        allowed = PIXEL_FIELDS if pixels == "close" else ()
+        refused = [f"{name}: {text}" for name, text in found.items() if name not in allowed]
+        if refused:
+            raise UserError(
+                f"cache {self.folder} is not a cache of this run: {'; '.join(refused)}. "
+                "Change these settings, or write a cache for them with train/cache_logits.py"
+            )
+        if views > self.views:
+            raise UserError(
+                f"cache {self.folder} holds {self.views} views, this run uses {views}: "
+                f"set data.views={self.views}, or run train/cache_logits.py with data.views={views} to add the rest"
+            )
+        for cell in missing_cells(self.folder, views, self._blocks):
+            raise UserError(f"{block_path(self.folder, *cell)} is missing; run train/cache_logits.py again to write it")
+        notes = [f"{name}: {text}" for name, text in found.items()]
+        if len(wanted.rows) < len(self._rows):
+            notes.append(f"dataset: {len(wanted.rows)} of the cache's {len(self._rows)} samples")
+        return notes
+
+    def require_temperature(self, temperature: float) -> float:
+        """Share of information lost at T = tau / p; UserError when it is over the budget."""
+        loss = certified_loss(self.certificate, temperature)
+        if not loss <= LOSS_BUDGET:
+            what = f"loses {loss:.2%} of the teacher's information" if math.isfinite(loss) else "is not certified"
+            raise UserError(
+                f"cache {self.folder}: codec {self.identity['codec']} {what} at T = tau/p = {temperature:g} "
+                f"(allowed: {LOSS_BUDGET:.0%}, certified: up to T = {TEMPERATURES[-1]:g}); "
+                "lower distill.tau, or write a cache with cache.codec=f32"
+            )
+        return loss
+
+    def _open_cells(self, cells: np.ndarray) -> None:
+        for cell in np.unique(cells[self._maps.addresses[cells] == 0]).tolist():
+            view, block = divmod(cell, self._blocks)
+            count = min(BLOCK_ROWS, len(self._rows) - block * BLOCK_ROWS)
+            open_block(self.folder, self._kind, view, block, count)  # refuses what does not belong here
+            self._maps.open(cell, block_path(self.folder, view, block), self._kind.block_bytes(count))
+
+    def records(self, keys: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """uint8 [B, R]: the records of integer keys [B] under integer views [B], each checked against its CRC."""
+        keys, views = _integers(keys), _integers(views)
+        if keys.ndim != 1 or keys.shape != views.shape:  # compiled code would read beyond the shorter one
+            raise ValueError(f"keys {keys.shape} and views {views.shape}: one view for each key")
+        places = np.searchsorted(self._keys, keys).clip(0, len(self._keys) - 1)
+        unknown = keys[self._keys[places] != keys]
+        if len(unknown):
+            raise UserError(f"cache {self.folder} has no sample with key {unknown[0]}")
+        outside = views[(views < 0) | (views >= self.views)]
+        if len(outside):
+            raise UserError(f"cache {self.folder} holds views 0 to {self.views - 1}, not view {outside[0]}")
+        out = np.empty((len(keys), self._kind.record_bytes), np.uint8)
+        for start in range(0, len(keys), _OPEN_BLOCKS):  # so that never more than twice that many are open
+            part = slice(start, start + _OPEN_BLOCKS)
+            self._fill(out[part], keys[part], views[part], places[part])
+        return out
+
+    def _fill(self, out: np.ndarray, keys: np.ndarray, views: np.ndarray, places: np.ndarray) -> None:
+        blocks = places // BLOCK_ROWS
+        cells = views * self._blocks + blocks
+        self._open_cells(cells)
+        counts = np.minimum(BLOCK_ROWS, len(self._rows) - blocks * BLOCK_ROWS)
+        bad = gather_records(
+            self._maps.addresses[cells] + HEADER.itemsize, counts, places - blocks * BLOCK_ROWS, keys, views, out
+        )
+        if bad >= 0:
+            view, block = int(views[bad]), int(blocks[bad])
+            raise UserError(
+                f"{block_path(self.folder, view, block)}: the record of key {keys[bad]} (view {view}, block {block}) is "
+                "damaged; delete the file and run train/cache_logits.py again to rewrite it"
+            )
+        self._maps.close_oldest()
+
+    def gather(self, keys: np.ndarray, views: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Raw teacher logits, float32 [B, C] on `device`, of integer keys [B] under integer views [B]."""
+        return self.decode(self.records(keys, views), torch.device(device))
+
+    def decode(self, records: np.ndarray, device: torch.device) -> torch.Tensor:
+        """float32 [B, C] of checked records; the bytes travel, the device decodes."""
+        bytes_ = torch.from_numpy(records)
+        if device.type == "cuda":
+            bytes_ = bytes_.pin_memory()
+        return decode(bytes_.to(device, non_blocking=True)[:, FINGERPRINT_BYTES:], self._kind.codec)
+
+    def check_pixels(self, crops: torch.Tensor, records: np.ndarray, pixels: str) -> Literal["same", "close"]:
+        """Compare crops uint8 [B, S, S, 3] with what the teacher saw; UserError when they are of another view or image.
+
+        records: those of the same keys and views; pixels: cache.pixels.
+        """
+        stored = Fingerprints(np.ascontiguousarray(records[:, :4]).view("<u4")[:, 0], records[:, 4:FINGERPRINT_BYTES])
+        verdict = compare(stored, self._fingerprinter(crops))
+        if verdict == "other":
+            raise UserError(
+                f"cache {self.folder}: the teacher saw other pixels than this run shows under the same keys and views "
+                "(changed images, other records?); use the records it was written from, or write a new cache"
+            )
+        if verdict == "close" and pixels == "same":
+            raise UserError(
+                f"cache {self.folder}: same views, but decoded to slightly different pixels (another backend, stored "
+                "size or machine), which cache.pixels=same refuses; use cache.pixels=close, or write the cache here"
+            )
+        return verdict

@@ -1,0 +1,292 @@
+"""How one image is stored: a file's own bytes, or its pixels shrunk and encoded anew; and whether stored bytes decode.
+
+Owns the rule by which JPEG bytes are kept, the sizes, and the one encoder. Opens no record file for writing (writing.py).
+Invariant: what is stored shows the picture that `PIL.Image.open(file).convert("RGB")` shows, EXIF orientation ignored, and
+every backend decodes it.
+"""
+
+import contextlib
+import ctypes
+import functools
+import io
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from pipelines.errors import UserError
+from pipelines.libffcv import library_path
+from pipelines.records import layout
+from pipelines.records.reader import Records
+
+MAX_STORED_SIDE = 65_535  # pixels: FFCV stores sides as uint16
+MAX_ENCODED_SIDE = 65_500  # pixels: libjpeg's own limit
+MAX_STORED_PIXELS = (
+    1 << 28
+) // 3  # 256 MiB as RGB; the reference backend's Pillow warns of more, and refuses twice that
+MAX_READ_PIXELS = 1 << 29  # 1.5 GiB as RGB: a 200-megapixel photo passes, a forged header does not exhaust the memory
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How files are stored. Sides in pixels, aspect kept, never enlarged; of two limits both hold."""
+
+    short_side: int | None = None
+    max_side: int | None = None
+    quality: int = 95  # JPEG quality of images that are encoded anew, always 4:4:4
+
+    def __str__(self) -> str:
+        limits = {"short side": self.short_side, "long side": self.max_side}
+        parts = [f"{name} at most {limit}" for name, limit in limits.items() if limit]
+        return ", ".join(parts) or "files as they are"
+
+
+AS_THEY_ARE = Encoding()
+
+
+class Stored(NamedTuple):
+    """One image as it goes into the file."""
+
+    payload: bytes | memoryview
+    mode: int
+    width: int  # of the original
+    height: int
+    stored_width: int
+    stored_height: int
+    source: int
+
+
+class Broken(Exception):
+    """An image that cannot be decoded; the message says why."""
+
+
+class JpegFrame(NamedTuple):
+    """What the frame header (SOFn marker) of a JPEG says."""
+
+    marker: int
+    precision: int  # bits per component
+    height: int
+    width: int
+    components: int
+    rgb: bool  # marked as RGB rather than YCbCr, by an Adobe segment or by the components' names
+
+
+def jpeg_frame(data: bytes) -> JpegFrame | None:
+    """The frame header of a JPEG, None where there is none (ITU T.81, B.2.2; Adobe's segment: T.872, 6.5.3)."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    position, adobe_rgb = 2, False
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        size = int.from_bytes(data[position + 2 : position + 4])
+        body = data[position + 4 : position + 2 + size]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # SOFn, but DHT, JPG, DAC
+            if len(body) < 6:
+                return None
+            height, width = int.from_bytes(body[1:3]), int.from_bytes(body[3:5])
+            rgb = body[5] == 3 and (adobe_rgb or body[6::3] == b"RGB")
+            return JpegFrame(marker, body[0], height, width, body[5], rgb)
+        if marker == 0xEE and body[:5] == b"Adobe":
+            adobe_rgb = body[11:12] == b"\0"
+        position += 2 + size
+    return None
+
+
+@functools.cache
+def _libffcv() -> Any:
+    """FFCV's JPEG decoder as a C function, None where FFCV is not installed.
+
+    Not through `import ffcv`, which would import torch in every worker.
+    """
+    path = library_path()
+    if path is None:
+        return None
+    try:
+        decode = ctypes.CDLL(str(path)).imdecode
+    except OSError:  # OpenCV or turbojpeg were removed after the installation
+        return None
+    decode.restype = ctypes.c_int
+    decode.argtypes = (
+        [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p]
+        + [ctypes.c_uint32] * 6
+        + [ctypes.c_bool] * 2
+    )
+    return decode
+
+
+def decoder_name() -> str:
+    """The decoder that a kept JPEG had to satisfy: libffcv, or Pillow (more lenient) where FFCV is absent."""
+    return "libffcv" if _libffcv() else "pillow"
+
+
+def libffcv_pixels(data: bytes | np.ndarray, width: int, height: int) -> np.ndarray | None:
+    """uint8[height, width, 3] of JPEG bytes by libffcv; None if it fails or warns. Only where FFCV is installed."""
+    pixels = np.empty((height, width, 3), np.uint8)
+    source = np.frombuffer(data, np.uint8)
+    crop = (height, width, 0, 0, 1, 1, False, False)  # the whole image, at full scale, not flipped
+    status = _libffcv()(source.ctypes.data, source.size, height, width, pixels.ctypes.data, *crop)
+    return pixels if status == 0 else None
+
+
+def _keepable(data: bytes) -> bool:
+    """Whether these are JPEG bytes that every backend decodes as they are, and to the same colours.
+
+    Sequential 8-bit Huffman coding (SOF0, SOF1), grey or YCbCr (on RGB decoders disagree; a few files of ImageNet are), sides
+    and size within FFCV's limits, and decoded by libffcv without so much as a warning. Where FFCV is not installed the
+    caller's decode by Pillow stands in for that last point; it lets warnings pass.
+    """
+    frame = jpeg_frame(data)
+    if frame is None or frame.marker not in (0xC0, 0xC1) or frame.precision != 8:
+        return False
+    if frame.components not in (1, 3) or frame.rgb or len(data) > layout.PAGE_SIZE:
+        return False
+    if not (0 < frame.width <= MAX_STORED_SIDE and 0 < frame.height <= MAX_STORED_SIDE):
+        return False
+    return not _libffcv() or libffcv_pixels(data, frame.width, frame.height) is not None
+
+
+def stored_size(width: int, height: int, encoding: Encoding) -> tuple[int, int]:
+    """(width, height) to store: one exact scale for both limits, at most 1; truncated as in torchvision's Resize.
+
+    So `short_side` gives the very size that the views resize_crop and center cut from: they copy pixels, and resample none.
+    """
+    scales = [(1, 1)]
+    if encoding.short_side:
+        scales.append((encoding.short_side, min(width, height)))
+    if encoding.max_side:
+        scales.append((encoding.max_side, max(width, height)))
+    numerator, denominator = min(scales, key=lambda scale: scale[0] / scale[1])
+    return max(1, width * numerator // denominator), max(1, height * numerator // denominator)
+
+
+def _reason(error: Exception) -> str:
+    """Why an image cannot be read, in words without addresses or paths of this machine."""
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return "no image format that Pillow knows"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
+    """Turns whatever Pillow's decoders raise on a damaged file, nearly anything, into Broken."""
+    try:
+        yield
+    except MemoryError:
+        raise UserError("out of memory while decoding; use fewer --workers") from None
+    except Exception as error:
+        raise Broken(_reason(error)) from error
+
+
+def _open(data: bytes) -> Image.Image:
+    """An image whose header was read, held to our limit of pixels in place of Pillow's."""
+    pillows, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        image = Image.open(io.BytesIO(data))
+    except PIL.UnidentifiedImageError:
+        if frame := jpeg_frame(data):
+            what = f"{frame.components} components of {frame.precision} bits, {frame.width}x{frame.height} pixels"
+            raise ValueError(f"a JPEG that Pillow does not read: {what}") from None
+        raise
+    finally:
+        Image.MAX_IMAGE_PIXELS = pillows
+    if image.width * image.height > MAX_READ_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} pixels, more than the {MAX_READ_PIXELS} that are read")
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """RGB as `convert` gives it (alpha dropped, palette applied), but 16-bit grey scaled, not clipped."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        grey = np.asarray(image).astype(np.uint32) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"32-bit pixels (mode {image.mode}) have no defined range")
+    return image.convert("RGB")
+
+
+def _encode_jpeg(rgb: Image.Image, size: tuple[int, int], quality: int) -> bytes:
+    if max(size) > MAX_ENCODED_SIDE:
+        raise UserError(f"{size[0]}x{size[1]} pixels, a JPEG's sides end at {MAX_ENCODED_SIDE}; use --max-side")
+    if size != rgb.size:
+        # The filter of the views (resample.py), antialiased: at their size, the pixels that they would have computed.
+        rgb = rgb.resize(size, Image.Resampling.BILINEAR)
+    buffer = io.BytesIO()
+    rgb.save(buffer, "JPEG", quality=quality, subsampling=0, comment=b"")  # else the source's comment goes along
+    if buffer.tell() > layout.PAGE_SIZE:
+        raise UserError(f"{buffer.tell()} bytes as JPEG, more than a page of {layout.PAGE_SIZE}; use --max-side")
+    return buffer.getvalue()
+
+
+def store_file(data: bytes, encoding: Encoding) -> Stored:
+    """An image file's bytes as they are if all backends decode them and no resize is due, else new JPEG.
+
+    Raises Broken for what cannot be decoded, UserError for what can be decoded but not stored.
+    """
+    with _decoding():
+        image = _open(data)
+    size = stored_size(*image.size, encoding)
+    if size[0] * size[1] > MAX_STORED_PIXELS:
+        raise UserError(f"{size[0]}x{size[1]} pixels, at most {MAX_STORED_PIXELS} can be stored; use --max-side")
+    payload = data
+    keep = size == image.size and _keepable(data)
+    if not (keep and _libffcv()):
+        with _decoding():
+            rgb = _to_rgb(image)
+        payload = data if keep else _encode_jpeg(rgb, size, encoding.quality)
+    return Stored(payload, layout.MODE_JPEG, *image.size, *size, source=layout.hash63(data))
+
+
+def store_array(pixels: np.ndarray) -> Stored:
+    """Raw pixels, uint8[height, width, 3]."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ValueError(f"uint8[height, width, 3] expected, {pixels.dtype}{list(pixels.shape)} given")
+    height, width = pixels.shape[:2]
+    if max(height, width) > MAX_STORED_SIDE or pixels.nbytes > layout.PAGE_SIZE:
+        raise UserError(f"{width}x{height} raw pixels do not fit a page of {layout.PAGE_SIZE} bytes")
+    payload = pixels.tobytes()
+    return Stored(payload, layout.MODE_RAW, width, height, width, height, layout.hash63(payload))
+
+
+def read_file(path: StrPath) -> bytes:
+    """The bytes of a file; Broken if there are none to read."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise Broken(_reason(error)) from error
+    if not data:
+        raise Broken("empty file")
+    return data
+
+
+def damage(opened: Records, position: int) -> str | None:
+    """Why no loader can use the stored image of one sample, in words; None if it is whole and decodes.
+
+    Asks libffcv, where it is installed, and Pillow, as the ffcv and the reference backend do.
+    """
+    payload = opened.payload(position)
+    if zlib.crc32(payload.data) != opened.crcs[position]:
+        return "its CRC-32 differs"
+    if opened.raw[position]:
+        return None
+    width, height = int(opened.stored_widths[position]), int(opened.stored_heights[position])
+    if _libffcv() and libffcv_pixels(payload, width, height) is None:
+        return "libffcv does not decode it"
+    try:
+        with _decoding(), Image.open(io.BytesIO(payload.tobytes())) as image:
+            found = image.convert("RGB").size
+    except Broken as error:
+        return f"Pillow does not decode it: {error}"
+    return None if found == (width, height) else f"it decodes to {found[0]}x{found[1]} pixels, not {width}x{height}"

@@ -1,0 +1,414 @@
+"""Writing record files: images in, one .beton out (layout: layout.py; one image: encoding.py).
+
+Owns the worker processes, the sections of the file and its temporary name. Files are stored as JPEG, arrays as raw
+pixels, images of another record file as they lie there. Knows nothing of data sets, lists or folders.
+Invariant: the bytes written depend on the samples, the options and the decoder named in the manifest, not on
+the number of workers, the host or the time; and a file under its final name is complete.
+"""
+
+import contextlib
+import fcntl
+import json
+import multiprocessing
+import os
+import signal
+import traceback
+import warnings
+import zlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import PIL
+
+from pipelines.errors import UserError
+from pipelines.records import layout
+from pipelines.records.encoding import (
+    AS_THEY_ARE,
+    Broken,
+    Encoding,
+    Stored,
+    StrPath,
+    decoder_name,
+    read_file,
+    store_array,
+    store_file,
+)
+from pipelines.records.reader import Records
+
+CHUNK = 16  # samples handed over at a time: large enough to hide that cost, small enough to bound memory
+CHUNKS_PER_WORKER = 3  # at work or waiting for their turn to be written
+
+
+class Sample(NamedTuple):
+    """One image to write: a file's path, or RGB pixels uint8[height, width, 3]."""
+
+    name: str
+    label: int
+    image: StrPath | np.ndarray
+
+
+class Unreadable(NamedTuple):
+    """One image that cannot be decoded, and why, in words."""
+
+    name: str
+    reason: str
+
+
+Answer = Stored | Unreadable | Exception
+
+
+class UnreadableImages(UserError):
+    """Raised after all samples were tried; `images` lists every one that cannot be read."""
+
+    def __init__(self, images: Sequence[Unreadable], samples: int) -> None:
+        first = images[0]
+        advice = "repair or remove them, or leave them out with --skip-bad"
+        if len(images) == samples:
+            advice = "check the folder and the list given"
+        super().__init__(
+            f"{len(images)} of {samples} images cannot be read, first {first.name} ({first.reason}); {advice}"
+        )
+        self.images = images
+
+
+def encode_sample(sample: Sample, encoding: Encoding) -> Stored | Unreadable:
+    """What to store for one sample. Raises UserError for an image that can be read but not stored."""
+    try:
+        if isinstance(sample.image, np.ndarray):
+            return store_array(sample.image)
+        return store_file(read_file(sample.image), encoding)
+    except Broken as error:
+        return Unreadable(sample.name, str(error))
+    except UserError as error:
+        raise UserError(f"{sample.name}: {error}") from None
+    except Exception as error:
+        raise RuntimeError(f"while converting {sample.name}") from error
+
+
+def _encode_quietly(sample: Sample, encoding: Encoding) -> Stored | Unreadable:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata and large images: not asked for
+        return encode_sample(sample, encoding)
+
+
+def _work(tasks: Connection, encoding: Encoding) -> None:
+    """A worker's life: take a few samples, answer each in turn, until the parent closes the line or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent alone reacts
+    try:
+        while True:
+            for sample in tasks.recv():
+                try:
+                    tasks.send(_encode_quietly(sample, encoding))
+                except (UserError, RuntimeError) as error:
+                    error.add_note(traceback.format_exc())
+                    tasks.send(error)
+    except (EOFError, OSError):
+        return
+
+
+class _Worker:
+    """One process and our end of its line.
+
+    A line for each worker, not one for all as in concurrent.futures: there a worker killed while it sends
+    leaves the others and the parent waiting for ever. Not fork: the caller may have threads (a progress bar,
+    torch) whose locks a fork inherits locked.
+    """
+
+    def __init__(self, encoding: Encoding) -> None:
+        context = multiprocessing.get_context("forkserver")
+        self.line, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, encoding), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.todo: deque[tuple[int, Sample]] = deque()
+
+    def give(self, first: int, samples: Sequence[Sample]) -> None:
+        """Hand over samples with their numbers; only to a worker with nothing to do, which does listen."""
+        self.todo.extend(enumerate(samples, first))
+        try:
+            self.line.send(samples)
+        except OSError:
+            raise self._death() from None
+
+    def take(self) -> tuple[int, Answer]:
+        """The next answer, with its sample's number."""
+        try:
+            answer = self.line.recv()
+        except (EOFError, OSError):
+            raise self._death() from None
+        return self.todo.popleft()[0], answer
+
+    def _death(self) -> UserError:
+        return UserError(
+            f"{self.todo[0][1].name}: the worker that converted it died: killed, out of memory (use fewer "
+            "--workers), or a crash of the decoder (remove or repair this file)"
+        )
+
+    def stop(self) -> None:
+        self.line.close()
+        self.process.kill()  # it is idle, or its work is not wanted any more
+        self.process.join()
+
+
+def _encode_parallel(
+    samples: Sequence[Sample], encoding: Encoding, workers: int
+) -> Generator[Stored | Unreadable, None, None]:
+    """As _encode_quietly, in processes, in the order of the samples, with bounded memory."""
+    team: dict[Any, _Worker] = {}
+    ahead = workers * CHUNKS_PER_WORKER * CHUNK
+    answers: dict[int, Answer] = {}
+    given = taken = 0
+    try:
+        for _ in range(min(workers, -(-len(samples) // CHUNK))):
+            worker = _Worker(encoding)
+            team[worker.line] = worker
+        while taken < len(samples):
+            for worker in team.values():
+                if not worker.todo and given < len(samples) and given + CHUNK <= taken + ahead:
+                    worker.give(given, samples[given : given + CHUNK])
+                    given += CHUNK
+            for line in connection.wait([line for line, worker in team.items() if worker.todo]):
+                number, answer = team[line].take()
+                answers[number] = answer
+            while taken in answers:
+                answer = answers.pop(taken)
+                if isinstance(answer, Exception):
+                    raise answer
+                yield answer
+                taken += 1
+    finally:
+        for worker in team.values():
+            worker.stop()
+
+
+def _encode(samples: Sequence[Sample], encoding: Encoding, workers: int) -> Generator[Stored | Unreadable, None, None]:
+    if workers > 1:
+        yield from _encode_parallel(samples, encoding, workers)
+    else:
+        for sample in samples:
+            yield _encode_quietly(sample, encoding)
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Raise UserError unless `path` may be written."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the file to write, such as {path / 'train.beton'}")
+    if path.exists() and not force:
+        raise UserError(f"{path} exists; add --force to overwrite it, or name another file")
+
+
+@contextlib.contextmanager
+def _published(path: Path) -> Iterator[IO[bytes]]:
+    """A locked file beside `path` that takes its name on success and is removed on any error.
+
+    Its name is fixed, so that a later run writes over what a killed one left; the lock refuses two at a time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    with open(os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666), "wb", buffering=1 << 20) as file:
+        _lock(file, temporary)
+        try:
+            file.truncate(0)
+            yield file
+            file.flush()
+            Records(temporary)  # opens as any reader will, before anyone can see it
+            os.fsync(file.fileno())
+            os.rename(temporary, path)
+        except BaseException:
+            temporary.unlink()
+            raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    """Lock an open file that is to be written from its start."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except (BlockingIOError, FileNotFoundError):
+        mine = False
+    if not mine:  # locked; or another run published or removed the file between our open and our lock
+        raise UserError(f"{path}: another conversion is writing this file; wait for its end")
+
+
+def _check_samples(samples: Sequence[Sample], num_classes: int) -> np.ndarray:
+    """The samples' keys, int64[N], after checking that there are some, with fit labels and different keys."""
+    if not samples:
+        raise UserError("there are no images to write")
+    for sample in samples:
+        if not 0 <= sample.label < num_classes:
+            raise UserError(f"{sample.name}: label {sample.label} is not in 0..{num_classes - 1}, the classes given")
+    keys = np.fromiter((layout.sample_key(sample.name) for sample in samples), np.int64, len(samples))
+    order = np.argsort(keys, kind="stable")
+    equal = np.flatnonzero(np.diff(keys[order]) == 0)
+    if equal.size:
+        first, second = order[equal[0] : equal[0] + 2]
+        raise UserError(
+            f"{equal.size} images have the key of another, such as {samples[first].name} (image {first + 1}) "
+            f"and {samples[second].name} (image {second + 1}); every image needs a name of its own"
+        )
+    return keys
+
+
+class _Writer:
+    """The sections of one file while its images come in, in order."""
+
+    def __init__(self, file: IO[bytes], samples: int) -> None:
+        self.file = file
+        self.table = np.zeros(samples, layout.TABLE)
+        self.allocation = np.zeros(samples, layout.ALLOCATION)
+        self.names: list[bytes] = []
+        # As in FFCV, images start at the first page after the table, of all samples, unreadable ones too.
+        head = layout.TABLE_START + self.table.nbytes
+        self.position = file.seek(-(-head // layout.PAGE_SIZE) * layout.PAGE_SIZE)
+
+    def add(self, name: str, label: int, key: int, stored: Stored) -> None:
+        """Write one image where it fits a page whole, and its rows of both tables."""
+        size, number = len(stored.payload), len(self.names)
+        room = layout.PAGE_SIZE - self.position % layout.PAGE_SIZE
+        if size > room:
+            self.position = self.file.seek(self.position + room)
+        self.file.write(stored.payload)
+        image = (stored.mode, stored.stored_width, stored.stored_height, self.position)
+        crc = zlib.crc32(stored.payload)
+        self.table[number] = (image, label, key, stored.width, stored.height, stored.source, crc)
+        self.allocation[number] = (number, self.position, size)
+        self.names.append(layout.encode_name(name))
+        self.position += size
+
+    def finish(self, class_names: Sequence[str], made: dict[str, Any]) -> None:
+        """Write everything but the images."""
+        samples = len(self.names)
+        table, allocation = self.table[:samples], self.allocation[:samples].tobytes()
+        names, manifest = _names_section(self.names), _manifest(table, class_names, made)
+        footer = np.zeros(1, layout.FOOTER)
+        after = self.position + len(names) + len(manifest) + footer.nbytes
+        header = np.array(
+            [(layout.FFCV_VERSION, len(layout.FIELD_NAMES), layout.PAGE_SIZE, samples, after)],
+            layout.HEADER,
+        )
+        head = header.tobytes() + layout.field_descriptors().tobytes() + table.tobytes()
+        footer["magic"], footer["version"] = layout.FOOTER_MAGIC, layout.FORMAT_VERSION
+        footer["head_crc"], footer["allocation_crc"] = zlib.crc32(head), zlib.crc32(allocation)
+        footer["names_crc"], footer["manifest_crc"] = zlib.crc32(names), zlib.crc32(manifest)
+        footer["names_offset"], footer["names_size"] = self.position, len(names)
+        footer["manifest_offset"], footer["manifest_size"] = self.position + len(names), len(manifest)
+        footer["crc"] = layout.footer_crc(footer)
+        self.file.write(names + manifest + footer.tobytes() + allocation)
+        self.file.seek(0)
+        self.file.write(head)
+
+
+@contextlib.contextmanager
+def _new_file(target: Path, samples: int) -> Iterator[_Writer]:
+    """The writer of a file that becomes visible, whole, if the block succeeds."""
+    try:
+        with _published(target) as file:
+            yield _Writer(file, samples)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
+
+
+def _names_section(names: Sequence[bytes]) -> bytes:
+    offsets = np.zeros(len(names) + 1, "<u8")
+    np.cumsum([len(name) for name in names], out=offsets[1:])
+    return offsets.tobytes() + b"".join(names)
+
+
+def _manifest(table: np.ndarray, class_names: Sequence[str], made: dict[str, Any]) -> bytes:
+    rows = np.empty(table.size, layout.ROW)
+    for field in ("key", "label", "width", "height", "source"):
+        rows[field] = table[f"f{layout.FIELD_NAMES.index(field)}"]
+    manifest = {
+        "format": layout.FORMAT_NAME,
+        "version": layout.FORMAT_VERSION,
+        "class_names": list(class_names),
+        "class_counts": np.bincount(rows["label"], minlength=len(class_names)).tolist(),
+        "samples": table.size,
+        "digest": layout.rows_digest(rows),
+        "made": made,
+    }
+    return json.dumps(manifest, sort_keys=True, indent=1).encode("ascii")
+
+
+def write_records(
+    path: StrPath,
+    samples: Sequence[Sample],
+    class_names: Sequence[str],
+    *,
+    kind: str,
+    options: dict[str, Any] | None = None,
+    encoding: Encoding = AS_THEY_ARE,
+    workers: int = 1,
+    skip_bad: bool = False,
+    force: bool = False,
+    progress: Callable[[], None] | None = None,
+) -> list[Unreadable]:
+    """Write one record file, whole or not at all, and return the unreadable images that `skip_bad` left out.
+
+    samples: all files or all arrays; they keep their order.
+    kind, options: how the data set was made, for the manifest; no paths of this machine, no times.
+    encoding: for files. workers: processes that read and encode, 0 or 1 = none. progress: called per image.
+    Raises UnreadableImages after trying every sample; UserError for labels, names, sizes, an existing file, a
+    full disk, an image on which a worker died.
+    """
+    target = Path(path)
+    check_output(target, force)
+    keys = _check_samples(samples, len(class_names))
+    made: dict[str, Any] = {"kind": kind, "options": options or {}}
+    arrays = {isinstance(sample.image, np.ndarray) for sample in samples}
+    if len(arrays) != 1:
+        raise ValueError("a record file holds either files or arrays, not both")
+    if not arrays.pop():
+        made |= {"encoding": asdict(encoding), "decoder": decoder_name(), "pillow": PIL.__version__}
+    bad: list[Unreadable] = []
+    with _new_file(target, len(samples)) as writer, contextlib.closing(_encode(samples, encoding, workers)) as encoded:
+        for sample, key, stored in zip(samples, keys, encoded, strict=True):
+            if isinstance(stored, Unreadable):
+                bad.append(stored)
+            else:
+                writer.add(sample.name, sample.label, key, stored)
+            if progress:
+                progress()
+        if bad and (not skip_bad or len(bad) == len(samples)):
+            raise UnreadableImages(bad, len(samples))
+        writer.finish(class_names, made | {"skipped": [image.name for image in bad]})
+    return bad
+
+
+def copy_records(
+    path: StrPath,
+    source: Records,
+    positions: Sequence[int],
+    made: dict[str, Any],
+    *,
+    force: bool = False,
+    progress: Callable[[], None] | None = None,
+) -> None:
+    """Write some records of another file as they lie there, in the order of `positions`, whole or not at all.
+
+    made: how the new file came about, for its manifest. progress: called per image. The class names stay.
+    Raises UserError for an image whose checksum fails, an existing file, a full disk.
+    """
+    target = Path(path)
+    check_output(target, force)
+    with _new_file(target, len(positions)) as writer:
+        for position in positions:
+            source.verify(position)
+            columns = source.widths, source.heights, source.stored_widths, source.stored_heights, source.sources
+            mode = layout.MODE_RAW if source.raw[position] else layout.MODE_JPEG
+            stored = Stored(source.payload(position).data, mode, *(int(column[position]) for column in columns))
+            writer.add(source.name(position), int(source.labels[position]), int(source.keys[position]), stored)
+            if progress:
+                progress()
+        writer.finish(source.class_names, made)

@@ -1,0 +1,50 @@
+"""Twenty training steps on each rank of an experiment, batch norm in eval mode: tests/runs/test_distributed.py launches it.
+
+    python -m torch.distributed.run --nproc_per_node 2 tests/helpers/two_ranks.py OUT.npz CONFIG [a.b=c ...]
+
+Rank 0 writes the keys and views of every global batch, the gradients as every rank sees them, and the evaluation's counts.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+
+from train.experiment import Config, Experiment
+from train.run.exits import guard
+from train.settings import parse_args
+
+STEPS = 20
+
+
+def main(argv: list[str]) -> None:
+    config, options = parse_args(argv[1:], "", Config)
+    experiment = Experiment(config, options, "train/teacher.py", ("ce", "bsce"))
+    experiment._prepare()
+    accelerator, model = experiment.accelerator, experiment.model.eval()
+    parts = config.optim.accumulate
+    rows = config.optim.batch // accelerator.num_processes // parts
+    batches = experiment.loader.stream(experiment.order.plan(0, STEPS))
+    keys, views, gradients = [], [], []
+    for batch in batches:
+        for part in range(parts):
+            micro = batch.rows(part * rows, (part + 1) * rows)
+            loss, _ = experiment.objective(model(micro.images), micro)
+            accelerator.backward(loss / parts)
+        own = torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+        gradients.append(own.numpy().copy())
+        keys.append(gather_object(batch.keys.tolist()))
+        views.append(gather_object(batch.views.tolist()))
+        experiment.optimizer.step()
+        experiment.optimizer.zero_grad()
+    samples = experiment._evaluate("test")["test"]["samples"]
+    if accelerator.is_main_process:
+        np.savez(argv[0], keys=keys, views=views, gradients=gradients, samples=samples)
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main))

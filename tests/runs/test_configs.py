@@ -1,0 +1,182 @@
+"""Every shipped configuration: the commands in its head run, it trains, evaluates and saves; its settings are METHOD's.
+
+Two steps each (configs/debug.txt) of the real network on a dozen images, JPEG or raw as the recipe has them, at 64 pixels
+where it has more. Each also refuses every one of its keys misspelt, and says in its head what a reader must know.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from helpers.recipes import CLASSES, overlay, run_here, write_jpegs
+
+from pipelines.errors import UserError
+from pipelines.records.writing import Sample, write_records
+from train.config import Config
+from train.settings import flatten, load
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+REPORTED = [path for path in CONFIGS if path.parent.name != "demo"]
+# folder: (network, epochs by file stem's end, batch, lr, weight decay, tau, p)
+PAPER = {
+    "cifar100_lt": ("resnet32", 128, 0.1, 2e-4, 3, 0.5),
+    "imagenet_lt": ("resnext50_32x4d", 512, 0.2, 5e-4, 9, 1),
+    "inat18": ("resnet50", 256, 0.1, 5e-4, 2, 0.5),
+}
+
+
+def ids(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+TRAIN, EVALUATION = 12, 5  # images
+# For time's sake in a smaller network: others of the same folder run theirs.
+SAME_NETWORK = ("imagenet_lt/ce_x50", "inat18/bsce_r50_200", "inat18/dive_r50_200")
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """raw_train.beton (32 x 32), jpeg_train.beton, and the same for `eval`."""
+    folder = tmp_path_factory.mktemp("records")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", TRAIN), ("eval", EVALUATION)):
+        names = [f"{split}/{i}.jpg" for i in range(count)]
+        write_jpegs(folder, names)
+        pixels = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        for kind in ("raw", "jpeg"):
+            images = [pixels[i] if kind == "raw" else folder / name for i, name in enumerate(names)]
+            samples = [Sample(name, i % len(CLASSES), images[i]) for i, name in enumerate(names)]
+            write_records(folder / f"{kind}_{split}.beton", samples, CLASSES, kind="test")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Emptied at the end: checkpoints of large networks come to gigabytes, and pytest keeps three sessions."""
+    folder = tmp_path_factory.mktemp("places")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def workplace(path: Path, records: Path, places: Path) -> Path:
+    """The working directory that a student shares with its teacher, laid out as their configurations say."""
+    group = "all" if path.parent.name == "demo" else path.stem.partition("_")[2]
+    place = places / path.parent.name / group
+    place.mkdir(parents=True, exist_ok=True)
+    if not (place / "configs").exists():
+        (place / "configs").symlink_to(ROOT / "configs")
+    data = load(Config, path).data
+    kind = "raw" if data.recipe.crop == "pad_crop" else "jpeg"
+    for split, name in (("train", data.train), ("eval", data.val), ("eval", data.test)):
+        if name is not None:
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(records / f"{kind}_{split}.beton", place / name)
+    return place
+
+
+def commands(path: Path) -> list[str]:
+    """The commands in a configuration's head that train or write a cache."""
+    head = path.read_text().split("\n\n")[0].splitlines()
+    return [line.removeprefix("#").strip() for line in head if " train/" in line]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=ids)
+def test_the_commands_in_the_head_run(path: Path, records: Path, places: Path) -> None:
+    """All of them, from the teacher on; the last trains this configuration: 2 steps, every image evaluated, saved."""
+    place, config = workplace(path, records, places), load(Config, path)
+    extra = [*overlay(config), *(["model.name=resnet10"] if ids(path) in SAME_NETWORK else [])]
+    for line in commands(path):
+        run_here(line, place, extra)
+    assert str(path.relative_to(ROOT)) in commands(path)[-1]
+    folder = place / (f"demo/{path.stem}" if path.parent.name == "demo" else f"runs/{path.stem}-s0")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["steps"] == 2 and result["method"] == config.distill.method
+    assert result["test" if config.data.test else "val"]["samples"] == EVALUATION
+    assert list(folder.glob("checkpoints/*")) and (folder / "model.safetensors").exists()
+    architecture = json.loads((folder / "model.json").read_text())["architecture"]
+    assert architecture == config.model.name or ids(path) in SAME_NETWORK
+
+
+def misspelt(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(dotted key, what it becomes, the file's text with it) for every key of a file, a letter lost or doubled."""
+    text = path.read_text()
+
+    def keys(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, yaml.ScalarNode]]:
+        for name, value in node.value:
+            yield prefix + name.value, name
+            if isinstance(value, yaml.MappingNode):
+                yield from keys(value, f"{prefix}{name.value}.")
+
+    node = yaml.compose(text)
+    assert isinstance(node, yaml.MappingNode)
+    for number, (key, name) in enumerate(keys(node, "")):
+        right, at = name.value, name.start_mark.index
+        wrong = right[:-2] + right[-1] if number % 2 and len(right) > 3 else right[0] + right
+        yield key, wrong, text[:at] + wrong + text[at + len(right) :]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=ids)
+def test_every_key_misspelt_is_refused_and_the_right_one_named(path: Path, tmp_path: Path) -> None:
+    seen = set()
+    for key, wrong, text in misspelt(path):
+        (tmp_path / "misspelt.yaml").write_text(text)
+        with pytest.raises(UserError) as caught:
+            load(Config, tmp_path / "misspelt.yaml")
+        given = key.rpartition(".")[0] + "." * ("." in key) + wrong
+        assert f"unknown key '{given}' (" in str(caught.value), text
+        assert str(caught.value).endswith(f"; nearest: {key}")
+        seen.add(key)
+    assert {"data.train", "data.recipe.size", "model.name", "optim.lr", "schedule.kind", "distill.method"} < seen
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=ids)
+def test_head_says_command_hardware_hours_and_result(path: Path) -> None:
+    head = path.read_text().split("\n\n")[0]
+    for field in ("# command:", "# hardware:", "# hours:", "# expected:"):
+        assert field in head
+    assert str(path.relative_to(ROOT)) in head
+
+
+@pytest.mark.parametrize("path", REPORTED, ids=ids)
+def test_settings_are_the_papers(path: Path) -> None:
+    config = load(Config, path)
+    network, batch, lr, decay, tau, p = PAPER[path.parent.name]
+    assert (config.model.name, config.optim.batch, config.optim.lr) == (network, batch, lr)
+    assert (config.optim.weight_decay, config.optim.momentum) == (decay, 0.9)
+    method = path.stem.split("_")[0]
+    assert config.distill.method == method
+    # The teacher is not asked about the very crops it was trained on.
+    assert config.data.seed == (0 if method == "dive" else 1)
+    if method == "dive":
+        assert (config.distill.tau, config.distill.p, config.distill.alpha) == (tau, p, 0.5)
+    assert config.data.recipe.jitter == ([0.4] * 3 if path.parent.name == "imagenet_lt" else [0.0] * 3)
+    if path.parent.name == "cifar100_lt":
+        schedule = config.schedule
+        assert (schedule.kind, schedule.epochs, schedule.warmup_epochs) == ("multistep", 200, 5)
+        assert (schedule.milestones, schedule.gamma, config.optim.nesterov) == ([120, 160], 0.01, True)
+    else:
+        epochs = 200 if path.stem.endswith("200") else 90
+        assert (config.schedule.kind, config.schedule.epochs, config.schedule.per) == ("cosine", epochs, "epoch")
+
+
+def test_student_and_teacher_differ_only_where_they_must() -> None:
+    """A teacher is trained with the student's recipe."""
+    allowed = {"distill.method", "distill.tau", "distill.p", "data.seed"}
+    for folder, student, teacher in (
+        ("cifar100_lt", "dive_if100", "bsce_if100"),
+        ("imagenet_lt", "dive_x50", "bsce_x50"),
+        ("inat18", "dive_r50_90", "bsce_r50_90"),
+        ("demo", "dive", "bsce"),
+    ):
+        a, b = (flatten(load(Config, ROOT / f"configs/{folder}/{name}.yaml")) for name in (student, teacher))
+        assert {key for key in a if a[key] != b[key]} <= allowed
+
+
+def test_the_default_run_names_differ() -> None:
+    stems = [path.stem for path in REPORTED]
+    assert len(set(stems)) == len(stems)

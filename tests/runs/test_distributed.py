@@ -1,0 +1,64 @@
+"""Two true processes against one at the same global batch: the same samples, views and gradients, exact evaluation."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.launch import ROOT, run, tiny_config
+
+from pipelines.records.reader import Records
+from pipelines.records.writing import Sample, write_records
+
+
+def walk(folder: Path, name: str, ranks: int, *arguments: object) -> dict[str, np.ndarray]:
+    """What tests/helpers/two_ranks.py finds with so many ranks."""
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    command = [sys.executable, *launcher, ROOT / "tests/helpers/two_ranks.py", folder / f"{name}.npz", *arguments]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([str(word) for word in command], cwd=folder, env=env, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return dict(np.load(folder / f"{name}.npz"))
+
+
+def test_two_processes_see_and_compute_what_one_does(tiny: Path, tmp_path: Path) -> None:
+    """20 steps in almost three epochs, accumulating in two on one process; 13 test images on two ranks are 13."""
+    test = Records(tiny / "test.beton")
+    samples = [Sample(test.name(i), int(test.labels[i]), test.payload(i).reshape(16, 16, 3)) for i in range(13)]
+    write_records(tmp_path / "thirteen.beton", samples, list(test.class_names), kind="test")
+    config = tiny_config(tmp_path, tiny)
+    # Without the statistics of the batch a network as drawn has large logits: a small rate keeps them finite.
+    given = [config, f"data.test={tmp_path}/thirteen.beton", "eval.batch=4", "optim.lr=1e-4"]
+    one = walk(tmp_path, "one", 1, *given, "optim.accumulate=2")
+    two = walk(tmp_path, "two", 2, *given)
+    assert one["keys"].shape == (20, 16)
+    np.testing.assert_array_equal(one["keys"], two["keys"])
+    np.testing.assert_array_equal(one["views"], two["views"])
+    assert [len(set(epoch)) for epoch in one["keys"][:14].reshape(2, -1)] == [7 * 16] * 2
+    assert list(one["views"][:, 0]) == [0] * 7 + [1] * 7 + [2] * 6
+    scale = np.abs(one["gradients"]).max(axis=1)
+    difference = np.abs(one["gradients"] - two["gradients"]).max(axis=1) / scale
+    assert difference.max() < 1e-5
+    assert scale.min() > 1e-3  # there was something to compare
+    assert int(one["samples"]) == int(two["samples"]) == 13
+
+
+def test_a_batch_that_does_not_split_names_the_nearest(tiny: Path, tmp_path: Path) -> None:
+    done = run("teacher", tiny_config(tmp_path, tiny), "optim.batch=15", cwd=tmp_path, ranks=2, check=False)
+    assert done.returncode != 0
+    assert "optim.batch=15 does not split into 2 processes" in done.stderr and "optim.batch=14 or 16" in done.stderr
+
+
+def test_synchronised_batch_norm_needs_a_gpu(tiny: Path, tmp_path: Path) -> None:
+    done = run("teacher", tiny_config(tmp_path, tiny), "model.sync_bn=true", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "model.sync_bn=true needs GPUs" in done.stderr
+
+
+@pytest.mark.gpu
+def test_batch_norm_is_synchronised_on_a_gpu(tiny: Path, tmp_path: Path) -> None:
+    """With one process the layers are converted, and their names are the usual ones in the files."""
+    done = run("teacher", tiny_config(tmp_path, tiny), "model.sync_bn=true", "run=r", cwd=tmp_path)
+    assert done.returncode == 0
+    run("evaluate", "r", cwd=tmp_path)

@@ -1,0 +1,124 @@
+"""The code in docs/logit_cache.md and docs/export.md runs as it stands, and does what the text around it says."""
+
+import contextlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.launch import ROOT, run, tiny_config
+from PIL import Image
+
+from models.registry import build_model
+from pipelines.errors import UserError
+from pipelines.logits.blocks import HEADER
+from pipelines.logits.codec import TEMPERATURES
+from pipelines.logits.fingerprint import MAX_TOLERANCE, MEAN_TOLERANCE
+from pipelines.logits.identity import FORMAT
+from pipelines.records.layout import sample_key
+from pipelines.records.reader import Records
+from pipelines.records.writing import Sample, write_records
+
+TEXT = (ROOT / "docs" / "logit_cache.md").read_text()
+EXPORT = (ROOT / "docs" / "export.md").read_text()
+COUNT, CLASSES = 45, ["ant", "bee", "cat", "dog", "eel"]
+
+
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """images/, train.beton made of them, and caches/ with two views in 32 x 32 of a teacher."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(0)
+    samples = []
+    for i in range(COUNT):
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8))
+        coarse.resize((216, 168), Image.Resampling.BICUBIC).save(folder / f"images/{i}.jpg", quality=92)
+        samples.append(Sample(f"{i}.jpg", i % len(CLASSES), folder / f"images/{i}.jpg"))
+    for split in ("train", "test"):
+        write_records(folder / f"{split}.beton", samples, CLASSES, kind="test")
+    recipe = ["data.recipe.crop=random_resized_crop", "data.recipe.size=32", "data.backend=reference"]
+    bsce, dive = tiny_config(folder, folder), tiny_config(folder, folder, "dive", "  tau: 3\n")
+    run("teacher", bsce, "run=t", "data.seed=1", "schedule.epochs=1", *recipe, cwd=folder)
+    run("cache_logits", dive, "distill.teacher=t", "schedule.epochs=2", *recipe, cwd=folder)
+    return folder
+
+
+def test_a_loop_of_ones_own(work: Path) -> None:
+    """In little more than ten lines, six of them about the cache."""
+    loop, setting, _ = blocks("python")
+    torch.manual_seed(0)
+    student = build_model("resnet20", len(CLASSES))
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    names: dict[str, Any] = {"student": student, "optimizer": torch.optim.SGD(student.parameters(), lr=0.1)}
+    with contextlib.chdir(work):
+        exec(setting, names)
+        exec(loop, names)
+    assert torch.isfinite(names["loss"]) and names["teacher"].shape == (16, len(CLASSES))
+    assert names["step"] == names["steps"] - 1 >= 5
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
+    assert len([line for line in loop.splitlines() if line]) <= 12
+
+
+def test_images_of_ones_own(work: Path) -> None:
+    """Through Pillow alone the views are close to those of the cache; of a wrong view number they are not."""
+    _, _, own = blocks("python")
+    some = [f"{i}.jpg" for i in range(0, COUNT, 3)]
+    names: dict[str, Any] = {"names": some}
+    with contextlib.chdir(work):
+        exec(own, names)
+        assert names["verdict"] == "close" and names["teacher"].shape == (len(some), len(CLASSES))
+        wrong = own.replace("[crop(name, view) for", "[crop(name, view - 1) for")
+        assert wrong != own
+        with pytest.raises(UserError, match="the teacher saw other pixels"):
+            exec(wrong, {"names": some})
+
+
+def test_an_export_classifies_an_image(work: Path) -> None:
+    """As the evaluation does: the same logits for the same image, up to the rounding of the crop to 8 bits."""
+    code, _ = blocks("python", EXPORT)
+    run("evaluate", "t", "export=exports/mine", "predictions=p.npz", cwd=work)
+    saved, records = np.load(work / "p.npz"), Records(work / "test.beton")
+    for i in (0, 1, 2):
+        Image.open(work / f"images/{i}.jpg").save(work / "some.png")
+        names: dict[str, Any] = {}
+        with contextlib.chdir(work):
+            exec(code, names)
+        (row,) = saved["logits"][saved["keys"] == sample_key(f"{i}.jpg")]
+        assert np.abs(names["logits"][0].numpy() - row).max() < 0.01 * np.abs(saved["logits"]).max()
+        assert names["best"] == records.class_names[int(row.argmax())]
+
+
+def test_an_export_loads_into_torchvision_and_timm(work: Path) -> None:
+    for package in ("torchvision", "timm"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    _, code = blocks("python", EXPORT)
+    recipe = ["data.recipe.crop=random_resized_crop", "data.recipe.size=32"]
+    run("teacher", work / "bsce.yaml", "run=r", "model.name=resnet18", "schedule.epochs=1", *recipe, cwd=work)
+    run("evaluate", "r", "export=exports/resnet18", cwd=work)
+    with contextlib.chdir(work):
+        exec(code, {})
+
+
+def test_the_numbers_in_the_text() -> None:
+    """Those that the code knows."""
+    words = " ".join(TEXT.split())
+    assert f"the format's number, now {FORMAT}," in words
+    assert f"A block is a {HEADER.itemsize}-byte header" in words
+    assert f"at T = {', '.join(f'{t:g}' for t in TEMPERATURES)}." in words
+    assert f"at most {MEAN_TOLERANCE:g} grey levels apart in the mean, {MAX_TOLERANCE} in any field" in words
+    assert all((ROOT / "docs" / link).exists() for link in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT))
+
+
+@pytest.mark.parametrize("text", [TEXT, EXPORT], ids=["logit_cache", "export"])
+def test_every_command_in_the_text_is_one(text: str) -> None:
+    (commands,) = blocks("bash", text)
+    scripts = re.findall(r"^python (\S+\.py)", commands, re.MULTILINE)
+    assert len(scripts) == len(commands.splitlines()) and all((ROOT / script).exists() for script in scripts)
+    assert all((ROOT / config).exists() for config in re.findall(r"configs/\S+\.yaml", commands))

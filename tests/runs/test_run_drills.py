@@ -1,0 +1,65 @@
+"""Interrupted runs of every kind end bit for bit as undisturbed ones; the long forms are in tests/drills/long.py."""
+
+import importlib.util
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from drills.run_drills import VARIANTS, different, full_disk, killed_until_done, outcome, prepare
+from helpers.launch import run
+from studies.loop_overhead import measure
+
+from train import loop
+from train.run.stops import EXIT_CODE
+
+NEEDS = {"ffcv": "ffcv", "dali": "nvidia.dali"}
+
+
+def _marked(name: str):
+    package = NEEDS.get(name)
+    missing = package is not None and not importlib.util.find_spec(package)
+    return pytest.param(name, marks=pytest.mark.skipif(missing, reason=f"{package} is not installed"))
+
+
+@pytest.mark.parametrize("name", [_marked(name) for name in VARIANTS])
+def test_six_steps_are_three_and_three(name: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after the third step, in the middle of an accumulation group where there is one, and resumed."""
+    script, arguments = prepare(VARIANTS[name], tiny, tmp_path)
+    short = [*arguments, "schedule.epochs=2", "optim.batch=36"]  # three steps an epoch
+    run(script, *short, "run=calm", cwd=tmp_path)
+    add = loop.Meters.add
+
+    def interrupted(meters, step, *rest):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        add(meters, step, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Meters, "add", interrupted)
+        stopped = run(script, *short, "run=r", cwd=tmp_path, check=False)
+    assert stopped.returncode == EXIT_CODE, stopped.stderr
+    assert "resumed after step 3 " in run(script, *short, "run=r", cwd=tmp_path).stdout
+    calm, resumed = (outcome(tmp_path / "runs" / run_name) for run_name in ("calm", "r"))
+    assert different(calm, resumed) == []
+    assert len(calm["metrics"]) >= 2 and calm["optimizer"]
+
+
+def test_killed_again_and_again(tiny: Path, tmp_path: Path) -> None:
+    script, arguments = prepare(VARIANTS["ffcv"], tiny, tmp_path)
+    arguments += ["schedule.epochs=14", "save.every_steps=1"]
+    run(script, *arguments, "run=./calm", cwd=tmp_path)
+    killed_until_done(script, arguments, tmp_path / "killed", kills=2, seed=0, pause=0.1)
+    assert different(outcome(tmp_path / "calm"), outcome(tmp_path / "killed")) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_costs_nothing_but_time(tiny: Path, tmp_path: Path) -> None:
+    said = full_disk(tiny, tmp_path)
+    assert "cannot save a checkpoint" in said and "No space left" in said and "make room" in said
+
+
+def test_the_loop_and_a_bare_loop_can_be_compared() -> None:
+    """The figures themselves are measured by tests/studies/loop_overhead.py, never asserted."""
+    loop_s, bare_s, ratios = measure("resnet20", steps=3, rounds=2)
+    assert loop_s > 0 and bare_s > 0 and len(ratios) == 2

@@ -1,0 +1,80 @@
+"""Whether export folders load into torchvision's and timm's networks: python tests/studies/exports.py EXPORT_DIR ...
+
+For an environment with torchvision or timm, which the trainer needs neither of. Each export is loaded by `load_network` and,
+with strict=True, into every network of the same name that is installed; all are asked about the same random images in float32.
+Prints one line for each, and fails where logits are further apart than TOLERANCE times the largest.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":
+    sys.path[:1] = [str(ROOT), str(ROOT / "tests")]
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from models.registry import TIMM_PREFIX, TORCHVISION
+from train.networks.weights import load_network
+
+TOLERANCE = 1e-5
+IMAGES = 8
+
+
+def counterparts(architecture: str, classes: int) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+    """(package with version, maker) of the networks of that name in what is installed; timm has torchvision's too."""
+    plain = architecture.removeprefix(TIMM_PREFIX)
+    if architecture in TORCHVISION and importlib.util.find_spec("torchvision"):
+        torchvision = importlib.import_module("torchvision")
+        maker = getattr(torchvision.models, plain)
+        yield f"torchvision {torchvision.__version__}", lambda: maker(num_classes=classes)
+    if (architecture in TORCHVISION or plain != architecture) and importlib.util.find_spec("timm"):
+        timm = importlib.import_module("timm")
+        yield f"timm {timm.__version__}", lambda: timm.create_model(plain, num_classes=classes)
+
+
+@torch.no_grad()
+def difference(ours: nn.Module, theirs: nn.Module, size: int) -> float:
+    """Largest difference of their logits on random images, as a share of the largest logit."""
+    images = torch.randn(IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
+    expected, found = ours.eval()(images), theirs.eval()(images)
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def check(folder: Path, size: int | None = None) -> bool:
+    """Print how the export compares with each of its counterparts; whether all are equal, and there was one."""
+    ours, meta = load_network(folder)
+    size = size or meta["input_size"]
+    results = []
+    for package, make in counterparts(meta["architecture"], len(meta["class_names"])):
+        theirs = make()
+        theirs.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+        apart = difference(ours, theirs, size)
+        results.append(apart <= TOLERANCE)
+        print(
+            f"{folder}: {meta['architecture']} in {package} (torch {torch.__version__}), {size} pixels: {apart:.1e} apart"
+        )
+    if not results:
+        print(f"{folder}: nothing installed has a network named {meta['architecture']}")
+    return all(results) and bool(results)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("exports", nargs="+", type=Path, metavar="EXPORT_DIR")
+    parser.add_argument(
+        "--size", type=int, help="side of the random images, in pixels; default: the export's input size"
+    )
+    args = parser.parse_args(argv)
+    done = [check(folder, args.size) for folder in args.exports]
+    return 0 if all(done) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,309 @@
+"""How one image is stored: every odd kind of file, what is kept, sizes and limits; and what counts as damage."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from helpers.odd_files import exif, jpeg, odd_files, packed, picture, png, unpacked, write_odd_files
+from PIL import Image
+
+from pipelines.augment.geometry import view_box
+from pipelines.augment.recipe import Recipe, view_params
+from pipelines.errors import UserError
+from pipelines.records import encoding, layout, writing
+from pipelines.records.encoding import AS_THEY_ARE, Encoding, Stored, damage, jpeg_frame, store_file, stored_size
+from pipelines.records.reader import Records
+from pipelines.records.writing import Sample, write_records
+
+needs_libffcv = pytest.mark.skipif(encoding.decoder_name() != "libffcv", reason="FFCV is not installed")
+both_decoders = pytest.mark.parametrize(
+    "decoder", [pytest.param("libffcv", marks=needs_libffcv), "pillow"], indirect=True
+)
+FILES = odd_files()
+STORED = [name for name, file in FILES.items() if file.picture is not None]
+PLAIN = FILES["plain.jpg"].data
+
+
+def named(*fates: str) -> list[str]:
+    return [name for name, file in FILES.items() if file.fate in fates]
+
+
+@pytest.fixture
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test with libffcv, or as on a machine without FFCV."""
+    if request.param == "pillow":
+        monkeypatch.setattr(encoding, "_libffcv", lambda: None)
+    return request.param
+
+
+def layers(data: bytes | memoryview) -> set[tuple[int, int]]:
+    """Sampling factors of a JPEG's components."""
+    return {layer[1:3] for layer in Image.open(io.BytesIO(data)).layer}  # type: ignore[attr-defined]
+
+
+# The odd-file matrix
+
+
+def test_the_matrix_holds_every_fate() -> None:
+    counts = {fate: len(named(fate)) for fate in ("kept", "encoded", "reported", "refused")}
+    assert min(counts.values()) > 0 and sum(counts.values()) == len(FILES) > 60
+    pixels = {name: FILES[name].picture for name in STORED}
+    turned = np.rot90(pixels["plain.jpg"], 2)  # type: ignore[arg-type]
+    assert np.abs(turned.astype(int) - pixels["plain.jpg"]).mean() > 20, "a turned picture is another one"
+
+
+@both_decoders
+@pytest.mark.parametrize("name", STORED)
+def test_what_is_stored_shows_the_picture(name: str, decoder: str) -> None:
+    """Kept to the byte or a baseline 4:4:4 JPEG; mean difference from the picture as drawn: measured at most 3.8 levels."""
+    file = FILES[name]
+    stored = store_file(file.data, AS_THEY_ARE)
+    assert (stored.payload == file.data) == (file.fate == "kept")
+    assert file.picture is not None and stored.source == layout.hash63(file.data)
+    size = file.picture.shape[1], file.picture.shape[0]
+    assert (stored.width, stored.height) == (stored.stored_width, stored.stored_height) == size
+    found = unpacked(bytes(stored.payload))
+    assert found.shape == file.picture.shape
+    assert np.abs(found - file.picture).mean() < 4
+    if file.fate == "encoded":
+        frame = jpeg_frame(bytes(stored.payload))
+        assert frame is not None and (frame.marker, frame.precision, frame.components, frame.rgb) == (0xC0, 8, 3, False)
+        assert layers(stored.payload) == {(1, 1)} and len(stored.payload) < 5000, "no metadata comes along"
+
+
+@needs_libffcv
+@pytest.mark.parametrize("name", STORED)
+def test_libffcv_and_pillow_show_the_same_picture(name: str) -> None:
+    """Another inverse DCT, in libffcv a fast one: measured 1.43 levels in the mean, 13 at most."""
+    stored = store_file(FILES[name].data, AS_THEY_ARE)
+    found = encoding.libffcv_pixels(bytes(stored.payload), stored.stored_width, stored.stored_height)
+    assert found is not None
+    difference = np.abs(found - unpacked(bytes(stored.payload)))
+    assert difference.mean() < 1.8 and difference.max() <= 16
+
+
+@both_decoders
+@pytest.mark.parametrize("name", named("reported"))
+def test_what_cannot_be_read_is_reported_in_words(tmp_path: Path, name: str, decoder: str) -> None:
+    (tmp_path / name).write_bytes(FILES[name].data)
+    answer = writing.encode_sample(Sample(name, 0, tmp_path / name), AS_THEY_ARE)
+    assert isinstance(answer, writing.Unreadable)
+    assert FILES[name].words in answer.reason and "0x7f" not in answer.reason and "\n" not in answer.reason
+
+
+@pytest.mark.parametrize("name", named("refused"))
+def test_what_cannot_be_stored_says_what_to_type(name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        store_file(FILES[name].data, AS_THEY_ARE)
+    assert str(caught.value) == FILES[name].words and "--max-side" in FILES[name].words
+    assert store_file(FILES[name].data, Encoding(max_side=660)).stored_width == 660
+
+
+def test_a_folder_of_odd_files(tmp_path: Path) -> None:
+    """All at once, as `convert.py folder --skip-bad` would take them."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    names = [name for name, file in write_odd_files(folder).items() if file.fate != "refused"]
+    samples = [Sample(name, 0, folder / name) for name in names]
+    skipped = write_records(tmp_path / "odd.beton", samples, ["a"], kind="test", skip_bad=True)
+    opened = Records(tmp_path / "odd.beton")
+    assert [image.name for image in skipped] == named("reported") == opened.manifest["made"]["skipped"]
+    assert [opened.name(i) for i in range(len(opened))] == STORED
+    for position, name in enumerate(STORED):
+        assert (opened.payload(position).tobytes() == FILES[name].data) == (FILES[name].fate == "kept")
+        assert damage(opened, position) is None
+
+
+# What is kept
+
+
+@needs_libffcv
+def test_a_jpeg_with_warnings_is_kept_only_without_libffcv(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = PLAIN[:-2] + bytes(range(1, 40)) + PLAIN[-2:]  # extraneous bytes before the end marker
+    assert store_file(data, AS_THEY_ARE).payload != data
+    monkeypatch.setattr(encoding, "_libffcv", lambda: None)
+    assert store_file(data, AS_THEY_ARE).payload == data
+
+
+@needs_libffcv
+def test_libffcv_is_loaded_without_importing_ffcv() -> None:
+    code = "import sys; from pipelines.records import encoding as e; print(e.decoder_name(), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "libffcv False\n"
+
+
+def test_jpeg_frame() -> None:
+    assert jpeg_frame(PLAIN) == (0xC0, 8, 40, 60, 3, False)
+    assert jpeg_frame(FILES["progressive.jpg"].data) == (0xC2, 8, 40, 60, 3, False)
+    assert jpeg_frame(FILES["comment.jpg"].data) == jpeg_frame(PLAIN), "a marker inside a comment is none"
+    assert jpeg_frame(b"\xff\xd8\xff\xff\xff" + PLAIN[3:]) == jpeg_frame(PLAIN), "fill bytes"
+    for data in (b"", b"\xff\xd8", b"\x89PNG", b"\xff\xd8" + b"\xff" * 50, PLAIN[:160]):
+        assert jpeg_frame(data) is None
+
+
+def test_a_jpeg_marked_as_rgb_is_known() -> None:
+    planes = np.moveaxis(np.asarray(picture(16, 16)), 2, 0)
+    frames = {
+        "adobe": jpeg_frame(jpeg(planes, adobe=0)),
+        "names": jpeg_frame(jpeg(planes, names=b"RGB")),
+        "ycbcr": jpeg_frame(jpeg(planes, adobe=1)),
+        "grey": jpeg_frame(jpeg(planes[:1], adobe=0)),  # as Photoshop writes it: nothing to confuse
+    }
+    assert {name: frame is not None and frame.rgb for name, frame in frames.items()} == {
+        "adobe": True,
+        "names": True,
+        "ycbcr": False,
+        "grey": False,
+    }
+    assert store_file(jpeg(planes[:1], adobe=0), AS_THEY_ARE).payload == jpeg(planes[:1], adobe=0)
+
+
+def test_quality_counts_for_new_encodings_alone() -> None:
+    flat = FILES["png-named.JPEG"].data
+    sizes = [len(store_file(flat, Encoding(quality=quality)).payload) for quality in (30, 95)]
+    assert sizes[0] * 2 < sizes[1]
+    assert store_file(PLAIN, Encoding(quality=30)).payload == PLAIN
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "expected"),
+    [
+        ((500, 375), {"short_side": 256}, (341, 256)),
+        ((375, 500), {"short_side": 256}, (256, 341)),
+        ((500, 375), {"short_side": 400}, (500, 375)),
+        ((500, 375), {"max_side": 256}, (256, 192)),
+        ((500, 375), {"short_side": 256, "max_side": 300}, (300, 225)),
+        ((500, 375), {"short_side": 100, "max_side": 300}, (133, 100)),
+        ((1000, 1), {"max_side": 10}, (10, 1)),
+        ((1000, 1), {"short_side": 256}, (1000, 1)),
+        ((3, 2), {"short_side": 1}, (1, 1)),  # 1.5, truncated
+        ((300, 257), {"short_side": 256}, (298, 256)),  # 298.83
+        ((500, 375), {}, (500, 375)),
+    ],
+)
+def test_stored_size(size: tuple[int, int], limits: dict[str, int], expected: tuple[int, int]) -> None:
+    assert stored_size(*size, Encoding(**limits)) == expected
+
+
+@pytest.mark.parametrize("crop", ["resize_crop", "center"])
+def test_views_of_a_fixed_short_side_copy_what_is_stored_at_it(crop: Literal["resize_crop", "center"]) -> None:
+    """No second resampling, whatever the sides: torchvision's size, to the pixel."""
+    params = view_params(Recipe(crop=crop), 0)
+    rng = np.random.default_rng(0)
+    for width, height in rng.integers(256, 3000, (300, 2)).tolist():
+        stored = stored_size(width, height, Encoding(short_side=256))
+        x, y, w, h, _ = view_box(params, 1, 2, width, height, *stored)
+        assert (w, h) == (224, 224) and 0 <= x <= stored[0] - 224 and 0 <= y <= stored[1] - 224
+
+
+def test_resizing_keeps_the_original_size_and_ignores_orientation() -> None:
+    for name in ("exif-rotated.jpg", "exif-rotated.png"):
+        stored = store_file(FILES[name].data, Encoding(short_side=20))
+        assert (stored.width, stored.height, stored.stored_width, stored.stored_height) == (60, 40, 30, 20)
+        pixels = Image.open(io.BytesIO(FILES[name].data)).resize((30, 20), Image.Resampling.BILINEAR)
+        found = Image.open(io.BytesIO(stored.payload))
+        assert found.size == (30, 20) and "exif" not in found.info
+        assert np.abs(np.asarray(found).astype(int) - np.asarray(pixels)).mean() < 2.5
+
+
+def test_images_are_shrunk_with_the_filter_of_the_views() -> None:
+    """On noise, where filters differ most: Pillow's BILINEAR up to the JPEG coding, bicubic 3 levels off."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 180, 3), np.uint8))
+    found = unpacked(bytes(store_file(packed(noise, "PNG"), Encoding(short_side=40, quality=100)).payload))
+    off = {
+        kind: np.abs(found - np.asarray(noise.resize((60, 40), kind))).mean()
+        for kind in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+    }
+    assert off.pop(Image.Resampling.BILINEAR) < 1.5 and min(off.values()) > 2.5
+
+
+def test_an_image_within_the_limit_is_kept() -> None:
+    assert store_file(PLAIN, Encoding(short_side=40, max_side=60)).payload == PLAIN
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_kept_bytes_keep_their_orientation_tag(orientation: int) -> None:
+    data = packed(picture(60, 40), "JPEG", exif=exif(orientation))
+    stored = store_file(data, AS_THEY_ARE)
+    assert stored.payload == data and (stored.width, stored.height) == (60, 40)
+
+
+def test_what_fits_no_page_asks_for_max_side() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (2100, 2100, 3), np.uint8)
+    with pytest.raises(UserError, match=r"bytes as JPEG, more than a page of 8388608; use --max-side"):
+        store_file(packed(Image.fromarray(noise), "BMP"), AS_THEY_ARE)
+
+
+def test_more_pixels_than_readers_take_ask_for_max_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's own limits neither refuse an image that becomes small nor change for anybody else."""
+    monkeypatch.setattr(encoding, "MAX_STORED_PIXELS", 60 * 40 - 1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for name in ("plain.jpg", "png-named.JPEG"):
+        with pytest.raises(UserError, match=r"^60x40 pixels, at most 2399 can be stored; use --max-side$"):
+            store_file(FILES[name].data, AS_THEY_ARE)
+        assert store_file(FILES[name].data, Encoding(max_side=59)).stored_width == 59
+    assert Image.MAX_IMAGE_PIXELS == 100
+    monkeypatch.undo()
+    assert (Image.MAX_IMAGE_PIXELS or 0) >= encoding.MAX_STORED_PIXELS, "what is stored, the reference backend opens"
+
+
+def test_a_forged_size_costs_no_memory() -> None:
+    """Refused by its header: neither Pillow nor libffcv gets to reserve 11 GB."""
+    frame = PLAIN.index(b"\xff\xc0")
+    forged = PLAIN[: frame + 5] + b"\xea\x60\xea\x60" + PLAIN[frame + 9 :]
+    for data in (forged, png(np.zeros((1, 1), np.uint8), 0, (60_000, 60_000))):
+        with pytest.raises(encoding.Broken, match="60000x60000 pixels, more than the 536870912 that are read"):
+            store_file(data, Encoding(short_side=256))
+
+
+# Damage
+
+
+def one_record(path: Path, payload: bytes, width: int = 60, height: int = 40, mode: int = layout.MODE_JPEG) -> Records:
+    """A record file of one image under right checksums, whatever its bytes are."""
+    with writing._new_file(path, 1) as writer:
+        writer.add("a", 0, layout.sample_key("a"), Stored(payload, mode, width, height, width, height, 0))
+        writer.finish(["any"], {"kind": "test"})
+    return Records(path)
+
+
+@both_decoders
+def test_damage(tmp_path: Path, decoder: str) -> None:
+    path = tmp_path / "a.beton"
+    assert damage(one_record(path, PLAIN), 0) is None
+    assert damage(one_record(path, bytes(60 * 40 * 3), mode=layout.MODE_RAW), 0) is None
+    for payload in (PLAIN[: len(PLAIN) // 2], b"no image", FILES["12-bit.jpg"].data):
+        assert "does not decode it" in (damage(one_record(path, payload), 0) or "")
+    opened = one_record(path, PLAIN, width=61)
+    assert (damage(opened, 0) or "") in ("libffcv does not decode it", "it decodes to 60x40 pixels, not 61x40")
+    data = bytearray(path.read_bytes())
+    data[opened.offsets[0] + 300] ^= 4
+    path.write_bytes(data)
+    assert damage(Records(path), 0) == "its CRC-32 differs"
+
+
+@needs_libffcv
+def test_what_only_pillow_decodes_is_damaged_where_ffcv_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = one_record(tmp_path / "a.beton", PLAIN[:-2] + bytes(range(1, 40)) + PLAIN[-2:])
+    assert damage(opened, 0) == "libffcv does not decode it"
+    monkeypatch.setattr(encoding, "_libffcv", lambda: None)
+    assert damage(opened, 0) is None
+
+
+# Real images
+
+
+def test_every_imagenet_sample_is_kept(shared_data: Path) -> None:
+    paths = sorted((shared_data / "imagenet-samples").glob("*.JPEG"))[::6]
+    assert len(paths) > 40
+    for path in paths:
+        data = path.read_bytes()
+        assert store_file(data, AS_THEY_ARE).payload == data, os.path.basename(path)

@@ -1,0 +1,118 @@
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import UserError
+from pipelines.files import (
+    atomic_writer,
+    is_temporary,
+    read_json,
+    temporary_path,
+    write_bytes_atomic,
+    write_json_atomic,
+)
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_replaces_whole_and_leaves_nothing_else(tmp_path: Path):
+    path = tmp_path / "a.bin"
+    write_bytes_atomic(path, b"one" * 1000)
+    write_bytes_atomic(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_failing_writer_leaves_the_old_file(tmp_path: Path):
+    path = tmp_path / "a.bin"
+    write_bytes_atomic(path, b"old")
+    with pytest.raises(RuntimeError, match="in the middle"), atomic_writer(path) as file:
+        file.write(b"half of the n")
+        file.flush()
+        assert path.read_bytes() == b"old"  # nothing shows while it is being written
+        raise RuntimeError("in the middle")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_file_over_the_size_limit_leaves_the_old_file(tmp_path: Path):
+    """A full disk, played by a limit on file sizes in another process."""
+    path = tmp_path / "a.bin"
+    write_bytes_atomic(path, b"old")
+    code = (
+        "import resource, signal, sys\nfrom pathlib import Path\n"
+        "from pipelines.files import write_bytes_atomic\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write_bytes_atomic(Path(sys.argv[1]), b'n' * 5000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode != 0 and "File too large" in done.stderr
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_permissions_follow_the_umask(tmp_path: Path):
+    old = os.umask(0o027)
+    try:
+        write_bytes_atomic(tmp_path / "a", b"")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+
+def test_writers_at_once_never_mix(tmp_path: Path):
+    path, wholes = tmp_path / "a", [bytes([i]) * 100_000 for i in range(4)]
+    threads = [threading.Thread(target=write_bytes_atomic, args=(path, whole)) for whole in wholes * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_bytes() in wholes
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_temporary_names():
+    path = Path("folder/a.json")
+    one, two = temporary_path(path), temporary_path(path)
+    assert one != two and one.parent == path.parent
+    assert is_temporary(one) and not is_temporary(path) and not is_temporary(Path(".hidden"))
+
+
+def test_json_round_trip(tmp_path: Path):
+    value = {"x": [1, 0.1, None, "é\n"], "b": 1e-300, "a": {}}
+    write_json_atomic(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    assert list(json.loads((tmp_path / "a.json").read_text())) == [
+        "x",
+        "b",
+        "a",
+    ]  # order kept: for human readers
+
+
+def test_json_refuses_nan_and_keeps_the_old(tmp_path: Path):
+    write_json_atomic(tmp_path / "a.json", 1)
+    with pytest.raises(ValueError):
+        write_json_atomic(tmp_path / "a.json", {"loss": float("nan")})
+    assert read_json(tmp_path / "a.json") == 1
+
+
+def test_unreadable_json_is_the_users_business(tmp_path: Path):
+    with pytest.raises(UserError, match="cannot read .*a.json: No such file"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_bytes(b'{"a": 1')
+    with pytest.raises(UserError, match="a.json is damaged"):
+        read_json(tmp_path / "a.json")
+
+
+def test_json_of_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    """A folder's name may be any bytes; it must not break the end of a training run."""
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    write_json_atomic(tmp_path / "a.json", {"class_names": [name]})
+    assert read_json(tmp_path / "a.json") == {"class_names": [name]}

@@ -1,0 +1,239 @@
+"""Holds the repository to its own rules: imports, short entry scripts, no unsafe loads, no machine paths.
+
+Each checker is a function of source text, tested on a made-up offender first: none of them can pass for ever.
+"""
+
+import ast
+import configparser
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("pipelines", "models", "train", "tools")
+TEST_MODULES = {"tests", "unit", "runs", "drills", "studies", "helpers"}  # the folder, and what lies on its path
+FORBIDDEN = {  # DESIGN's table: nothing imports tools, or what belongs to the tests
+    "pipelines": {"models", "train", "tools"} | TEST_MODULES,
+    "models": {"pipelines", "train", "tools"} | TEST_MODULES,
+    "train": {"tools"} | TEST_MODULES,
+    "tools": TEST_MODULES,
+}
+BUILT = ("build", "dist")  # by pip, and ignored by git
+ENTRY_SCRIPTS = ("distill", "teacher", "cache_logits", "evaluate")
+ENTRY_MODULES = {f"train.{name}" for name in ENTRY_SCRIPTS}
+ENTRY_LINES = 130
+UNSAFE_LOADS = {
+    "pickle.load",
+    "pickle.loads",
+    "pickle.Unpickler",
+    "marshal.load",
+    "marshal.loads",
+    "torch.load",
+}
+MACHINE_PATH = re.compile(r"(?<![\w.$}])/(?:work|farm|root|tmp|nas|home/\w+)/\w")
+TEXT_SUFFIXES = {".py", ".sh", ".yaml", ".yml", ".md", ".cfg", ".toml", ".txt", ""}
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def dotted(node: ast.expr) -> str:
+    """`a.b.c` of a chain of names, "" of anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (owner := dotted(node.value)):
+        return f"{owner}.{node.attr}"
+    return ""
+
+
+def imported(source: str, package: str) -> Iterator[tuple[int, str]]:
+    """(line, absolute module) of every import in a module of `package`; dynamic ones by literal name."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")
+            prefix = parents[: len(parents) - node.level + 1] if node.level else []
+            base = ".".join([*prefix, *([node.module] if node.module else [])])
+            yield node.lineno, base
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and dotted(node.func).endswith(("import_module", "__import__")):
+            yield from ((node.lineno, str(arg.value)) for arg in node.args[:1] if isinstance(arg, ast.Constant))
+
+
+def import_violations(source: str, package: str) -> list[str]:
+    top = package.split(".")[0]
+    return sorted(
+        {
+            f"line {line}: {package} imports {module}"
+            for line, module in imported(source, package)
+            if module.split(".")[0] in FORBIDDEN[top] or module in ENTRY_MODULES
+        }
+    )
+
+
+def aliases(tree: ast.Module) -> dict[str, str]:
+    """Local name -> what it stands for, of all imports."""
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update({alias.asname: alias.name for alias in node.names if alias.asname})
+        elif isinstance(node, ast.ImportFrom):
+            names.update({alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names})
+    return names
+
+
+def is_true(call: ast.Call, keyword: str) -> bool:
+    return any(k.arg == keyword and isinstance(k.value, ast.Constant) and k.value.value is True for k in call.keywords)
+
+
+def unsafe_loads(source: str) -> list[str]:
+    """Calls that would run code found in a file: pickle, torch.load as it likes, numpy with allow_pickle."""
+    tree, found = ast.parse(source), []
+    names = aliases(tree)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        first, _, rest = dotted(node.func).partition(".")
+        name = ".".join(filter(None, [names.get(first, first), rest]))
+        safe_torch = name == "torch.load" and is_true(node, "weights_only")
+        if (name in UNSAFE_LOADS and not safe_torch) or is_true(node, "allow_pickle"):
+            found.append(f"line {node.lineno}: {name}")
+    return found
+
+
+def machine_paths(text: str) -> list[str]:
+    return [
+        f"line {number}: {line.strip()}"
+        for number, line in enumerate(text.splitlines(), 1)
+        if MACHINE_PATH.search(line)
+    ]
+
+
+def repository_texts() -> list[Path]:
+    folders = [*PACKAGES, "configs", "tests", "docs", ".ci"]
+    files = [*ROOT.glob("*"), *(path for folder in folders for path in (ROOT / folder).rglob("*"))]
+    # .git is a file in a second working tree, and its content a path.
+    left_out = (Path(__file__), ROOT / ".git")
+    return sorted(path for path in files if path.is_file() and path.suffix in TEXT_SUFFIXES and path not in left_out)
+
+
+@pytest.mark.parametrize(
+    ("package", "source", "offender"),
+    [
+        ("pipelines", "import train.loop", "train.loop"),
+        ("pipelines", "def f():\n    from models import registry as r", "models"),
+        ("pipelines.logits", "from train.objectives import losses", "train.objectives.losses"),
+        ("pipelines", "import importlib\nimportlib.import_module('models.resnet')", "models.resnet"),
+        ("models", "from pipelines.errors import UserError", "pipelines.errors"),
+        ("train", "from tools.convert import main", "tools.convert"),
+        ("train", "from train import distill", "train.distill"),
+        ("train", "from . import evaluate", "train.evaluate"),
+        ("tools", "import train.cache_logits", "train.cache_logits"),
+        ("pipelines", "from tools import cifar", "tools"),
+        ("tools", "from helpers.launch import run", "helpers.launch"),
+        ("train", "import tests.drills", "tests.drills"),
+    ],
+)
+def test_import_checker_sees_offenders(package: str, source: str, offender: str) -> None:
+    assert any(found.endswith(f"imports {offender}") for found in import_violations(source, package))
+
+
+@pytest.mark.parametrize(
+    ("package", "source"),
+    [
+        ("pipelines.logits", "from ..errors import UserError\nfrom . import codec"),
+        (
+            "train",
+            "from pipelines import records\nfrom train.evaluation import evaluate\nimport models.registry",
+        ),
+        ("tools", "import train.loop, models, pipelines.records"),
+        ("models", "import training_tools, torch\nfrom trainer import tools"),
+    ],
+)
+def test_import_checker_admits_the_table(package: str, source: str) -> None:
+    assert import_violations(source, package) == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_follow_the_table(package: str) -> None:
+    files = sources(package)
+    assert files
+    for path in files:
+        module = ".".join(path.relative_to(ROOT).parent.parts)
+        assert import_violations(path.read_text(), module) == [], path
+
+
+def test_the_table_covers_all_code() -> None:
+    """Every Python file lies in a package of the table, that is installed, or is a test; so says CONTRIBUTING.md too."""
+    ours = [
+        path for path in ROOT.rglob("*.py") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+    ]
+    assert {path.relative_to(ROOT).parts[0] for path in ours} == {*PACKAGES, "tests"}
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    folders = {".".join(path.relative_to(ROOT).parent.parts) for package in PACKAGES for path in sources(package)}
+    assert setup["options"]["packages"] == "find:"
+    assert setup["options.packages.find"]["include"].split() == [f"{package}*" for package in PACKAGES]
+    assert all((ROOT / folder.replace(".", "/") / "__init__.py").is_file() for folder in folders)
+    rows = re.findall(r"^\| `(\w+)/` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert rows == [*PACKAGES, "configs", "tests"]
+
+
+def test_the_entry_scripts_are_those_of_the_table() -> None:
+    """What is run by name: each puts the repository's root first on the path before it imports anything of ours."""
+    scripts = {path.stem: path.read_text() for path in sources("train") if "__main__" in path.read_text()}
+    assert set(scripts) == set(ENTRY_SCRIPTS)
+    for name, text in scripts.items():
+        guard = text.index("sys.path[0] = str(Path(__file__).resolve().parents[2])")
+        lines = [number for number, module in imported(text, "train") if module.split(".")[0] in PACKAGES]
+        assert lines and text[:guard].count("\n") + 1 < min(lines), name
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle\npickle.load(f)",
+        "import pickle as p\np.loads(b)",
+        "from pickle import load as read\nread(f)",
+        "import torch\ntorch.load(f)",
+        "from torch import load\nload(f, weights_only=False)",
+        "import numpy as np\nnp.load(f, allow_pickle=True)",
+    ],
+)
+def test_unsafe_load_checker_sees_offenders(source: str) -> None:
+    assert len(unsafe_loads(source)) == 1
+
+
+def test_unsafe_load_checker_admits_safe_loads() -> None:
+    restricted = "import pickle\nclass Only(pickle.Unpickler): ...\nOnly(f).load()"
+    assert unsafe_loads(f"{restricted}\nimport torch, json\ntorch.load(f, weights_only=True)\njson.load(f)") == []
+
+
+def test_no_unsafe_loads() -> None:
+    for path in (path for package in PACKAGES for path in sources(package)):
+        assert unsafe_loads(path.read_text()) == [], path
+
+
+def test_no_machine_paths() -> None:
+    made_up = "/".join(["", "home", "someone", "data"])
+    assert machine_paths(f'x = "{made_up}"') and not machine_paths('x = root / "home/someone"; y = "$HOME/tmp/x"')
+    texts = repository_texts()
+    assert ROOT / "setup.cfg" in texts and ROOT / ".ci" / "run" in texts
+    for path in texts:
+        assert machine_paths(path.read_text(errors="replace")) == [], path
+
+
+@pytest.mark.parametrize("name", ENTRY_SCRIPTS)
+def test_entry_scripts_are_short(name: str) -> None:
+    lines = (ROOT / "train" / f"{name}.py").read_text().splitlines()
+    assert 0 < len(lines) <= ENTRY_LINES
+
+
+def test_the_loop_knows_no_teacher() -> None:
+    """The objective owns the teacher or the cache; the loop must work for any objective."""
+    text = (ROOT / "train" / "loop.py").read_text()
+    assert text and "teacher" not in text.lower()

@@ -1,0 +1,132 @@
+"""tools/setup.sh with stand-ins for python, apt-get and pkg-config.
+
+What it installs, in which order, and what it does when a part cannot be had. Nothing is installed: the real
+installation is the one that CI itself runs on.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+FILES = ("tools/setup.sh", "setup.cfg", "pyproject.toml", "constraints.txt")
+
+# Makes "virtual environments" that hold itself, records what pip is asked for, fails on arguments with $FAIL.
+PYTHON = """#!/bin/bash
+[[ -n $FAIL && "$*" == *"$FAIL"* ]] && exit 1
+case "$*" in
+    "-m venv "*)
+        mkdir -p "$3/bin"
+        cp "$0" "$3/bin/python"
+        echo "command = $0 -m venv $3" >"$3/pyvenv.cfg"
+        ;;
+    "-m pip "*) echo "$*" >>"$CALLS" ;;
+    *torch.version.cuda*) echo "${CUDA:-13}" ;;
+esac
+"""
+PKG_CONFIG = """#!/bin/bash
+[[ -z ${MISSING:-} || "$*" != *"$MISSING"* ]]
+"""
+APT_GET = """#!/bin/bash
+echo "apt-get $*" >>"$CALLS"
+exit 1
+"""
+STAND_INS = {"python3": PYTHON, "pkg-config": PKG_CONFIG, "apt-get": APT_GET, "c++": "#!/bin/bash"}
+
+
+class Clone:
+    """A clone with nothing but set-up in it, and a PATH on which the stand-ins come first."""
+
+    def __init__(self, folder: Path):
+        self.root, self.bin, self.calls = folder / "a clone", folder / "bin", folder / "calls"
+        for name in FILES:
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.root / name)
+        self.bin.mkdir()
+        for name, text in STAND_INS.items():
+            (self.bin / name).write_text(text)
+            (self.bin / name).chmod(0o755)
+
+    def setup(self, *extras: str, **environment: str) -> tuple[int, str, list[str]]:
+        """(exit code, what was printed, the calls of pip and apt-get) of one run."""
+        self.calls.write_text("")
+        known = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "CUDA", "MISSING", "FAIL")}
+        known |= {"PATH": f"{self.bin}:{os.environ['PATH']}", "CALLS": str(self.calls)} | environment
+        command = ["bash", str(self.root / "tools" / "setup.sh"), *extras]
+        done = subprocess.run(command, cwd="/", env=known, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr, self.calls.read_text().splitlines()
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    return Clone(tmp_path)
+
+
+def asked(calls: list[str]) -> list[str]:
+    assert all(" -c constraints.txt " in call for call in calls)
+    return [call.split(" -c constraints.txt ")[1] for call in calls]
+
+
+def test_installs_torch_first_then_the_rest_and_only_once(clone: Clone) -> None:
+    code, _, calls = clone.setup("report")
+    assert code == 0
+    assert asked(calls) == ["torch setuptools", "-e .", "-e .[report]", "-e .[ffcv]", "-e .[dali-cu13]"]
+    assert clone.setup("report") == (0, "", [])
+    code, _, calls = clone.setup("report", "dev")
+    assert (code, asked(calls)) == (0, ["-e .[dev]"])
+    assert clone.setup("dev", "report") == (0, "", [])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_change_of_what_it_depends_on_installs_again(clone: Clone, name: str) -> None:
+    clone.setup()
+    with (clone.root / name).open("a") as file:
+        file.write("# changed\n")
+    code, _, calls = clone.setup()
+    assert code == 0 and asked(calls)[:2] == ["torch setuptools", "-e ."]
+
+
+def test_dali_follows_the_cuda_version_of_torch(clone: Clone) -> None:
+    _, _, calls = clone.setup(CUDA="12")
+    assert asked(calls)[-1] == "-e .[dali-cu12]"
+
+
+def test_a_python_too_old_is_one_clear_line(clone: Clone) -> None:
+    code, printed, calls = clone.setup(PYTHON=str(clone.bin / "python3"), FAIL="version_info")
+    assert code == 1 and not calls
+    assert "Python 3.11 or newer is needed" in printed and "PYTHON=" in printed and printed.count("\n") == 1
+
+
+def test_a_build_that_fails_is_told_every_time_and_tried_once(clone: Clone) -> None:
+    code, printed, calls = clone.setup(FAIL=".[ffcv]")
+    assert code == 0 and "FFCV left out" in printed
+    assert asked(calls)[-1] == "-e .[dali-cu13]"
+    code, printed, calls = clone.setup()
+    assert code == 0 and "FFCV left out" in printed and printed.count("\n") == 1 and not calls
+
+
+def test_missing_system_packages_end_in_the_command_to_type(clone: Clone) -> None:
+    """As root apt is tried and fails here; otherwise it is not even tried. Both go on without FFCV."""
+    code, printed, calls = clone.setup(MISSING="turbojpeg")
+    assert code == 0
+    assert "sudo apt-get update && sudo apt-get install -y libturbojpeg0-dev && bash tools/setup.sh" in printed
+    assert calls.count("apt-get update") == (os.geteuid() == 0)
+    assert asked([call for call in calls if " pip " in call])[-1] == "-e .[dali-cu13]"
+    code, _, calls = clone.setup()  # the package is there now
+    assert code == 0 and asked(calls) == ["-e .[ffcv]"]
+
+
+def test_a_failing_core_install_stops_with_its_log(clone: Clone) -> None:
+    code, printed, _ = clone.setup(FAIL="torch setuptools")
+    assert code == 1 and "this failed:" in printed and "setup.log" in printed
+    assert clone.setup()[0] == 0
+
+
+def test_a_moved_clone_is_refused_with_the_command_to_type(clone: Clone) -> None:
+    clone.setup()
+    clone.root = clone.root.rename(clone.root.with_name("moved"))
+    code, printed, calls = clone.setup()
+    assert code == 1 and f"rm -r '{clone.root.resolve()}/.venv'" in printed and not calls

@@ -1,0 +1,65 @@
+"""Evaluation: every sample once, whatever the batch size; figures against a direct count; the model left as it was."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from pipelines.augment.finish import Finish
+from pipelines.augment.recipe import Recipe
+from pipelines.loader import Loader
+from pipelines.records.reader import Records
+from train.evaluation.counting import EvalConfig, evaluate
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def loader(tiny: Path) -> Loader:
+    finish = Finish([0.5] * 3, [0.25] * 3, CPU, channels_last=False)
+    recipe = Recipe(crop="pad_crop", size=16).evaluation()
+    records = Records(tiny / "test.beton")
+    return Loader(records, recipe, seed=0, backend="reference", finish=finish, device=CPU, workers=1)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 5), nn.Dropout(0.5))
+
+
+@pytest.mark.parametrize("batch", [1, 13, 16, 37, 64])
+def test_every_sample_once_at_any_batch_size(loader: Loader, model: nn.Module, batch: int) -> None:
+    counts = np.array([60, 30, 16, 8, 4])
+    model.train()
+    done = evaluate(model, loader, batch, counts, Accelerator(cpu=True), keep_predictions=True)
+    assert model.training  # back as it was; dropout was off meanwhile, or batch sizes would disagree
+    predictions = done.predictions
+    assert predictions is not None
+    assert sorted(predictions.keys) == list(predictions.keys) == sorted(loader.records.keys)
+    label_of = dict(zip(loader.records.keys, loader.records.labels, strict=True))
+    assert [label_of[key] for key in predictions.keys] == list(predictions.labels)
+    hits = predictions.logits.argmax(1) == predictions.labels
+    assert done.figures["samples"] == 37
+    assert done.figures["top1"] == pytest.approx(hits.mean(), abs=1 / 37)
+    few = [hits[predictions.labels == c].mean() for c in (2, 3, 4)]
+    assert done.figures["few"] == pytest.approx(np.mean(few), abs=0.05)
+    assert done.figures["many"] is None
+
+
+def test_figures_do_not_depend_on_the_batch_size(loader: Loader, model: nn.Module) -> None:
+    counts = np.array([60, 30, 16, 8, 4])
+    one, other = (evaluate(model, loader, batch, counts, Accelerator(cpu=True)).figures for batch in (7, 37))
+    assert one == other
+
+
+def test_settings() -> None:
+    assert [EvalConfig(every_epochs=2).period(7), EvalConfig(every_epochs=0).period(7)] == [14, 0]
+    assert EvalConfig(every_steps=5).period(7) == 5
+    for wrong in ({"batch": 0}, {"every_epochs": -1}, {"every_steps": -5}):
+        (name,) = wrong
+        with pytest.raises(ValueError, match=rf"eval\.{name}={wrong[name]}: must be at least"):
+            EvalConfig(**wrong)

@@ -1,0 +1,141 @@
+"""Evaluation from outside: final weights and checkpoints, by train/evaluate.py and eval_only=true; nothing else is written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.launch import run, tiny_config
+
+from pipelines.errors import UserError
+from train.evaluation.subject import newest_weights
+
+SETTINGS = ["run=t", "schedule.epochs=2", "eval.every_epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """A working directory with the finished run `t`, and `half`, as if it had been killed in its second epoch."""
+    folder = tmp_path_factory.mktemp("work")
+    run("teacher", tiny_config(folder, tiny), *SETTINGS, cwd=folder)
+    half = folder / "runs/half"
+    shutil.copytree(folder / "runs/t", half)
+    for name in ("result.json", "model.json", "model.safetensors"):
+        (half / name).unlink()
+    shutil.rmtree(half / "checkpoints/step_00000014")
+    record = json.loads((half / "run.json").read_text())
+    (half / "run.json").write_text(json.dumps(record | {"status": "stopped"}))
+    (half / "config.yaml").write_text((half / "config.yaml").read_text().replace("run: t\n", "run: half\n"))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def figures_of(folder: Path) -> dict:
+    return json.loads((folder / "evaluation_test.json").read_text())
+
+
+def after_one_epoch(work: Path) -> dict:
+    """What the run itself measured when it was where `half` is."""
+    lines = map(json.loads, (work / "runs/t/metrics.jsonl").read_text().splitlines())
+    (found,) = [line["test"] for line in lines if "test" in line]
+    return found
+
+
+def evaluate_only(work: Path, *changes: str, check: bool = True):
+    return run("teacher", work / "bsce.yaml", *SETTINGS, "eval_only=true", *changes, cwd=work, check=check)
+
+
+def test_eval_only_of_a_finished_run_gives_its_result(work: Path) -> None:
+    before = contents(work / "runs/t")
+    assert "test.top1: " in evaluate_only(work).stdout
+    result = json.loads((work / "runs/t/result.json").read_text())
+    assert figures_of(work / "runs/t") == result["test"]
+    after = contents(work / "runs/t")
+    assert after.pop("evaluation_test.json") and after == before
+    evaluate_only(work, "data.workers=1", "eval.batch=5")  # as a resumed run, it may be asked in other ways
+    assert figures_of(work / "runs/t") == result["test"]
+
+
+def test_an_unfinished_run_is_evaluated_at_its_newest_checkpoint(work: Path) -> None:
+    """By both commands alike, which say so; what was measured on the way is measured again."""
+    before = contents(work / "runs/half")
+    done = evaluate_only(work, "run=half")
+    assert "run runs/half is unfinished: these are the weights of its newest checkpoint, after step 7" in done.stdout
+    figures = figures_of(work / "runs/half")
+    assert figures["step"] == 7 and figures["samples"] == 37
+    expected = after_one_epoch(work)
+    assert {name: figures[name] for name in expected} == expected
+    after = contents(work / "runs/half")
+    assert after.pop("evaluation_test.json") and after == before
+    (work / "runs/half/evaluation_test.json").unlink()
+    assert "after step 7" in run("evaluate", "half", cwd=work).stdout
+    assert figures_of(work / "runs/half") == figures
+
+
+def test_a_run_without_any_weights_is_told_apart(work: Path) -> None:
+    bare = work / "runs/bare"
+    shutil.copytree(work / "runs/half", bare)
+    shutil.rmtree(bare / "checkpoints")
+    with pytest.raises(
+        UserError, match="is unfinished .it is stopped. and has no final weights yet; to go on with it type"
+    ):
+        newest_weights(bare)
+    with pytest.raises(UserError, match="no run 'nobody': there is no folder"):
+        newest_weights(work / "runs/nobody")
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(work: Path) -> None:
+    copy = work / "runs/damaged"
+    shutil.copytree(work / "runs/t", copy)
+    (copy / "model.json").unlink()
+    weights = copy / "checkpoints/step_00000014/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    found = newest_weights(copy)
+    assert found.step == 7 and found.meta is None
+    assert "damaged" in found.notes[0] and "after step 7" in found.notes[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            ["optim.lr=1.0"],
+            "was started with other settings (stored -> given): optim.lr: 0.05 -> 1.0. Give the stored ones;",
+        ),
+        (["data.test=other.beton"], "to evaluate it on other records or by other settings, type: python"),
+        (["data.mean=[0,0,0]"], "type: python train/evaluate.py runs/t KEY=VALUE"),
+        (["run=nobody"], "no run 'nobody'"),
+        (["--dry-run"], "leave one of them out"),
+    ],
+)
+def test_refusals_of_eval_only(work: Path, changes: list[str], words: str) -> None:
+    before = contents(work / "runs")
+    done = evaluate_only(work, *changes, check=False)
+    assert done.returncode == 2 and words in done.stderr
+    assert contents(work / "runs") == before
+
+
+def test_nothing_to_evaluate(work: Path, tiny: Path) -> None:
+    run("teacher", work / "bsce.yaml", "run=blind", "schedule.epochs=1", "data.test=null", cwd=work)
+    settings = ["run=blind", "schedule.epochs=1", "data.test=null", "eval_only=true"]
+    done = run("teacher", work / "bsce.yaml", *settings, cwd=work, check=False)
+    assert done.returncode == 2 and "neither data.val nor data.test is set" in done.stderr
+    done = run("evaluate", "blind", cwd=work, check=False)
+    assert done.returncode == 2 and "run runs/blind has no data.test; type data.test=FILE.beton" in done.stderr
+    run("evaluate", "blind", f"data.test={tiny}/test.beton", cwd=work)
+    assert figures_of(work / "runs/blind")["samples"] == 37
+
+
+def test_a_student_is_evaluated_without_its_cache_or_teacher(work: Path, tiny: Path) -> None:
+    student = ["distill.teacher=t", "run=s", "schedule.epochs=1"]
+    kd = tiny_config(work, tiny, "kd", "  tau: 4\n")
+    run("distill", kd, *student, cwd=work)
+    (work / "runs/t").rename(work / "away")
+    try:
+        run("distill", kd, *student, "eval_only=true", cwd=work)
+    finally:
+        (work / "away").rename(work / "runs/t")
+    assert figures_of(work / "runs/s") == json.loads((work / "runs/s/result.json").read_text())["test"]

@@ -1,0 +1,183 @@
+"""Export folders: whole or absent, loadable by one call, their figures those measured, and useful as teacher, start and run."""
+
+import contextlib
+import errno
+import json
+import re
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from helpers.launch import run, tiny_config
+from safetensors.torch import load_file
+from studies import exports as export_check
+
+from models.registry import TORCHVISION, build_model
+from pipelines.errors import UserError
+from pipelines.records.reader import Records
+from train.config import Config
+from train.networks import card, export
+from train.networks.weights import load_network, read_run, weights_hash
+from train.settings import load
+
+FILES = ["README.md", "class_names.txt", "config.yaml", "model.json", "model.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """A working directory with the finished runs `t` and its student `s`, and their exports in exports/."""
+    folder = tmp_path_factory.mktemp("work")
+    tiny_config(folder, tiny)
+    dive = tiny_config(folder, tiny, "dive", "  tau: 3\n  p: 0.5\n")
+    run("teacher", folder / "bsce.yaml", "run=t", "schedule.epochs=1", "data.seed=1", cwd=folder)
+    run("evaluate", "t", "export=exports/t", cwd=folder)
+    run("distill", dive, "distill.teacher=exports/t", "model.init=exports/t", "run=s", "schedule.epochs=1", cwd=folder)
+    run("evaluate", "s", "export=exports/s", "eval.batch=20", cwd=folder)
+    return folder
+
+
+def meta_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "model.json").read_text())
+
+
+def test_what_is_in_an_export(work: Path, tiny: Path) -> None:
+    folder, source = work / "exports/t", work / "runs/t"
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert sorted(path.name for path in (work / "exports").iterdir()) == ["s", "t"]  # nothing temporary
+    for name in ("model.safetensors", "config.yaml"):
+        assert (folder / name).read_bytes() == (source / name).read_bytes()
+    assert (folder / "class_names.txt").read_text() == "class_0\nclass_1\nclass_2\nclass_3\nclass_4\n"
+    found, before = meta_of(folder), meta_of(source)
+    assert {name: found[name] for name in before} == before
+    assert found["weights_hash"] == weights_hash(load_file(folder / "model.safetensors"))
+    assert found["evaluation_recipe"] == {"crop": "center", "size": 16, "flip": False, "short_side": 16}
+    assert found["training"]["facts"]["train"] == Records(tiny / "train.beton").digest
+    measured = json.loads((source / "evaluation_test.json").read_text())
+    assert {name: found["evaluation"][name] for name in measured} == measured
+    assert found["evaluation"]["digest"] == Records(tiny / "test.beton").digest
+    assert found["evaluation"]["environment"]["torch"] == version("torch")
+    assert "host" not in json.dumps(found)
+
+
+def test_one_call_loads_it(work: Path) -> None:
+    network, meta = load_network(work / "exports/t")
+    expected = read_run(str(work / "runs/t")).network.eval()
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        assert not network.training and torch.equal(network(images), expected(images))
+    assert meta["class_names"] == [f"class_{c}" for c in range(5)] and meta["input_size"] == 16
+    assert weights_hash(load_network(f"{work}/runs/t")[0].state_dict()) == meta["weights_hash"]
+    with pytest.raises(UserError, match=r"load_network\('nowhere'\): no run 'nowhere': there is no folder nowhere"):
+        load_network("nowhere")
+
+
+def test_the_card_says_what_was_measured_and_how_it_was_trained(work: Path) -> None:
+    text, meta = (work / "exports/s/README.md").read_text(), meta_of(work / "exports/s")
+    found, teacher = meta["evaluation"], meta_of(work / "exports/t")
+    assert f"| all | {found['top1']:.2%} | 37 images, each counted once |" in text
+    assert f"| few | {found['few']:.2%} | mean over the 3 classes with fewer than 20 |" in text
+    assert "| many | - | mean over the 0 classes with more than 100 training images |" in text
+    assert "| other settings than the run's | eval.batch: 256 -> 20 |" in text and "| arithmetic | fp32, " in text
+    assert "| temperature, power, weight | tau 3, p 0.5, alpha 0.5 |" in text
+    assert meta["teachers"] == [{"source": "exports/t", "architecture": "resnet20", "weights": teacher["weights_hash"]}]
+    assert f"| teacher exports/t | resnet20, weights `{teacher['weights_hash']}` |" in text
+    assert f"| started from | exports/t, weights `{teacher['weights_hash']}` |" in text
+    assert "| started from | random weights |" in (work / "exports/t/README.md").read_text()
+    assert f"| images | 118 of 5 classes, from 4 to 60 each; digest `{meta['training']['facts']['train']}` |" in text
+    assert f"| torch | {version('torch')} | {version('torch')} |" in text
+    (settings,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    shown, config = yaml.safe_load(settings), load(Config, work / "exports/s/config.yaml")
+    assert shown["optim"]["lr"] == config.optim.lr and shown["data"]["recipe"]["pad"] == 2
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    with contextlib.chdir(work / "exports"):
+        exec(code, names)
+    assert weights_hash(names["network"].state_dict()) == meta["weights_hash"] != teacher["weights_hash"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "line"),
+    [
+        ("resnet50", "network = torchvision.models.resnet50(num_classes=5)"),
+        ("timm/resnet18", 'network = timm.create_model("resnet18", num_classes=5)'),
+        ("resnet20", None),
+    ],
+)
+def test_the_card_tells_how_to_load_it_elsewhere(work: Path, architecture: str, line: str | None) -> None:
+    text = card.card(meta_of(work / "exports/t") | {"architecture": architecture}, Config())
+    assert text.count("```python") == (1 if line is None else 2)
+    assert line is None or f'\n{line}\nnetwork.load_state_dict(load_file("t/model.safetensors"))\n' in text
+
+
+def test_an_export_is_evaluated_and_exported_like_a_run(work: Path) -> None:
+    run("evaluate", "./exports/t", "export=exports/again", "eval.batch=7", cwd=work)
+    before, after = meta_of(work / "exports/t"), meta_of(work / "exports/again")
+    assert after["training"] == before["training"] and after["weights_hash"] == before["weights_hash"]
+    assert after["evaluation"]["top1"] == before["evaluation"]["top1"]
+    assert after["evaluation"]["other_settings"] == ["eval.batch: 256 -> 7"]
+    shutil.rmtree(work / "exports/again")
+    (work / "exports/t/evaluation_test.json").unlink()
+
+
+def refused(work: Path, *arguments: str) -> str:
+    before = sorted(work.rglob("*"))
+    done = run("evaluate", *arguments, cwd=work, check=False)
+    assert done.returncode == 2 and sorted(work.rglob("*")) == before
+    return done.stderr
+
+
+def test_refusals_come_before_any_work(work: Path) -> None:
+    (work / "runs/t/evaluation_test.json").unlink()
+    assert "export=exports/s exists already" in refused(work, "t", "export=exports/s")
+    assert "data.mean=[0.4, 0.5, 0.5]: the network was trained with [0.5, 0.5, 0.5]" in refused(
+        work, "t", "export=exports/new", "data.mean=[0.4, 0.5, 0.5]"
+    )
+    assert "cannot make exports/t/README.md" in refused(work, "t", "export=exports/t/README.md/new")
+    half = work / "runs/half"
+    shutil.copytree(work / "runs/t", half)
+    for name in ("result.json", "model.json"):
+        (half / name).unlink()
+    assert "half is unfinished (it is finished) and has no final weights" in refused(work, "half", "export=exports/new")
+
+
+def test_a_full_disk_leaves_nothing_behind(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> None:
+        if path.name == "README.md":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export, "write_durable", full)
+    done = run("evaluate", "t", "export=exports/new", cwd=work, check=False)
+    assert done.returncode == 2 and "export=exports/new: cannot be written (No space left on device)" in done.stderr
+    assert sorted(path.name for path in (work / "exports").iterdir()) == ["s", "t"]
+
+
+# ---- elsewhere: tests/studies/exports.py ----
+
+
+def test_the_check_finds_a_difference() -> None:
+    torch.manual_seed(0)
+    ours, theirs = build_model("resnet18", 5), build_model("resnet18", 5)
+    assert export_check.difference(ours, theirs, 32) > export_check.TOLERANCE
+    theirs.load_state_dict(ours.state_dict())
+    assert export_check.difference(ours, theirs, 32) == 0
+    with torch.no_grad():
+        theirs.get_parameter("fc.bias")[0] += 1e-3
+    assert export_check.difference(ours, theirs, 32) > export_check.TOLERANCE
+
+
+@pytest.mark.parametrize(("package", "architecture"), [("torchvision", "resnet18"), ("timm", "timm/resnet18")])
+def test_an_export_loads_elsewhere(work: Path, package: str, architecture: str) -> None:
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    name = architecture.replace("/", "_")
+    run("teacher", work / "bsce.yaml", f"run={name}", f"model.name={architecture}", "schedule.epochs=1", cwd=work)
+    run("evaluate", name, f"export={work}/{name}", cwd=work)
+    assert export_check.check(work / name)
+
+
+def test_torchvisions_networks_are_those_of_the_fixtures() -> None:
+    fixtures = (Path(__file__).parents[3] / "fixtures").glob("torchvision_*.json")
+    assert {path.stem.removeprefix("torchvision_") for path in fixtures} == set(TORCHVISION)

@@ -1,0 +1,201 @@
+"""The losses against an independent numpy form in float64, their identities, gradients, limits and extremes.
+
+Shapes: B batch, C classes.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipelines.errors import UserError
+from train.objectives import losses
+
+B, C = 6, 5
+COUNTS = np.array([500, 120, 40, 9, 2])
+TAUS_AND_POWERS = [(3.0, 0.5), (9.0, 1.0), (2.0, 0.5), (1.0, 1.0), (1.5, 2.0)]
+
+
+def draw(seed: int, scale: float = 4.0) -> np.ndarray:
+    return scale * np.random.RandomState(seed).standard_normal((B, C))
+
+
+STUDENT, TEACHER, LABELS = draw(0), draw(1), np.array([0, 4, 2, 2, 1, 3])
+
+
+def wide(array: np.ndarray, grad: bool = False) -> Tensor:
+    return torch.tensor(array, dtype=torch.float64, requires_grad=grad)
+
+
+def prior() -> Tensor:
+    return wide(np.log(COUNTS))
+
+
+# The closed forms: straight from the definitions, probabilities by division, no logsumexp.
+
+
+def np_softmax(x_BC: np.ndarray) -> np.ndarray:
+    return np.exp(x_BC) / np.exp(x_BC).sum(1, keepdims=True)
+
+
+def np_hard(s_BC: np.ndarray, counts_C: np.ndarray) -> float:
+    weighted = counts_C * np.exp(s_BC)
+    return float(-np.mean(np.log(weighted[np.arange(B), LABELS] / weighted.sum(1))))
+
+
+def np_target(t_BC: np.ndarray, tau: float, p: float) -> np.ndarray:
+    powered = np_softmax(t_BC / tau) ** p
+    return powered / powered.sum(1, keepdims=True)
+
+
+def np_kl(s_BC: np.ndarray, t_BC: np.ndarray, tau: float, p: float) -> float:
+    target = np_target(t_BC, tau, p)
+    return float((target * (np.log(target) - np.log(np_softmax(s_BC / tau)))).sum() / B)
+
+
+def dive(student: Tensor, teacher: Tensor, prior_C: Tensor, tau: float = 3.0, p: float = 0.5, alpha: float = 0.5):
+    return losses.dive(student, torch.tensor(LABELS), teacher, prior_C, tau, p, alpha)
+
+
+@pytest.mark.parametrize(("tau", "p"), TAUS_AND_POWERS)
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.75, 1.0])
+def test_dive_is_the_closed_form(tau: float, p: float, alpha: float) -> None:
+    loss, parts = dive(wide(STUDENT), wide(TEACHER), prior(), tau, p, alpha)
+    hard, kl = np_hard(STUDENT, COUNTS), np_kl(STUDENT, TEACHER, tau, p)
+    assert hard > 0.1 and kl > 0.01
+    assert parts.keys() == {"hard", "kl"}
+    assert parts["hard"].item() == pytest.approx(hard, rel=1e-12)
+    assert parts["kl"].item() == pytest.approx(kl, rel=1e-11)
+    assert loss.item() == pytest.approx((1 - alpha) * hard + alpha * tau**2 * kl, rel=1e-11)
+
+
+def test_kd_is_the_closed_form_without_prior_and_power() -> None:
+    loss, parts = losses.kd(wide(STUDENT), torch.tensor(LABELS), wide(TEACHER), tau=4.0, alpha=0.9)
+    hard, kl = np_hard(STUDENT, np.ones(C)), np_kl(STUDENT, TEACHER, 4.0, 1.0)
+    assert parts["hard"].item() == pytest.approx(hard, rel=1e-12)
+    assert loss.item() == pytest.approx(0.1 * hard + 0.9 * 16 * kl, rel=1e-11)
+
+
+def test_balanced_softmax_is_cross_entropy_under_a_uniform_prior_only() -> None:
+    labels = torch.tensor(LABELS)
+    plain = losses.cross_entropy(wide(STUDENT), labels)
+    assert plain.item() == pytest.approx(np_hard(STUDENT, np.ones(C)), rel=1e-12)
+    uniform = losses.balanced_softmax(wide(STUDENT), labels, wide(np.full(C, np.log(77))))
+    assert uniform.item() == pytest.approx(plain.item(), rel=1e-12)
+    assert losses.balanced_softmax(wide(STUDENT), labels, prior()).item() == pytest.approx(np_hard(STUDENT, COUNTS))
+
+
+@pytest.mark.parametrize(("tau", "p"), TAUS_AND_POWERS)
+def test_power_equals_a_teacher_temperature(tau: float, p: float) -> None:
+    """softmax(t/tau)^p, renormalised = softmax(t / (tau/p)); and with p < 1 it is flatter than without."""
+    target = losses.soften(wide(TEACHER), tau, p)
+    torch.testing.assert_close(target, losses.soften(wide(TEACHER), tau / p, 1.0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(target, wide(np_target(TEACHER, tau, p)), rtol=1e-12, atol=0)
+    if p < 1:
+        assert (target.amax(1) < losses.soften(wide(TEACHER), tau, 1.0).amax(1)).all()
+
+
+def test_kl_of_equal_distributions_is_zero_and_takes_one_temperature_per_side() -> None:
+    same = losses.kd_kl(wide(STUDENT), losses.soften(wide(STUDENT), 3.0, 1.0), tau=3.0)
+    assert same.item() == pytest.approx(0, abs=1e-14)
+    powered = losses.kd_kl(wide(STUDENT), losses.soften(wide(STUDENT), 3.0, 0.5), tau=3.0)
+    assert powered.item() > 1e-3
+    assert losses.kd_kl(wide(STUDENT), losses.soften(wide(STUDENT), 3.0, 0.5), tau=6.0).item() < 1e-14
+
+
+def test_gradients_by_finite_differences() -> None:
+    def total(student: Tensor, prior_C: Tensor) -> Tensor:
+        return dive(student, wide(TEACHER), prior_C, alpha=0.3)[0]
+
+    def classic(student: Tensor) -> Tensor:
+        return losses.kd(student, torch.tensor(LABELS), wide(TEACHER), tau=3.0, alpha=0.3)[0]
+
+    assert torch.autograd.gradcheck(total, (wide(STUDENT, grad=True), prior().requires_grad_()))
+    assert torch.autograd.gradcheck(classic, (wide(STUDENT, grad=True),))
+
+
+def test_gradient_of_the_kl_is_the_difference_of_the_distributions() -> None:
+    """d KL / d s = (softmax(s/tau) - t_hat) / (tau B): the known form, which has no prior in it."""
+    student = wide(STUDENT, grad=True)
+    losses.kd_kl(student, losses.soften(wide(TEACHER), 3.0, 0.5), tau=3.0).backward()
+    expected = (np_softmax(STUDENT / 3) - np_target(TEACHER, 3.0, 0.5)) / (3 * B)
+    assert student.grad is not None
+    torch.testing.assert_close(student.grad, wide(expected), rtol=1e-10, atol=1e-14)
+
+
+def test_the_prior_is_in_the_hard_term_only() -> None:
+    tilted = wide(np.log(COUNTS[::-1].copy()))
+    _, parts = dive(wide(STUDENT), wide(TEACHER), prior())
+    _, moved = dive(wide(STUDENT), wide(TEACHER), tilted)
+    assert parts["kl"].item() == moved["kl"].item()
+    assert abs(parts["hard"].item() - moved["hard"].item()) > 0.1
+
+    only_kl = prior().requires_grad_()
+    dive(wide(STUDENT), wide(TEACHER), only_kl, alpha=1.0)[0].backward()
+    assert only_kl.grad is not None and not only_kl.grad.any()
+    only_hard = prior().requires_grad_()
+    dive(wide(STUDENT), wide(TEACHER), only_hard, alpha=0.0)[0].backward()
+    assert only_hard.grad is not None and only_hard.grad.abs().min() > 1e-4
+
+
+def test_the_teacher_receives_no_gradient() -> None:
+    for distil in (dive, lambda s, t, n: losses.kd(s, torch.tensor(LABELS), t, 3.0, 0.5)):
+        student, teacher = wide(STUDENT, grad=True), wide(TEACHER, grad=True)
+        loss, parts = distil(student, teacher, prior())
+        loss.backward()
+        assert teacher.grad is None
+        assert student.grad is not None and student.grad.abs().sum() > 0.1
+        assert not any(part.requires_grad for part in parts.values())
+    probs = torch.full((B, C), 1 / C, dtype=torch.float64, requires_grad=True)
+    assert losses.kd_kl(wide(STUDENT, grad=True), probs, 1.0).requires_grad
+    losses.kd_kl(wide(STUDENT, grad=True), probs, 1.0).backward()
+    assert probs.grad is None
+
+
+def test_limits_of_alpha_and_p() -> None:
+    labels = torch.tensor(LABELS)
+    hard_only, _ = dive(wide(STUDENT), wide(TEACHER), prior(), alpha=0.0)
+    assert hard_only.item() == losses.balanced_softmax(wide(STUDENT), labels, prior()).item()
+    soft_only, parts = dive(wide(STUDENT), wide(TEACHER), prior(), alpha=1.0)
+    assert soft_only.item() == pytest.approx(9 * parts["kl"].item(), rel=1e-14)
+    without_power, _ = dive(wide(STUDENT), wide(TEACHER), wide(np.zeros(C)), p=1.0)
+    classic, _ = losses.kd(wide(STUDENT), labels, wide(TEACHER), 3.0, 0.5)
+    assert without_power.item() == classic.item()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_are_computed_in_float32(dtype: torch.dtype) -> None:
+    student, teacher = wide(STUDENT).to(dtype), wide(TEACHER).to(dtype)
+    loss, _ = dive(student, teacher, prior().float())
+    exact, _ = dive(student.double(), teacher.double(), prior())
+    assert loss.dtype == torch.float32
+    assert losses.soften(teacher, 3.0, 0.5).dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e30), (torch.bfloat16, 1e30), (torch.float16, 6e4)])
+def test_extreme_logits_stay_finite(dtype: torch.dtype, size: float) -> None:
+    student = torch.tensor(np.sign(STUDENT) * size).to(dtype).requires_grad_()
+    teacher = torch.tensor(np.sign(TEACHER) * size).to(dtype)
+    for loss, parts in (
+        dive(student, teacher, prior().float()),
+        losses.kd(student, torch.tensor(LABELS), teacher, 9.0, 0.5),
+    ):
+        (gradient,) = torch.autograd.grad(loss, student)
+        assert loss.isfinite() and gradient.isfinite().all()
+        assert all(part.isfinite() for part in parts.values())
+        assert loss.item() > 0.01 * size
+
+
+def test_unequal_shapes_are_refused_where_torch_would_broadcast() -> None:
+    with pytest.raises(ValueError, match=r"student \(6, 5\), teacher \(1, 5\)"):
+        dive(wide(STUDENT), wide(TEACHER)[:1], prior())
+
+
+def test_log_prior() -> None:
+    got = losses.log_prior(COUNTS)
+    assert got.dtype == torch.float32
+    np.testing.assert_allclose(got.numpy(), np.log(COUNTS), rtol=1e-7)
+    torch.testing.assert_close(losses.log_prior(COUNTS.tolist()), got)
+    with pytest.raises(UserError, match=r"class 3 has no training images \(2 of 6 classes"):
+        losses.log_prior(np.array([9, 5, 2, 0, 1, 0]))

@@ -1,0 +1,57 @@
+"""The objective: which loss each method is, from which inputs; the settings that make no sense are refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.batch import Batch
+from train.objectives import losses
+from train.objectives.objective import DistillConfig, Objective
+
+B, C = 6, 4
+generator = torch.Generator().manual_seed(0)
+LOGITS, TEACHER = torch.randn(B, C, generator=generator), torch.randn(B, C, generator=generator)
+LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
+PRIOR = losses.log_prior([100, 30, 5, 1])
+BATCH = Batch(torch.zeros(B, 3, 2, 2), LABELS, np.arange(B), np.zeros(B, np.int32), torch.zeros(B, 2, 2, 3))
+
+
+def targets(batch: Batch) -> torch.Tensor:
+    assert batch is BATCH
+    return TEACHER
+
+
+def test_each_method_is_its_formula() -> None:
+    ce, _ = Objective(DistillConfig(method="ce"), PRIOR, None)(LOGITS, BATCH)
+    assert torch.equal(ce, losses.cross_entropy(LOGITS, LABELS))
+    bsce, parts = Objective(DistillConfig(method="bsce"), PRIOR, None)(LOGITS, BATCH)
+    assert torch.equal(bsce, losses.balanced_softmax(LOGITS, LABELS, PRIOR)) and parts == {}
+    config = DistillConfig(method="dive", tau=3, p=0.5, alpha=0.3)
+    dive, parts = Objective(config, PRIOR, targets)(LOGITS, BATCH)
+    assert torch.equal(dive, losses.dive(LOGITS, LABELS, TEACHER, PRIOR, 3, 0.5, 0.3)[0])
+    assert set(parts) == {"hard", "kl"}
+    kd, _ = Objective(DistillConfig(method="kd", tau=4, alpha=0.9), PRIOR, targets)(LOGITS, BATCH)
+    assert torch.equal(kd, losses.kd(LOGITS, LABELS, TEACHER, 4, 0.9)[0])
+
+
+def test_targets_and_method_must_fit() -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        Objective(DistillConfig(method="bsce"), PRIOR, targets)
+    with pytest.raises(ValueError, match="do not fit"):
+        Objective(DistillConfig(method="dive", tau=3), PRIOR, None)
+    with pytest.raises(ValueError, match="distill.tau"):
+        Objective(DistillConfig(method="dive"), PRIOR, targets)
+
+
+@pytest.mark.parametrize(
+    ("key", "settings"),
+    [
+        ("distill.tau", {"tau": 0.0}),
+        ("distill.p", {"p": -1.0}),
+        ("distill.alpha", {"alpha": 1.5}),
+        ("distill.p", {"method": "kd", "p": 0.5}),
+    ],
+)
+def test_settings_without_sense_name_their_key(key: str, settings: dict) -> None:
+    with pytest.raises(ValueError, match=key):
+        DistillConfig(**settings)

@@ -1,0 +1,86 @@
+import os
+import subprocess
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from pipelines.errors import UserError
+from train.config import Config
+from train.run.environment import git_state, make_accelerator
+
+pytestmark = pytest.mark.usefixtures("bare_environment")
+
+
+def test_precision_and_determinism():
+    assert make_accelerator(Config()).mixed_precision == "no"
+    assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark
+    AcceleratorState._reset_state(True)
+    assert make_accelerator(Config(precision="bf16", deterministic=True)).mixed_precision == "bf16"
+    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_fp16_on_a_cpu():
+    with pytest.raises(UserError, match="precision=fp16 needs a GPU"):
+        make_accelerator(Config(precision="fp16"))
+
+
+def test_what_accelerate_refuses_is_told(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UserError, match=r"accelerate does not start \(precision=auto\): .*MASTER_ADDR"):
+        make_accelerator(Config())
+
+
+@pytest.mark.parametrize(
+    "name, value, advice",
+    [
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "set precision=fp32|bf16|fp16 instead"),
+        ("ACCELERATE_MIXED_PRECISION", "fp8", "set precision="),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2", "set optim.accumulate=N"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "set compile=true"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "launch with --multi_gpu"),
+        ("ACCELERATE_USE_FSDP", "true", "launch with --multi_gpu"),
+    ],
+)
+def test_what_the_launcher_may_not_decide(monkeypatch, name, value, advice):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as caught:
+        make_accelerator(Config(precision="bf16"))
+    assert str(caught.value).startswith(f"{name}={value} (from the launcher") and advice in str(caught.value)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_what_the_launcher_says_by_default_or_in_agreement(monkeypatch, precision):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    assert make_accelerator(Config(precision="bf16")).mixed_precision == "bf16"
+
+
+def test_processes_that_accelerate_does_not_see(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes were launched, but accelerate counts 1.*ACCELERATE_USE_CPU=true"):
+        make_accelerator(Config())
+
+
+def testgit_state(tmp_path):
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *identity, "-C", str(tmp_path), *arguments], check=True, capture_output=True)
+
+    assert git_state(tmp_path) == {}
+    git("init")
+    assert git_state(tmp_path) == {}  # no commit yet
+    (tmp_path / "a.py").write_text("1")
+    git("add", "a.py")
+    git("commit", "-m", "one")
+    (tmp_path / "untracked").touch()
+    state = git_state(tmp_path)
+    assert len(state["git_revision"]) == 40 and state["git_dirty"] is False
+    (tmp_path / "a.py").write_text("2")
+    assert git_state(tmp_path)["git_dirty"] is True
+    (tmp_path / "inner").mkdir()
+    assert git_state(tmp_path / "inner") == {}  # installed somewhere inside another project's checkout

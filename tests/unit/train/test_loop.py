@@ -1,0 +1,274 @@
+"""The loop's own small parts: what is periodic, sums on the device, the step whose loss was not finite."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from helpers.launch import run, tiny_config
+from PIL import Image
+
+from pipelines.records.encoding import AS_THEY_ARE, Encoding
+from pipelines.records.reader import Records
+from pipelines.records.writing import Sample, write_records
+from train import loop
+from train.loop import due
+from train.meters import Meters, NotFinite
+from train.run.checkpoint import load_latest
+
+
+def test_due() -> None:
+    assert [n for n in range(1, 11) if due(n, 3, 10)] == [3, 6, 9, 10]
+    assert [n for n in range(1, 11) if due(n, 5, 10)] == [5, 10]  # the end and the period coincide: once
+    assert [n for n in range(1, 11) if due(n, 0, 10)] == [10]
+
+
+def test_meters_average_between_reads() -> None:
+    meters, accelerator = Meters(torch.device("cpu")), Accelerator(cpu=True)
+    for step, loss in enumerate([1.0, 2.0, 6.0]):
+        meters.add(step, torch.tensor(loss), {"kl": torch.tensor(loss / 2)})
+    assert meters.read(accelerator) == {"loss": 3.0, "kl": 1.5}
+    meters.add(3, torch.tensor(5.0), {"kl": torch.tensor(0.0)})
+    assert meters.read(accelerator) == {"loss": 5.0, "kl": 0.0}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_first_step_that_was_not_finite_is_named(value: float) -> None:
+    meters = Meters(torch.device("cpu"))
+    for step, loss in enumerate([1.0, value, 2.0, value]):
+        meters.add(step, torch.tensor(loss), {})
+    with pytest.raises(NotFinite) as found:
+        meters.read(Accelerator(cpu=True))
+    assert found.value.step == 1
+
+
+def test_a_diverging_run_stops_and_keeps_no_bad_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, tiny)
+    done = run("teacher", config, "run=bad", "optim.lr=1e30", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "is not finite" in done.stderr and "optim.lr" in done.stderr
+    assert not list((tmp_path / "runs/bad").glob("checkpoints/step_*"))
+    assert "there is no checkpoint yet" in done.stderr
+    assert json.loads((tmp_path / "runs/bad/run.json").read_text())["status"] == "error"
+
+
+def test_learning_rates_are_those_of_the_schedule(tiny: Path, tmp_path: Path) -> None:
+    """Seven steps an epoch; cosine per epoch over three epochs from 0.05."""
+    run("teacher", tiny_config(tmp_path, tiny), "run=r", "eval.every_epochs=2", cwd=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "runs/r/metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], round(line["lr"], 6)) for line in lines if "lr" in line] == [
+        (7, 0.05),
+        (14, 0.0375),
+        (21, 0.0125),
+    ]
+    assert [line["step"] for line in lines if "test" in line] == [14]
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_images_of_a_bad_step_are_named_and_the_last_good_checkpoint(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of one step in the second epoch is made NaN; its keys are those that step was given."""
+    seen, add = [], loop.Objective.__call__
+
+    def spoilt(self, logits, batch):
+        seen.append(batch.keys)
+        loss, parts = add(self, logits, batch)
+        return (loss * float("nan") if len(seen) == 10 else loss), parts
+
+    monkeypatch.setattr(loop.Objective, "__call__", spoilt)
+    done = run("teacher", tiny_config(tmp_path, tiny), "run=r", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "the loss of step 9 is not finite" in done.stderr
+    assert "step_00000007" in done.stderr
+    found = json.loads((tmp_path / "runs/r/not_finite.json").read_text())
+    assert found["step"] == 9 and [image["key"] for image in found["images"]] == list(seen[9])
+    assert {image["view"] for image in found["images"]} == {1}
+    records = Records(tiny / "train.beton")
+    assert all(records.name(int((records.keys == image["key"]).argmax())) == image["name"] for image in found["images"])
+
+
+def test_sums_between_two_log_lines_survive_a_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    """A checkpoint every 3 of 7 steps, resumed from one in the middle of an epoch: the lines are those of a calm run."""
+    config = tiny_config(tmp_path, tiny)
+    run("teacher", config, "run=calm", "schedule.epochs=2", cwd=tmp_path)
+    run("teacher", config, "run=r", "schedule.epochs=2", "save.every_steps=3", "save.keep_last=9", cwd=tmp_path)
+    folder = tmp_path / "runs/r"
+    steps = [9, 12, 14]
+    assert sorted(path.name for path in folder.glob("checkpoints/step_*")) == [
+        f"step_{step:08d}" for step in (3, 6, 7, *steps)
+    ]
+    for step in steps:
+        shutil.rmtree(folder / f"checkpoints/step_{step:08d}")
+    for name in ("result.json", "model.json"):
+        (folder / name).unlink()
+    (folder / "checkpoints/latest").write_text("step_00000006")
+    shutil.rmtree(folder / "checkpoints/step_00000007")
+    again = run("teacher", config, "run=r", "schedule.epochs=2", cwd=tmp_path)
+    assert "resumed after step 6 " in again.stdout
+    calm, other = (
+        [(line["step"], line.get("loss")) for line in lines_of(tmp_path / "runs" / name)] for name in ("calm", "r")
+    )
+    assert calm == other
+    assert (tmp_path / "runs/calm/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_the_best_evaluation_is_kept(tiny: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, tiny)
+    given = ["run=r", f"data.val={tiny}/test.beton", "eval.every_epochs=1", "schedule.epochs=6", "ema.decay=0.5"]
+    refused = run("teacher", config, *given, "save.keep_best=test", cwd=tmp_path, check=False)
+    assert refused.returncode == 2 and "test_split_knowingly" in refused.stderr
+    run("teacher", config, *given, "save.keep_best=val", "save.keep_last=1", cwd=tmp_path)
+    scores = {line["step"]: line["val_ema"]["top1"] for line in lines_of(tmp_path / "runs/r") if "val_ema" in line}
+    assert len(scores) == 6
+    best = max(scores, key=lambda step: (scores[step], -step))  # of equals the first
+    kept = {path.name for path in (tmp_path / "runs/r/checkpoints").glob("step_*")}
+    assert kept == {f"step_{best:08d}", "step_00000042"}
+    assert (tmp_path / "runs/r/checkpoints/best").read_text() == f"step_{best:08d}"
+    for kind, name in (("best", "val_ema"), ("ema", "val_ema"), ("raw", "val")):
+        run("evaluate", "r", "split=val", f"weights={kind}", cwd=tmp_path)
+        suffix = "" if kind == "raw" else f"_{kind}"
+        found = json.loads((tmp_path / f"runs/r/evaluation_val{suffix}.json").read_text())
+        result = json.loads((tmp_path / "runs/r/result.json").read_text())[name]
+        assert found["top1"] == (scores[best] if kind == "best" else result["top1"])
+    missing = run("teacher", config, "run=q", "save.keep_best=val", cwd=tmp_path, check=False)
+    assert missing.returncode == 2 and "needs data.val" in missing.stderr and not (tmp_path / "runs/q").exists()
+
+
+def test_resume_never_and_from_another_runs_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, tiny)
+    run("teacher", config, "run=a", "save.keep_last=9", cwd=tmp_path)
+    never = run("teacher", config, "run=a", "resume=never", cwd=tmp_path, check=False)
+    assert never.returncode == 2 and "resume=never" in never.stderr
+    fork = ["run=b", "resume=runs/a/checkpoints/step_00000014"]
+    done = run("teacher", config, *fork, cwd=tmp_path)
+    assert "resumed after step 14 " in done.stdout
+    a, b = ((tmp_path / f"runs/{name}/model.safetensors").read_bytes() for name in "ab")
+    assert a == b
+    assert [line["step"] for line in lines_of(tmp_path / "runs/b")] == [21]
+    wrong = run("teacher", config, "run=c", "resume=nothing", cwd=tmp_path, check=False)
+    assert wrong.returncode == 2 and "no checkpoint there" in wrong.stderr and not (tmp_path / "runs/c").exists()
+    other = run("teacher", config, "run=d", "resume=a", "model.name=resnet32", cwd=tmp_path, check=False)
+    assert other.returncode == 2 and "does not fit model.name" in other.stderr
+
+
+def test_moved_records_and_teacher_are_recognised(tiny: Path, tmp_path: Path) -> None:
+    """Their paths may change in mid-run, what they hold may not."""
+    config = tiny_config(tmp_path, tiny, "dive", "  tau: 3\n")
+    run("teacher", config, "run=t", "distill.method=bsce", "distill.tau=null", cwd=tmp_path)
+    run("teacher", config, "run=u", "distill.method=bsce", "distill.tau=null", "seed=1", cwd=tmp_path)
+    moved = tmp_path / "moved.beton"
+    shutil.copy(tiny / "train.beton", moved)
+    stopped = ["run=s", "distill.teacher=t"]
+    run("distill", config, *stopped, cwd=tmp_path)
+    for name in ("result.json", "model.json"):  # as if it had been killed before its end
+        (tmp_path / "runs/s" / name).unlink()
+    shutil.copytree(tmp_path / "runs/t", tmp_path / "elsewhere")
+    other = run("distill", config, "run=s", "distill.teacher=u", cwd=tmp_path, check=False)
+    assert other.returncode == 2 and "other teachers" in other.stderr
+    done = run("distill", config, "run=s", f"data.train={moved}", "distill.teacher=./elsewhere", cwd=tmp_path)
+    assert "distill.teacher: t -> ./elsewhere" in done.stdout
+
+
+def test_a_training_in_steps_ends_within_an_epoch(tiny: Path, tmp_path: Path) -> None:
+    """17 steps, 7 an epoch: the last is logged and saved, evaluation goes by steps, a resumed run says how far it was."""
+    length = ["schedule.epochs=null", "schedule.steps=17", "schedule.per=step", "eval.every_steps=5"]
+    run("teacher", tiny_config(tmp_path, tiny), *length, "run=r", "optim.lr_scale=linear", cwd=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "runs/r/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "test" in line] == [5, 10, 15]
+    # 0.05 x 16 / 256 at first
+    rates = {line["step"]: line["lr"] for line in lines if "lr" in line}
+    expected = {done: 0.05 / 16 * (1 + math.cos(math.pi * (done - 1) / 17)) / 2 for done in (7, 14, 17)}
+    assert rates == pytest.approx(expected)
+    result = json.loads((tmp_path / "runs/r/result.json").read_text())
+    assert (result["steps"], result["epochs"]) == (17, 17 / 7)
+    (tmp_path / "runs/r/result.json").unlink()
+    again = run("teacher", tmp_path / "bsce.yaml", *length, "run=r", "optim.lr_scale=linear", cwd=tmp_path).stdout
+    assert "resumed after step 17 (epoch 2.42857 of 2.42857)" in again
+    assert "learning rate 0.003125 = optim.lr 0.05 x 16 / 256 (optim.lr_scale=linear)" in again
+
+
+def test_a_finite_loss_with_an_overflowing_gradient_is_not_saved(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last update of the second epoch is spoilt: its checkpoint would hold it, and every resumed run would end there."""
+    config, calls, backward = tiny_config(tmp_path, tiny), [], Accelerator.backward
+
+    def spoilt(self, loss, **kwargs):
+        calls.append(loss)
+        backward(self, loss * float("inf") if len(calls) == 14 else loss, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Accelerator, "backward", spoilt)
+        done = run("teacher", config, "run=r", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "step 13 is not finite, or the weights after it" in done.stderr
+    assert "step_00000007" in done.stderr and not (tmp_path / "runs/r/checkpoints/step_00000014").exists()
+    assert "resumed after step 7 " in run("teacher", config, "run=r", cwd=tmp_path).stdout
+
+
+def test_the_best_is_saved_when_it_is_found_and_means_one_run_and_split(tiny: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, tiny)
+    given = [f"data.val={tiny}/test.beton", "schedule.epochs=6", "save.every_epochs=6", "eval.every_epochs=1"]
+    run("teacher", config, "run=a", *given, "save.keep_best=val", cwd=tmp_path)
+    checkpoints = tmp_path / "runs/a/checkpoints"
+    scores = {line["step"]: line["val"]["top1"] for line in lines_of(tmp_path / "runs/a") if "val" in line}
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert (checkpoints / "best").read_text() == f"step_{best:08d}" and (checkpoints / f"step_{best:08d}").is_dir()
+    longer = [word.replace("epochs=6", "epochs=7") for word in given if "save" not in word]
+    run("teacher", config, "run=b", *longer, "save.keep_best=val", "resume=a", cwd=tmp_path)
+    there = tmp_path / "runs/b/checkpoints"
+    assert (there / (there / "best").read_text()).is_dir()
+    # Of another split: the score it has to beat is gone.
+    for name in ("result.json", "model.json"):
+        (tmp_path / "runs/a" / name).unlink()
+    state = load_latest(tmp_path / "runs/a")
+    assert state is not None and state.state["best"][2] == "val"
+    shutil.rmtree(checkpoints / "step_00000042")
+    (checkpoints / "latest").write_text(f"step_{best:08d}")
+    run("teacher", config, "run=a", *given, "save.keep_best=test_split_knowingly", cwd=tmp_path)
+    found = load_latest(tmp_path / "runs/a")
+    assert found is not None and (found.state["best"] is None or found.state["best"][2] == "test_split_knowingly")
+
+
+def test_a_run_does_not_change_from_a_teacher_to_a_cache_of_another(tiny: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, tiny, "dive", "  tau: 3\n")
+    for name, seed in (("t", 0), ("u", 1)):
+        run("teacher", config, f"run={name}", "distill.method=bsce", "distill.tau=null", f"seed={seed}", cwd=tmp_path)
+    run("cache_logits", config, "distill.teacher=u", cwd=tmp_path)
+    run("distill", config, "run=s", "distill.teacher=t", cwd=tmp_path)
+    for name in ("result.json", "model.json"):
+        (tmp_path / "runs/s" / name).unlink()
+    other = run("distill", config, "run=s", "cache.paths=[caches]", cwd=tmp_path, check=False)
+    assert other.returncode == 2 and "other teachers" in other.stderr
+
+
+def test_the_same_images_stored_otherwise_are_other_records(tmp_path: Path) -> None:
+    """Their digest, of the originals, is the same."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 40, 40, 3), np.uint8)
+    for image, i in zip(images, range(40), strict=True):
+        (tmp_path / f"images/c{i % 2}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / f"images/c{i % 2}/{i}.png")
+    for name, encoding in (("whole", AS_THEY_ARE), ("small", Encoding(short_side=24))):
+        write_records(
+            tmp_path / f"{name}.beton",
+            [Sample(f"c{i % 2}/{i}", i % 2, tmp_path / f"images/c{i % 2}/{i}.png") for i in range(40)],
+            ["a", "b"],
+            kind="test",
+            encoding=encoding,
+        )
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "data: {recipe: {crop: random_resized_crop, size: 16, short_side: 18}}\nmodel: {name: resnet20}\n"
+        "optim: {batch: 16}\nschedule: {epochs: 1}\ndistill: {method: ce}\n"
+    )
+    run("teacher", config, "run=r", f"data.train={tmp_path}/whole.beton", cwd=tmp_path)
+    for name in ("result.json", "model.json"):
+        (tmp_path / "runs/r" / name).unlink()
+    other = run("teacher", config, "run=r", f"data.train={tmp_path}/small.beton", cwd=tmp_path, check=False)
+    assert other.returncode == 2 and "data.train stored otherwise" in other.stderr

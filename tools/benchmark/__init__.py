@@ -1,0 +1,1 @@
+"""What tools/bench.py measures, how, and what it says of it."""

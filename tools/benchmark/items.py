@@ -1,0 +1,335 @@
+"""What tools/bench.py measures of ours: loaders, the training step, and training and distillation as the two together.
+
+Everything is built from the parts that training uses, with the same settings, before the first measurement.
+Invariant: all steps of a bench are the same step (one network, one optimizer), whatever feeds it.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from models.registry import build_model
+from pipelines.augment.finish import crops_only
+from pipelines.backends.choice import available_backends, pixel_source, refusal, resolve_backend
+from pipelines.backends.contract import BatchPlan
+from pipelines.batch import Batch
+from pipelines.errors import UserError
+from pipelines.loader import Loader
+from pipelines.logits import CacheWriter, Ensemble, LogitCache
+from pipelines.logits.fingerprint import Fingerprints
+from pipelines.logits.identity import cache_identity, view_identity
+from pipelines.records.layout import rows_digest
+from pipelines.records.reader import Records
+from tools.benchmark.clock import Source, Stream, Timing, endless
+from train.config import Config
+from train.data import make_loader, views_of
+from train.meters import Meters
+from train.networks.final import save_final
+from train.networks.layout import channels_last
+from train.objectives.losses import log_prior
+from train.objectives.objective import DISTILLING, Objective
+from train.objectives.sources import make_teacher, open_cache
+from train.objectives.targets import Targets
+from train.optim import build_optimizer
+
+# The hard-label part of each method, for training without soft targets.
+_HARD = {"dive": "bsce", "kd": "ce", "bsce": "bsce", "ce": "ce"}
+_COPIES = 10  # host-to-device copies between two looks at the clock
+
+
+@dataclass
+class Row:
+    """One line of the table: a source and its timings, one a round; or why it is absent.
+
+    id: letter and name, such as "a.ffcv"; images: at least so many in each measurement.
+    """
+
+    id: str
+    title: str
+    note: str = ""
+    source: Source | None = None
+    images: int = 0
+    absent: str | None = None
+    timings: list[Timing] = field(default_factory=list)
+
+    def give_up(self, reason: str) -> None:
+        """From now on the row is absent, because of `reason`."""
+        self.source, self.absent, self.timings = None, reason, []
+
+    def median(self, figure: str) -> float:
+        """Of a property of Timing, over the rounds."""
+        return float(np.median([getattr(timing, figure) for timing in self.timings]))
+
+
+class Step:
+    """The training step of train/loop.py: forward, backward, optimizer."""
+
+    def __init__(self, config: Config, records: Records, accelerator: Accelerator):
+        torch.manual_seed(config.seed)
+        try:
+            network = build_model(config.model.name, records.num_classes).to(accelerator.device)
+        except ValueError as error:
+            raise UserError(f"model.name: {error}") from error
+        network = channels_last(network)
+        optimizer = build_optimizer(network, config.optim)
+        if config.compile:
+            network.compile(dynamic=False, mode=config.compile_mode)
+        self._model, self._optimizer = accelerator.prepare(network, optimizer)
+        for group in self._optimizer.param_groups:
+            group["lr"] = 0.0  # costs as much as any other rate, and weights that stay cannot run off to infinity
+        self._accelerator, self._optim = accelerator, config.optim
+        self._meters = Meters(accelerator.device)
+        self._model.train()
+
+    def __call__(self, batch: Batch, objective: Objective) -> int:
+        """One step; returns the number of images."""
+        accelerator, parts = self._accelerator, self._optim.accumulate
+        rows = len(batch.keys) // parts
+        for part in range(parts):
+            micro = batch.rows(part * rows, (part + 1) * rows)
+            loss, named = objective(self._model(micro.images), micro)
+            accelerator.backward(loss / parts)
+            self._meters.add(0, loss, named)
+        if self._optim.clip is not None:
+            accelerator.clip_grad_norm_(self._model.parameters(), self._optim.clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return len(batch.keys)
+
+
+class _Gathered:
+    """Targets of a cache, without the comparison of pixels, which training makes once an epoch."""
+
+    def __init__(self, cache: Ensemble, device: torch.device):
+        self._cache, self._device = cache, device
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        return self._cache.gather(batch.keys, batch.views, self._device)
+
+
+def temporary_cache(folder: Path, config: Config, records: Records, pool: np.ndarray, source: str) -> LogitCache:
+    """One view of the samples of `pool`, written by the real writer; its logits are noise, which costs the same to read."""
+    rows = records.rows()
+    rows = rows[np.isin(rows["key"], records.keys[pool])]
+    view = view_identity(records, config.data.recipe, config.data.seed, source)
+    view["dataset"]["digest"] = rows_digest(rows)
+    identity = cache_identity(view, {"weights": "", "architecture": "noise"}, config.cache.codec, config.cache.batch)
+    writer = CacheWriter(folder, "bench", identity, rows)
+    rng = np.random.default_rng(0)
+    for view_number, block in writer.missing(1):
+        count = writer.block_size(block)
+        logits = 3 * rng.standard_normal((count, records.num_classes), np.float32)
+        prints = Fingerprints(np.zeros(count, np.uint32), np.zeros((count, 16), np.uint8))
+        writer.write((view_number, block), logits, prints)
+    writer.finish(1, None)
+    return LogitCache(writer.folder)
+
+
+def temporary_teacher(folder: Path, config: Config, records: Records) -> Path:
+    """A run folder with a network of the configuration's architecture that nobody has trained."""
+    folder.mkdir()
+    network = build_model(config.model.name, records.num_classes)
+    meta = {
+        "architecture": config.model.name,
+        "class_names": list(records.class_names),
+        "mean": list(config.data.mean),
+        "std": list(config.data.std),
+        "input_size": config.data.recipe.size,
+    }
+    save_final(folder, network.state_dict(), meta)
+    return folder
+
+
+class Ours:
+    """Rows (a) to (e). pool: the int64 positions that every pass walks over; folder: for temporary files.
+
+    Attributes: backend, the one that training uses; notes, what is to be said of a cache that was given.
+    """
+
+    def __init__(self, config: Config, records: Records, pool: np.ndarray, accelerator: Accelerator, folder: Path):
+        # Where the temperature is still to be chosen, any has the same speed.
+        distill = dataclasses.replace(config.distill, tau=config.distill.tau or 1.0)
+        self._config = dataclasses.replace(config, distill=distill)
+        self._records, self._pool, self._folder = records, pool, folder
+        self._views = views_of(config, len(records))
+        self._accelerator, self._device = accelerator, accelerator.device
+        self._distils = distill.method in DISTILLING
+        self._cache: Ensemble | None = None
+        self.notes: list[str] = []
+        if self._distils and config.cache.paths:
+            self._cache, self.backend, _, self.notes = open_cache(self._config, records, self._device)
+        else:
+            self.backend = resolve_backend(config.data.backend, records, config.data.recipe, self._device)
+
+    # ---- what rows share ----
+
+    def _make_loader(self, backend: str) -> Loader:
+        """A loader that has checked and delivered each record of the pool once."""
+        config = self._config
+        loader = make_loader(config, self._records, config.data.recipe, backend, self._accelerator)
+        # Full batches only: one of another size would make compiled code of the finish anew, for any size.
+        for _ in loader.stream(itertools.islice(self._plan(1), -(-len(self._pool) // config.optim.batch))):
+            pass
+        return loader
+
+    def _plan(self, views: int) -> Iterator[BatchPlan]:
+        return endless(self._pool, self._config.optim.batch, views)
+
+    @cached_property
+    def _loader(self) -> Loader:
+        return self._make_loader(self.backend)
+
+    @cached_property
+    def _batch(self) -> Batch:
+        """One that stays on the device."""
+        batches = self._loader.stream(self._plan(1))
+        try:
+            return next(batches)
+        finally:
+            batches.close()
+
+    @cached_property
+    def _step(self) -> Step:
+        """Compiled and warm."""
+        step, objective = Step(self._config, self._records, self._accelerator), self._objective(None)
+        for _ in range(3):
+            step(self._batch, objective)
+        return step
+
+    def _objective(self, targets: Targets | None) -> Objective:
+        """The method's; without targets its hard-label part."""
+        method = self._config.distill.method if targets else _HARD[self._config.distill.method]
+        distill = dataclasses.replace(self._config.distill, method=method, p=self._config.distill.p if targets else 1.0)
+        counts = self._records.class_counts
+        prior = log_prior(counts) if method in ("bsce", "dive") else torch.zeros(len(counts))
+        return Objective(distill, prior.to(self._device), targets)
+
+    # ---- (a) ----
+
+    def loaders(self) -> Iterator[Row]:
+        """One row for each backend."""
+        recipe = self._config.data.recipe
+        able = available_backends(self._records, recipe, self._device)
+        for backend in ("resident", "dali", "ffcv", "reference"):
+            row = Row(f"a.{backend}", f"loader alone, {backend}", images=len(self._pool))
+            row.note = "used in (c), (d), (e)" if backend == self.backend else ""
+            try:
+                row.source = self._loader_alone(backend) if backend in able else None
+                row.absent = None if row.source else refusal(backend, self._records, recipe, self._device)
+            except UserError as error:  # a backend that nobody asked for costs its row, not the bench
+                if backend == self.backend:
+                    raise
+                row.give_up(str(error))
+            yield row
+
+    def _loader_alone(self, backend: str) -> Stream:
+        loader = self._make_loader(backend)
+        loader.finish = crops_only  # all loaders share the finish, which has a row of its own
+        return self._fed_by(loader, self._views, lambda batch: len(batch.keys))
+
+    def _fed_by(self, loader: Loader, views: int, work: Callable[[Batch], int]) -> Stream:
+        """What does `work` on every batch of a loader."""
+
+        def run() -> Generator[int, None, None]:
+            batches = loader.stream(self._plan(views))
+            try:
+                yield from map(work, batches)
+            finally:
+                batches.close()
+
+        return Stream(run, self._device)
+
+    # ---- (b) ----
+
+    def device_alone(self) -> Iterator[Row]:
+        """The ceiling, and what a batch needs before the step: finish and, to a GPU, the transfer."""
+        step, kept, finish = self._step, self._batch, self._loader.finish
+        soft = torch.randn(len(kept.labels), self._records.num_classes, device=self._device)
+        objective = self._objective((lambda batch: soft[: len(batch.labels)]) if self._distils else None)
+        step_alone = self._repeated(lambda: step(kept, objective))
+        method = self._config.distill.method
+        yield Row("b.step", "training step, batch stays on the device", note=method, source=step_alone)
+
+        def finish_once() -> int:
+            finish(kept.pixels, kept.colours)
+            return len(kept.pixels)
+
+        yield Row("b.finish", "finish: jitter, normalise", source=self._repeated(finish_once))
+        transfer = Row("b.transfer", "transfer of the crops to the device")
+        if self._device.type == "cpu":
+            transfer.absent = "none, the device is the CPU"
+        elif self.backend in ("dali", "resident"):
+            transfer.absent = f"none, {self.backend} makes the crops there"
+        else:
+            transfer.source = self._transfer()
+        yield transfer
+
+    def _transfer(self) -> Stream:
+        pixels = self._batch.pixels.cpu().pin_memory()
+
+        def copy() -> int:
+            for _ in range(_COPIES):
+                pixels.to(self._device, non_blocking=True)
+            return _COPIES * len(pixels)
+
+        return self._repeated(copy)
+
+    def _repeated(self, work: Callable[[], int]) -> Stream:
+        def run() -> Generator[int, None, None]:
+            while True:
+                yield work()
+
+        return Stream(run, self._device)
+
+    # ---- (c), (d), (e) ----
+
+    def _trained(self, targets: Targets | None, views: int) -> Stream:
+        step, objective = self._step, self._objective(targets)
+        return self._fed_by(self._loader, views, lambda batch: step(batch, objective))
+
+    def training(self) -> Row:
+        """Hard labels only."""
+        method = _HARD[self._config.distill.method]
+        return Row("c.training", f"training from disk ({method})", source=self._trained(None, self._views))
+
+    def cached(self) -> Row:
+        """Soft targets from a cache."""
+        row = Row("d.cache", "distillation from a cache")
+        if not self._distils:
+            row.absent = self._no_targets()
+            return row
+        if self._cache is None:
+            source = pixel_source(self.backend, self._records, self._device)
+            temporary = temporary_cache(self._folder, self._config, self._records, self._pool, source)
+            cache, kind = Ensemble([temporary]), "temporary"
+        else:
+            cache, kind = self._cache, "given"
+        views = min(cache.views, self._views)
+        row.note = f"{kind}: {', '.join(one.identity['codec'] for one in cache.caches)}, views: {views}"
+        row.source = self._trained(_Gathered(cache, self._device), views)
+        return row
+
+    def online(self) -> Row:
+        """Soft targets from the teacher."""
+        row = Row("e.online", "distillation with the online teacher")
+        if not self._distils:
+            row.absent = self._no_targets()
+            return row
+        config = self._config
+        if config.distill.teacher is None:
+            path = temporary_teacher(self._folder / "teacher", config, self._records)
+            config = dataclasses.replace(config, distill=dataclasses.replace(config.distill, teacher=str(path)))
+        teacher = make_teacher(config, self._records, self._accelerator)
+        row.note = teacher.identity["architecture"] + ("" if self._config.distill.teacher else ", untrained")
+        row.source = self._trained(teacher, self._views)
+        return row
+
+    def _no_targets(self) -> str:
+        return f"distill.method={self._config.distill.method} has no soft targets"

@@ -1,0 +1,1 @@
+"""What tools/logits.py does: checks of caches, flatness of teachers."""

@@ -1,0 +1,1 @@
+"""What tools/convert.py does: sources of images, splits, repair."""

@@ -1,0 +1,1 @@
+"""What tools/reproduce.py does: plan, jobs, timing, outcomes, tables."""

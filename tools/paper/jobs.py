@@ -1,0 +1,290 @@
+"""Running tasks as processes of their own, several at a time, until all are done or somebody stops us.
+
+Owns processes, signals, logs (OUT/logs/NAME.log) and the lock of OUT. Knows nothing of trainings. Invariant: when this program
+is gone, however it went, so are the processes that it started (the kernel tells them), each having been asked to stop.
+"""
+
+import ctypes
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import torch
+
+from pipelines.errors import UserError
+from tools.paper.plan import Task
+from train.run.lock import holder_line
+
+LOGS = "logs"
+_PROMPT = "$ python "  # begins a session in a log
+_LOCK = "reproduce.lock"
+_POLL_SECONDS = 0.2
+_STILL_SECONDS = 300.0  # between two lines that say what is running
+_GRACE_SECONDS = 90.0  # for a process that was asked to stop: an entry script needs at most 30
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # what stops a training, too
+_AGAIN = "run the same command again"  # how a script says that the fault was not its own, and is put right
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_prctl = ctypes.CDLL(None).prctl
+
+
+class Ending(NamedTuple):
+    """How a task ended: exit code (None = it was never started), seconds, and what there is to say of a failure."""
+
+    code: int | None
+    seconds: float
+    words: str
+
+
+class Stopped(Exception):
+    """Somebody asked this program to stop; code: what it should exit with; ended: how tasks had ended before."""
+
+    def __init__(self, number: int, ended: dict[str, Ending]):
+        super().__init__(signal.Signals(number).name)
+        self.code, self.ended = 128 + number, ended
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Make OUT and keep others out of it, for as long as this process or one that it started lives."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"cannot write in {out}: {error.strerror}; give another --out") from error
+    try:
+        os.set_inheritable(handle, True)  # the lock goes with the open file, so that a training holds it too
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(handle, 1000, 0).decode(errors="replace") or "another tools/reproduce.py"
+            raise UserError(
+                f"{out} is in use by {holder}, or by a training that it left and that is still saving: wait for it, stop it, or "
+                "give another --out"
+            ) from error
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, holder_line().encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _stop_with_parent() -> None:
+    """In the child: have the kernel send SIGINT when this program dies, even of SIGKILL."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+
+
+def gpus() -> list[str]:
+    """Names of the GPUs to share out, as CUDA_VISIBLE_DEVICES has them; none where there is nothing to choose."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
+    return names if len(names) > 1 else []
+
+
+def start_process(
+    command: list[str], folder: Path, log: IO[str], threads: int, gpu: str | None = None
+) -> subprocess.Popen[str]:
+    """`python COMMAND` in `folder`, on so many threads and one GPU, writing to `log`; the terminal's Ctrl-C does not reach it."""
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=folder,
+        env={"OMP_NUM_THREADS": str(threads)} | os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
+        close_fds=False,  # the lock of OUT goes with it
+        start_new_session=True,
+        preexec_fn=_stop_with_parent,
+    )
+
+
+class _Running(NamedTuple):
+    task: Task
+    process: subprocess.Popen[str]
+    since: float
+    slot: int
+
+
+class Jobs:
+    """At most `slots` tasks at a time, in OUT, each on `threads` threads; of several GPUs the slots take turns.
+
+    say: a function for lines on the screen. left: given the tasks not ended yet, a text such as "about 1:00:00 left".
+    state: how far a running task is, as text.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        slots: int,
+        threads: int,
+        say: Callable[[str], None],
+        left: Callable[[Sequence[Task]], str] = lambda tasks: "",
+        state: Callable[[Task], str] = lambda task: "",
+    ):
+        self._out, self._slots, self._threads = out, slots, threads
+        self._say, self._left, self._state = say, left, state
+        self._gpus = gpus()
+        self._running: list[_Running] = []
+        self._tried_again: set[str] = set()
+        self._signal: int | None = None
+        self._asked = 0.0
+
+    def run(self, tasks: Sequence[Task]) -> dict[str, Ending]:
+        """All of them, each after those of its needs that are among them; {name: how it ended}, or Stopped.
+
+        A task that fails takes only those with it that need it. One that says that the same command will do is tried once more.
+        """
+        waiting, ended = list(tasks), dict[str, Ending]()
+        said = time.monotonic()
+        with self._listening():
+            while self._running or (waiting and self._signal is None):
+                for task, end in self._reap():
+                    again = _AGAIN in end.words and task.name not in self._tried_again
+                    if again:
+                        self._tried_again.add(task.name)
+                        waiting.insert(0, task)
+                    elif end.code == 0 or self._signal is None:  # one that was stopped has not failed
+                        ended[task.name] = end
+                    self._report(task, end, len(ended), len(tasks), waiting)
+                waiting = [task for task in waiting if not self._give_up(task, ended)]
+                self._fill(waiting, ended)
+                if time.monotonic() - said >= _STILL_SECONDS:
+                    said = time.monotonic()
+                    self._say(
+                        "running: " + ", ".join(f"{one.task.name} {self._state(one.task)}" for one in self._running)
+                    )
+                self._wait()
+        if self._signal is not None:
+            raise Stopped(self._signal, ended)
+        return ended
+
+    # ---- the processes ----
+
+    def _fill(self, waiting: list[Task], ended: dict[str, Ending]) -> None:
+        """Start what can start."""
+        open_names = {task.name for task in waiting} | {one.task.name for one in self._running}
+        for task in list(waiting):
+            if self._signal is not None or len(self._running) >= self._slots:
+                return
+            if not open_names.intersection(task.needs):
+                waiting.remove(task)
+                self._start(task)
+
+    def _start(self, task: Task) -> None:
+        log = self.log(task)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a") as file:
+            file.write(f"{_PROMPT}{shlex.join(task.command)}\n")
+            file.flush()
+            slot = min(set(range(self._slots)) - {one.slot for one in self._running})
+            gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
+            since = time.monotonic()
+            process = start_process(task.command, self._out, file, self._threads, gpu)
+            self._running.append(_Running(task, process, since, slot))
+        if self._signal is not None:  # it came in between, and this process is one more to pass it on to
+            self._running[-1].process.send_signal(signal.SIGINT)
+        self._say(f"start: {task.name}")
+
+    def log(self, task: Task) -> Path:
+        """Where a task's output goes."""
+        return self._out / LOGS / f"{task.name}.log"
+
+    def _reap(self) -> Iterator[tuple[Task, Ending]]:
+        """Take the processes that have ended off the list."""
+        for one in list(self._running):
+            code = one.process.poll()
+            if code is None:
+                continue
+            self._running.remove(one)
+            words = "" if code == 0 else f"{_last_words(self.log(one.task))} (exit code {code})"
+            yield one.task, Ending(code, time.monotonic() - one.since, words)
+
+    def _give_up(self, task: Task, ended: dict[str, Ending]) -> bool:
+        """Whether a task can never start, because one that it needs has failed."""
+        lost = [name for name in task.needs if name in ended and ended[name].code != 0]
+        if lost:
+            ended[task.name] = Ending(None, 0.0, f"it needs {lost[0]}, which failed")
+            self._say(f"not run: {task.name}: {ended[task.name].words}")
+        return bool(lost)
+
+    def _report(self, task: Task, end: Ending, done: int, total: int, waiting: Sequence[Task]) -> None:
+        if self._signal is not None:
+            self._say(f"stopped: {task.name}" if end.code else f"done: {task.name}")
+        elif end.code:
+            self._say(f"failed: {task.name}: {end.words}; log: {self.log(task)}")
+        else:
+            left = self._left([*waiting, *(one.task for one in self._running)])
+            self._say(f"done: {task.name} in {clock(end.seconds)} {self._state(task)}[{done}/{total}{left}]")
+
+    # ---- signals ----
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Pass what should stop us on, once for each time."""
+        before = {number: signal.signal(number, self._stop) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._end_all()
+
+    def _end_all(self) -> None:
+        """After an error of our own: what is still running may save before it goes."""
+        for one in self._running:
+            one.process.send_signal(signal.SIGINT)
+        until = time.monotonic() + _GRACE_SECONDS
+        for one in self._running:
+            try:
+                one.process.wait(max(0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                one.process.kill()
+
+    def _stop(self, number: int, _: object) -> None:
+        self._signal = self._signal or number
+        self._asked = self._asked or time.monotonic()
+        for one in self._running:
+            one.process.send_signal(signal.SIGINT)
+
+    def _wait(self) -> None:
+        time.sleep(_POLL_SECONDS if self._running else 0)
+        if self._signal is not None and time.monotonic() - self._asked > _GRACE_SECONDS:
+            for one in self._running:
+                one.process.kill()
+
+
+def _last_words(log: Path) -> str:
+    """The line of the last session in a log that says why it ended: its last error, or simply its last line."""
+    session = log.read_text(errors="replace").rpartition(_PROMPT)[2]
+    lines = [line.strip() for line in session.splitlines()[1:] if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or ["it said nothing"])[-1]
+
+
+def clock(seconds: float) -> str:
+    """H:MM:SS."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def makespan(tasks: Sequence[Task], seconds: Callable[[Task], float], slots: int) -> float:
+    """Seconds until all are done when `slots` of them run at a time, each after those of its needs that are among them."""
+    waiting, running, now = list(tasks), list[tuple[float, Task]](), 0.0
+    while waiting or running:
+        open_names = {task.name for task in waiting} | {task.name for _, task in running}
+        for task in [task for task in waiting if not open_names.intersection(task.needs)][: slots - len(running)]:
+            waiting.remove(task)
+            running.append((now + seconds(task), task))
+        first = min(running, key=lambda one: one[0])
+        running.remove(first)
+        now = first[0]
+    return now

@@ -1,0 +1,361 @@
+"""What tools/reproduce.py has to run: tasks with their commands, what each needs first, and what lies there already.
+
+A task is one command of a user's: a conversion, a training, a cache. Everything lies below one folder, OUT, which is also the
+working directory of all commands, so that the shipped configurations are used as they are:
+
+    OUT/data/cifar100_lt_ifI/        records             OUT/caches/TEACHER-vV/    V views of one teacher
+    OUT/runs/METHOD_ifI-sS/          runs of 200 epochs  OUT/runs/..-eE-sS/        runs of E epochs (--epochs-scale)
+
+Invariant: a run in its place is the one that is asked for (settings, records, teacher) or is refused. Whether a cache is whole is
+for train/cache_logits.py to say, which is started for every student that is missing and is quick where nothing is.
+"""
+
+import functools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pipelines.errors import UserError
+from pipelines.records.reader import Records
+from train.config import Config
+from train.networks.weights import load_network, weights_hash
+from train.run.folder import binding, stored_facts
+from train.settings import diff, load, value_text
+
+ROOT = Path(__file__).resolve().parents[1]
+IMBALANCES = (100, 50, 10)
+METHODS = ("ce", "bsce", "dive")
+SCRIPTS = {
+    "data": "tools/convert.py",
+    "teacher": "train/teacher.py",
+    "cache": "train/cache_logits.py",
+    "distill": "train/distill.py",
+}
+# Settings that are this tool's to give, or what is reproduced.
+OWN_KEYS = (
+    *("run", "resume", "eval_only", "seed", "data.train", "data.test", "data.seed", "data.views"),
+    *("distill", "cache.paths", "cache.dir"),
+)
+# What may differ between a run and what is asked for. Less than a run may be resumed with: a row of the table is one setting.
+FREE_KEYS = ("run", "save", "eval", "track", "profile", "data.workers", "data.verify", "cache.check")
+_SAVE_EVERY = "save.every_epochs=10"  # these epochs are short, and a run that is asked to stop saves anyway
+
+
+@functools.cache
+def settings_of(arguments: tuple[str, ...]) -> Config:
+    """Of a configuration's file and KEY=VALUEs; a UserError names one that is wrong."""
+    return load(Config, arguments[0], arguments[1:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One command. name: of the run or of what is made; role: the row of the table that it belongs to.
+
+    folder: what it makes, below OUT; needs: names of the tasks before it; teacher: the name of a student's.
+    """
+
+    name: str
+    kind: Literal["data", "teacher", "cache", "distill"]
+    role: str
+    imbalance: int
+    folder: str
+    arguments: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    seed: int = 0
+    teacher: str | None = None
+
+    @property
+    def command(self) -> list[str]:
+        """What follows `python`."""
+        return [str(ROOT / SCRIPTS[self.kind]), *self.arguments]
+
+    @property
+    def is_run(self) -> bool:
+        return self.kind in ("teacher", "distill")
+
+    @property
+    def settings(self) -> Config:
+        """Of everything but a conversion."""
+        return settings_of(self.arguments)
+
+
+class Choice(NamedTuple):
+    """What the command line decides for all tasks. settings: KEY=VALUE for every training and cache; threads: of each
+    process."""
+
+    archive: Path | None
+    scale: float
+    settings: tuple[str, ...]
+    threads: int
+
+
+# ---- settings ----
+
+
+def check_settings(settings: Sequence[str]) -> None:
+    """Refuse what is the tool's own to set."""
+    for setting in settings:
+        key = setting.partition("=")[0]
+        for own in OWN_KEYS:
+            if key == own or key.startswith(f"{own}.") or own.startswith(f"{key}."):
+                raise UserError(f"{setting}: {own} is set by this tool or is part of what it reproduces; leave it out")
+
+
+def epochs_of(config: Config) -> int:
+    """The length of a training, which this tool plans in epochs."""
+    if config.schedule.epochs is None:
+        raise UserError("schedule.epochs=null: tools/reproduce.py plans in epochs; shorten by --epochs-scale")
+    return config.schedule.epochs
+
+
+def views_of(config: Config) -> int:
+    """V, as train/experiment.py finds it."""
+    return config.data.views or epochs_of(config)
+
+
+@functools.cache
+def scaled_schedule(config_file: Path, scale: float) -> list[str]:
+    """Settings that shorten (or lengthen) a schedule: epochs, warm-up and milestones; none at scale 1.
+
+    Boundaries that rounding moves onto each other or onto an end of the training fall away.
+    """
+    if scale == 1:
+        return []
+    config = load(Config, config_file)
+    schedule = config.schedule
+    epochs, warmup, *milestones = (
+        int(value * scale + 0.5) for value in (epochs_of(config), schedule.warmup_epochs, *schedule.milestones)
+    )
+    epochs = max(1, epochs)
+    kept = sorted({milestone for milestone in milestones if 0 < milestone < epochs})
+    kind = [] if kept or not milestones else ["schedule.kind=constant"]
+    numbers = {"epochs": epochs, "warmup_epochs": min(warmup, epochs), "milestones": value_text(kept).replace(" ", "")}
+    return [*kind, *(f"schedule.{name}={value}" for name, value in numbers.items())]
+
+
+def _config_file(method: str, imbalance: int) -> Path:
+    return ROOT / "configs" / "cifar100_lt" / f"{method}_if{imbalance}.yaml"
+
+
+def _arguments(choice: Choice, method: str, imbalance: int, *own: str) -> tuple[str, ...]:
+    """Configuration and settings of a command; later ones win."""
+    file = _config_file(method, imbalance)
+    common = (*scaled_schedule(file, choice.scale), f"data.workers={choice.threads}", _SAVE_EVERY)
+    return str(file), *common, *choice.settings, *own
+
+
+def run_stem(choice: Choice, method: str, imbalance: int) -> str:
+    """The name of a run without its seed: the entry scripts' default; runs of another length have that in their name."""
+    settings = settings_of(_arguments(choice, method, imbalance))
+    length = "" if choice.scale == 1 else f"-e{settings.schedule.epochs}"
+    return f"{method}_if{imbalance}{length}"
+
+
+def seeds_found(choice: Choice, out: Path) -> set[int]:
+    """Seeds of which any run of Table 1 has been begun."""
+    stems = {run_stem(choice, method, imbalance) for method in METHODS for imbalance in IMBALANCES}
+    names = (re.fullmatch(r"(.+)-s(\d+)", folder.name) for folder in (out / "runs").glob("*"))
+    return {int(name[2]) for name in names if name and name[1] in stems}
+
+
+# ---- tasks ----
+
+
+def data_task(choice: Choice, imbalance: int) -> Task:
+    """Records of one imbalance factor."""
+    folder = f"data/cifar100_lt_if{imbalance}"
+    options = ["--archive", str(choice.archive), "--imbalance", str(imbalance), "--out", folder, "--force"]
+    arguments = ("cifar100-lt", *options, "--workers", str(choice.threads))
+    return Task(
+        name=f"data_if{imbalance}", kind="data", role="data", imbalance=imbalance, folder=folder, arguments=arguments
+    )
+
+
+def teacher_task(choice: Choice, method: str, imbalance: int, seed: int) -> Task:
+    """A training on hard labels."""
+    name = f"{run_stem(choice, method, imbalance)}-s{seed}"
+    return Task(
+        name=name,
+        kind="teacher",
+        role=method,
+        imbalance=imbalance,
+        folder=f"runs/{name}",
+        arguments=_arguments(choice, method, imbalance, f"run={name}", f"seed={seed}"),
+        needs=(f"data_if{imbalance}",),
+        seed=seed,
+    )
+
+
+class Teacher(NamedTuple):
+    """Who is distilled. given: what distill.teacher is set to; task: what trains it, None where it is finished already."""
+
+    name: str
+    given: str
+    task: str | None
+
+
+def cache_task(choice: Choice, teacher: Teacher, imbalance: int, seed: int, *own: str) -> Task:
+    """The teacher's logits for all views of a student whose settings are the configuration's and `own`."""
+    common = _arguments(choice, "dive", imbalance, *own)
+    views = views_of(settings_of(common))
+    folder = f"caches/{teacher.name}-v{views}"
+    return Task(
+        name=f"cache_{teacher.name}-v{views}",
+        kind="cache",
+        role="cache",
+        imbalance=imbalance,
+        folder=folder,
+        arguments=(*common, f"distill.teacher={teacher.given}", f"cache.dir={folder}"),
+        needs=(f"data_if{imbalance}", *((teacher.task,) if teacher.task else ())),
+        seed=seed,
+        teacher=teacher.name,
+    )
+
+
+def student_task(
+    choice: Choice, name: str, role: str, teacher: Teacher, cache: Task | None, imbalance: int, seed: int, *own: str
+) -> Task:
+    """A student of a cache, or without one of the online teacher. Named with a cache, the teacher has to be that of the cache."""
+    sources = (f"distill.teacher={teacher.given}", *((f"cache.paths=[{cache.folder}]",) if cache else ()))
+    before = cache.name if cache else teacher.task
+    return Task(
+        name=name,
+        kind="distill",
+        role=role,
+        imbalance=imbalance,
+        folder=f"runs/{name}",
+        arguments=_arguments(choice, "dive", imbalance, *own, f"run={name}", f"seed={seed}", *sources),
+        needs=(f"data_if{imbalance}", *((before,) if before else ())),
+        seed=seed,
+        teacher=teacher.name,
+    )
+
+
+def table_tasks(
+    choice: Choice, imbalances: Sequence[int], seeds: Sequence[int], methods: Sequence[str] = METHODS
+) -> list[Task]:
+    """Table 1: the chains of teacher, cache and student first, and cross-entropy, for which nothing waits, last."""
+    tasks = [data_task(choice, imbalance) for imbalance in imbalances]
+    pairs = [(imbalance, seed) for imbalance in imbalances for seed in seeds]
+    for imbalance, seed in pairs:
+        if "bsce" in methods or "dive" in methods:
+            tasks.append(teacher_task(choice, "bsce", imbalance, seed))
+        if "dive" in methods:
+            teacher = Teacher(tasks[-1].name, tasks[-1].name, tasks[-1].name)
+            cache = cache_task(choice, teacher, imbalance, seed)
+            name = f"{run_stem(choice, 'dive', imbalance)}-s{seed}"
+            tasks += [cache, student_task(choice, name, "dive", teacher, cache, imbalance, seed)]
+    if "ce" in methods:
+        tasks += [teacher_task(choice, "ce", imbalance, seed) for imbalance, seed in pairs]
+    return tasks
+
+
+# ---- the studies ----
+
+STUDIES_IMBALANCE = 100
+# role: title
+STUDIES = {
+    "online": "(a) online teacher",
+    "cache": "(b) = (e) u8 cache, V = epochs; the paper's tau and p",
+    "tenth": "(c) u8 cache, V = epochs / 10",
+    "rule": "(d) the flatness rule's T, p as in the paper",
+    "matched": "(f) matched: the paper's T = tau / p on both sides, p = 1",
+}
+
+
+def study_tasks(choice: Choice, seeds: Sequence[int], given: Path | None) -> list[Task]:
+    """Students of one teacher (that of their seed, or `given`, a finished run) that differ in one thing each."""
+    tasks = [data_task(choice, STUDIES_IMBALANCE)]
+    for seed in seeds:
+        if given is None:
+            trained = teacher_task(choice, "bsce", STUDIES_IMBALANCE, seed)
+            tasks.append(trained)
+            teacher = Teacher(trained.name, trained.name, trained.name)
+        else:
+            teacher = Teacher(given.name, str(given), None)
+        tasks += _students(choice, teacher, seed)
+    unique = {task.name: task for task in tasks}  # a teacher that is given has one cache, whatever the seeds
+    return list(unique.values())
+
+
+def _students(choice: Choice, teacher: Teacher, seed: int) -> Iterator[Task]:
+    config = settings_of(_arguments(choice, "dive", STUDIES_IMBALANCE))
+    epochs, distill = epochs_of(config), config.distill
+    assert distill.tau is not None
+    tenth = f"data.views={max(1, epochs // 10)}"
+    full = cache_task(choice, teacher, STUDIES_IMBALANCE, seed, "cache.codec=u8")
+    small = cache_task(choice, teacher, STUDIES_IMBALANCE, seed, "cache.codec=u8", tenth)
+    differing: dict[str, tuple[Task | None, list[str]]] = {
+        "online": (None, []),
+        "cache": (full, []),
+        "tenth": (small, [tenth]),
+        "rule": (full, ["distill.tau=null"]),
+        "matched": (full, [f"distill.tau={distill.tau / distill.p:g}", "distill.p=1"]),
+    }
+    yield from (full, small)
+    for role, (cache, own) in differing.items():
+        name = f"study_{role}-e{epochs}-s{seed}-of-{teacher.name}"
+        yield student_task(choice, name, role, teacher, cache, STUDIES_IMBALANCE, seed, *own)
+
+
+# ---- what lies there already ----
+
+
+def is_done(task: Task, out: Path) -> bool:
+    """Whether what the task makes is there, whole. Of a cache nobody asks."""
+    folder = out / task.folder
+    if task.kind == "data":
+        return all((folder / f"{split}.beton").exists() for split in ("train", "test"))
+    return task.is_run and (folder / "result.json").exists()
+
+
+def wanted(tasks: Sequence[Task], out: Path) -> list[Task]:
+    """What is to be run, in order: runs that are not finished, their caches, and the teachers and data that these need."""
+    missing = {task.name for task in tasks if task.is_run and not is_done(task, out)}
+    for task in reversed(tasks):  # a task comes after what it needs
+        needed = any(task.name in other.needs and other.name in missing for other in tasks)
+        if needed and not is_done(task, out):
+            missing.add(task.name)
+    return [task for task in tasks if task.name in missing]
+
+
+def refuse_strangers(tasks: Sequence[Task], out: Path) -> None:
+    """Every run folder that exists must be the run that is meant, on the records and of the teacher that lie there."""
+    folders = {task.name: out / task.folder for task in tasks}
+    data = {task.imbalance: folders[task.name] for task in tasks if task.kind == "data" and is_done(task, out)}
+    digests = {imbalance: Records(folder / "train.beton").digest for imbalance, folder in data.items()}
+    for task in tasks:
+        folder = folders[task.name]
+        if not task.is_run or not (folder / "config.yaml").exists():
+            continue
+        differing = binding(diff(load(Config, folder / "config.yaml"), task.settings), FREE_KEYS)
+        if differing:
+            raise UserError(
+                f"{folder} was started with other settings (there -> asked for): {'; '.join(differing)}. Ask for the same, "
+                "or give another --out"
+            )
+        facts = stored_facts(folder)
+        trained_on = facts.get("train")
+        if None not in (trained_on, digests.get(task.imbalance)) and trained_on != digests[task.imbalance]:
+            raise UserError(
+                f"{folder} was trained on other records than {out}/data holds (digest {trained_on}, not "
+                f"{digests[task.imbalance]}): give another --out"
+            )
+        if facts.get("teachers"):
+            _refuse_another_teacher(task, folder, out, facts["teachers"])
+
+
+def _refuse_another_teacher(task: Task, folder: Path, out: Path, teachers: list[str]) -> None:
+    """teachers: hashes of the weights that a student learnt from."""
+    given = Path(task.settings.distill.teacher or "")
+    teacher = given if given.is_absolute() else out / "runs" / given
+    if not (teacher / "result.json").exists():  # to be trained again; then this is asked again
+        return
+    weights = weights_hash(load_network(teacher)[0].state_dict())
+    if teachers != [weights]:
+        raise UserError(
+            f"{folder} learnt from another teacher than {teacher} (weights {teachers[0][:12]}, not {weights[:12]}): delete the "
+            "student, which is then trained again, or give another --out"
+        )

@@ -1,0 +1,292 @@
+"""The tables of tools/reproduce.py, as Markdown for people and JSON for programs: paper against ours, and the studies.
+
+Owns the paper's figures and the layout; ours come from reproduce_outcomes.py. Invariant: what was not run has a row that says
+so. Accuracies are in percent.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipelines.files import read_json
+from tools.paper.jobs import Ending, clock
+from tools.paper.outcomes import (
+    GROUPS,
+    CacheFacts,
+    Outcome,
+    Spread,
+    cache_facts,
+    draw_of_images,
+    environment_facts,
+    gains,
+    outcome,
+    spread,
+)
+from tools.paper.plan import IMBALANCES, METHODS, STUDIES, Task, views_of
+from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE
+
+# Top-1 in percent on CIFAR-100-LT, ResNet-32, 200 epochs: (method, imbalance).
+PAPER_SOURCE = "He, Wu, Wei, ICCV 2021 (arXiv 2103.15042), Table 1"
+PAPER = {
+    **{("ce", 100): 38.35, ("ce", 50): 42.41, ("ce", 10): 56.51},
+    **{("bsce", 100): 42.39, ("bsce", 50): 47.60, ("bsce", 10): 58.38},
+    **{("dive", 100): 45.35, ("dive", 50): 51.13, ("dive", 10): 62.00},
+}
+PUBLIC_CODE = {("dive", 100): 45.52, ("dive", 50): 50.83}  # what the group's published code reports
+NAMES = {"ce": "CE", "bsce": "BSCE", "dive": "DiVE"}
+
+
+class Table(NamedTuple):
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Report(NamedTuple):
+    """facts: what the figures belong to, by name; notes: sentences below the tables; data: all of it for a program."""
+
+    title: str
+    facts: dict[str, str]
+    tables: list[Table]
+    notes: list[str]
+    data: dict[str, Any]
+
+
+class Row(NamedTuple):
+    """The runs of one row, of several seeds. state: in words what is missing; empty when nothing is."""
+
+    runs: int
+    finished: int
+    state: str
+    accuracy: dict[str, Spread]
+    wall_s: Spread
+    images_per_s: Spread
+
+    @property
+    def groups(self) -> list[str]:
+        """Accuracies as text: overall, many, medium, few."""
+        return [self.accuracy[group].text() for group in GROUPS]
+
+    def as_json(self) -> dict[str, Any]:
+        spreads = self.accuracy | {"wall_s": self.wall_s, "images_per_s": self.images_per_s}
+        counts = {"runs": self.runs, "finished": self.finished, "state": self.state}
+        return counts | {name: value._asdict() for name, value in spreads.items()}
+
+
+def row_of(runs: Sequence[Outcome]) -> Row:
+    finished = [run for run in runs if run.state == "finished"]
+    if len(finished) == len(runs) and runs:
+        state = ""
+    elif finished:
+        state = f"{len(finished)} of {len(runs)} seeds"
+    else:
+        state = "; ".join(dict.fromkeys(run.status for run in runs)) or "not run"
+    accuracy = {group: spread([run.accuracy[group] for run in finished]) for group in GROUPS}
+    wall, speed = ([run.wall_s for run in finished], [run.speed.get("images_per_s") for run in finished])
+    return Row(len(runs), len(finished), state, accuracy, spread(wall), spread(speed))
+
+
+# ---- table 1 ----
+
+
+def table_report(
+    tasks: Sequence[Task], out: Path, endings: dict[str, Ending], facts: dict[str, str], notes: Sequence[str]
+) -> Report:
+    """Paper against ours. facts, notes: what only the command line knows."""
+    runs = [outcome(task, out, endings.get(task.name)) for task in tasks if task.is_run]
+    rows = {
+        (method, imbalance): row_of([run for run in runs if (run.task.role, run.task.imbalance) == (method, imbalance)])
+        for imbalance in IMBALANCES
+        for method in METHODS
+    }
+    own_gains = {
+        imbalance: spread(
+            gains([run for run in runs if (run.task.role, run.task.imbalance) == ("dive", imbalance)], runs)
+        )
+        for imbalance in IMBALANCES
+    }
+    public = ", ".join(f"{value:.2f} at {imbalance}" for (_, imbalance), value in PUBLIC_CODE.items())
+    notes = [
+        draw_of_images(tasks, out),
+        *notes,
+        *_verdicts(rows),
+        f"Paper: {PAPER_SOURCE}. The group's published code reports {public} for DiVE.",
+        *_common_notes(runs),
+        "The student of seed s learns from the teacher of seed s, through the cache of that teacher.",
+    ]
+    data = [_row_json(method, imbalance, row, own_gains) for (method, imbalance), row in rows.items()]
+    tables = [_main_table(rows, own_gains)]
+    return _report("CIFAR-100-LT: Table 1 of the paper", tasks, out, runs, facts, notes, tables, data)
+
+
+def _row_json(method: str, imbalance: int, row: Row, own_gains: dict[int, Spread]) -> dict[str, Any]:
+    paper, ours = PAPER[method, imbalance], row.accuracy["top1"].mean
+    found: dict[str, Any] = {"imbalance": imbalance, "method": method, "paper": paper}
+    found["difference"] = None if ours is None else ours - paper
+    if method == "dive":
+        found |= {"paper_gain": paper - PAPER["bsce", imbalance], "gain": own_gains[imbalance]._asdict()}
+    return found | row.as_json()
+
+
+def _main_table(rows: dict[tuple[str, int], Row], own_gains: dict[int, Spread]) -> Table:
+    columns = ("imbalance", "method", "paper", "ours", "difference", "many", "medium", "few")
+    columns += ("gain over its teacher: paper", "ours", "seeds", "wall time of a run", "images/s of a run")
+    lines = []
+    for (method, imbalance), row in rows.items():
+        paper, ours = PAPER[method, imbalance], row.accuracy["top1"].mean
+        start = [str(imbalance), NAMES[method], f"{paper:.2f}"]
+        if ours is None or row.wall_s.mean is None:
+            lines.append([*start, row.state, *[""] * (len(columns) - 4)])
+            continue
+        overall, *groups = row.groups
+        gain = ["", ""]
+        if method == "dive":
+            gain = [f"{paper - PAPER['bsce', imbalance]:+.2f}", own_gains[imbalance].text()]
+        seeds = str(row.finished) + (f" ({row.state})" if row.state else "")
+        rest = [seeds, clock(row.wall_s.mean), row.images_per_s.text(0)]
+        lines.append([*start, overall, f"{ours - paper:+.2f}", *groups, *gain, *rest])
+    return Table("Paper against ours", columns, lines)
+
+
+def _verdicts(rows: dict[tuple[str, int], Row]) -> Iterator[str]:
+    """A sentence for each imbalance factor of which all methods were run with the same seeds."""
+    for imbalance in IMBALANCES:
+        own = {method: rows[method, imbalance] for method in METHODS}
+        means = [row.accuracy["top1"].mean for row in own.values()]
+        known = [value for value in means if value is not None]
+        if len(known) < len(means) or any(row.state for row in own.values()):
+            continue
+        figures = ", ".join(f"{NAMES[method]} {value:.2f}" for method, value in zip(own, known, strict=True))
+        ordered = known == sorted(known) and len(set(known)) == len(known)
+        yield f"Imbalance {imbalance}: {figures}: {'in' if ordered else 'NOT in'} the paper's order, CE < BSCE < DiVE."
+
+
+# ---- the studies ----
+
+
+def studies_report(
+    tasks: Sequence[Task],
+    out: Path,
+    endings: dict[str, Ending],
+    facts: dict[str, str],
+    notes: Sequence[str],
+    given: Path | None,
+) -> Report:
+    """Sources of targets and temperatures side by side. given: the folder of a teacher that was not trained here."""
+    runs = [outcome(task, out, endings.get(task.name)) for task in tasks if task.is_run]
+    by_name = {task.name: task for task in tasks}
+    lines, data = [], []
+    for role in ("bsce", *STUDIES):
+        own = [run for run in runs if run.task.role == role]
+        if not own:
+            continue
+        row, settings = row_of(own), own[0].task.settings
+        needed = [by_name[name] for run in own for name in run.task.needs if name in by_name]
+        caches = [found for task in needed if task.kind == "cache" and (found := cache_facts(task, out))]
+        taus = [] if role == "bsce" else sorted({run.tau for run in own if run.tau is not None})
+        power, views, title = settings.distill.p, views_of(settings), STUDIES.get(role, "the teacher")
+        lines.append(_study_line(title, taus, None if role == "bsce" else power, views, row, caches))
+        found = {"role": role, "tau": taus, "p": power, "views": views, "caches": [one._asdict() for one in caches]}
+        data.append(found | row.as_json())
+    if given is not None:
+        facts = facts | {"teacher": _given_teacher(given)}
+    notes = [
+        draw_of_images(tasks, out),
+        *notes,
+        "One setting differs from row to row; teacher, seed, recipe and schedule are the same. A cache is written once and "
+        "serves any number of students: the time to write it stands beside a student's own and is not in it.",
+        *_common_notes(runs),
+    ]
+    columns = ("", "tau", "p", "T = tau / p", "V", "overall", "many", "medium", "few")
+    columns += ("wall time of a run", "images/s", "its cache: written in", "size")
+    tables = [Table("Side by side", columns, lines)]
+    title = "CIFAR-100-LT, imbalance 100: sources of targets, and temperatures"
+    return _report(title, tasks, out, runs, facts, notes, tables, data)
+
+
+def _study_line(
+    title: str, taus: Sequence[float], power: float | None, views: int, row: Row, caches: Sequence[CacheFacts]
+) -> list[str]:
+    texts = ["", "", ""]
+    if power is not None:
+        total = ", ".join(f"{tau / power:g}" for tau in taus)
+        texts = [", ".join(f"{tau:g}" for tau in taus), f"{power:g}", total]
+    if row.wall_s.mean is None:
+        return [title, *texts, str(views), row.state, *[""] * 7]
+    written = spread([cache.seconds for cache in caches]).mean
+    size = [] if written is None else [clock(written), f"{spread([cache.megabytes for cache in caches]).mean:,.0f} MB"]
+    speed = [clock(row.wall_s.mean), row.images_per_s.text(0)]
+    return [title, *texts, str(views), *row.groups, *speed, *(size or ["", ""])]
+
+
+def _given_teacher(folder: Path) -> str:
+    figures = read_json(folder / "result.json")
+    return f"{folder.name}, given: {figures['epochs']} epochs, top-1 {100 * figures['test']['top1']:.2f}"
+
+
+# ---- what both have ----
+
+
+def _common_notes(runs: Sequence[Outcome]) -> list[str]:
+    """How the figures are to be read."""
+    images = max((run.test_images for run in runs), default=0)
+    return [
+        f"Accuracies are top-1 in percent on the balanced test set ({images:,} images), last epoch: nothing was selected.",
+        f"many, medium, few: classes with more than {MANY_ABOVE}, {FEW_BELOW} to {MANY_ABOVE}, fewer than {FEW_BELOW} training "
+        "images; unweighted means of the accuracies of their classes.",
+        "± is the standard deviation over seeds (n - 1). `seed` sets initialisation and order of every run. `data.seed` (the "
+        "crops and flips) is the configurations': 1 for CE and teachers, 0 for students and caches, so that no teacher is asked "
+        "about the crops it was trained on.",
+        "Wall time: sum of a run's sessions in its run.json, with evaluations and checkpoints, caches apart; a session that was "
+        "killed ends with its last figures. images/s: of the training steps of the last session.",
+    ]
+
+
+def _report(
+    title: str,
+    tasks: Sequence[Task],
+    out: Path,
+    runs: Sequence[Outcome],
+    facts: dict[str, str],
+    notes: Sequence[str],
+    tables: Sequence[Table],
+    rows: Sequence[dict[str, Any]],
+) -> Report:
+    caches = [found for task in tasks if task.kind == "cache" and (found := cache_facts(task, out))]
+    facts = environment_facts(runs) | facts
+    data = {"facts": facts, "rows": rows, "runs": [run.as_json() for run in runs]}
+    data["caches"] = [cache._asdict() for cache in caches]
+    lines = [(f"`{one.name}`", str(one.views), f"{one.megabytes:,.0f} MB", clock(one.seconds)) for one in caches]
+    cache_tables = [Table("Caches", ("cache", "views", "size", "written in"), lines)] if lines else []
+    return Report(title, facts, [*tables, _runs_table(runs), *cache_tables], list(notes), data)
+
+
+def _runs_table(runs: Sequence[Outcome]) -> Table:
+    """Each run by itself, of those that were begun."""
+    columns = ("run", "seed", "overall", "many", "medium", "few", "wall time", "sessions", "images/s", "of its ceiling")
+    columns += ("peak memory",)
+    lines = []
+    for run in runs:
+        if run.state == "not run" and not run.words:
+            continue
+        start = [f"`{run.task.name}`", str(run.task.seed)]
+        if run.state != "finished":
+            lines.append([*start, run.status, *[""] * (len(columns) - 3)])
+            continue
+        figures = ["-" if run.accuracy[group] is None else f"{run.accuracy[group]:.2f}" for group in GROUPS]
+        speed, share, memory = (run.speed.get(name) for name in ("images_per_s", "of_ceiling", "peak_memory_gb"))
+        ends = ["-" if speed is None else f"{speed:,.0f}", "-" if share is None else f"{share:.0%}"]
+        ends.append("-" if memory is None else f"{memory:.1f} GB")
+        lines.append([*start, *figures, clock(run.wall_s), str(len(run.sessions)), *ends])
+    return Table("Runs", columns, lines)
+
+
+def to_markdown(report: Report) -> str:
+    """For docs/results."""
+    parts = [f"# {report.title}", "\n".join(f"* {name}: {value}" for name, value in report.facts.items())]
+    for table in report.tables:
+        lines = [table.columns, ["---"] * len(table.columns), *table.rows]
+        text = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
+        parts += [f"## {table.title}", "\n".join(f"| {line} |" for line in text)]
+    parts += ["## How to read this", "\n".join(f"* {note}" for note in report.notes)]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,171 @@
+"""How long the tasks of tools/reproduce.py will take on this device: measured by a few short ones, never looked up.
+
+As many chains of teacher, cache and student as there will be jobs run at the same time, by the same commands as the real ones,
+one epoch each on a CPU (more on a GPU, where an epoch takes a second), in a folder OUT/timing that is laid out as OUT is. Owns
+the measurement, kept in OUT/timing.json until device, settings or jobs change, and the sum that turns it into hours.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from pipelines.errors import UserError
+from pipelines.files import read_json, write_json_atomic
+from pipelines.records.reader import Records
+from tools.paper.jobs import Jobs
+from tools.paper.plan import Choice, Task, epochs_of, is_done, table_tasks, views_of
+from train.run.environment import device_name
+
+_EPOCHS = {"cpu": 1, "cuda": 20}  # long enough that all chains train at the same time, and for clocks to settle
+
+
+class Cost(NamedTuple):
+    """start_s: what comes once (imports, compilation); image_s: seconds per image of one process among all jobs."""
+
+    start_s: float
+    image_s: float
+
+
+class Costs(NamedTuple):
+    """Of the three kinds of work, and the device they were measured on."""
+
+    teacher: Cost
+    cache: Cost
+    distill: Cost
+    device: str
+
+
+class Rows(NamedTuple):
+    """Images of a data set."""
+
+    train: int
+    test: int
+
+
+# ---- measuring ----
+
+
+def measured(choice: Choice, imbalance: int, out: Path, slots: int, say: Callable[[str], None]) -> Costs:
+    """The costs on this device with `slots` processes at a time: from OUT/timing.json, or measured, in a minute or two."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    key = {
+        "host": platform.node(),
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "jobs": slots,
+        "threads": int(os.environ.get("OMP_NUM_THREADS", choice.threads)),
+        "settings": list(choice.settings),
+    }
+    path = out / "timing.json"
+    with contextlib.suppress(UserError, LookupError, TypeError):  # one that cannot be read is measured again
+        if (kept := read_json(path))["key"] == key:
+            return _costs(kept["costs"])
+    say(f"measuring this device by {slots} short training{'s' if slots > 1 else ''}")
+    place = out / "timing"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    (place / "data").symlink_to(Path("..") / "data")
+    tasks = _short_tasks(choice, imbalance, slots, _EPOCHS[device.type])
+    jobs = Jobs(place, slots, choice.threads, say)
+    ended = jobs.run(tasks)
+    for task in tasks:
+        if ended[task.name].code != 0:
+            raise UserError(
+                f"{task.name}, which measures this device, failed: {ended[task.name].words}; log: {jobs.log(task)}"
+            )
+    costs = _costs_of(tasks, place, {name: end.seconds for name, end in ended.items()}) | {"device": key["device"]}
+    write_json_atomic(path, {"key": key, "costs": costs})
+    shutil.rmtree(place)
+    return _costs(costs)
+
+
+def _short_tasks(choice: Choice, imbalance: int, slots: int, epochs: int) -> list[Task]:
+    """A chain of teacher, cache and student for each slot, told apart by their seeds, without evaluation."""
+    short = [
+        "schedule.kind=constant",
+        "schedule.milestones=[]",
+        "schedule.warmup_epochs=0",
+        f"schedule.epochs={epochs}",
+    ]
+    short += ["data.test=null"]
+    choice = choice._replace(scale=1.0, settings=(*choice.settings, *short))
+    return [task for task in table_tasks(choice, [imbalance], range(slots), ["dive"]) if task.kind != "data"]
+
+
+def _costs_of(tasks: Sequence[Task], place: Path, seconds: dict[str, float]) -> dict[str, Any]:
+    """Means over the slots, as JSON holds them."""
+    found: dict[str, list[Cost]] = {"teacher": [], "cache": [], "distill": []}
+    for task in tasks:
+        cost = _cache_cost if task.kind == "cache" else _training_cost
+        found[task.kind].append(cost(task, place, seconds[task.name]))
+    return {kind: [sum(values) / len(costs) for values in zip(*costs, strict=True)] for kind, costs in found.items()}
+
+
+def _cache_cost(task: Task, place: Path, seconds: float) -> Cost:
+    (made,) = (place / task.folder).glob("*/made.json")
+    (session,) = read_json(made)["sessions"]
+    return Cost(max(0.0, seconds - session["seconds"]), session["seconds"] / session["images"])
+
+
+def _training_cost(task: Task, place: Path, seconds: float) -> Cost:
+    result = read_json(place / task.folder / "result.json")
+    speed = result["speed"]["images_per_s"]
+    if not speed:
+        raise UserError(f"an epoch of {result['steps']} step is too short to be timed: lower optim.batch")
+    images = result["steps"] * task.settings.optim.batch
+    return Cost(max(0.0, seconds - images / speed), 1 / speed)
+
+
+def _costs(kept: dict[str, Any]) -> Costs:
+    return Costs(Cost(*kept["teacher"]), Cost(*kept["cache"]), Cost(*kept["distill"]), kept["device"])
+
+
+# ---- expecting ----
+
+
+def epochs_done(task: Task, out: Path) -> float:
+    """How far a run is that is not finished, in epochs: the last line that it wrote."""
+    path = out / task.folder / "metrics.jsonl"
+    for line in reversed(path.read_bytes().splitlines() if path.exists() else []):
+        with contextlib.suppress(ValueError, LookupError):  # torn by a kill
+            return json.loads(line)["epoch"]
+    return 0.0
+
+
+def views_done(task: Task, out: Path) -> int:
+    """How many views of a cache have been begun."""
+    return max((len(list(cache.glob("v*"))) for cache in (out / task.folder).glob("*")), default=0)
+
+
+def rows_of(tasks: Sequence[Task], out: Path) -> dict[int, Rows]:
+    """{imbalance: images} of the data that are there."""
+    return {
+        task.imbalance: Rows(*(len(Records(out / task.folder / f"{split}.beton")) for split in ("train", "test")))
+        for task in tasks
+        if task.kind == "data" and is_done(task, out)
+    }
+
+
+def expected_seconds(task: Task, out: Path, costs: Costs, rows: Rows) -> float:
+    """What is left of a task, from its last whole epoch or view on; evaluations are forward passes, as a cache is."""
+    config = task.settings
+    if task.kind == "cache":
+        left = max(0, views_of(config) - views_done(task, out))
+        return costs.cache.start_s + left * rows.train * costs.cache.image_s
+    batch, epochs = config.optim.batch, epochs_of(config)
+    cost = costs.teacher if task.kind == "teacher" else costs.distill
+    image_s = cost.image_s
+    if task.kind == "distill" and not config.cache.paths:  # the online teacher answers for each image
+        image_s += costs.cache.image_s
+    done = int(epochs_done(task, out))
+    training = (epochs - done) * (rows.train // batch * batch) * image_s
+    each = config.eval.every_epochs
+    evaluations = 1 + ((epochs - 1) // each - done // each if each else 0)
+    return cost.start_s + training + evaluations * rows.test * costs.cache.image_s

@@ -1,0 +1,105 @@
+"""The data of a run: opened splits, number of views, loaders with the configuration's normalisation and checks."""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from pipelines.augment.finish import Finish
+from pipelines.augment.recipe import Recipe
+from pipelines.backends.choice import available_backends, resolve_backend
+from pipelines.errors import UserError
+from pipelines.loader import Loader
+from pipelines.records.reader import Records
+from train.config import Config
+from train.schedule import begun_epochs
+
+
+class Splits(NamedTuple):
+    """Opened record files; the classes of all are equal."""
+
+    train: Records
+    evaluation: dict[str, Records]
+    "val and test, those that the configuration names"
+
+
+def open_splits(config: Config) -> Splits:
+    """Open data.train, data.val and data.test, and refuse different classes."""
+    if config.data.train is None:
+        raise UserError("data.train is not set; type data.train=FILE.beton (tools/convert.py makes it)")
+    train = Records(config.data.train)
+    named = {"val": config.data.val, "test": config.data.test}
+    evaluation = {split: Records(path) for split, path in named.items() if path is not None}
+    for split, records in evaluation.items():
+        if records.class_names != train.class_names:
+            raise UserError(
+                f"data.{split}={records.path} has other classes than data.train={train.path} "
+                f"({records.num_classes} and {train.num_classes}): convert both with the same --classes"
+            )
+        unseen = np.flatnonzero((records.class_counts > 0) & (train.class_counts == 0))
+        if len(unseen):
+            more = f" (and of {len(unseen) - 1} more)" if len(unseen) > 1 else ""
+            raise UserError(
+                f"data.{split}={records.path} has images of class {train.class_names[unseen[0]]}{more}, of which "
+                f"data.train={train.path} has none, so that nobody can learn it (its prior is log 0): convert both again, "
+                "with training images of every class or without these"
+            )
+    return Splits(train, evaluation)
+
+
+def epochs_of(config: Config, samples: int) -> int:
+    """How many epochs of `samples` training images are begun; of a batch too large for one, `TrainOrder` speaks."""
+    batch = config.optim.batch
+    return begun_epochs(config.schedule, max(1, samples // batch), batch)
+
+
+def stored_digest(records: Records) -> str:
+    """Hash of the bytes as they are stored, by key: what `Records.digest`, of the originals, does not tell."""
+    order = np.argsort(records.keys)
+    columns = (records.keys, records.stored_widths, records.stored_heights, records.crcs)
+    digest = hashlib.blake2b(digest_size=16)
+    for column in columns:
+        digest.update(np.ascontiguousarray(column[order]).astype(np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def views_of(config: Config, samples: int) -> int:
+    """V: how many different views of a sample the training on `samples` images walks through."""
+    return config.data.views or epochs_of(config, samples)
+
+
+def reuse_of_views(config: Config, samples: int) -> str | None:
+    """A line that says how often each view is used; None when there is one for every epoch."""
+    views, epochs = views_of(config, samples), epochs_of(config, samples)
+    if views >= epochs:
+        return None
+    times = f"{epochs // views}" if epochs % views == 0 else f"{epochs // views} or {epochs // views + 1}"
+    balanced = " (of a sample that comes once an epoch)" if config.data.sampling == "class_balanced" else ""
+    return f"{views} views for {epochs} epochs: each is used {times} times{balanced}"
+
+
+def make_loader(config: Config, records: Records, recipe: Recipe, backend: str, accelerator: Accelerator) -> Loader:
+    """A loader with the configuration's normalisation, workers and checks."""
+    data, device = config.data, accelerator.device
+    try:
+        return Loader(
+            records,
+            recipe,
+            seed=data.seed,
+            backend=backend,
+            finish=Finish(data.mean, data.std, device, channels_last=True, compile=config.compile),
+            device=device,
+            workers=data.workers,
+            verify=data.verify,
+            hw_decoder_load=data.hw_decoder_load,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def evaluation_backend(trained: str, records: Records, recipe: Recipe, device: torch.device) -> str:
+    """The backend of the training where it can serve the records, as it nearly always can; else what auto means."""
+    able = trained in available_backends(records, recipe, device)
+    return trained if able else resolve_backend("auto", records, recipe, device)

@@ -1,0 +1,1 @@
+"""Counting right answers, and what is made of the counts."""

@@ -1,0 +1,125 @@
+"""Exact evaluation: every sample of a split counted once, whatever the number of processes and the batch size.
+
+Sums stay on the device, one reduction at the end; the accuracies themselves are metrics.py's.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from pipelines.loader import Loader
+from pipelines.order import evaluation_shard
+from train.evaluation.metrics import group_accuracies
+from train.run.stops import Stopped, Stops
+
+
+@dataclass(kw_only=True)
+class EvalConfig:
+    every_epochs: int = 10
+    "evaluate during training each so many epochs (val if given, else test; nothing is selected by it); 0 = at the end only"
+    every_steps: int = 0
+    "evaluate during training each so many optimizer steps instead; 0 = by epochs"
+    batch: int = 256
+    "images per evaluation batch and process"
+
+    def __post_init__(self) -> None:
+        for name, least in (("every_epochs", 0), ("every_steps", 0), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"eval.{name}={getattr(self, name)}: must be at least {least}")
+
+    def period(self, steps_per_epoch: int) -> int:
+        """Optimizer steps between two evaluations; 0 = only at the end."""
+        return self.every_steps or self.every_epochs * steps_per_epoch
+
+
+class Predictions(NamedTuple):
+    """keys int64 [n], labels int64 [n], logits float16 [n, C], sorted by key."""
+
+    keys: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+
+
+class Evaluation(NamedTuple):
+    """figures: for result.json; predictions: on request, on every process."""
+
+    figures: dict[str, Any]
+    predictions: Predictions | None
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: Loader,
+    batch_size: int,
+    train_counts: np.ndarray,
+    accelerator: Accelerator,
+    keep_predictions: bool = False,
+    stops: Stops | None = None,
+) -> Evaluation:
+    """Plain argmax of raw logits over all of the loader's records; groups by int64 train_counts [C].
+
+    Raises Stopped, on all processes at the same batch, when `stops` says so.
+    """
+    records = loader.records
+    shard = evaluation_shard(len(records), accelerator.process_index, accelerator.num_processes)
+    device = accelerator.device
+    correct = torch.zeros(records.num_classes, dtype=torch.int64, device=device)
+    total = torch.zeros_like(correct)
+    kept: list[Predictions] = []
+    # Not through DDP: its forward is a collective, and the shards may differ by one batch.
+    network = accelerator.unwrap_model(model)
+    if accelerator.num_processes > 1:
+        for buffer in network.buffers():  # batch-norm statistics of the last step are each process's own until here
+            torch.distributed.broadcast(buffer, 0)
+    was_training = network.training
+    network.eval()
+    batches = loader.batches(shard, np.zeros(len(shard), np.int32), batch_size)
+    largest = -(-len(records) // accelerator.num_processes)
+    try:
+        for _ in range(-(-largest // batch_size)):  # as often on every process, one of which may have a batch less
+            if stops and (reason := stops.agreed()):
+                raise Stopped(reason)
+            batch = next(batches, None)
+            if batch is None:
+                continue
+            logits = _forward(network, batch.images, batch_size)
+            wrong = logits.argmax(dim=1) != batch.labels
+            # Right answers, then wrong ones; without weights, whose sum CUDA refuses where results must be deterministic.
+            right_wrong = torch.bincount(batch.labels + len(correct) * wrong, minlength=2 * len(correct))
+            correct += right_wrong[: len(correct)]
+            total += right_wrong[: len(correct)] + right_wrong[len(correct) :]
+            if keep_predictions:
+                kept.append(Predictions(batch.keys, batch.labels.cpu().numpy(), logits.half().cpu().numpy()))
+    finally:
+        batches.close()
+        network.train(was_training)
+    sums: Any = accelerator.reduce(torch.stack([correct, total]), reduction="sum")
+    correct_np, total_np = sums.cpu().numpy()
+    figures = group_accuracies(correct_np, total_np, train_counts) | {"samples": int(total_np.sum())}
+    return Evaluation(figures, _gather(kept, records.num_classes, accelerator) if keep_predictions else None)
+
+
+def _forward(network: nn.Module, images: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Float32 logits; a short last batch is filled up, so that a compiled model meets one shape only."""
+    missing = batch_size - len(images)
+    if missing:
+        filler = images[:1].expand(missing, -1, -1, -1)
+        return network(torch.cat([images, filler]))[: len(images)].float()
+    return network(images).float()
+
+
+def _gather(kept: list[Predictions], classes: int, accelerator: Accelerator) -> Predictions:
+    empty = Predictions(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, classes), np.float16))
+    columns = [np.concatenate(column) for column in zip(empty, *kept, strict=True)]
+    shards = [columns]
+    if accelerator.num_processes > 1:
+        shards = [None] * accelerator.num_processes  # type: ignore[list-item]
+        torch.distributed.all_gather_object(shards, columns)
+    keys, labels, logits = (np.concatenate(column) for column in zip(*shards, strict=True))
+    order = np.argsort(keys)
+    return Predictions(keys[order], labels[order], logits[order])

@@ -1,0 +1,166 @@
+"""Evaluating a run from outside its training: which weights, on which records; for train/evaluate.py and eval_only=true.
+
+Weights are the final ones of a finished run or an export, else those of the newest checkpoint, and then every figure says of
+which step. Owns evaluation_SPLIT.json; counting is evaluation.py's. Nothing else in the folder is written, and no lock taken.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from pipelines.backends.choice import resolve_backend
+from pipelines.errors import UserError
+from pipelines.files import write_json_atomic
+from pipelines.records.reader import Records
+from train.config import Config
+from train.data import evaluation_backend, make_loader
+from train.evaluation.counting import Evaluation, evaluate
+from train.networks.final import load_final
+from train.networks.layout import channels_last
+from train.networks.weights import build, fill
+from train.run.checkpoint import load_best, load_latest
+from train.run.folder import binding, stored_facts
+from train.settings import Options, diff, load
+from train.watch.tracking import show_result
+
+Kind = Literal["raw", "ema", "best"]
+
+
+class Weights(NamedTuple):
+    """Weights of a run, on the CPU."""
+
+    state: dict[str, torch.Tensor]
+    meta: dict[str, Any] | None
+    "what model.json says; None of a checkpoint"
+    step: int | None
+    "of the checkpoint; None of final weights"
+    notes: list[str]
+
+
+class Subject(NamedTuple):
+    """A network to be evaluated, on the device, and what its figures need."""
+
+    folder: Path
+    network: nn.Module
+    class_names: list[str]
+    train_counts: np.ndarray
+    step: int | None
+
+
+def newest_weights(folder: Path, kind: Kind = "raw") -> Weights:
+    """The final weights of the run (or export) in `folder`, or those of its newest intact checkpoint.
+
+    kind: ema = their moving average; best = the checkpoint of save.keep_best, of whose average the score was if there is one.
+    """
+    finished = (folder / "model.json").is_file()
+    if kind == "best":
+        best = load_best(folder)
+        state = best.tensors.get("ema", best.tensors["model"])
+        note = f"run {folder}: the weights of its best evaluation, after step {best.step}"
+        return Weights(state, load_final(folder)[1] | {"kind": "best"} if finished else None, best.step, [note])
+    if not finished and (newest := load_latest(folder)) is not None:
+        note = f"run {folder} is unfinished: these are the weights of its newest checkpoint, after step {newest.step}"
+        group = "model" if kind == "raw" else "ema"
+        if group not in newest.tensors:
+            raise UserError(f"weights={kind}: run {folder} has no moving average, it is trained without ema.decay")
+        return Weights(newest.tensors[group], None, newest.step, [*newest.warnings, note])
+    return Weights(*load_final(folder, kind), None, [])
+
+
+def make_subject(folder: Path, weights: Weights, config: Config, accelerator: Accelerator) -> Subject:
+    """The network with its weights; of an unfinished run the settings say which network, and data.train its classes."""
+    for note in weights.notes:
+        accelerator.print(note)
+    architecture, class_names, counts = _described(weights, config)
+    network = build(architecture, len(class_names), "model.name")
+    fill(network, weights.state, f"{architecture} with {len(class_names)} classes", f"run {folder}")
+    network = channels_last(network.to(accelerator.device))
+    model = accelerator.prepare_model(network, evaluation_mode=True)
+    return Subject(folder, model, class_names, np.array(counts, np.int64), weights.step)
+
+
+def _described(weights: Weights, config: Config) -> tuple[str, list[str], list[int]]:
+    """(architecture, class names, training images of each class)"""
+    if weights.meta is not None:
+        return weights.meta["architecture"], weights.meta["class_names"], weights.meta["train_counts"]
+    assert config.data.train is not None  # the run trained on it
+    train = Records(config.data.train)
+    return config.model.name, list(train.class_names), train.class_counts.tolist()
+
+
+def open_split(subject: Subject, config: Config, split: str) -> Records:
+    """The records of data.val or data.test; their classes must be those of the run."""
+    path = getattr(config.data, split)
+    if path is None:
+        raise UserError(f"run {subject.folder} has no data.{split}; type data.{split}=FILE.beton")
+    records = Records(path)
+    if list(records.class_names) != subject.class_names:
+        raise UserError(
+            f"data.{split}={path} has other classes than run {subject.folder}; convert it with the same --classes"
+        )
+    return records
+
+
+def assess(
+    subject: Subject, records: Records, config: Config, accelerator: Accelerator, keep_predictions: bool = False
+) -> Evaluation:
+    """Figures as the run's own (with the step, of a checkpoint), by the backend of its training where that can serve."""
+    recipe, device, setting = config.data.recipe.evaluation(), accelerator.device, config.data.backend
+    if setting == "auto":
+        trained = stored_facts(subject.folder).get("backend", "auto")
+        backend = evaluation_backend(trained, records, recipe, device)
+    else:
+        backend = resolve_backend(setting, records, recipe, device)
+    loader = make_loader(config, records, recipe, backend, accelerator)
+    done = evaluate(
+        subject.network, loader, config.eval.batch, subject.train_counts, accelerator, keep_predictions=keep_predictions
+    )
+    of = {} if subject.step is None else {"step": subject.step}
+    return done._replace(figures=done.figures | {"backend": backend} | of)
+
+
+def write_figures(folder: Path, split: str, figures: dict[str, Any]) -> None:
+    """evaluation_SPLIT.json, beside the weights."""
+    path = folder / f"evaluation_{split}.json"
+    try:
+        write_json_atomic(path, figures)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def evaluate_only(config: Config, options: Options, folder: Path, accelerator: Accelerator) -> None:
+    """eval_only=true: what the run in `folder` was started to evaluate, by its own settings and the weights it has now."""
+    if options.dry_run:
+        raise UserError("eval_only=true trains nothing and --dry-run evaluates nothing to keep; leave one of them out")
+    averaged = config.ema.decay is not None and (folder / "run.json").exists()  # an export holds one kind of weights
+    kinds: list[Kind] = ["raw", "ema"] if averaged else ["raw"]
+    weights = [newest_weights(folder, kind) for kind in kinds]
+    _require_the_runs_settings(config, folder)
+    splits = [split for split in ("val", "test") if getattr(config.data, split) is not None]
+    if not splits:
+        raise UserError("eval_only=true: neither data.val nor data.test is set; type data.test=FILE.beton")
+    figures = {}
+    for kind, one in zip(kinds, weights, strict=True):
+        subject = make_subject(folder, one, config, accelerator)
+        for split in splits:
+            name = split if kind == "raw" else f"{split}_{kind}"
+            figures[name] = assess(subject, open_split(subject, config, split), config, accelerator).figures
+    if accelerator.is_main_process:
+        show_result(figures)
+        for name, found in figures.items():
+            write_figures(folder, name, found)
+
+
+def _require_the_runs_settings(config: Config, folder: Path) -> None:
+    """As a resumed run does: figures under other settings would be taken for this run's."""
+    refused = binding(diff(load(Config, folder / "config.yaml"), replace(config, eval_only=False)))
+    if refused:
+        raise UserError(
+            f"run {folder} was started with other settings (stored -> given): {'; '.join(refused)}. Give the stored ones; to "
+            f"evaluate it on other records or by other settings, type: python train/evaluate.py {folder} KEY=VALUE"
+        )

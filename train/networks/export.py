@@ -1,0 +1,110 @@
+"""The export folder of a finished network: everything one must know to use it, in files that other programs read.
+
+    DIR/model.safetensors   the weights, by torchvision's names where the network is torchvision's
+    DIR/model.json          architecture, classes, normalisation, evaluation recipe, training and measured figures
+    DIR/config.yaml         the run's settings        DIR/class_names.txt   one a line, in the order of the outputs
+    DIR/README.md           model card, for people
+
+Reading one is weights.py's (`load_network`). Invariant: the folder appears whole or not at all, its figures are those of the
+evaluation that made it, and what stands in the card stands in model.json or config.yaml too.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from pipelines.errors import UserError
+from pipelines.files import fsync_folder, read_json, temporary_path, write_durable
+from pipelines.records.reader import Records
+from train.config import Config
+from train.networks.card import card
+from train.networks.final import load_final, save_final
+from train.networks.tensor_files import Tensors
+from train.networks.weights import weights_hash
+from train.run.environment import describe_environment, precision_of
+from train.settings import diff, load
+
+
+def check_exportable(target: Path, folder: Path, config: Config) -> None:
+    """Refuse, before anything is computed, what could not be exported in the end; makes the folders above `target`."""
+    if target.exists() or target.is_symlink():
+        raise UserError(f"export={target} exists already; delete it, or give the name of a new folder")
+    _, meta = load_final(folder)  # says what is to be done where there are no final weights
+    for name in ("mean", "std"):
+        if getattr(config.data, name) != meta[name]:
+            raise UserError(
+                f"data.{name}={getattr(config.data, name)}: the network was trained with {meta[name]}, which is what an export "
+                f"tells its users; leave data.{name} out"
+            )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"export={target}: cannot make {target.parent} ({error.strerror})") from error
+
+
+def measured(
+    split: str, records: Records, figures: dict[str, Any], folder: Path, config: Config, accelerator: Accelerator
+) -> dict[str, Any]:
+    """An evaluation's figures with all that they depend on; accuracies from 0 to 1."""
+    return {
+        "split": split,
+        "digest": records.digest,
+        **figures,
+        "recipe": config.data.recipe.evaluation().identity(),
+        "precision": precision_of(accelerator),
+        "other_settings": diff(load(Config, folder / "config.yaml"), config),
+        "environment": _published(describe_environment(accelerator)),
+    }
+
+
+def write_export(target: Path, folder: Path, state: Tensors, meta: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    """Export the network of the run (or export) in `folder`, with what `measured` gave; `target` must not exist."""
+    settings = (folder / "config.yaml").read_bytes()
+    told = meta | {
+        "name": target.name,
+        "weights_hash": weights_hash(state),
+        "evaluation_recipe": evaluation["recipe"],
+        "training": meta.get("training") or _training(folder),
+        "evaluation": evaluation,
+    }
+    texts = {
+        "config.yaml": settings,
+        "class_names.txt": "".join(f"{name}\n" for name in meta["class_names"]).encode(errors="surrogateescape"),
+        "README.md": card(told, load(Config, folder / "config.yaml")).encode(errors="surrogateescape"),
+    }
+    temporary = temporary_path(target)
+    try:
+        temporary.mkdir()
+        save_final(temporary, state, told)
+        for name, data in texts.items():
+            write_durable(temporary / name, data)
+        fsync_folder(temporary)
+        temporary.rename(target)
+        fsync_folder(target.parent)
+    except OSError as error:
+        raise UserError(f"export={target}: cannot be written ({error.strerror}); nothing of it was kept") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _published(environment: dict[str, Any]) -> dict[str, Any]:
+    """Without the machine's name, which is nobody else's business."""
+    return {name: value for name, value in environment.items() if name != "host"}
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """What run.json knows: what was found out, and where the sessions took place, equal ones once."""
+    record = read_json(folder / "run.json")
+    environments: list[dict[str, Any]] = []
+    for session in record["sessions"]:
+        if (environment := _published(session["environment"])) not in environments:
+            environments.append(environment)
+    return {
+        "run": folder.resolve().name,
+        "script": record["script"],
+        "facts": record["facts"],
+        "sessions": len(record["sessions"]),
+        "environments": environments,
+    }

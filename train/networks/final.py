@@ -1,0 +1,74 @@
+"""The weights that a run ends with, and what one must know to use them.
+
+    RUN/model.safetensors, model.json   the final weights, what they are and their digests
+    RUN/model_ema.safetensors           their moving average, if there is one
+
+Invariant: nothing is used whose digest differs, and nothing is ever unpickled.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pipelines.errors import UserError
+from pipelines.files import (
+    read_json,
+    write_bytes_atomic,
+    write_json_atomic,
+)
+from train.networks.tensor_files import Tensors, encode, read_tensors, sha256_of
+from train.run.place import run_folder
+
+
+def save_final(run_dir: Path, model_state: Tensors, meta: dict[str, Any], ema_state: Tensors | None = None) -> None:
+    """Write the final weights and their average; `meta` (what JSON can hold) is what a user of them must know.
+
+    model.json comes last and holds the digests of the weights: a kill in between leaves no valid set.
+    """
+    digests = {}
+    for name, state in (("model", model_state), ("model_ema", ema_state)):
+        if state is not None:
+            data = encode(state)
+            write_bytes_atomic(run_dir / f"{name}.safetensors", data)
+            digests["sha256" if name == "model" else "ema_sha256"] = sha256_of(data)
+    write_json_atomic(run_dir / "model.json", meta | digests)
+
+
+def load_final(run: str | Path, kind: Literal["raw", "ema"] = "raw") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """(weights on the CPU, meta) of a finished run: its name, its folder or its model.safetensors.
+
+    kind: the weights, or their moving average. meta: what model.json says, with `kind`.
+    """
+    folder = run if isinstance(run, Path) else run_folder(run)
+    if folder.name == "model.safetensors":
+        folder = folder.parent
+    if not (folder / "model.json").is_file():
+        raise UserError(why_not_final(folder))
+    meta = read_json(folder / "model.json")
+    raw, ema = meta.pop("sha256", ""), meta.pop("ema_sha256", None)
+    if kind == "raw":
+        return read_tensors(folder / "model.safetensors", raw), {"kind": "raw"} | meta
+    if ema is None and "training" in meta:  # an export
+        raise UserError(f"{folder} is an export and holds {meta['kind']} weights; leave weights={kind} out")
+    if ema is None:
+        raise UserError(f"run {folder} has no moving average of its weights: it was trained without ema.decay")
+    return read_tensors(folder / "model_ema.safetensors", ema), meta | {"kind": "ema"}
+
+
+def why_not_final(folder: Path) -> str:
+    """What to do where there are no final weights, in words."""
+    if (folder / "run.json").is_file():
+        record = read_json(folder / "run.json")
+        return (
+            f"run {folder} is unfinished (it is {record['status']}) and has no final weights yet; "
+            f"to go on with it type: {record['command']}"
+        )
+    if folder.exists():
+        return f"{folder} holds no run: no model.json in it; give the name or the folder of a finished run"
+    near = difflib.get_close_matches(
+        folder.name, sorted(path.parent.name for path in folder.parent.glob("*/model.json"))
+    )
+    hint = f"; finished runs with a name like it: {', '.join(near)}" if near else ""
+    return f"no run '{folder.name}': there is no folder {folder}{hint}"

@@ -1,0 +1,63 @@
+"""What a training starts from: the weights that model.init names, put into a freshly drawn network.
+
+Owns what is taken of them and the report that says so; reading them is weights.py's. Invariant: a tensor is taken whole, by
+name and shape, or stays as it was drawn, and every one that does not fit is in the report.
+"""
+
+from typing import NamedTuple
+
+from torch import nn
+
+from pipelines.errors import UserError
+from train.networks.tensor_files import Tensors
+from train.networks.weights import build, is_counter, misfits, read_state, shortened, weights_hash
+
+KEY = "model.init"
+_LISTED = 8  # names on one line of the report
+
+
+class Initial(NamedTuple):
+    """What a network was filled with."""
+
+    weights: str
+    "hash (weights.weights_hash) of all that was read"
+    report: list[str]
+    "lines for the first screen"
+
+
+def initialise(network: nn.Module, source: str, architecture: str, class_names: list[str]) -> Initial:
+    """Take over what fits of the run, export or file of weights `source`; UserError where nothing but a classifier does.
+
+    A classifier of other classes stays as it was drawn: also one of as many, where both sides name their classes.
+    """
+    stored, drawn = read_state(source, KEY), network.state_dict()
+    classifier = _classifier(drawn, architecture, len(class_names))
+    other_classes = stored.class_names is not None and stored.class_names != class_names
+    skipped = [name for name in drawn if name in classifier and name in stored.state and other_classes]
+    there, own = ({n: t for n, t in state.items() if n not in skipped} for state in (stored.state, drawn))
+    taken = {name: there[name] for name in own if name in there and there[name].shape == own[name].shape}
+    wrong = {"of other classes": skipped} | misfits(there, own)
+    lines = [f"{kind}: {shortened(names, _LISTED)}" for kind, names in wrong.items() if names]
+    if all(name in classifier or is_counter(name) for name in taken):
+        what = "nothing" if classifier.isdisjoint(taken) else "nothing but the classifier"
+        raise UserError(f"{KEY}={source} fits model.name={architecture} in {what}: {'; '.join(lines)}")
+    network.load_state_dict(drawn | taken)
+    hashed = weights_hash(stored.state)
+    return Initial(hashed, stored.notes + _report(source, hashed, drawn, taken, classifier) + lines)
+
+
+def _report(source: str, hashed: str, drawn: Tensors, taken: Tensors, classifier: set[str]) -> list[str]:
+    names = [name for name in drawn if not is_counter(name)]
+    rest = {name for name in names if name not in taken}
+    lines = [f"{KEY}={source}: {len(names) - len(rest)} of {len(names)} tensors taken, weights {hashed[:12]}"]
+    if rest - classifier:
+        lines.append(f"warning: {len(rest - classifier)} tensors besides the classifier stay as drawn from the seed")
+    elif rest:
+        lines.append("the classifier stays as drawn from the seed")
+    return lines
+
+
+def _classifier(own: Tensors, architecture: str, classes: int) -> set[str]:
+    """The tensors whose shape the number of classes decides, in whatever network."""
+    wider = build(architecture, classes + 1, KEY).state_dict()
+    return {name for name, tensor in own.items() if tensor.shape != wider[name].shape}

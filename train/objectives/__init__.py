@@ -1,0 +1,1 @@
+"""What a training step minimises: methods, losses, and where soft targets come from."""

@@ -1,0 +1,236 @@
+"""Computing a logit cache: the teacher over every (block, view) that is not on disk yet.
+
+A block is always computed in batches of cache.batch consecutive keys from its first key, by one process, so its bytes do not
+depend on who writes it. Owns the loop, its progress and the thread that encodes and writes behind it; the format is
+pipelines/logits'. Invariant: what a kill can lose is the block being computed, and the one just computed until it is written.
+"""
+
+import platform
+import random
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from pipelines.batch import Batch
+from pipelines.errors import UserError
+from pipelines.loader import BatchPlan, Loader
+from pipelines.logits.blocks import BLOCK_ROWS
+from pipelines.logits.fingerprint import Fingerprinter, on_host
+from pipelines.logits.writer import CacheWriter, Cell
+from train.objectives.targets import Teacher
+
+_PLAIN_SECONDS = 10.0
+_HELD_UP = 0.1  # share of the time spent waiting from which on it is not the teacher that sets the pace
+
+
+def size_text(size: float) -> str:
+    """Bytes as one would say them."""
+    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if size >= u), (1e3, "kB"))
+    return f"{size / unit:.1f} {name}"
+
+
+def all_cells(writer: CacheWriter, views: int) -> list[Cell]:
+    """The cells of a finished cache of so many views."""
+    return [(view, block) for view in range(views) for block in range(writer.blocks)]
+
+
+def write_cache(
+    writer: CacheWriter, loader: Loader, teacher: Teacher, views: int, batch: int, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Fill the cache's first `views` views and declare them complete; returns figures of this session, of all ranks."""
+    missing = _shared_list(writer, views)
+    _require_space(writer, missing)
+    cells = missing[accelerator.process_index :: accelerator.num_processes]
+    by_key = np.argsort(loader.records.keys, kind="stable")  # row i of the index is the sample at the i-th of them
+    keys = loader.records.keys[by_key]
+    fingerprint = Fingerprinter()
+    start, images = time.perf_counter(), 0
+    logits: list[torch.Tensor] = []
+    prints: list[torch.Tensor] = []
+    batches = loader.stream(_plan(writer, cells, by_key, batch))
+    size = size_text(writer.bytes_of(all_cells(writer, views)))
+    with (
+        _Publisher(writer) as publisher,
+        _CellProgress(cells, publisher, size, accelerator.is_main_process) as progress,
+    ):
+        try:
+            for item in progress.watch(batches):
+                # Nothing here waits for the device: that would leave it idle until the next batch is on its way.
+                logits.append(teacher(item))
+                prints.append(fingerprint.on_device(item.pixels))
+                images += len(item.keys)
+                cell = int(item.views[0]), int(np.searchsorted(keys, item.keys[0])) // BLOCK_ROWS
+                if sum(map(len, logits)) == writer.block_size(cell[1]):
+                    publisher.publish(cell, torch.cat(logits), torch.cat(prints))
+                    logits, prints = [], []
+                    progress.advance(cell)
+            publisher.wait()
+        finally:
+            batches.close()
+    seconds = time.perf_counter() - start
+    # The sum is also where ranks wait for each other.
+    images = int(accelerator.reduce(torch.tensor(images, device=accelerator.device)))
+    left = writer.missing(views)
+    if left:
+        raise UserError(f"{len(left)} blocks of {writer.folder} were not written; run the same command again")
+    figures: dict[str, Any] = {"views": views, "images": images, "seconds": round(seconds, 2)}
+    if images:
+        figures["waiting_for_data"] = round(progress.waiting_for_data, 4)
+    accuracy = None
+    if accelerator.is_main_process:
+        made = {"host": platform.node(), "time": time.time(), "argv": sys.argv, "torch": torch.__version__}
+        accuracy = writer.finish(views, made | figures if images else None)
+    # On the training views, plain argmax: far below the teacher's test accuracy means wrong pixels or classes.
+    (figures["teacher_top1"],) = broadcast_object_list([accuracy])
+    accelerator.wait_for_everyone()  # a rank that leaves while another still receives takes it down
+    return figures
+
+
+def _shared_list(writer: CacheWriter, views: int) -> list[Cell]:
+    """The missing cells, in an order that differs from that of other programs which write the same cache.
+
+    Ranks share the list of rank 0: one that looks later may find blocks that another has already written, and would cut
+    its share from a shorter list.
+    """
+    missing = writer.missing(views)
+    random.SystemRandom().shuffle(missing)  # whatever seeds anybody sets: equal orders would do everything twice
+    (missing,) = broadcast_object_list([missing])
+    return missing
+
+
+def _require_space(writer: CacheWriter, missing: list[Cell]) -> None:
+    """Refuse before the first byte what would not fit."""
+    needed, free = writer.bytes_of(missing), shutil.disk_usage(writer.folder).free
+    if needed > free:
+        raise UserError(
+            f"the cache needs {size_text(needed)} more, {writer.folder} has {size_text(free)} free: choose another "
+            "cache.dir, fewer data.views, or cache.codec=u8"
+        )
+
+
+def _plan(writer: CacheWriter, cells: list[Cell], by_key: np.ndarray, batch: int) -> Iterator[BatchPlan]:
+    """The batches of each cell that nobody else has finished by the time its turn comes."""
+    for view, block in cells:
+        if writer.has((view, block)):
+            continue
+        positions = by_key[writer.block_rows(block)]
+        for i in range(0, len(positions), batch):
+            part = positions[i : i + batch]
+            yield part, np.full(len(part), view, np.int32)
+
+
+class _Publisher:
+    """Encodes, certifies and writes a block in a thread of its own while the next one is computed; never two behind."""
+
+    def __init__(self, writer: CacheWriter):
+        self._writer = writer
+        self._pool = ThreadPoolExecutor(1, "writer")
+        self._last: tuple[Future, Future[int], int] | None = None
+        self.waited = 0.0
+        "seconds for which the teacher stood still because a block was not written yet"
+        self.rows, self.right = 0, 0
+        "rows written, and how often the teacher was right"
+
+    def __enter__(self) -> "_Publisher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def publish(self, cell: Cell, logits: torch.Tensor, prints: torch.Tensor) -> None:
+        """Hand over a block, logits [n, C] and prints [n, 17] on the device; an error of the one before is raised here."""
+        self.wait()
+        arrived = self._pool.submit(lambda: (logits.cpu().numpy(), on_host(prints)))
+        written = self._pool.submit(lambda: self._writer.write(cell, *arrived.result()))
+        self._last = arrived, written, len(logits)
+
+    def wait(self) -> None:
+        """Return when the last block is on the disk; its error is raised here."""
+        if self._last is None:
+            return
+        (arrived, written, rows), self._last = self._last, None
+        arrived.result()  # until here it is the teacher that lets us wait
+        start = time.perf_counter()
+        self.right += written.result()
+        self.rows += rows
+        self.waited += time.perf_counter() - start
+
+
+class _CellProgress:
+    """How far this process is and what holds it up: a bar on a terminal, plain lines elsewhere, nothing on other ranks."""
+
+    def __init__(self, cells: list[Cell], publisher: _Publisher, size: str, is_main: bool):
+        self._place = {cell: place for place, cell in enumerate(cells, 1)}
+        self._publisher = publisher
+        self._size = size
+        self._start = self._printed = time.perf_counter()
+        self._waited, self._images = 0.0, 0
+        console = Console()
+        self._main = is_main
+        self._bar = None
+        if is_main and console.is_terminal:
+            columns = (
+                TextColumn("caching"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("blocks {task.fields[text]}"),
+            )
+            self._bar = Progress(*columns, console=console)
+            self._task = self._bar.add_task("", total=len(cells), text="")
+
+    def __enter__(self) -> "_CellProgress":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches, timed; the first one, which is start-up and compilation, does not count."""
+        batches = iter(batches)
+        for first in batches:
+            yield first
+            break
+        self._start = asked = time.perf_counter()
+        for item in batches:
+            self._waited += time.perf_counter() - asked
+            yield item
+            self._images += len(item.keys)
+            asked = time.perf_counter()
+
+    @property
+    def waiting_for_data(self) -> float:
+        """Share of the time in which the teacher had no images."""
+        return self._waited / max(time.perf_counter() - self._start, 1e-9)
+
+    def advance(self, cell: Cell) -> None:
+        """This cell is computed, and with it all before it in the list, by us or by somebody else."""
+        done = self._place[cell]
+        if self._bar:
+            self._bar.update(self._task, completed=done, text=self._text(done))
+        elif self._main and time.perf_counter() - self._printed > _PLAIN_SECONDS:
+            self._printed = time.perf_counter()
+            print(f"block {done}/{len(self._place)}, {self._text(done)}", flush=True)
+
+    def _text(self, done: int) -> str:
+        seconds = time.perf_counter() - self._start
+        left = timedelta(seconds=round(seconds / done * (len(self._place) - done)))
+        data, disk = self.waiting_for_data, self._publisher.waited / max(seconds, 1e-9)
+        limit = "the teacher" if max(data, disk) < _HELD_UP else "data" if data >= disk else "writing"
+        text = f"{self._images / max(seconds, 1e-9):,.0f} images/s, {left} left of {self._size}, waiting for data {data:.0%}"
+        if self._publisher.rows:
+            text += f", teacher top-1 {self._publisher.right / self._publisher.rows:.1%}"
+        return f"{text}, limit: {limit}"

@@ -1,0 +1,124 @@
+"""Where the targets of a configuration come from: the teacher that it names, or its caches, and the temperature.
+
+Everything that does not fit is refused here, before a run begins.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from pipelines.backends.choice import pixel_source, resolve_backend
+from pipelines.errors import UserError
+from pipelines.logits import Ensemble, LogitCache
+from pipelines.logits.flatness import TEMPERATURES, recommend, virtual_examples
+from pipelines.logits.folder import Wanted
+from pipelines.logits.identity import view_identity
+from pipelines.records.reader import Records
+from train.config import Config
+from train.data import views_of
+from train.networks.weights import Pretrained, read_file, read_run, weights_hash
+from train.objectives.objective import DistillConfig
+from train.objectives.targets import Teacher
+from train.run.environment import precision_of
+
+
+def read_teacher(config: Config) -> Pretrained:
+    """The network that distill.teacher names: a run's, or that of a file of weights."""
+    distill, data = config.distill, config.data
+    assert distill.teacher is not None
+    if distill.teacher_arch is None:
+        return read_run(distill.teacher)
+    assert distill.teacher_classes is not None
+    return read_file(
+        distill.teacher,
+        distill.teacher_arch,
+        distill.teacher_classes,
+        distill.teacher_mean or data.mean,
+        distill.teacher_std or data.std,
+        data.recipe.size,
+    )
+
+
+def make_teacher(config: Config, records: Records, accelerator: Accelerator) -> Teacher:
+    """The network that distill.teacher names, in the configuration's precision."""
+    source = read_teacher(config)
+    for note in source.notes:
+        accelerator.print(note)
+    return Teacher(
+        source,
+        records,
+        config.data.recipe.size,
+        accelerator.device,
+        precision_of(accelerator),
+        channels_last=True,
+        compile=config.compile,
+        compile_mode=config.compile_mode,
+    )
+
+
+def resolve_tau(distill: DistillConfig, caches: Ensemble, train: Records) -> tuple[DistillConfig, str | None]:
+    """(settings with a temperature, a line that says how it was chosen); distill.tau=null takes it from the cache.
+
+    The rule is flatness.recommend's, on the run's own samples under the first view; tau = T * p with the configured p.
+    """
+    if distill.tau is not None:
+        return distill, None
+    # Only a mean of probabilities depends on the temperature at which it is read: one pass over the cache for each.
+    grids = [[t] for t in TEMPERATURES] if caches.average == "probabilities" else [list(TEMPERATURES)]
+    virtual = np.concatenate([virtual_examples(caches.at(grid[0]), train.keys, grid) for grid in grids])
+    chosen = recommend(virtual, train.class_counts)
+    tau = chosen.temperature * distill.p
+    how = (
+        "the smallest at which the rarest third of classes has as many virtual examples as the most frequent third"
+        if chosen.flat
+        else "the largest of the grid: at none has the rarest third of classes as many virtual examples as the most frequent"
+    )
+    line = f"distill.tau: {tau:g}, chosen from the cache (T = tau/p = {chosen.temperature:g}, {how})"
+    return dataclasses.replace(distill, tau=tau), line
+
+
+def open_cache(config: Config, train: Records, device: torch.device) -> tuple[Ensemble, str, DistillConfig, list[str]]:
+    """(caches, backend to load with, settings with a temperature, notes for the first screen), refusing what does not fit."""
+    settings, recipe = config.cache, config.data.recipe
+    if config.distill.teacher and len(settings.paths) > 1:
+        raise UserError(
+            f"distill.teacher={config.distill.teacher} is one teacher, cache.paths names {len(settings.paths)} caches: "
+            "leave distill.teacher out"
+        )
+    weights = weights_hash(read_teacher(config).network.state_dict()) if config.distill.teacher else None
+    view = view_identity(train, recipe, config.data.seed, config.data.backend)
+    wanted = Wanted(view, train.rows(), weights)
+    caches = [LogitCache(path, wanted) for path in settings.paths]
+    _require_different_teachers(caches)
+    backend = resolve_backend(config.data.backend, train, recipe, device, cached=caches[0].identity["backend"])
+    wanted = wanted._replace(view=view | {"backend": pixel_source(backend, train, device)})
+    differing = [cache.require(wanted, views_of(config, len(train)), settings.pixels) for cache in caches]
+    distill, chosen = resolve_tau(config.distill, Ensemble(caches, settings.weights, settings.average), train)
+    assert distill.tau is not None
+    temperature = distill.tau / distill.p
+    notes = []
+    for cache, found in zip(caches, differing, strict=True):
+        teacher, loss = cache.identity["teacher"], cache.require_temperature(temperature)
+        notes.append(
+            f"cache {cache.folder}: {cache.views} views of {teacher['architecture']} {teacher['weights'][:12]}, "
+            f"codec {cache.identity['codec']}, certified loss {loss:.4%} at T = {temperature:g}"
+        )
+        notes += [f"cache differs in {note}" for note in found]
+    if len(caches) > 1:
+        shares = f", weighted {settings.weights}" if settings.weights else ""
+        notes.append(f"targets: the mean of {len(caches)} teachers' {settings.average}{shares}")
+    notes += [chosen] if chosen else []
+    return Ensemble(caches, settings.weights, settings.average, temperature), backend, distill, notes
+
+
+def _require_different_teachers(caches: list[LogitCache]) -> None:
+    first: dict[str, LogitCache] = {}
+    for cache in caches:
+        other = first.setdefault(cache.identity["teacher"]["weights"], cache)
+        if other is not cache:
+            raise UserError(
+                f"cache.paths: {other.folder} and {cache.folder} are of the same teacher; name one of them, and give it "
+                "more of cache.weights if it is to count more"
+            )

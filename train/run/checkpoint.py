@@ -1,0 +1,252 @@
+"""Checkpoints of a run.
+
+    RUN/checkpoints/step_00001234/   one safetensors file per group of tensors, state.json with their digests
+    RUN/checkpoints/latest, best     names of the newest complete folder, and of the one with the best evaluation
+
+Owns how these lie on the disk; when to save and what belongs in them is the loop's business. One process writes. Invariant: a
+visible folder was written whole, and nothing is used whose digest differs.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from pipelines.errors import UserError
+from pipelines.files import (
+    fsync_folder,
+    is_temporary,
+    read_json,
+    temporary_path,
+    write_bytes_atomic,
+    write_durable,
+)
+from train.networks.tensor_files import Tensors, encode, read_tensors, sha256_of
+from train.run.place import run_folder
+
+_FORMAT = 2
+
+
+@dataclass(kw_only=True)
+class SaveConfig:
+    every_epochs: int = 1
+    "a checkpoint at the end of every n-th epoch, and at the end"
+    every_steps: int = 0
+    "a checkpoint after every n-th step as well; 0 = none but those"
+    keep_last: int = 2
+    "newest checkpoints to keep; the one before the newest is used when the newest is damaged"
+    keep_every: int = 0
+    "keep for ever the checkpoint of every n-th epoch; 0 = none"
+    keep_best: Literal["no", "val", "test_split_knowingly"] = "no"
+    """keep the checkpoint with the highest top-1 (of the average, if there is one) at the evaluations during training, on
+    data.val; on data.test what is chosen there looks better than it is"""
+
+    def __post_init__(self) -> None:
+        for name, least in (("every_epochs", 1), ("every_steps", 0), ("keep_last", 1), ("keep_every", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"save.{name}={getattr(self, name)}: must be at least {least}")
+        if self.keep_every % self.every_epochs:
+            raise ValueError(
+                f"save.keep_every={self.keep_every}: must be a multiple of save.every_epochs={self.every_epochs}, as only "
+                "what is written can be kept"
+            )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint. `state` has been through JSON: tuples are lists, keys strings, floats exact.
+
+    warnings: one line for each newer checkpoint that was damaged and passed over.
+    """
+
+    step: int
+    tensors: dict[str, dict[str, torch.Tensor]]
+    state: dict[str, Any]
+    warnings: list[str]
+
+
+class Keep(NamedTuple):
+    """Which checkpoints stay: the newest `last`, those of every `every`-th step (0 = none), and step `best`."""
+
+    last: int
+    every: int = 0
+    best: int | None = None
+
+
+def save(run_dir: Path, step: int, tensors: Mapping[str, Tensors], state: dict[str, Any], keep: Keep) -> Path:
+    """Write the checkpoint of `step`, point `latest` (and `best`) at it, then delete what need not stay.
+
+    tensors: {group: {name: tensor}}, on any device. state: what JSON can hold, no NaN. An intact checkpoint
+    of the same step and state is left as it is. An OSError (disk full) leaves the earlier ones untouched.
+    """
+    root = run_dir / "checkpoints"
+    root.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(root)
+    folder = root / _folder_name(step)
+    if not _holds(folder, state):
+        _write_folder(folder, step, tensors, state)
+    write_bytes_atomic(root / "latest", folder.name.encode())
+    if keep.best is not None:
+        write_bytes_atomic(root / "best", _folder_name(keep.best).encode())
+    _prune(root, step, keep)
+    return folder
+
+
+def step_folder(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, if it is kept."""
+    return run_dir / "checkpoints" / _folder_name(step)
+
+
+def _folder_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def _write_folder(folder: Path, step: int, tensors: Mapping[str, Tensors], state: dict[str, Any]) -> None:
+    temporary = temporary_path(folder)
+    temporary.mkdir()
+    try:
+        files = {}
+        for group, named in tensors.items():
+            data = encode(named)
+            write_durable(temporary / f"{group}.safetensors", data)
+            files[group] = sha256_of(data)
+        content = {"format": _FORMAT, "step": step, "files": files, "state": state}
+        write_durable(temporary / "state.json", _seal(content))
+        fsync_folder(temporary)
+        if folder.exists():  # damaged, or of the same step before its evaluation
+            _remove(folder)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_folder(folder.parent)
+
+
+def _seal(content: dict[str, Any]) -> bytes:
+    """JSON that carries the digest of the rest of itself, as it will be read back (keys as strings)."""
+    content = json.loads(json.dumps(content, allow_nan=False))
+    return (json.dumps(content | {"digest": _digest_of(content)}, indent=2) + "\n").encode()
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    return sha256_of(json.dumps(content, sort_keys=True).encode())
+
+
+def _remove(folder: Path) -> None:
+    """Deletion in one step for whoever looks: a folder half deleted is no checkpoint by its name."""
+    hidden = temporary_path(folder)
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _remove_leftovers(root: Path) -> None:
+    for path in root.iterdir():
+        if is_temporary(path):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _prune(root: Path, step: int, keep: Keep) -> None:
+    """Delete what `keep` does not name, and what is later than `step`: damaged, passed over by this run."""
+    steps = sorted(_steps(root))
+    kept = {other for other in steps if other <= step and keep.every and other % keep.every == 0}
+    kept |= {other for other in steps if other <= step} & {keep.best}
+    kept |= set([other for other in steps if other <= step][-keep.last :])
+    for other in steps:
+        if other not in kept:
+            _remove(root / _folder_name(other))
+
+
+def _steps(root: Path) -> list[int]:
+    return [int(path.name.removeprefix("step_")) for path in root.glob("step_" + "[0-9]" * 8) if path.is_dir()]
+
+
+def load_latest(run_dir: Path) -> Checkpoint | None:
+    """The newest intact checkpoint; None when there is none at all, UserError when all are damaged."""
+    root = run_dir / "checkpoints"
+    warnings = []
+    for step in _newest_first(root):
+        folder = root / _folder_name(step)
+        try:
+            content, tensors = _read_folder(folder)
+            return Checkpoint(step, tensors, content["state"], warnings)
+        except UserError as error:
+            warnings.append(f"checkpoint passed over: {error}")
+    if warnings:
+        raise UserError(
+            f"no checkpoint in {root} is intact ({'; '.join(warnings)}); "
+            f"to train from the start, delete the folder: rm -r {root}"
+        )
+    return None
+
+
+def load_best(run_dir: Path) -> Checkpoint:
+    """The checkpoint that save.keep_best kept."""
+    folder = pointed_at(run_dir, "best")
+    if folder is None and not (run_dir / "run.json").exists():
+        raise UserError(f"{run_dir} is an export, or no run; leave weights=best out")
+    if folder is None:
+        raise UserError(f"run {run_dir} has no best checkpoint: it was trained without save.keep_best=val")
+    content, tensors = _read_folder(folder)
+    return Checkpoint(content["step"], tensors, content["state"], [])
+
+
+def load_from(path: str) -> Checkpoint:
+    """The checkpoint in a folder step_N, or the newest intact one of a run (name or folder)."""
+    folder = Path(path).expanduser()
+    if (folder / "state.json").exists():
+        content, tensors = _read_folder(folder)
+        return Checkpoint(content["step"], tensors, content["state"], [])
+    found = load_latest(run_folder(path))
+    if found is None:
+        raise UserError(
+            f"resume={path}: no checkpoint there; give a run that has some, or one of the folders RUN/checkpoints/step_N"
+        )
+    return found
+
+
+def pointed_at(run_dir: Path, name: Literal["latest", "best"]) -> Path | None:
+    """The folder of the newest or the best checkpoint; None when there is none."""
+    root = run_dir / "checkpoints"
+    try:
+        folder = root / (root / name).read_text()
+    except OSError:
+        return None
+    return folder if folder.is_dir() else None
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a training there would go on rather than start; damage is `load_latest`'s to find."""
+    return bool(_newest_first(run_dir / "checkpoints"))
+
+
+def _newest_first(root: Path) -> list[int]:
+    """Steps up to the one `latest` names, then (all of those damaged, or no `latest`) any that are newer."""
+    steps = sorted(_steps(root), reverse=True) if root.is_dir() else []
+    try:
+        latest = int((root / "latest").read_bytes().removeprefix(b"step_"))
+    except (OSError, ValueError):
+        return steps
+    return [step for step in steps if step <= latest] + [step for step in steps if step > latest]
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
+    content = read_json(folder / "state.json")
+    if not isinstance(content, dict) or content.pop("digest", None) != _digest_of(content):
+        raise UserError(f"{folder / 'state.json'} is damaged: digest differs")
+    if content["format"] != _FORMAT:
+        raise UserError(f"{folder} has format {content['format']}; this program reads format {_FORMAT}")
+    tensors = {group: read_tensors(folder / f"{group}.safetensors", sha) for group, sha in content["files"].items()}
+    return content, tensors
+
+
+def _holds(folder: Path, state: dict[str, Any]) -> bool:
+    """Whether an intact checkpoint with this state is there."""
+    try:
+        content, _ = _read_folder(folder)
+    except UserError:
+        return False
+    return content["state"] == json.loads(json.dumps(state))

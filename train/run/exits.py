@@ -1,0 +1,119 @@
+"""How a process ends: exit codes, one line of error for all ranks, and the reason that one rank has for the others.
+
+Owns what is printed when a script ends without its work being done. Invariant: an exit code is 0 only if it was done.
+"""
+
+import atexit
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch.distributed import TCPStore
+
+from pipelines.errors import UserError
+from train.run.stops import EXIT_CODE as STOPPED
+from train.run.stops import Stopped
+
+
+def guard(main: Callable[[list[str]], int | None]) -> int:
+    """Run an entry script's `main(argv)` and give its exit code: `sys.exit(guard(main))`."""
+    try:
+        code = main(sys.argv[1:]) or 0
+    except Stopped as stop:
+        line = f"{stop}; the same command goes on"
+        if _first_to_say(line):
+            print(line, file=sys.stderr, flush=True)
+        code = STOPPED
+    except UserError as error:
+        line = " ".join(str(error).splitlines())
+        if _first_to_say(line):
+            print(f"error: {line}", file=sys.stderr, flush=True)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        code = 130
+    except Exception as error:
+        words = _passing_trouble(error)
+        if words is None:
+            raise
+        print(f"error: {words}: run the same command again", file=sys.stderr, flush=True)
+        code = 2
+    if torch.distributed.is_initialized():
+        if code == 0:
+            torch.distributed.destroy_process_group()
+        _leave_at_once(code)
+    return code
+
+
+def _passing_trouble(error: Exception) -> str | None:
+    """What went wrong and has been, or must be, put right, if the program is not at fault."""
+    if torn := _torn_library(error):
+        torn.unlink(missing_ok=True)
+        return f"{torn}, compiled by torch, was left half-written by a process that was killed; it is deleted"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{error.strerror} ({error.filename or 'a file that is open'}); what was saved before is intact; make room"
+        )
+    return None
+
+
+def _torn_library(error: BaseException) -> Path | None:
+    """The file of torch.compile's cache that does not load: torch writes there without a temporary name."""
+    found = re.search(r"(/\S+\.so): (?:file too short|invalid ELF header)", str(error))
+    return Path(found[1]) if found and Path(found[1]).is_file() else None
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """End this rank without the interpreter's own end, in which torch 2.13 aborts one time in ten.
+
+    Gloo's threads outlive their group and may still hold the last tensors; a thread that asks for the interpreter while
+    that is shutting down is unwound by force, through C++ code that does not allow it.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _launchers_store() -> TCPStore | None:
+    """The launcher's store, which outlives every rank; None where there is none, or it does not answer."""
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
+    except (KeyError, ValueError, RuntimeError):
+        return None
+
+
+def _attempt() -> str:
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def share_failure(words: str) -> None:
+    store = _launchers_store()
+    if store is not None:
+        store.set(f"failure/{_attempt()}", words)
+
+
+def shared_failure() -> str | None:
+    """Why another rank failed, if one said so."""
+    store, name = _launchers_store(), f"failure/{_attempt()}"
+    return store.get(name).decode() if store is not None and store.check([name]) else None
+
+
+def _first_to_say(line: str) -> bool:
+    """Whether no other rank has said the same: an error of all ranks is printed once, one of rank 3 too.
+
+    The launcher's store knows, even before torch.distributed is up. Whoever is first must speak: as soon as
+    one rank has left, the launcher kills the others, rank 0 perhaps among them.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    store = _launchers_store()
+    # Nobody to ask: better twice than never.
+    return store is None or store.add(f"said/{_attempt()}/{line}", 1) == 1

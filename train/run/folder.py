@@ -1,0 +1,248 @@
+"""The run directory: who works in it, with which settings, and how each session ended.
+
+    RUN/config.yaml   the settings
+    RUN/run.json      every session: command, versions, device, git state, how it ended
+    RUN/lock          held while a process trains; names its holder
+    RUN/result.json   written last
+
+Owns these four files; metrics, checkpoints and weights in the same folder are tracking.py's and
+checkpoint.py's. Invariant: at most one process writes a run, with the settings it was started with, and all
+ranks agree on that.
+"""
+
+import contextlib
+import shlex
+import sys
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from pipelines.errors import UserError
+from pipelines.files import is_temporary, read_json, write_bytes_atomic, write_json_atomic
+from train.run.environment import describe_environment
+from train.run.exits import share_failure, shared_failure
+from train.run.lock import Lock, now, text_of
+from train.run.place import run_folder
+from train.run.stops import Stopped
+from train.settings import diff, load, to_yaml
+
+# Settings (and whole sections) that a run may be resumed with other values of: they change when and how fast
+# things happen, or how closely they are checked, never the weights. (Another optim.accumulate is like another number of
+# processes: the same samples and views, rounded otherwise.)
+FREE_KEYS = (
+    *("run", "resume", "save", "eval", "track", "profile", "data.workers", "data.verify", "cache.check"),
+    "optim.accumulate",
+)
+# Where things lie. A resumed run may find them elsewhere, because the digests in run.json's facts say whether they are the same.
+PLACES = (
+    *("data.train", "data.val", "data.test", "cache.paths", "cache.dir"),
+    *("distill.teacher", "distill.teacher_classes"),
+)
+Status = Literal["running", "finished", "stopped", "error", "killed"]
+
+
+def stored_facts(folder: Path) -> dict[str, Any]:
+    """What the sessions so far of the run in `folder` have found out (`Run.note`); nothing where there is no run."""
+    path = folder / "run.json"
+    return read_json(path).get("facts", {}) if path.exists() else {}
+
+
+@dataclass
+class Run:
+    """An open run. Only the main process holds the lock and writes; the other ranks have the same answers.
+
+    changes: lines for the log of a resumed run: free settings and versions that differ from the last session.
+    facts: what an earlier session resolved once and for all (`note`).
+    """
+
+    folder: Path
+    is_main: bool
+    resumed: bool = False
+    changes: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    _result: dict[str, Any] | None = None
+    _record: dict[str, Any] = field(default_factory=dict)
+    _lock: "Lock | None" = None
+
+    @classmethod
+    def open(cls, config: Any, name: str, script: str, accelerator: Accelerator) -> "Run":
+        """Create or resume the run `name` of `script` (e.g. "train/distill.py"), on every rank at once.
+
+        A refusal (in use, other settings, another script's run) is a UserError on every rank.
+        """
+        run = cls(run_folder(name), accelerator.is_main_process)
+        failure: Exception | None = None
+        if run.is_main:
+            try:
+                run._open(config, script, accelerator)
+            except Exception as error:  # the other ranks wait in the broadcast: tell them, then raise it here
+                failure = error
+        words = str(failure) if isinstance(failure, UserError) or failure is None else f"rank 0: {failure!r}"
+        answer = [(failure is not None, words, run.resumed, run.changes, run.facts, run._result)]
+        broadcast_object_list(answer)
+        failed, words, run.resumed, run.changes, run.facts, run._result = answer[0]
+        if failure is not None:
+            raise failure
+        if failed:
+            raise UserError(words)
+        return run
+
+    def _open(self, config: Any, script: str, accelerator: Accelerator) -> None:
+        self._refuse_foreign_folder()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make the run folder {self.folder}: {error.strerror}; give another run=NAME"
+            ) from error
+        self._lock = Lock(self.folder)
+        try:
+            self._check_and_record(config, script, accelerator)
+        except BaseException:
+            self._let_go()
+            raise
+        if self._result is not None:
+            self._let_go()  # nothing more will be written
+
+    def _refuse_foreign_folder(self) -> None:
+        """A folder that holds things but no run would be littered."""
+        if not self.folder.is_dir() or (self.folder / "config.yaml").exists():
+            return
+        others = sorted(
+            path.name for path in self.folder.iterdir() if path.name != Lock.NAME and not is_temporary(path)
+        )
+        if others:
+            raise UserError(
+                f"{self.folder} exists and is no run (it holds {', '.join(others[:3])}); give another run=NAME"
+            )
+
+    def _check_and_record(self, config: Any, script: str, accelerator: Accelerator) -> None:
+        if (self.folder / "run.json").exists():
+            self._record = read_json(self.folder / "run.json")
+            if self._record["script"] != script:
+                raise UserError(f"{self.folder} is a run of {self._record['script']}; give {script} another run=NAME")
+        self._check_settings(config)
+        if (self.folder / "result.json").exists():
+            self._result = read_json(self.folder / "result.json")
+            if self._record.get("status") == "running":  # killed between the two files of `finish`
+                self._set_status("finished")
+            return
+        self._start_session(script, accelerator)
+
+    def _check_settings(self, config: Any) -> None:
+        path = self.folder / "config.yaml"
+        if not path.exists():
+            write_bytes_atomic(path, to_yaml(config).encode())
+            return
+        if config.resume == "never":
+            raise UserError(f"run {self.folder} exists, and resume=never; give another run=NAME, or leave resume out")
+        self.resumed = True
+        changed = diff(load(type(config), path), config)
+        refused = binding(changed, FREE_KEYS + PLACES)
+        if refused:
+            raise UserError(
+                f"run {self.folder} was started with other settings (stored -> given): {'; '.join(refused)}. "
+                "Give the stored ones, or another run=NAME"
+            )
+        if changed:
+            write_bytes_atomic(path, to_yaml(config).encode())
+            self.changes += changed
+
+    def _start_session(self, script: str, accelerator: Accelerator) -> None:
+        environment = describe_environment(accelerator)
+        sessions = self._record.get("sessions", [])
+        if sessions:
+            if sessions[-1]["status"] == "running":  # it holds no lock and said no goodbye
+                sessions[-1] |= {"status": "killed", "ended": self._last_sign_of_life(sessions[-1]["started"])}
+            self.changes += _differences(sessions[-1]["environment"], environment)
+        command = shlex.join(["python", *sys.argv])
+        sessions.append({"started": now(), "ended": None, "status": "running", "message": ""})
+        sessions[-1] |= {"command": command, "environment": environment, "changes": self.changes}
+        self.facts = self._record.get("facts", {})
+        self._record = {
+            "script": script,
+            "status": "running",
+            "command": command,
+            "facts": self.facts,
+            "sessions": sessions,
+        }
+        self._write_record()
+
+    def _last_sign_of_life(self, started: str) -> str:
+        """When a session that was killed last wrote figures; its start if it never did."""
+        metrics = self.folder / "metrics.jsonl"
+        written = text_of(datetime.fromtimestamp(metrics.stat().st_mtime, UTC)) if metrics.exists() else started
+        return max(started, written)
+
+    def result(self) -> dict[str, Any] | None:
+        """What the finished run ended with; None while there is something left to do."""
+        return self._result
+
+    def note(self, **facts: Any) -> None:
+        """Store what was resolved once and for all, e.g. which backend `auto` meant, for later sessions."""
+        self.facts |= facts
+        if self.is_main:
+            self._record["facts"] = self.facts
+            self._write_record()
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """The run is done: from now on the same command prints `result`."""
+        self._result = result
+        if self.is_main:
+            write_json_atomic(self.folder / "result.json", result)
+        self.close("finished")
+
+    def close(self, status: Status, message: str = "") -> None:
+        """Say how this session ended and let go of the run; a run that is closed stays as it was closed."""
+        if self._lock is None:
+            return
+        try:
+            self._set_status(status, message)
+        finally:
+            self._let_go()
+
+    def _set_status(self, status: Status, message: str = "") -> None:
+        self._record["status"] = status
+        self._record["sessions"][-1] |= {"status": status, "message": message, "ended": now()}
+        self._write_record()
+
+    def _write_record(self) -> None:
+        write_json_atomic(self.folder / "run.json", self._record)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, (KeyboardInterrupt, SystemExit, Stopped)):
+            self.close("stopped", (str(error) or type(error).__name__) if error else "")
+            return
+        words = str(error) if isinstance(error, UserError) else repr(error)
+        if not self.is_main:
+            share_failure(words)
+        elif not isinstance(error, UserError):  # perhaps only that another rank is gone: why it went says more
+            words = shared_failure() or words
+        # A full disk: `error` says so, and the next session finds this one "running".
+        with contextlib.suppress(OSError):
+            self.close("error", words)
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+def binding(changes: list[str], free: tuple[str, ...] = FREE_KEYS) -> list[str]:
+    """Those lines of `diff` that are about settings (or in sections) not named in `free`."""
+    keys = {line: line.partition(":")[0] for line in changes}
+    return [line for line, key in keys.items() if not any(key == one or key.startswith(f"{one}.") for one in free)]
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]

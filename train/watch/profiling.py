@@ -1,0 +1,73 @@
+"""A trace of a few training steps, by torch.profiler, for ui.perfetto.dev or chrome://tracing.
+
+Owns when recording begins and ends, and RUN/trace_FIRST-LAST.json; the loop only takes its steps from `traced`. Invariant: a
+visible trace is whole and holds the steps of its name, and a run that asks for none pays nothing.
+"""
+
+import tempfile
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.profiler import profile, record_function
+
+from pipelines.files import write_bytes_atomic
+from train.watch.tracking import Tracker
+
+
+@dataclass(kw_only=True)
+class ProfileConfig:
+    start: int = 10
+    "first step of the trace, counted from 0 over the whole run; the first step of a session compiles"
+    steps: int = 0
+    "steps to record, into RUN/trace_FIRST-LAST.json, on the main process; 0 = none"
+
+    def __post_init__(self) -> None:
+        for name in ("start", "steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"profile.{name}={getattr(self, name)}: must be at least 0")
+
+
+def traced(
+    steps: range, config: ProfileConfig, folder: Path, tracker: Tracker, is_main: bool
+) -> Generator[int, None, None]:
+    """`steps` one by one, with a trace of what the caller does in those that `config` names.
+
+    Those before `steps` are over, those behind do not come: what is left is recorded. Closing early drops the recording.
+    """
+    wanted = range(max(config.start, steps.start), min(config.start + config.steps, steps.stop))
+    if config.steps and not wanted:
+        tracker.say(
+            f"warning: no trace: this session has the steps {steps.start} to {steps.stop - 1}, profile.start={config.start} "
+            f"profile.steps={config.steps} ask for others"
+        )
+    if not wanted or not is_main:
+        yield from steps
+        return
+    recorder, recording = profile(), False
+    try:
+        for step in steps:
+            if step == max(wanted.start - 1, steps.start):
+                recorder.prepare_trace()  # a step ahead where there is one: what comes first is slow
+            if step == wanted.start:
+                recorder.start_trace()
+                recording = True
+            with record_function(f"step {step}"):
+                yield step
+            if step == wanted[-1]:
+                recording = False
+                with tracker.evaluating():
+                    recorder.stop_trace()
+                    _write(recorder, folder, wanted, tracker)
+    finally:
+        if recording:
+            recorder.stop_trace()
+
+
+def _write(recorder: profile, folder: Path, steps: range, tracker: Tracker) -> None:
+    path = folder / f"trace_{steps[0]}-{steps[-1]}.json"
+    with tempfile.TemporaryDirectory() as scratch:
+        written = Path(scratch) / path.name
+        recorder.export_chrome_trace(str(written))
+        write_bytes_atomic(path, written.read_bytes())
+    tracker.say(f"profile: the steps {steps[0]} to {steps[-1]} are in {path}; open it in ui.perfetto.dev")
