@@ -188,7 +188,7 @@ def test_the_entry_scripts_are_those_of_the_table() -> None:
     scripts = {path.stem: path.read_text() for path in sources("train") if "__main__" in path.read_text()}
     assert set(scripts) == set(ENTRY_SCRIPTS)
     for name, text in scripts.items():
-        guard = text.index("sys.path[0] = str(Path(__file__).resolve().parents[2])")
+        guard = text.index("sys.path[0] = str(Path(__file__).resolve().parents[1])")
         lines = [number for number, module in imported(text, "train") if module.split(".")[0] in PACKAGES]
         assert lines and text[:guard].count("\n") + 1 < min(lines), name
 

@@ -24,7 +24,7 @@ from train.networks.weights import load_network, weights_hash
 from train.run.folder import binding, stored_facts
 from train.settings import diff, load, value_text
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 IMBALANCES = (100, 50, 10)
 METHODS = ("ce", "bsce", "dive")
 SCRIPTS = {

@@ -32,7 +32,7 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version for name, version in versions.items() if version is not None},
         "cuda": torch.version.cuda,
-        **git_state(Path(__file__).resolve().parent.parent),
+        **git_state(Path(__file__).resolve().parents[2]),
     }
 
 

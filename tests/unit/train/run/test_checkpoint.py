@@ -109,7 +109,7 @@ def test_deletion_comes_after_the_new_one_is_in_place(tmp_path: Path, monkeypatc
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("train.checkpoint.write_bytes_atomic", killed)  # between the new folder and the pointer
+    monkeypatch.setattr("train.run.checkpoint.write_bytes_atomic", killed)  # between the new folder and the pointer
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 2, some_tensors(2), {}, keep=Keep(1))
     assert folders(tmp_path) == ["latest", "step_00000001", "step_00000002"]
