@@ -1,41 +1,73 @@
-"""Names of networks, and the one function that builds a network from its name.
+"""Names of networks, and all that decides a network but its weights (`ModelSpec`).
 
 Owns the table of names and the errors for a name that is not in it; does not own any network.
 A network is added by writing `def NAME(num_classes: int) -> nn.Module` in this folder and one row in MODELS.
-Invariant: every network maps images[B, 3, H, W] to logits[B, num_classes], with freshly drawn weights.
+Invariant: every network maps images[B, 3, H, W] to logits[B, num_classes] (in training perhaps to more, outputs.py), with freshly
+drawn weights.
 """
 
 import difflib
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from models import resnet, resnet_cifar
 
-MODELS: dict[str, Callable[[int], nn.Module]] = {
+
+class Architecture(NamedTuple):
+    """One row of the table."""
+
+    build: Callable[[int], nn.Module]
+    "from the number of classes"
+    torchvision: bool = False
+    "whether torchvision has it, weight for weight"
+
+
+MODELS: dict[str, Architecture] = {
     # small images (CIFAR)
-    "resnet20": resnet_cifar.resnet20,
-    "resnet32": resnet_cifar.resnet32,
-    "resnet44": resnet_cifar.resnet44,
-    "resnet56": resnet_cifar.resnet56,
+    "resnet20": Architecture(resnet_cifar.resnet20),
+    "resnet32": Architecture(resnet_cifar.resnet32),
+    "resnet44": Architecture(resnet_cifar.resnet44),
+    "resnet56": Architecture(resnet_cifar.resnet56),
     # ImageNet-sized images
-    "resnet10": resnet.resnet10,
-    "resnet18": resnet.resnet18,
-    "resnet34": resnet.resnet34,
-    "resnet50": resnet.resnet50,
-    "resnet101": resnet.resnet101,
-    "resnext50_32x4d": resnet.resnext50_32x4d,
+    "resnet10": Architecture(resnet.resnet10),
+    "resnet18": Architecture(resnet.resnet18, torchvision=True),
+    "resnet34": Architecture(resnet.resnet34, torchvision=True),
+    "resnet50": Architecture(resnet.resnet50, torchvision=True),
+    "resnet101": Architecture(resnet.resnet101, torchvision=True),
+    "resnext50_32x4d": Architecture(resnet.resnext50_32x4d, torchvision=True),
 }
 TIMM_PREFIX = "timm/"
-TORCHVISION = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnext50_32x4d",
-)  # torchvision has them, weight for weight
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that decides a network but its weights. Settings, model.json and a cache's identity name a network by it."""
+
+    name: str
+    "a name in MODELS, or timm/NAME"
+    num_classes: int
+
+    @classmethod
+    def of(cls, meta: Mapping[str, Any]) -> "ModelSpec":
+        """Of the network that a model.json describes; KeyError where it does not."""
+        return cls(meta["architecture"], len(meta["class_names"]))
+
+    def __str__(self) -> str:
+        return f"{self.name} with {self.num_classes} classes"
+
+    def build(self) -> nn.Module:
+        """A fresh network; ValueError, worded for the user, on an unknown name."""
+        if self.name.startswith(TIMM_PREFIX):
+            return _build_timm(self.name, self.num_classes)
+        if self.name not in MODELS:
+            allowed = f"allowed: {', '.join(MODELS)}, or timm/NAME for a network of the timm package"
+            near = _nearest(self.name, model_names())
+            raise ValueError(f"no model is named '{self.name}' (model.name); {near}{allowed}")
+        return MODELS[self.name].build(self.num_classes)
 
 
 @dataclass(kw_only=True)
@@ -48,20 +80,24 @@ class ModelConfig:
     sync_bn: bool = False
     "batch norm over the images of all GPUs, where each has too few of its own"
 
+    def spec(self, num_classes: int) -> ModelSpec:
+        """Of the network that these settings ask for."""
+        return ModelSpec(self.name, num_classes)
+
 
 def model_names() -> list[str]:
     """The names of our own networks, in the table's order."""
     return list(MODELS)
 
 
+def in_torchvision(name: str) -> bool:
+    """Whether torchvision has the network of this name, weight for weight."""
+    return name in MODELS and MODELS[name].torchvision
+
+
 def build_model(name: str, num_classes: int) -> nn.Module:
-    """A fresh network with `num_classes` outputs; ValueError, worded for the user, on an unknown name."""
-    if name.startswith(TIMM_PREFIX):
-        return _build_timm(name, num_classes)
-    if name not in MODELS:
-        allowed = f"allowed: {', '.join(MODELS)}, or timm/NAME for a network of the timm package"
-        raise ValueError(f"no model is named '{name}' (model.name); {_nearest(name, model_names())}{allowed}")
-    return MODELS[name](num_classes)
+    """`ModelSpec.build` for short."""
+    return ModelSpec(name, num_classes).build()
 
 
 def _build_timm(name: str, num_classes: int) -> nn.Module:

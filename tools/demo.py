@@ -104,12 +104,12 @@ def main() -> None:
     if not (folder / "data" / "test.beton").exists():
         step(console, "1. images", ["tools/convert.py", "demo", "--out", "demo/data", "--force"])
     for number, (name, title, command) in enumerate(RUNS[:2], 2):
-        step(console, f"{number}. {title}", [*command, f"run=demo/{name}"])
+        step(console, f"{number}. {title}", [*command, f"run=./demo/{name}"])
     # The configuration of one student serves: the other has the same recipe, data.seed and views.
-    cache = ["train/cache_logits.py", "configs/demo/dive.yaml", "distill.teacher=demo/bsce", "cache.dir=demo/caches"]
+    cache = ["train/cache_logits.py", "configs/demo/dive.yaml", "distill.teacher=./demo/bsce", "cache.dir=demo/caches"]
     step(console, "4. the teacher's logits, once", cache)
     for number, (name, title, command) in enumerate(RUNS[2:], 5):
-        step(console, f"{number}. {title}", [*command, f"run=demo/{name}", "cache.paths=[demo/caches]"])
+        step(console, f"{number}. {title}", [*command, f"run=./demo/{name}", "cache.paths=[demo/caches]"])
 
     results = {name: json.loads((folder / name / "result.json").read_text()) for name, _, _ in RUNS}
     spent = {name: seconds(folder / name) for name, _, _ in RUNS}

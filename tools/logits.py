@@ -35,7 +35,7 @@ from pipelines.records.reader import Records
 from tools.caches.check import Bad, Survey, check_blocks, compare_pixels, remove, require_own_identity, survey, to_check
 from tools.caches.flatness import draw, measure, show, write_json
 from tools.command_line import exit_cleanly_when_terminated, megabytes, progress_bar, run_command, whole
-from train.objectives.objective import DistillConfig
+from train.objectives.methods import DistillConfig
 
 SHOWN = 3  # files named in a one-line error
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}

@@ -11,7 +11,7 @@ from pipelines.loader import DataConfig
 from pipelines.logits.reader import CacheConfig
 from train.ema import EmaConfig
 from train.evaluation.counting import EvalConfig
-from train.objectives.objective import DistillConfig
+from train.objectives.methods import DistillConfig
 from train.optim import OptimConfig
 from train.run.checkpoint import SaveConfig
 from train.schedule import ScheduleConfig
@@ -35,7 +35,8 @@ class Config:
     track: TrackConfig = field(default_factory=TrackConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     run: str | None = None
-    "name of the run, kept in runs/NAME; with a slash, the folder itself; null = CONFIG's stem and -s<seed>"
+    """name of the run, kept in runs/NAME; what begins with ./, ../, / or ~ is the folder itself; null = CONFIG's stem, the method
+    unless the stem names it, and -s<seed>"""
     seed: int = 0
     "seed of the initialisation and of the order of images (the views have data.seed)"
     deterministic: bool = False

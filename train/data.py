@@ -24,6 +24,10 @@ class Splits(NamedTuple):
     evaluation: dict[str, Records]
     "val and test, those that the configuration names"
 
+    def all(self) -> dict[str, Records]:
+        """By split, `train` first."""
+        return {"train": self.train, **self.evaluation}
+
 
 def open_splits(config: Config) -> Splits:
     """Open data.train, data.val and data.test, and refuse different classes."""

@@ -16,14 +16,13 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from train.config import Config
 from train.evaluation.subject import evaluate_only
 from train.experiment import Experiment
-from train.objectives.objective import DISTILLING
 from train.run.exits import guard
 from train.settings import parse_args
 
 
 def main(argv: list[str]) -> None:
     config, options = parse_args(argv, __doc__ or "", Config)
-    experiment = Experiment(config, options, "train/distill.py", DISTILLING)
+    experiment = Experiment(config, options, "train/distill.py")
     if config.eval_only:
         evaluate_only(config, options, experiment.folder, experiment.accelerator)
     else:

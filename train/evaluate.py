@@ -67,9 +67,9 @@ def main(argv: list[str]) -> None:
         write_bytes_atomic(Path(config.predictions), buffer.getvalue())
     kind = "" if config.weights == "raw" else f"_{config.weights}"
     write_figures(folder, f"{config.split}{kind}", done.figures)
-    if config.export is not None and weights.meta is not None:
+    if config.export is not None and weights.info is not None:
         evaluation = measured(config.split, records, done.figures, folder, config, accelerator)
-        write_export(Path(config.export), folder, weights.state, weights.meta, evaluation)
+        write_export(Path(config.export), folder, weights.state, weights.info, evaluation)
         print(f"exported to {config.export}")
 
 

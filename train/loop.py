@@ -6,7 +6,7 @@ the same views as one that is not, and no checkpoint ever holds a step whose los
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from models import set_training
 from pipelines.errors import UserError
 from pipelines.files import write_json_atomic
 from pipelines.loader import Loader
@@ -27,6 +28,7 @@ from train.run.checkpoint import Checkpoint, Keep, SaveConfig, load_from, load_l
 from train.run.optimizer_state import optimizer_tensors, restore_optimizer
 from train.run.stops import Stopped, Stops
 from train.schedule import Schedule
+from train.step import TrainStep
 from train.watch.ceiling import measure_ceiling
 from train.watch.dashboards import Dashboards
 from train.watch.picture import save_picture
@@ -73,32 +75,48 @@ def _tensors(
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """All that a training consists of, put together and checked (experiment.py)."""
+
+    config: Config
+    accelerator: Accelerator
+    model: nn.Module
+    "as `accelerator.prepare` gave it"
+    optimizer: Any
+    "likewise"
+    objective: Objective
+    loader: Loader
+    order: TrainOrder
+    schedule: Schedule
+    ema: Ema | None
+
+    @property
+    def network(self) -> nn.Module:
+        """The model without what wraps it for several processes."""
+        return self.accelerator.unwrap_model(self.model)
+
+
 def fit(
-    config: Config,
+    training: Training,
     folder: Path,
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: Any,
-    objective: Objective,
-    loader: Loader,
-    order: TrainOrder,
-    schedule: Schedule,
-    ema: Ema | None,
     evaluate: Callable[[], Evaluated] | None,
     stops: Stops,
     dashboards: Dashboards,
 ) -> dict[str, float | None]:
     """Train from the newest checkpoint in `folder` (or from `resume`, or from the start) to the end of the schedule.
 
-    model, optimizer: as `accelerator.prepare` gave them. evaluate: figures as often as `eval` says; it may
-    raise Stopped.
+    evaluate: figures as often as `eval` says; it may raise Stopped.
     Returns the session's speed. Raises Stopped after everything is saved.
     """
-    network = accelerator.unwrap_model(model)
+    config, accelerator, ema = training.config, training.accelerator, training.ema
+    network, optimizer, objective = training.network, training.optimizer, training.objective
+    loader, order, schedule = training.loader, training.order, training.schedule
     total, epoch_steps = schedule.total_steps, order.steps_per_epoch
-    parts = config.optim.accumulate
-    rows = config.optim.batch // accelerator.num_processes // parts
     meters = Meters(accelerator.device)
+    train = TrainStep(
+        training.model, optimizer.optimizer, objective, config.optim, accelerator.scaler, meters=meters, ema=ema
+    )
     checkpoint = _newest(folder, config.resume, total, accelerator)
     first, best, unevaluated = 0, None, False
     if checkpoint:
@@ -141,7 +159,7 @@ def fit(
                 _save(folder, done, tensors, state, _keep(config.save, best, epoch_steps))
             accelerator.wait_for_everyone()
 
-    model.train()
+    set_training(training.model)
     try:
         if checkpoint:
             for line in checkpoint.warnings:
@@ -161,23 +179,9 @@ def fit(
                 with tracker.evaluating():  # neither training nor waiting
                     if step == 0 and config.track.show_batch and accelerator.is_main_process:
                         tracker.say(save_picture(folder, batch, config.data, loader.records.class_names))
-                    tracker.ceiling(measure_ceiling(config, accelerator, model, optimizer, objective, batch))
+                    tracker.ceiling(measure_ceiling(config, accelerator, training.model, optimizer, objective, batch))
             lr = schedule.at(step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            for part in range(parts):
-                micro = batch.rows(part * rows, (part + 1) * rows)
-                with nullcontext() if part == parts - 1 else accelerator.no_sync(model):
-                    loss, named = objective(model(micro.images), micro)
-                    accelerator.backward(loss / parts)
-                meters.add(step, loss, named)
-            if config.optim.clip is not None:
-                accelerator.clip_grad_norm_(model.parameters(), config.optim.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            if ema:
-                ema.update(step + 1)
-
+            train(batch, step, lr)
             done = step + 1
             tracker.step(done, config.optim.batch)
             if due(done % epoch_steps, LOG_STEPS, total=0) or done == total:  # due: and at the end of each epoch

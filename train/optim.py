@@ -17,8 +17,8 @@ from pipelines.errors import UserError
 
 @dataclass(kw_only=True)
 class OptimConfig:
-    name: Literal["sgd"] = "sgd"
-    "the optimizer"
+    name: Literal["sgd", "adamw"] = "sgd"
+    "the optimizer; adamw: decoupled weight decay, which wants another lr (0.001) and weight_decay (0.05)"
     lr: float = 0.1
     "learning rate after the warm-up, before the schedule lowers it"
     lr_scale: Literal["none", "linear", "sqrt"] = "none"
@@ -26,11 +26,13 @@ class OptimConfig:
     lr_base_batch: int = 256
     "the batch that optim.lr is meant for, where optim.lr_scale is not none"
     momentum: float = 0.9
-    "share of the last update that is kept"
+    "sgd: share of the last update that is kept"
     nesterov: bool = False
-    "Nesterov's form of the momentum"
+    "sgd: Nesterov's form of the momentum"
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    "adamw: decay of the running means of the gradient and of its square"
     weight_decay: float = 5e-4
-    "L2 penalty, added to the gradient"
+    "sgd: L2 penalty, added to the gradient; adamw: share of the weights, times lr, taken off at each step"
     no_decay: list[str] = field(default_factory=list)
     "regular expressions, searched in parameter names: what they find is not decayed, e.g. [bn, bias$]"
     clip: float | None = None
@@ -47,6 +49,12 @@ class OptimConfig:
             raise ValueError(f"optim.lr_base_batch={self.lr_base_batch}: must be at least 1")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"optim.momentum={self.momentum}: must be at least 0 and below 1")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas={self.betas}: must be two numbers of at least 0 and below 1")
+        if self.name == "adamw" and self.nesterov:
+            raise ValueError(
+                "optim.nesterov=true with optim.name=adamw, which has no momentum: use optim.nesterov=false"
+            )
         if self.nesterov and self.momentum == 0:
             raise ValueError("optim.nesterov=true with optim.momentum=0: Nesterov needs a momentum above 0")
         if not self.weight_decay >= 0:
@@ -80,8 +88,8 @@ def describe_scaling(config: OptimConfig) -> str | None:
     return f"learning rate {scaled_lr(config):g} = optim.lr {config.lr:g} x {factor} (optim.lr_scale={config.lr_scale})"
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
-    """SGD over the model's trainable parameters: those that decay and, if any, those that do not."""
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer over the model's trainable parameters: those that decay and, if any, those that do not."""
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     undecayed: set[str] = set()
     for pattern in config.no_decay:
@@ -99,9 +107,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
         },
         {"params": [named[name] for name in named if name in undecayed], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        lr=scaled_lr(config),
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-    )
+    groups, lr = [group for group in groups if group["params"]], scaled_lr(config)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=(config.betas[0], config.betas[1]))
+    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov)

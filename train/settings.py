@@ -68,7 +68,7 @@ def keys(cls: type, prefix: str = "") -> dict[str, Key]:
             found |= keys(hint, f"{prefix}{item.name}.")
         else:
             default = item.default_factory() if item.default_factory is not MISSING else item.default
-            found[prefix + item.name] = Key(hint, default, docs.get(item.name, ""))
+            found[prefix + item.name] = Key(hint, default, item.metadata.get("doc", docs.get(item.name, "")))
     return found
 
 

@@ -21,7 +21,7 @@ from train.settings import parse_args
 
 def main(argv: list[str]) -> None:
     config, options = parse_args(argv, __doc__ or "", Config)
-    experiment = Experiment(config, options, "train/teacher.py", ("ce", "bsce"))
+    experiment = Experiment(config, options, "train/teacher.py")
     if config.eval_only:
         evaluate_only(config, options, experiment.folder, experiment.accelerator)
     else:

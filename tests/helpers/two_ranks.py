@@ -14,7 +14,11 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from train.experiment import Config, Experiment
+from models import outputs_of
+from train.assembly import assemble
+from train.config import Config
+from train.experiment import evaluations
+from train.run.environment import make_accelerator
 from train.run.exits import guard
 from train.settings import parse_args
 
@@ -22,26 +26,26 @@ STEPS = 20
 
 
 def main(argv: list[str]) -> None:
-    config, options = parse_args(argv[1:], "", Config)
-    experiment = Experiment(config, options, "train/teacher.py", ("ce", "bsce"))
-    experiment._prepare()
-    accelerator, model = experiment.accelerator, experiment.model.eval()
+    config, _ = parse_args(argv[1:], "", Config)
+    assembled = assemble(config, Path("runs/none"), make_accelerator(config))
+    training = assembled.training
+    accelerator, model = training.accelerator, training.model.eval()
     parts = config.optim.accumulate
     rows = config.optim.batch // accelerator.num_processes // parts
-    batches = experiment.loader.stream(experiment.order.plan(0, STEPS))
+    batches = training.loader.stream(training.order.plan(0, STEPS))
     keys, views, gradients = [], [], []
     for batch in batches:
         for part in range(parts):
             micro = batch.rows(part * rows, (part + 1) * rows)
-            loss, _ = experiment.objective(model(micro.images), micro)
+            loss, _ = training.objective(outputs_of(model(micro.images)), micro, len(keys))
             accelerator.backward(loss / parts)
         own = torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
         gradients.append(own.numpy().copy())
         keys.append(gather_object(batch.keys.tolist()))
         views.append(gather_object(batch.views.tolist()))
-        experiment.optimizer.step()
-        experiment.optimizer.zero_grad()
-    samples = experiment._evaluate("test")["test"]["samples"]
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+    samples = evaluations(assembled, "test")["test"]["samples"]
     if accelerator.is_main_process:
         np.savez(argv[0], keys=keys, views=views, gradients=gradients, samples=samples)
 

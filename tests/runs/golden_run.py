@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from helpers.launch import run
 
+from models import Outputs
 from pipelines.batch import Batch
 from pipelines.files import write_json_atomic
 from pipelines.records.writing import Sample, write_records
-from train import experiment
+from train import assembly
 from train.objectives.objective import Objective
 
 FIXTURE = ROOT / "tests" / "fixtures" / "golden_run.json"
@@ -89,12 +90,12 @@ def losses(folder: Path, name: str = "student", *overrides: str) -> list[float]:
     found: list[float] = []
 
     class Recording(Objective):
-        def __call__(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            loss, parts = super().__call__(logits, batch)
+        def __call__(self, outputs: Outputs, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            loss, parts = super().__call__(outputs, batch, step)
             found.append(float(loss.detach()))
             return loss, parts
 
-    with mock.patch.object(experiment, "Objective", Recording):
+    with mock.patch.object(assembly, "Objective", Recording):
         run("distill", folder / "golden.yaml", f"run={name}", "distill.teacher=teacher", *overrides, cwd=folder)
     return found
 

@@ -12,6 +12,7 @@ import pytest
 from helpers.launch import finish, run, start, tiny_config
 
 from train import experiment, loop
+from train.ema import Ema
 from train.run import stops
 from train.run.stops import EXIT_CODE, Stops
 
@@ -56,8 +57,8 @@ MOMENTS = {
     "middle of the second epoch": (loop.Meters, "add", lambda meters, step, *_: step == 10),
     "save": (loop, "_save", lambda *_: True),
     "evaluation": (experiment, "evaluate", lambda *_, **__: True),
-    "evaluation of the average": (experiment.Ema, "applied", lambda *_: True),
-    "last evaluation": (experiment.Experiment, "_result", lambda *_: True),
+    "evaluation of the average": (Ema, "applied", lambda *_: True),
+    "last evaluation": (experiment.Experiment, "_end", lambda *_: True),
 }
 
 

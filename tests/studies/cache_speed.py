@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from models.registry import build_model
+from models import ModelSpec, build_model
 from pipelines.batch import Batch
 from pipelines.logits import CacheWriter, LogitCache
 from pipelines.logits.blocks import BLOCK_ROWS, record_crcs
@@ -100,7 +100,9 @@ def writing(
     batch = 256
     records = Rows(blocks * BLOCK_ROWS, classes)
     network = build_model(model, classes)
-    source = Pretrained("", model, network, model, records.class_names, [0.5] * 3, [0.25] * 3, size, [])
+    source = Pretrained(
+        "", model, network, ModelSpec(model, classes), records.class_names, [0.5] * 3, [0.25] * 3, size, []
+    )
     teacher = Teacher(source, records, size, device, precision, channels_last=True)  # type: ignore[arg-type]
     loader = OnDevice(records, size, batch, device)
     accelerator = Accelerator(cpu=device.type == "cpu")

@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from models.registry import TIMM_PREFIX, TORCHVISION
-from train.networks.weights import load_network
+from models import load_network
+from models.registry import TIMM_PREFIX, in_torchvision
 
 TOLERANCE = 1e-5
 IMAGES = 8
@@ -30,11 +30,11 @@ IMAGES = 8
 def counterparts(architecture: str, classes: int) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     """(package with version, maker) of the networks of that name in what is installed; timm has torchvision's too."""
     plain = architecture.removeprefix(TIMM_PREFIX)
-    if architecture in TORCHVISION and importlib.util.find_spec("torchvision"):
+    if in_torchvision(architecture) and importlib.util.find_spec("torchvision"):
         torchvision = importlib.import_module("torchvision")
         maker = getattr(torchvision.models, plain)
         yield f"torchvision {torchvision.__version__}", lambda: maker(num_classes=classes)
-    if (architecture in TORCHVISION or plain != architecture) and importlib.util.find_spec("timm"):
+    if (in_torchvision(architecture) or plain != architecture) and importlib.util.find_spec("timm"):
         timm = importlib.import_module("timm")
         yield f"timm {timm.__version__}", lambda: timm.create_model(plain, num_classes=classes)
 

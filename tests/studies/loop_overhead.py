@@ -29,7 +29,8 @@ from pipelines.order import TrainOrder
 from train import loop
 from train.config import Config
 from train.networks.layout import channels_last
-from train.objectives.objective import DistillConfig, Objective
+from train.objectives.methods import DistillConfig
+from train.objectives.objective import Objective
 from train.optim import OptimConfig, build_optimizer
 from train.run.environment import make_accelerator
 from train.run.stops import Stops
@@ -76,21 +77,18 @@ def ours(config: Config, network: nn.Module, batch: Batch, steps: int) -> float:
         path = Path(folder)
         silent = Dashboards([], "", path, {}, is_main=True)
         with Stops(path, 1) as stops:
-            loop.fit(
-                config,
-                path,
-                accelerator,
-                model,
-                optimizer,
-                objective,
-                batches,
-                order,
-                schedule,
-                None,
-                None,
-                stops,
-                silent,
+            training = loop.Training(
+                config=config,
+                accelerator=accelerator,
+                model=model,
+                optimizer=optimizer,
+                objective=objective,
+                loader=batches,
+                order=order,
+                schedule=schedule,
+                ema=None,
             )
+            loop.fit(training, path, None, stops, silent)
     return batches.seconds_per_step()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from models.registry import build_model
+from models import set_training
 from pipelines.augment.finish import crops_only
 from pipelines.backends.choice import available_backends, pixel_source, refusal, resolve_backend
 from pipelines.backends.contract import BatchPlan
@@ -32,15 +32,16 @@ from train.config import Config
 from train.data import make_loader, views_of
 from train.meters import Meters
 from train.networks.final import save_final
-from train.networks.layout import channels_last
+from train.networks.info import ModelInfo
+from train.networks.layout import channels_last, compile_in_place
 from train.objectives.losses import log_prior
-from train.objectives.objective import DISTILLING, Objective
+from train.objectives.methods import METHODS, hard_part
+from train.objectives.objective import Objective
 from train.objectives.sources import make_teacher, open_cache
 from train.objectives.targets import Targets
 from train.optim import build_optimizer
+from train.step import TrainStep
 
-# The hard-label part of each method, for training without soft targets.
-_HARD = {"dive": "bsce", "kd": "ce", "bsce": "bsce", "ce": "ce"}
 _COPIES = 10  # host-to-device copies between two looks at the clock
 
 
@@ -68,40 +69,38 @@ class Row:
         return float(np.median([getattr(timing, figure) for timing in self.timings]))
 
 
-class Step:
-    """The training step of train/loop.py: forward, backward, optimizer."""
+class Steps:
+    """Training steps (train/step.py) of one network and one optimizer, for any objective.
+
+    The rate is 0: that costs as much as any other, and weights that stay cannot run off to infinity.
+    """
 
     def __init__(self, config: Config, records: Records, accelerator: Accelerator):
         torch.manual_seed(config.seed)
         try:
-            network = build_model(config.model.name, records.num_classes).to(accelerator.device)
+            network = config.model.spec(records.num_classes).build().to(accelerator.device)
         except ValueError as error:
             raise UserError(f"model.name: {error}") from error
         network = channels_last(network)
         optimizer = build_optimizer(network, config.optim)
-        if config.compile:
-            network.compile(dynamic=False, mode=config.compile_mode)
+        compile_in_place(network, config.compile, config.compile_mode)
         self._model, self._optimizer = accelerator.prepare(network, optimizer)
-        for group in self._optimizer.param_groups:
-            group["lr"] = 0.0  # costs as much as any other rate, and weights that stay cannot run off to infinity
-        self._accelerator, self._optim = accelerator, config.optim
-        self._meters = Meters(accelerator.device)
-        self._model.train()
+        set_training(self._model)
+        self._accelerator, self._config = accelerator, config.optim
 
-    def __call__(self, batch: Batch, objective: Objective) -> int:
-        """One step; returns the number of images."""
-        accelerator, parts = self._accelerator, self._optim.accumulate
-        rows = len(batch.keys) // parts
-        for part in range(parts):
-            micro = batch.rows(part * rows, (part + 1) * rows)
-            loss, named = objective(self._model(micro.images), micro)
-            accelerator.backward(loss / parts)
-            self._meters.add(0, loss, named)
-        if self._optim.clip is not None:
-            accelerator.clip_grad_norm_(self._model.parameters(), self._optim.clip)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        return len(batch.keys)
+    def of(self, objective: Objective) -> Callable[[Batch], int]:
+        """A function that takes one step and returns the number of images."""
+        accelerator = self._accelerator
+        meters = Meters(accelerator.device)
+        step = TrainStep(
+            self._model, self._optimizer.optimizer, objective, self._config, accelerator.scaler, meters=meters
+        )
+
+        def take(batch: Batch) -> int:
+            step(batch, 0, 0.0)
+            return len(batch.keys)
+
+        return take
 
 
 class _Gathered:
@@ -135,15 +134,15 @@ def temporary_cache(folder: Path, config: Config, records: Records, pool: np.nda
 def temporary_teacher(folder: Path, config: Config, records: Records) -> Path:
     """A run folder with a network of the configuration's architecture that nobody has trained."""
     folder.mkdir()
-    network = build_model(config.model.name, records.num_classes)
-    meta = {
-        "architecture": config.model.name,
-        "class_names": list(records.class_names),
-        "mean": list(config.data.mean),
-        "std": list(config.data.std),
-        "input_size": config.data.recipe.size,
-    }
-    save_final(folder, network.state_dict(), meta)
+    network = config.model.spec(records.num_classes).build()
+    info = ModelInfo(
+        architecture=config.model.name,
+        class_names=list(records.class_names),
+        mean=list(config.data.mean),
+        std=list(config.data.std),
+        input_size=config.data.recipe.size,
+    )
+    save_final(folder, network.state_dict(), info)
     return folder
 
 
@@ -160,7 +159,7 @@ class Ours:
         self._records, self._pool, self._folder = records, pool, folder
         self._views = views_of(config, len(records))
         self._accelerator, self._device = accelerator, accelerator.device
-        self._distils = distill.method in DISTILLING
+        self._distils = METHODS[distill.method].targets
         self._cache: Ensemble | None = None
         self.notes: list[str] = []
         if self._distils and config.cache.paths:
@@ -196,19 +195,20 @@ class Ours:
             batches.close()
 
     @cached_property
-    def _step(self) -> Step:
+    def _steps(self) -> Steps:
         """Compiled and warm."""
-        step, objective = Step(self._config, self._records, self._accelerator), self._objective(None)
+        steps = Steps(self._config, self._records, self._accelerator)
+        step = steps.of(self._objective(None))
         for _ in range(3):
-            step(self._batch, objective)
-        return step
+            step(self._batch)
+        return steps
 
     def _objective(self, targets: Targets | None) -> Objective:
         """The method's; without targets its hard-label part."""
-        method = self._config.distill.method if targets else _HARD[self._config.distill.method]
+        method = self._config.distill.method if targets else hard_part(self._config.distill.method)
         distill = dataclasses.replace(self._config.distill, method=method, p=self._config.distill.p if targets else 1.0)
         counts = self._records.class_counts
-        prior = log_prior(counts) if method in ("bsce", "dive") else torch.zeros(len(counts))
+        prior = log_prior(counts) if METHODS[method].prior else torch.zeros(len(counts))
         return Objective(distill, prior.to(self._device), targets)
 
     # ---- (a) ----
@@ -250,10 +250,11 @@ class Ours:
 
     def device_alone(self) -> Iterator[Row]:
         """The ceiling, and what a batch needs before the step: finish and, to a GPU, the transfer."""
-        step, kept, finish = self._step, self._batch, self._loader.finish
+        steps, kept, finish = self._steps, self._batch, self._loader.finish
         soft = torch.randn(len(kept.labels), self._records.num_classes, device=self._device)
         objective = self._objective((lambda batch: soft[: len(batch.labels)]) if self._distils else None)
-        step_alone = self._repeated(lambda: step(kept, objective))
+        step = steps.of(objective)
+        step_alone = self._repeated(lambda: step(kept))
         method = self._config.distill.method
         yield Row("b.step", "training step, batch stays on the device", note=method, source=step_alone)
 
@@ -291,12 +292,11 @@ class Ours:
     # ---- (c), (d), (e) ----
 
     def _trained(self, targets: Targets | None, views: int) -> Stream:
-        step, objective = self._step, self._objective(targets)
-        return self._fed_by(self._loader, views, lambda batch: step(batch, objective))
+        return self._fed_by(self._loader, views, self._steps.of(self._objective(targets)))
 
     def training(self) -> Row:
         """Hard labels only."""
-        method = _HARD[self._config.distill.method]
+        method = hard_part(self._config.distill.method)
         return Row("c.training", f"training from disk ({method})", source=self._trained(None, self._views))
 
     def cached(self) -> Row:

@@ -20,8 +20,10 @@ from typing import Literal, NamedTuple
 from pipelines.errors import UserError
 from pipelines.records.reader import Records
 from train.config import Config
-from train.networks.weights import load_network, weights_hash
-from train.run.folder import binding, stored_facts
+from train.networks.final import load_final
+from train.networks.weights import weights_hash
+from train.run.facts import Facts
+from train.run.folder import binding
 from train.settings import diff, load, value_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -336,15 +338,15 @@ def refuse_strangers(tasks: Sequence[Task], out: Path) -> None:
                 f"{folder} was started with other settings (there -> asked for): {'; '.join(differing)}. Ask for the same, "
                 "or give another --out"
             )
-        facts = stored_facts(folder)
-        trained_on = facts.get("train")
+        facts = Facts.of_run(folder)
+        trained_on = facts.digests.get("train")
         if None not in (trained_on, digests.get(task.imbalance)) and trained_on != digests[task.imbalance]:
             raise UserError(
                 f"{folder} was trained on other records than {out}/data holds (digest {trained_on}, not "
                 f"{digests[task.imbalance]}): give another --out"
             )
-        if facts.get("teachers"):
-            _refuse_another_teacher(task, folder, out, facts["teachers"])
+        if facts.teachers:
+            _refuse_another_teacher(task, folder, out, facts.teachers)
 
 
 def _refuse_another_teacher(task: Task, folder: Path, out: Path, teachers: list[str]) -> None:
@@ -353,7 +355,7 @@ def _refuse_another_teacher(task: Task, folder: Path, out: Path, teachers: list[
     teacher = given if given.is_absolute() else out / "runs" / given
     if not (teacher / "result.json").exists():  # to be trained again; then this is asked again
         return
-    weights = weights_hash(load_network(teacher)[0].state_dict())
+    weights = weights_hash(load_final(teacher)[0])
     if teachers != [weights]:
         raise UserError(
             f"{folder} learnt from another teacher than {teacher} (weights {teachers[0][:12]}, not {weights[:12]}): delete the "

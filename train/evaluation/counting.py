@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from models import set_training
 from pipelines.loader import Loader
 from pipelines.order import evaluation_shard
 from train.evaluation.metrics import group_accuracies
@@ -97,7 +98,8 @@ def evaluate(
                 kept.append(Predictions(batch.keys, batch.labels.cpu().numpy(), logits.half().cpu().numpy()))
     finally:
         batches.close()
-        network.train(was_training)
+        if was_training:
+            set_training(network)
     sums: Any = accelerator.reduce(torch.stack([correct, total]), reduction="sum")
     correct_np, total_np = sums.cpu().numpy()
     figures = group_accuracies(correct_np, total_np, train_counts) | {"samples": int(total_np.sum())}

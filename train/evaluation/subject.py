@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from models import ModelSpec
 from pipelines.backends.choice import resolve_backend
 from pipelines.errors import UserError
 from pipelines.files import write_json_atomic
@@ -21,10 +22,12 @@ from train.config import Config
 from train.data import evaluation_backend, make_loader
 from train.evaluation.counting import Evaluation, evaluate
 from train.networks.final import load_final
+from train.networks.info import ModelInfo
 from train.networks.layout import channels_last
 from train.networks.weights import build, fill
 from train.run.checkpoint import load_best, load_latest
-from train.run.folder import binding, stored_facts
+from train.run.facts import Facts
+from train.run.folder import binding
 from train.settings import Options, diff, load
 from train.watch.tracking import show_result
 
@@ -35,7 +38,7 @@ class Weights(NamedTuple):
     """Weights of a run, on the CPU."""
 
     state: dict[str, torch.Tensor]
-    meta: dict[str, Any] | None
+    info: ModelInfo | None
     "what model.json says; None of a checkpoint"
     step: int | None
     "of the checkpoint; None of final weights"
@@ -62,7 +65,7 @@ def newest_weights(folder: Path, kind: Kind = "raw") -> Weights:
         best = load_best(folder)
         state = best.tensors.get("ema", best.tensors["model"])
         note = f"run {folder}: the weights of its best evaluation, after step {best.step}"
-        return Weights(state, load_final(folder)[1] | {"kind": "best"} if finished else None, best.step, [note])
+        return Weights(state, replace(load_final(folder)[1], kind="best") if finished else None, best.step, [note])
     if not finished and (newest := load_latest(folder)) is not None:
         note = f"run {folder} is unfinished: these are the weights of its newest checkpoint, after step {newest.step}"
         group = "model" if kind == "raw" else "ema"
@@ -76,21 +79,21 @@ def make_subject(folder: Path, weights: Weights, config: Config, accelerator: Ac
     """The network with its weights; of an unfinished run the settings say which network, and data.train its classes."""
     for note in weights.notes:
         accelerator.print(note)
-    architecture, class_names, counts = _described(weights, config)
-    network = build(architecture, len(class_names), "model.name")
-    fill(network, weights.state, f"{architecture} with {len(class_names)} classes", f"run {folder}")
+    spec, class_names, counts = _described(weights, config)
+    network = build(spec, "model.name")
+    fill(network, weights.state, spec, f"run {folder}")
     network = channels_last(network.to(accelerator.device))
     model = accelerator.prepare_model(network, evaluation_mode=True)
     return Subject(folder, model, class_names, np.array(counts, np.int64), weights.step)
 
 
-def _described(weights: Weights, config: Config) -> tuple[str, list[str], list[int]]:
-    """(architecture, class names, training images of each class)"""
-    if weights.meta is not None:
-        return weights.meta["architecture"], weights.meta["class_names"], weights.meta["train_counts"]
+def _described(weights: Weights, config: Config) -> tuple[ModelSpec, list[str], list[int]]:
+    """(network, class names, training images of each class)"""
+    if weights.info is not None:
+        return weights.info.spec, weights.info.class_names, weights.info.train_counts
     assert config.data.train is not None  # the run trained on it
     train = Records(config.data.train)
-    return config.model.name, list(train.class_names), train.class_counts.tolist()
+    return config.model.spec(train.num_classes), list(train.class_names), train.class_counts.tolist()
 
 
 def open_split(subject: Subject, config: Config, split: str) -> Records:
@@ -112,7 +115,7 @@ def assess(
     """Figures as the run's own (with the step, of a checkpoint), by the backend of its training where that can serve."""
     recipe, device, setting = config.data.recipe.evaluation(), accelerator.device, config.data.backend
     if setting == "auto":
-        trained = stored_facts(subject.folder).get("backend", "auto")
+        trained = Facts.of_run(subject.folder).backend or "auto"
         backend = evaluation_backend(trained, records, recipe, device)
     else:
         backend = resolve_backend(setting, records, recipe, device)

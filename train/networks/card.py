@@ -3,19 +3,15 @@
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import yaml
 
-from models.registry import TIMM_PREFIX, TORCHVISION
+from models.registry import TIMM_PREFIX, in_torchvision
 from train.config import Config
 from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
-from train.objectives.objective import DISTILLING
+from train.networks.info import ModelInfo
+from train.objectives.methods import METHODS
 
-_METHODS = {
-    "ce": "cross-entropy",
-    "bsce": "balanced softmax",
-    "dive": "DiVE: balanced softmax and the divergence to a teacher's softened, flattened predictions",
-    "kd": "cross-entropy and the divergence to a teacher's softened predictions",
-}
 _KINDS = {
     "ema": "the moving average of the trained weights",
     "best": "those of the evaluation during training that was chosen as the best (`save.keep_best`)",
@@ -27,30 +23,30 @@ _GROUPS = {
 }
 
 
-def card(meta: dict[str, Any], config: Config) -> str:
-    """README.md of an export: `meta` as in its model.json, `config` the run's settings."""
+def card(info: ModelInfo, config: Config) -> str:
+    """README.md of an export: `info` as in its model.json, `config` the run's settings."""
     sections = (
-        f"# {meta['name']}\n\n{_summary(meta)}",
-        f"## Measured\n\n{_figures(meta)}",
-        f"## Trained\n\n{_trained(meta, config)}",
-        f"## To use it\n\n{_use(meta)}",
-        f"## Versions\n\n{_versions(meta)}",
+        f"# {info.name}\n\n{_summary(info)}",
+        f"## Measured\n\n{_figures(info)}",
+        f"## Trained\n\n{_trained(info, config)}",
+        f"## To use it\n\n{_use(info)}",
+        f"## Versions\n\n{_versions(info)}",
     )
     return "\n\n".join(sections) + "\n"
 
 
-def _summary(meta: dict[str, Any]) -> str:
-    size = meta["input_size"]
+def _summary(info: ModelInfo) -> str:
+    size = info.input_size
     return (
-        f"`{meta['architecture']}`, an image classifier of {len(meta['class_names']):,} classes for images of {size} x {size} "
-        f"pixels, trained by {_METHODS[meta['method']]} (`{meta['method']}`). Weights: `{meta['weights_hash']}` (SHA-256 over "
+        f"`{info.architecture}`, an image classifier of {len(info.class_names):,} classes for images of {size} x {size} "
+        f"pixels, trained by {METHODS[info.method].words} (`{info.method}`). Weights: `{info.weights_hash}` (SHA-256 over "
         "names, types, shapes and values; caches and students of this network name it)."
     )
 
 
-def _figures(meta: dict[str, Any]) -> str:
-    found = meta["evaluation"]
-    groups = shot_groups(meta["train_counts"])
+def _figures(info: ModelInfo) -> str:
+    found = info.evaluation
+    groups = shot_groups(np.array(info.train_counts))
     rows = [("all", _percent(found["top1"]), f"{found['samples']:,} images, each counted once")]
     for group, words in _GROUPS.items():
         rows.append((group, _percent(found[group]), f"mean over the {int(groups[group].sum()):,} classes with {words}"))
@@ -70,23 +66,24 @@ def _figures(meta: dict[str, Any]) -> str:
     )
 
 
-def _trained(meta: dict[str, Any], config: Config) -> str:
-    counts, facts, method = meta["train_counts"], meta["training"]["facts"], meta["method"]
-    rows = {"method": f"{method}: {_METHODS[method]}"}
-    if kind := _KINDS.get(meta["kind"]):
+def _trained(info: ModelInfo, config: Config) -> str:
+    counts, facts, method = info.train_counts, info.training["facts"], info.method
+    rows = {"method": f"{method}: {METHODS[method].words}"}
+    if kind := _KINDS.get(info.kind):
         rows["weights"] = kind
-    if method in DISTILLING:
-        rows["temperature, power, weight"] = (
-            f"tau {facts['tau']:g}, p {config.distill.p:g}, alpha {config.distill.alpha:g}"
+    if names := METHODS[method].settings:
+        given = {name: getattr(config.distill, name) for name in names} | (
+            {"tau": facts["tau"]} if "tau" in names else {}
         )
-    for teacher in meta.get("teachers", []):
+        rows["settings of the loss"] = ", ".join(f"{name} {value}" for name, value in given.items())
+    for teacher in info.teachers:
         rows[f"teacher {teacher['source']}"] = f"{teacher['architecture']}, weights `{teacher['weights']}`"
-    init = meta.get("init")
+    init = info.init
     rows["started from"] = f"{init['source']}, weights `{init['weights']}`" if init else "random weights"
     rows["images"] = (
         f"{sum(counts):,} of {len(counts):,} classes, from {min(counts):,} to {max(counts):,} each; digest `{facts.get('train')}`"
     )
-    rows["pixels"] = f"normalised by mean {meta['mean']}, standard deviation {meta['std']}"
+    rows["pixels"] = f"normalised by mean {info.mean}, standard deviation {info.std}"
     settings = asdict(config)
     shown = {
         "data": {name: settings["data"][name] for name in ("recipe", "seed", "views", "sampling")},
@@ -95,19 +92,19 @@ def _trained(meta: dict[str, Any], config: Config) -> str:
     return f"{_table(('', ''), rows.items())}\n\nAll settings are in config.yaml, among them:\n\n```yaml\n{_yaml(shown)}```"
 
 
-def _use(meta: dict[str, Any]) -> str:
-    name, architecture, size = meta["name"], meta["architecture"], meta["input_size"]
+def _use(info: ModelInfo) -> str:
+    name, architecture, size = info.name, info.architecture, info.input_size
     text = (
         "With the trainer's code (more in its docs/export.md):\n\n"
         "```python\n"
-        "from train.networks.weights import load_network\n\n"
+        "from models import load_network\n\n"
         f'network, meta = load_network("{name}")  # on the CPU, in eval mode\n'
         "```\n\n"
         f"It takes float32 [B, 3, {size}, {size}], RGB from 0 to 1, normalised by `mean` and `std` of model.json, and gives raw "
-        f"logits [B, {len(meta['class_names'])}] in the order of class_names.txt. The view of an image is "
-        f"{_plain(meta['evaluation_recipe'])}. As a teacher: `distill.teacher=./{name}`."
+        f"logits [B, {len(info.class_names)}] in the order of class_names.txt. The view of an image is "
+        f"{_plain(info.evaluation_recipe)}. As a teacher: `distill.teacher=./{name}`."
     )
-    factory = _factory(architecture, len(meta["class_names"]))
+    factory = _factory(architecture, len(info.class_names))
     if factory is None:
         return text
     package, call = factory
@@ -121,13 +118,13 @@ def _factory(architecture: str, classes: int) -> tuple[str, str] | None:
     """(package, expression) of the network of the same name elsewhere."""
     if architecture.startswith(TIMM_PREFIX):
         return "timm", f'timm.create_model("{architecture.removeprefix(TIMM_PREFIX)}", num_classes={classes})'
-    if architecture in TORCHVISION:
+    if in_torchvision(architecture):
         return "torchvision", f"torchvision.models.{architecture}(num_classes={classes})"
     return None
 
 
-def _versions(meta: dict[str, Any]) -> str:
-    columns = [*meta["training"]["environments"], meta["evaluation"]["environment"]]
+def _versions(info: ModelInfo) -> str:
+    columns = [*info.training["environments"], info.evaluation["environment"]]
     names = list(dict.fromkeys(name for column in columns for name in column))
     heads = ["training"] * (len(columns) - 1) + ["evaluation"]
     return _table(("", *heads), [(name, *(column.get(name) for column in columns)) for name in names])

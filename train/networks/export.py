@@ -10,6 +10,7 @@ evaluation that made it, and what stands in the card stands in model.json or con
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipelines.records.reader import Records
 from train.config import Config
 from train.networks.card import card
 from train.networks.final import load_final, save_final
+from train.networks.info import ModelInfo
 from train.networks.tensor_files import Tensors
 from train.networks.weights import weights_hash
 from train.run.environment import describe_environment, precision_of
@@ -31,12 +33,12 @@ def check_exportable(target: Path, folder: Path, config: Config) -> None:
     """Refuse, before anything is computed, what could not be exported in the end; makes the folders above `target`."""
     if target.exists() or target.is_symlink():
         raise UserError(f"export={target} exists already; delete it, or give the name of a new folder")
-    _, meta = load_final(folder)  # says what is to be done where there are no final weights
+    _, info = load_final(folder)  # says what is to be done where there are no final weights
     for name in ("mean", "std"):
-        if getattr(config.data, name) != meta[name]:
+        if getattr(config.data, name) != getattr(info, name):
             raise UserError(
-                f"data.{name}={getattr(config.data, name)}: the network was trained with {meta[name]}, which is what an export "
-                f"tells its users; leave data.{name} out"
+                f"data.{name}={getattr(config.data, name)}: the network was trained with {getattr(info, name)}, which is what an "
+                f"export tells its users; leave data.{name} out"
             )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -59,19 +61,20 @@ def measured(
     }
 
 
-def write_export(target: Path, folder: Path, state: Tensors, meta: dict[str, Any], evaluation: dict[str, Any]) -> None:
+def write_export(target: Path, folder: Path, state: Tensors, info: ModelInfo, evaluation: dict[str, Any]) -> None:
     """Export the network of the run (or export) in `folder`, with what `measured` gave; `target` must not exist."""
     settings = (folder / "config.yaml").read_bytes()
-    told = meta | {
-        "name": target.name,
-        "weights_hash": weights_hash(state),
-        "evaluation_recipe": evaluation["recipe"],
-        "training": meta.get("training") or _training(folder),
-        "evaluation": evaluation,
-    }
+    told = replace(
+        info,
+        name=target.name,
+        weights_hash=weights_hash(state),
+        evaluation_recipe=evaluation["recipe"],
+        training=info.training or _training(folder),
+        evaluation=evaluation,
+    )
     texts = {
         "config.yaml": settings,
-        "class_names.txt": "".join(f"{name}\n" for name in meta["class_names"]).encode(errors="surrogateescape"),
+        "class_names.txt": "".join(f"{name}\n" for name in info.class_names).encode(errors="surrogateescape"),
         "README.md": card(told, load(Config, folder / "config.yaml")).encode(errors="surrogateescape"),
     }
     temporary = temporary_path(target)

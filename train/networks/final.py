@@ -7,8 +7,9 @@ Invariant: nothing is used whose digest differs, and nothing is ever unpickled.
 """
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -18,12 +19,13 @@ from pipelines.files import (
     write_bytes_atomic,
     write_json_atomic,
 )
+from train.networks.info import ModelInfo
 from train.networks.tensor_files import Tensors, encode, read_tensors, sha256_of
 from train.run.place import run_folder
 
 
-def save_final(run_dir: Path, model_state: Tensors, meta: dict[str, Any], ema_state: Tensors | None = None) -> None:
-    """Write the final weights and their average; `meta` (what JSON can hold) is what a user of them must know.
+def save_final(run_dir: Path, model_state: Tensors, info: ModelInfo, ema_state: Tensors | None = None) -> None:
+    """Write the final weights and their average; `info` is what a user of them must know.
 
     model.json comes last and holds the digests of the weights: a kill in between leaves no valid set.
     """
@@ -33,28 +35,32 @@ def save_final(run_dir: Path, model_state: Tensors, meta: dict[str, Any], ema_st
             data = encode(state)
             write_bytes_atomic(run_dir / f"{name}.safetensors", data)
             digests["sha256" if name == "model" else "ema_sha256"] = sha256_of(data)
-    write_json_atomic(run_dir / "model.json", meta | digests)
+    write_json_atomic(run_dir / "model.json", info.to_json() | digests)
 
 
-def load_final(run: str | Path, kind: Literal["raw", "ema"] = "raw") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """(weights on the CPU, meta) of a finished run: its name, its folder or its model.safetensors.
+def load_final(run: str | Path, kind: Literal["raw", "ema"] = "raw") -> tuple[dict[str, torch.Tensor], ModelInfo]:
+    """(weights on the CPU, what model.json says) of a finished run: its name, its folder or its model.safetensors.
 
-    kind: the weights, or their moving average. meta: what model.json says, with `kind`.
+    kind: the weights, or their moving average.
     """
     folder = run if isinstance(run, Path) else run_folder(run)
     if folder.name == "model.safetensors":
         folder = folder.parent
     if not (folder / "model.json").is_file():
         raise UserError(why_not_final(folder))
-    meta = read_json(folder / "model.json")
-    raw, ema = meta.pop("sha256", ""), meta.pop("ema_sha256", None)
+    content = read_json(folder / "model.json")
+    try:
+        info = ModelInfo.of(content)
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{folder / 'model.json'} is damaged, or was not written by this program ({error})") from error
+    raw, ema = content.get("sha256", ""), content.get("ema_sha256")
     if kind == "raw":
-        return read_tensors(folder / "model.safetensors", raw), {"kind": "raw"} | meta
-    if ema is None and "training" in meta:  # an export
-        raise UserError(f"{folder} is an export and holds {meta['kind']} weights; leave weights={kind} out")
+        return read_tensors(folder / "model.safetensors", raw), info
+    if ema is None and info.is_export:
+        raise UserError(f"{folder} is an export and holds {info.kind} weights; leave weights={kind} out")
     if ema is None:
         raise UserError(f"run {folder} has no moving average of its weights: it was trained without ema.decay")
-    return read_tensors(folder / "model_ema.safetensors", ema), meta | {"kind": "ema"}
+    return read_tensors(folder / "model_ema.safetensors", ema), replace(info, kind="ema")
 
 
 def why_not_final(folder: Path) -> str:

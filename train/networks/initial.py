@@ -4,10 +4,12 @@ Owns what is taken of them and the report that says so; reading them is weights.
 name and shape, or stays as it was drawn, and every one that does not fit is in the report.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import nn
 
+from models import ModelSpec
 from pipelines.errors import UserError
 from train.networks.tensor_files import Tensors
 from train.networks.weights import build, is_counter, misfits, read_state, shortened, weights_hash
@@ -25,13 +27,13 @@ class Initial(NamedTuple):
     "lines for the first screen"
 
 
-def initialise(network: nn.Module, source: str, architecture: str, class_names: list[str]) -> Initial:
+def initialise(network: nn.Module, source: str, spec: ModelSpec, class_names: list[str]) -> Initial:
     """Take over what fits of the run, export or file of weights `source`; UserError where nothing but a classifier does.
 
     A classifier of other classes stays as it was drawn: also one of as many, where both sides name their classes.
     """
     stored, drawn = read_state(source, KEY), network.state_dict()
-    classifier = _classifier(drawn, architecture, len(class_names))
+    classifier = _classifier(drawn, spec)
     other_classes = stored.class_names is not None and stored.class_names != class_names
     skipped = [name for name in drawn if name in classifier and name in stored.state and other_classes]
     there, own = ({n: t for n, t in state.items() if n not in skipped} for state in (stored.state, drawn))
@@ -40,7 +42,7 @@ def initialise(network: nn.Module, source: str, architecture: str, class_names: 
     lines = [f"{kind}: {shortened(names, _LISTED)}" for kind, names in wrong.items() if names]
     if all(name in classifier or is_counter(name) for name in taken):
         what = "nothing" if classifier.isdisjoint(taken) else "nothing but the classifier"
-        raise UserError(f"{KEY}={source} fits model.name={architecture} in {what}: {'; '.join(lines)}")
+        raise UserError(f"{KEY}={source} fits model.name={spec.name} in {what}: {'; '.join(lines)}")
     network.load_state_dict(drawn | taken)
     hashed = weights_hash(stored.state)
     return Initial(hashed, stored.notes + _report(source, hashed, drawn, taken, classifier) + lines)
@@ -57,7 +59,7 @@ def _report(source: str, hashed: str, drawn: Tensors, taken: Tensors, classifier
     return lines
 
 
-def _classifier(own: Tensors, architecture: str, classes: int) -> set[str]:
+def _classifier(own: Tensors, spec: ModelSpec) -> set[str]:
     """The tensors whose shape the number of classes decides, in whatever network."""
-    wider = build(architecture, classes + 1, KEY).state_dict()
+    wider = build(replace(spec, num_classes=spec.num_classes + 1), KEY).state_dict()
     return {name for name, tensor in own.items() if tensor.shape != wider[name].shape}

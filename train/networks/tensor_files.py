@@ -1,35 +1,19 @@
-"""Named tensors as safetensors bytes, with the digest by which a reader tells that they are whole."""
+"""Reading files of tensors (models/tensor_files.py) where a damaged one is the user's to mend."""
 
-import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
+from models import tensor_files
+from models.tensor_files import Tensors, encode, sha256_of
 from pipelines.errors import UserError
 
-Tensors = Mapping[str, torch.Tensor]
-
-
-def encode(named: Tensors) -> bytes:
-    """safetensors wants contiguous tensors that share no memory: channels_last and tied ones are copied."""
-    copies = {
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in named.items()
-    }
-    return safetensors.torch.save(copies)
-
-
-def sha256_of(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+__all__ = ["Tensors", "encode", "read_tensors", "sha256_of"]
 
 
 def read_tensors(path: Path, sha256: str) -> dict[str, torch.Tensor]:
+    """The tensors of a file, on the CPU; UserError when it cannot be read or is not the one that was written."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    if sha256_of(data) != sha256:
-        raise UserError(f"{path} is damaged: digest differs")
-    return safetensors.torch.load(data)
+        return tensor_files.read_tensors(path, sha256)
+    except ValueError as error:
+        raise UserError(str(error)) from error

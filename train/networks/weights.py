@@ -17,9 +17,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from models.registry import build_model
+from models import ModelSpec
 from pipelines.errors import UserError
 from train.networks.final import load_final
+from train.networks.info import ModelInfo
 
 _NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights among other things
 # What reading bytes that are no file of weights ends in: torch's reader of its old format checks little.
@@ -39,7 +40,7 @@ class Pretrained(NamedTuple):
     "as the user named it"
     name: str
     network: nn.Module
-    architecture: str
+    spec: ModelSpec
     class_names: list[str]
     mean: list[float]
     std: list[float]
@@ -70,14 +71,6 @@ class Stored(NamedTuple):
     "one line for each liberty taken in reading"
 
 
-def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """(network on the CPU in eval mode, what model.json says) of an export or a finished run, given its folder.
-
-    UserError where the folder holds no finished network, a file in it is damaged, or the weights do not fit.
-    """
-    return _finished(Path(folder).expanduser(), f"load_network({str(folder)!r})")
-
-
 def read_run(run: str) -> Pretrained:
     """The teacher that is a finished run or an export: its name or folder, with model.safetensors and model.json."""
     if _is_file_of_weights(Path(run)):
@@ -85,18 +78,18 @@ def read_run(run: str) -> Pretrained:
             f"{_TEACHER}={run} is a file: of a file of weights the network and its classes must be named, "
             "distill.teacher_arch=NAME distill.teacher_classes=FILE; of a run give the name or the folder"
         )
-    network, meta = _finished(run, f"{_TEACHER}={run}")
+    network, info = _finished(run, f"{_TEACHER}={run}")
     return Pretrained(
         origin=run,
         name=Path(run.removesuffix("/model.safetensors")).name,
         network=network,
-        architecture=meta["architecture"],
-        class_names=meta["class_names"],
-        mean=list(meta["mean"]),
-        std=list(meta["std"]),
-        input_size=meta["input_size"],
+        spec=info.spec,
+        class_names=info.class_names,
+        mean=list(info.mean),
+        std=list(info.std),
+        input_size=info.input_size,
         notes=[],
-        kind=meta["kind"],
+        kind=info.kind,
     )
 
 
@@ -108,12 +101,13 @@ def read_file(
     classes: file with its class names, one per line, in the order of its outputs.
     """
     class_names = _read_class_names(Path(classes))
-    network = build(architecture, len(class_names), "distill.teacher_arch")
+    spec = ModelSpec(architecture, len(class_names))
+    network = build(spec, "distill.teacher_arch")
     stored = _read_file(file, _TEACHER)
     hint = "; check distill.teacher_arch and distill.teacher_classes"
-    fill(network, stored.state, f"{architecture} with {len(class_names)} classes", f"{_TEACHER}={file}", hint)
+    fill(network, stored.state, spec, f"{_TEACHER}={file}", hint)
     return Pretrained(
-        file, Path(file).stem, network, architecture, class_names, list(mean), list(std), input_size, stored.notes
+        file, Path(file).stem, network, spec, class_names, list(mean), list(std), input_size, stored.notes
     )
 
 
@@ -124,25 +118,25 @@ def read_state(source: str, key: str) -> Stored:
     """
     if _is_file_of_weights(Path(source)):
         return _read_file(source, key)
-    state, meta = _final(source, f"{key}={source}")
-    return Stored(state, meta["class_names"], [])
+    state, info = _final(source, f"{key}={source}")
+    return Stored(state, info.class_names, [])
 
 
-def build(architecture: str, classes: int, key: str) -> nn.Module:
+def build(spec: ModelSpec, key: str) -> nn.Module:
     """A network to be filled: the random weights it is born with must not move the random numbers of a training."""
     try:
         with torch.random.fork_rng(devices=[]):
-            return build_model(architecture, classes)
+            return spec.build()
     except ValueError as error:
         raise UserError(f"{key}: {error}") from error
 
 
-def fill(network: nn.Module, state: Mapping[str, torch.Tensor], architecture: str, origin: str, hint: str = "") -> None:
+def fill(network: nn.Module, state: Mapping[str, torch.Tensor], spec: ModelSpec, origin: str, hint: str = "") -> None:
     """Load strictly, but for the batch counters of batch norm, which old files lack and which change no output."""
     own = network.state_dict()
     wrong = [f"{kind} {shortened(names, 3)}" for kind, names in misfits(state, own).items() if names]
     if wrong:
-        raise UserError(f"{origin} does not fit {architecture}: {'; '.join(wrong)}{hint}")
+        raise UserError(f"{origin} does not fit {spec}: {'; '.join(wrong)}{hint}")
     network.load_state_dict(own | dict(state))
 
 
@@ -177,18 +171,18 @@ def _is_file_of_weights(path: Path) -> bool:
     return not described and (path.is_file() or (path.suffix in _SUFFIXES and not path.is_dir()))
 
 
-def _final(run: str | Path, origin: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _final(run: str | Path, origin: str) -> tuple[dict[str, torch.Tensor], ModelInfo]:
     try:
         return load_final(run)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from error
 
 
-def _finished(run: str | Path, origin: str) -> tuple[nn.Module, dict[str, Any]]:
-    state, meta = _final(run, origin)
-    network = build(meta["architecture"], len(meta["class_names"]), origin)
-    fill(network, state, f"{meta['architecture']} with {len(meta['class_names'])} classes", origin)
-    return network.eval(), meta
+def _finished(run: str | Path, origin: str) -> tuple[nn.Module, ModelInfo]:
+    state, info = _final(run, origin)
+    network = build(info.spec, origin)
+    fill(network, state, info.spec, origin)
+    return network.eval(), info
 
 
 def _read_class_names(path: Path) -> list[str]:

@@ -4,6 +4,7 @@ Everything that does not fit is refused here, before a run begins.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,14 +15,44 @@ from pipelines.errors import UserError
 from pipelines.logits import Ensemble, LogitCache
 from pipelines.logits.flatness import TEMPERATURES, recommend, virtual_examples
 from pipelines.logits.folder import Wanted
-from pipelines.logits.identity import view_identity
+from pipelines.logits.identity import identity_hash, view_identity
 from pipelines.records.reader import Records
 from train.config import Config
 from train.data import views_of
 from train.networks.weights import Pretrained, read_file, read_run, weights_hash
-from train.objectives.objective import DistillConfig
-from train.objectives.targets import Teacher
+from train.objectives.methods import METHODS, DistillConfig
+from train.objectives.targets import CachedTargets, Targets, Teacher
 from train.run.environment import precision_of
+
+
+class Source(NamedTuple):
+    """Where a run's soft targets come from, and what is to be known of it; a method without any has none."""
+
+    targets: Targets | None = None
+    teachers: list[dict[str, str]] = []
+    "source, architecture and weights' hash of each, for the papers of the network"
+    cache_hashes: list[str] = []
+    "of the caches' identities, sorted; none: the teacher is asked online"
+
+    @property
+    def teacher_hashes(self) -> list[str]:
+        """Of the teachers' weights, sorted."""
+        return sorted(teacher["weights"] for teacher in self.teachers)
+
+
+def make_source(
+    config: Config, train: Records, accelerator: Accelerator, caches: Ensemble | None, steps_per_epoch: int
+) -> Source:
+    """The caches that were opened, or without any the teacher, online."""
+    if not METHODS[config.distill.method].targets:
+        return Source()
+    if caches is None:
+        accelerator.print(f"targets: {config.distill.teacher}, online")
+        teacher = make_teacher(config, train, accelerator)
+        return Source(teacher, teacher.teachers)
+    every, check = steps_per_epoch * config.optim.accumulate, config.cache
+    targets = CachedTargets(caches, accelerator.device, check.check, check.pixels, every, accelerator.print)
+    return Source(targets, targets.teachers, sorted(identity_hash(cache.identity).hex() for cache in caches.caches))
 
 
 def read_teacher(config: Config) -> Pretrained:

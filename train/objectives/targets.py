@@ -14,6 +14,8 @@ from pipelines.batch import Batch
 from pipelines.errors import UserError
 from pipelines.logits import Ensemble
 from pipelines.records.reader import Records
+from train.networks import layout
+from train.networks.layout import compile_in_place
 from train.networks.weights import Pretrained, weights_hash
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -50,15 +52,14 @@ class Teacher:
         weights = weights_hash(source.network.state_dict())
         self._network = source.network.to(device).eval().requires_grad_(False)
         if channels_last:
-            self._network = self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if compile:
-            self._network.compile(dynamic=False, mode=compile_mode)
+            self._network = layout.channels_last(self._network)
+        compile_in_place(self._network, compile, compile_mode)
         self._finish = Finish(source.mean, source.std, device, channels_last, compile)
         self._device = device
         self._dtype = _DTYPES[precision]
         self.identity: dict[str, Any] = {
             "weights": weights,
-            "architecture": source.architecture,
+            "architecture": source.spec.name,
             "input_size": source.input_size,
             "mean": list(source.mean),
             "std": list(source.std),
@@ -67,7 +68,7 @@ class Teacher:
             "kind": source.kind,
         }
         # as in CachedTargets, for the student's papers: where each teacher came from and the hash of its weights
-        self.teachers = [{"source": source.origin, "architecture": source.architecture, "weights": weights}]
+        self.teachers = [{"source": source.origin, "architecture": source.spec.name, "weights": weights}]
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> torch.Tensor:

@@ -26,6 +26,7 @@ from pipelines.errors import UserError
 from pipelines.files import is_temporary, read_json, write_bytes_atomic, write_json_atomic
 from train.run.environment import describe_environment
 from train.run.exits import share_failure, shared_failure
+from train.run.facts import Facts
 from train.run.lock import Lock, now, text_of
 from train.run.place import run_folder
 from train.run.stops import Stopped
@@ -46,12 +47,6 @@ PLACES = (
 Status = Literal["running", "finished", "stopped", "error", "killed"]
 
 
-def stored_facts(folder: Path) -> dict[str, Any]:
-    """What the sessions so far of the run in `folder` have found out (`Run.note`); nothing where there is no run."""
-    path = folder / "run.json"
-    return read_json(path).get("facts", {}) if path.exists() else {}
-
-
 @dataclass
 class Run:
     """An open run. Only the main process holds the lock and writes; the other ranks have the same answers.
@@ -64,7 +59,7 @@ class Run:
     is_main: bool
     resumed: bool = False
     changes: list[str] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=Facts)
     _result: dict[str, Any] | None = None
     _record: dict[str, Any] = field(default_factory=dict)
     _lock: "Lock | None" = None
@@ -163,12 +158,13 @@ class Run:
         command = shlex.join(["python", *sys.argv])
         sessions.append({"started": now(), "ended": None, "status": "running", "message": ""})
         sessions[-1] |= {"command": command, "environment": environment, "changes": self.changes}
-        self.facts = self._record.get("facts", {})
+        facts = self._record.get("facts", {})
+        self.facts = Facts.of(facts)
         self._record = {
             "script": script,
             "status": "running",
             "command": command,
-            "facts": self.facts,
+            "facts": facts,
             "sessions": sessions,
         }
         self._write_record()
@@ -183,11 +179,12 @@ class Run:
         """What the finished run ended with; None while there is something left to do."""
         return self._result
 
-    def note(self, **facts: Any) -> None:
+    def note(self, facts: Facts) -> None:
         """Store what was resolved once and for all, e.g. which backend `auto` meant, for later sessions."""
-        self.facts |= facts
-        if self.is_main:
-            self._record["facts"] = self.facts
+        self.facts = facts
+        found = facts.to_json()
+        if self.is_main and not found.items() <= self._record["facts"].items():
+            self._record["facts"] |= found
             self._write_record()
 
     def finish(self, result: dict[str, Any]) -> None:

@@ -1,20 +1,66 @@
 """Where a run lies: its name, and the folder that the name stands for."""
 
+import re
 from pathlib import Path
+
+import yaml
 
 from pipelines.errors import UserError
 
 RUNS = Path("runs")
+_PATHS = ("./", "../", "/", "~", f"{RUNS}/")  # how a name begins that is a path
 
 
 def run_folder(name: str) -> Path:
-    """`NAME` -> runs/NAME below the current directory; a name with a slash is a path itself."""
-    return Path(name).expanduser() if "/" in name else RUNS / name
+    """`NAME` and `GROUP/NAME` -> that folder in runs/; what begins with ./, ../, /, ~ or runs/ is a path itself.
+
+    Earlier versions took every name with a slash for a path: what lies there, a run or an export, is found there.
+    """
+    if name.startswith(_PATHS):
+        return Path(name).expanduser()
+    folder, beside = RUNS / name, Path(name)
+    if "/" in name and not folder.exists() and (beside.is_file() or _is_run(beside)):
+        return beside
+    return folder
 
 
-def run_name(run: str | None, config_file: Path, seed: int) -> str:
-    """The name of a run: as given by `run=`, or the config file's stem and the seed."""
-    name = run or f"{config_file.stem}-s{seed}"
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() or (folder / "model.json").is_file()
+
+
+def run_name(run: str | None, config_file: Path, seed: int, method: str) -> str:
+    """The name of a run: as given by `run=`, or the config file's stem, the method and the seed.
+
+    A stem that has the method among its words does not need it twice. A run of the same method that lies under the name
+    without it, which earlier versions gave, keeps that name.
+    """
+    name = run or _default_name(config_file, seed, method)
     if name.strip() in ("", ".", ".."):
-        raise UserError(f"run={name}: a run needs a name, e.g. run=first, or a folder with a slash, e.g. run=./first")
+        raise UserError(f"run={name}: a run needs a name, e.g. run=first, or a folder, e.g. run=./first")
     return name
+
+
+def _default_name(config_file: Path, seed: int, method: str) -> str:
+    stem = config_file.stem
+    plain = f"{stem}-s{seed}"
+    if method in re.split(r"[_-]", stem) or _method_of(RUNS / plain) == method:
+        return plain
+    return f"{stem}-{method}-s{seed}"
+
+
+def _method_of(folder: Path) -> str | None:
+    """The method of the run in a folder; None where there is no run."""
+    try:
+        return yaml.safe_load((folder / "config.yaml").read_bytes())["distill"]["method"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return None
+
+
+def note_on_place(run: str | None, folder: Path) -> str | None:
+    """A line to show where a run is not where its name says; None where it is."""
+    if run is None or run.startswith(_PATHS) or folder == RUNS / run:
+        return None
+    return (
+        f"run={run}: found in {folder}, where an earlier version put it; a new run of this name would lie in {RUNS / run} "
+        f"(run=./{run} names the folder itself)"
+    )

@@ -243,12 +243,6 @@ class Tracker:
         if self._main:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def result(self, figures: dict[str, Any]) -> None:
-        """End the bar and show the run's result."""
-        self.close()
-        if self._main:
-            show_result(figures, self._console)
-
     def sync(self) -> None:
         """Put the lines written so far on the disk, for a checkpoint that is to survive a power cut."""
         if self._file is not None:

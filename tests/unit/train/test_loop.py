@@ -77,9 +77,9 @@ def test_the_images_of_a_bad_step_are_named_and_the_last_good_checkpoint(
     """The loss of one step in the second epoch is made NaN; its keys are those that step was given."""
     seen, add = [], loop.Objective.__call__
 
-    def spoilt(self, logits, batch):
+    def spoilt(self, outputs, batch, step):
         seen.append(batch.keys)
-        loss, parts = add(self, logits, batch)
+        loss, parts = add(self, outputs, batch, step)
         return (loss * float("nan") if len(seen) == 10 else loss), parts
 
     monkeypatch.setattr(loop.Objective, "__call__", spoilt)
@@ -197,14 +197,14 @@ def test_a_finite_loss_with_an_overflowing_gradient_is_not_saved(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last update of the second epoch is spoilt: its checkpoint would hold it, and every resumed run would end there."""
-    config, calls, backward = tiny_config(tmp_path, tiny), [], Accelerator.backward
+    config, calls, scale = tiny_config(tmp_path, tiny), [], torch.amp.GradScaler.scale
 
-    def spoilt(self, loss, **kwargs):
+    def spoilt(self, loss):
         calls.append(loss)
-        backward(self, loss * float("inf") if len(calls) == 14 else loss, **kwargs)
+        return scale(self, loss * float("inf") if len(calls) == 14 else loss)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Accelerator, "backward", spoilt)
+        patched.setattr(torch.amp.GradScaler, "scale", spoilt)
         done = run("teacher", config, "run=r", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "step 13 is not finite, or the weights after it" in done.stderr
     assert "step_00000007" in done.stderr and not (tmp_path / "runs/r/checkpoints/step_00000014").exists()

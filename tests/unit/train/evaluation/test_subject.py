@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(work: Path) -> None:
     weights = copy / "checkpoints/step_00000014/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     found = newest_weights(copy)
-    assert found.step == 7 and found.meta is None
+    assert found.step == 7 and found.info is None
     assert "damaged" in found.notes[0] and "after step 7" in found.notes[1]
 
 

@@ -5,6 +5,8 @@ import errno
 import json
 import re
 import shutil
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers.launch import run, tiny_config
+from helpers.launch import ROOT, run, tiny_config
 from safetensors.torch import load_file
 from studies import exports as export_check
 
-from models.registry import TORCHVISION, build_model
-from pipelines.errors import UserError
+from models import build_model, load_network
+from models.registry import MODELS
 from pipelines.records.reader import Records
 from train.config import Config
 from train.networks import card, export
-from train.networks.weights import load_network, read_run, weights_hash
+from train.networks.info import ModelInfo
+from train.networks.weights import read_run, weights_hash
 from train.settings import load
 
 FILES = ["README.md", "class_names.txt", "config.yaml", "model.json", "model.safetensors"]
@@ -71,8 +74,34 @@ def test_one_call_loads_it(work: Path) -> None:
         assert not network.training and torch.equal(network(images), expected(images))
     assert meta["class_names"] == [f"class_{c}" for c in range(5)] and meta["input_size"] == 16
     assert weights_hash(load_network(f"{work}/runs/t")[0].state_dict()) == meta["weights_hash"]
-    with pytest.raises(UserError, match=r"load_network\('nowhere'\): no run 'nowhere': there is no folder nowhere"):
+
+
+def test_what_cannot_be_loaded_is_said(work: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^nowhere holds no finished network \(nowhere/model.json: No such file"):
         load_network("nowhere")
+    shutil.copytree(work / "exports/t", tmp_path / "t")
+    weights = tmp_path / "t" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged: digest differs"):
+        load_network(tmp_path / "t")
+    meta = meta_of(tmp_path / "t")
+    weights.write_bytes((work / "exports/t/model.safetensors").read_bytes())
+    (tmp_path / "t/model.json").write_text(json.dumps(meta | {"architecture": "resnet32"}))
+    with pytest.raises(ValueError, match=r"model.safetensors does not fit resnet32 with 5 classes: .*Missing key"):
+        load_network(tmp_path / "t")
+    (tmp_path / "t/model.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"model.json is damaged: KeyError\('architecture'\)"):
+        load_network(tmp_path / "t")
+
+
+def test_loading_needs_nothing_of_the_trainer(work: Path) -> None:
+    """A user's own train.py hides a package of that name."""
+    code = (
+        "import sys; from models import load_network; load_network(sys.argv[1]);"
+        "sys.exit(any(name.partition('.')[0] in ('train', 'pipelines', 'accelerate') for name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(work / "exports/t")], cwd=ROOT, timeout=120)
+    assert done.returncode == 0
 
 
 def test_the_card_says_what_was_measured_and_how_it_was_trained(work: Path) -> None:
@@ -82,7 +111,7 @@ def test_the_card_says_what_was_measured_and_how_it_was_trained(work: Path) -> N
     assert f"| few | {found['few']:.2%} | mean over the 3 classes with fewer than 20 |" in text
     assert "| many | - | mean over the 0 classes with more than 100 training images |" in text
     assert "| other settings than the run's | eval.batch: 256 -> 20 |" in text and "| arithmetic | fp32, " in text
-    assert "| temperature, power, weight | tau 3, p 0.5, alpha 0.5 |" in text
+    assert "| settings of the loss | tau 3.0, p 0.5, alpha 0.5 |" in text
     assert meta["teachers"] == [{"source": "exports/t", "architecture": "resnet20", "weights": teacher["weights_hash"]}]
     assert f"| teacher exports/t | resnet20, weights `{teacher['weights_hash']}` |" in text
     assert f"| started from | exports/t, weights `{teacher['weights_hash']}` |" in text
@@ -108,7 +137,7 @@ def test_the_card_says_what_was_measured_and_how_it_was_trained(work: Path) -> N
     ],
 )
 def test_the_card_tells_how_to_load_it_elsewhere(work: Path, architecture: str, line: str | None) -> None:
-    text = card.card(meta_of(work / "exports/t") | {"architecture": architecture}, Config())
+    text = card.card(ModelInfo.of(meta_of(work / "exports/t") | {"architecture": architecture}), Config())
     assert text.count("```python") == (1 if line is None else 2)
     assert line is None or f'\n{line}\nnetwork.load_state_dict(load_file("t/model.safetensors"))\n' in text
 
@@ -180,4 +209,6 @@ def test_an_export_loads_elsewhere(work: Path, package: str, architecture: str) 
 
 def test_torchvisions_networks_are_those_of_the_fixtures() -> None:
     fixtures = (Path(__file__).parents[3] / "fixtures").glob("torchvision_*.json")
-    assert {path.stem.removeprefix("torchvision_") for path in fixtures} == set(TORCHVISION)
+    assert {path.stem.removeprefix("torchvision_") for path in fixtures} == {
+        name for name, row in MODELS.items() if row.torchvision
+    }

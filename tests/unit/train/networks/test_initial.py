@@ -8,9 +8,10 @@ import pytest
 import torch
 from helpers.launch import run, tiny_config
 
-from models.registry import build_model
+from models import ModelSpec, build_model
 from pipelines.errors import UserError
 from train.networks.final import save_final
+from train.networks.info import ModelInfo
 from train.networks.initial import initialise
 from train.networks.weights import weights_hash
 
@@ -43,7 +44,7 @@ def test_all_of_a_file(source: tuple[Path, dict[str, torch.Tensor]]) -> None:
     path, state = source
     network = drawn(2)
     torch.manual_seed(5)
-    done = initialise(network, str(path), "resnet20", NAMES)
+    done = initialise(network, str(path), ModelSpec("resnet20", 3), NAMES)
     assert equal(network, state) and done.weights == weights_hash(state)
     assert done.report == [f"model.init={path}: 97 of 97 tensors taken, weights {done.weights[:12]}"]
     after = torch.rand(3)
@@ -54,7 +55,7 @@ def test_all_of_a_file(source: tuple[Path, dict[str, torch.Tensor]]) -> None:
 def test_a_classifier_of_another_number_of_classes_stays_as_drawn(source: tuple[Path, dict[str, torch.Tensor]]) -> None:
     path, state = source
     network, fresh = drawn(2, classes=7), state_of(drawn(2, classes=7))
-    report = initialise(network, str(path), "resnet20", [str(i) for i in range(7)]).report
+    report = initialise(network, str(path), ModelSpec("resnet20", 7), [str(i) for i in range(7)]).report
     head = {"fc.weight", "fc.bias"}
     assert equal(network, fresh, head) and equal(network, state, set(state) - head)
     assert report[0].endswith(f"95 of 97 tensors taken, weights {weights_hash(state)[:12]}")
@@ -68,9 +69,10 @@ def test_a_classifier_of_another_number_of_classes_stays_as_drawn(source: tuple[
 def test_a_classifier_of_other_classes_stays_as_drawn(tmp_path: Path, names: list[str]) -> None:
     """A run names its classes: as many of them, in another order, are not what its outputs mean."""
     teacher = drawn(1)
-    save_final(tmp_path, teacher.state_dict(), {"class_names": NAMES})
+    info = ModelInfo(architecture="resnet20", class_names=NAMES, mean=[0.5] * 3, std=[0.25] * 3, input_size=16)
+    save_final(tmp_path, teacher.state_dict(), info)
     network = drawn(2)
-    report = initialise(network, str(tmp_path), "resnet20", names).report
+    report = initialise(network, str(tmp_path), ModelSpec("resnet20", 3), names).report
     same = names == NAMES
     assert equal(network, state_of(teacher if same else drawn(2)), {"fc.weight", "fc.bias"})
     assert equal(network, state_of(teacher), {"layer3.2.bn2.running_var", "conv1.weight"})
@@ -83,7 +85,7 @@ def test_what_fits_in_part_is_told(source: tuple[Path, dict[str, torch.Tensor]],
     part = {f"module.{name}": tensor for name, tensor in state.items() if name != "bn1.bias"}
     torch.save({"epoch": 3, "state_dict": part | {"module.head.weight": torch.zeros(2)}}, tmp_path / "b.pth")
     network = drawn(2, "resnet32")
-    report = initialise(network, str(tmp_path / "b.pth"), "resnet32", NAMES).report
+    report = initialise(network, str(tmp_path / "b.pth"), ModelSpec("resnet32", 3), NAMES).report
     assert report[0].endswith("b.pth: took 'state_dict' of epoch, state_dict")
     assert report[1].endswith("every name began with 'module.', which was left out")
     assert report[2].startswith("model.init=") and "96 of 157 tensors taken" in report[2]
@@ -113,7 +115,7 @@ def test_weights_of_which_nothing_fits_are_refused(
     torch.save(change(state), path)
     network = drawn(2)
     with pytest.raises(UserError, match=words):
-        initialise(network, str(path), "resnet20", NAMES)
+        initialise(network, str(path), ModelSpec("resnet20", 3), NAMES)
     assert equal(network, state_of(drawn(2)))
 
 
@@ -127,7 +129,7 @@ def test_weights_of_which_nothing_fits_are_refused(
 )
 def test_a_source_that_is_not_there(given: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        initialise(drawn(2), given, "resnet20", NAMES)
+        initialise(drawn(2), given, ModelSpec("resnet20", 3), NAMES)
 
 
 # ---- in a training ----
@@ -181,7 +183,7 @@ def test_a_resumed_run_wants_the_same_weights_until_it_has_a_checkpoint(work: Pa
     shutil.copytree(work / "kept", run_t)
     state = state_of(drawn(9, classes=5))
     meta = json.loads((run_t / "model.json").read_text())
-    save_final(run_t, state, {name: value for name, value in meta.items() if name != "sha256"})
+    save_final(run_t, state, ModelInfo.of(meta))
     other = run("teacher", work / "bsce.yaml", *SETTINGS, cwd=work, check=False)
     assert other.returncode == 2 and "was started from weights with the hash" in other.stderr
     shutil.rmtree(run_t)

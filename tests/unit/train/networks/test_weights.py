@@ -3,16 +3,16 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from models.registry import build_model
+from models import ModelSpec, build_model
 from pipelines.errors import UserError
 from train.networks.final import save_final
+from train.networks.info import ModelInfo
 from train.networks.weights import Pretrained, read_file, read_run, read_state, weights_hash
 
 FIXTURES = Path(__file__).parents[3] / "fixtures"
@@ -90,15 +90,9 @@ def test_weights_hash_notices_every_change() -> None:
 
 
 def save_run(folder: Path, network: torch.nn.Module) -> Path:
-    meta: dict[str, Any] = {
-        "architecture": "resnet20",
-        "class_names": NAMES,
-        "mean": MEAN,
-        "std": STD,
-        "input_size": 16,
-    }
+    info = ModelInfo(architecture="resnet20", class_names=NAMES, mean=MEAN, std=STD, input_size=16)
     folder.mkdir(parents=True)
-    save_final(folder, network.state_dict(), meta)
+    save_final(folder, network.state_dict(), info)
     return folder
 
 
@@ -115,7 +109,7 @@ def test_a_run_and_its_export(network: torch.nn.Module, tmp_path: Path, monkeypa
     expected = weights_hash(network.state_dict())
     for one in found:
         assert weights_hash(one.network.state_dict()) == expected and one.notes == []
-        assert one[3:8] == ("resnet20", NAMES, MEAN, STD, 16)
+        assert one[3:8] == (ModelSpec("resnet20", 3), NAMES, MEAN, STD, 16)
 
 
 def test_weights_that_are_not_the_runs_are_refused(network: torch.nn.Module, tmp_path: Path) -> None:

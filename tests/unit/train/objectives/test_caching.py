@@ -33,6 +33,7 @@ from pipelines.logits.identity import cache_identity, view_identity
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
 from train.networks.final import save_final
+from train.networks.info import ModelInfo
 from train.networks.weights import read_run
 from train.objectives.caching import _CellProgress, _plan, _Publisher, _shared_list, size_text, write_cache
 from train.objectives.targets import CachedTargets, Teacher
@@ -68,7 +69,7 @@ def save_teacher(folder: Path, class_names: list[str], size: int, seed: int = 0,
             bias[1] = float("nan")
     meta = {"architecture": "resnet20", "class_names": class_names, "mean": [0.5] * 3, "std": [0.25] * 3}
     folder.mkdir(parents=True)
-    save_final(folder, network.state_dict(), meta | {"input_size": size, "train_counts": [], "precision": "fp32"})
+    save_final(folder, network.state_dict(), ModelInfo.of(meta | {"input_size": size, "precision": "fp32"}))
     return str(folder)
 
 

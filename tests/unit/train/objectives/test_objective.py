@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+from models import Outputs
 from pipelines.batch import Batch
 from train.objectives import losses
-from train.objectives.objective import DistillConfig, Objective
+from train.objectives.methods import METHODS, DistillConfig, hard_part
+from train.objectives.objective import Objective
 
 B, C = 6, 4
 generator = torch.Generator().manual_seed(0)
 LOGITS, TEACHER = torch.randn(B, C, generator=generator), torch.randn(B, C, generator=generator)
+OUTPUTS = Outputs(LOGITS)
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
 PRIOR = losses.log_prior([100, 30, 5, 1])
 BATCH = Batch(torch.zeros(B, 3, 2, 2), LABELS, np.arange(B), np.zeros(B, np.int32), torch.zeros(B, 2, 2, 3))
@@ -22,15 +25,15 @@ def targets(batch: Batch) -> torch.Tensor:
 
 
 def test_each_method_is_its_formula() -> None:
-    ce, _ = Objective(DistillConfig(method="ce"), PRIOR, None)(LOGITS, BATCH)
+    ce, _ = Objective(DistillConfig(method="ce"), PRIOR, None)(OUTPUTS, BATCH, 0)
     assert torch.equal(ce, losses.cross_entropy(LOGITS, LABELS))
-    bsce, parts = Objective(DistillConfig(method="bsce"), PRIOR, None)(LOGITS, BATCH)
+    bsce, parts = Objective(DistillConfig(method="bsce"), PRIOR, None)(OUTPUTS, BATCH, 0)
     assert torch.equal(bsce, losses.balanced_softmax(LOGITS, LABELS, PRIOR)) and parts == {}
     config = DistillConfig(method="dive", tau=3, p=0.5, alpha=0.3)
-    dive, parts = Objective(config, PRIOR, targets)(LOGITS, BATCH)
+    dive, parts = Objective(config, PRIOR, targets)(OUTPUTS, BATCH, 0)
     assert torch.equal(dive, losses.dive(LOGITS, LABELS, TEACHER, PRIOR, 3, 0.5, 0.3)[0])
     assert set(parts) == {"hard", "kl"}
-    kd, _ = Objective(DistillConfig(method="kd", tau=4, alpha=0.9), PRIOR, targets)(LOGITS, BATCH)
+    kd, _ = Objective(DistillConfig(method="kd", tau=4, alpha=0.9), PRIOR, targets)(OUTPUTS, BATCH, 0)
     assert torch.equal(kd, losses.kd(LOGITS, LABELS, TEACHER, 4, 0.9)[0])
 
 
@@ -55,3 +58,14 @@ def test_targets_and_method_must_fit() -> None:
 def test_settings_without_sense_name_their_key(key: str, settings: dict) -> None:
     with pytest.raises(ValueError, match=key):
         DistillConfig(**settings)
+
+
+def test_every_row_of_the_table_is_complete() -> None:
+    known = set(DistillConfig.__dataclass_fields__)
+    for name, row in METHODS.items():
+        assert row.short and row.words and set(row.settings) <= known, name
+        assert row.script == ("train/distill.py" if row.targets else "train/teacher.py")
+
+
+def test_the_hard_part_of_a_method_has_its_prior() -> None:
+    assert {name: hard_part(name) for name in METHODS} == {"ce": "ce", "bsce": "bsce", "dive": "bsce", "kd": "ce"}

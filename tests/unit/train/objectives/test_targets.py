@@ -19,6 +19,7 @@ from pipelines.logits.fingerprint import Fingerprinter
 from pipelines.logits.identity import cache_identity, view_identity
 from pipelines.records.reader import Records
 from train.networks.final import save_final
+from train.networks.info import ModelInfo
 from train.networks.weights import read_run, weights_hash
 from train.objectives.targets import CachedTargets, Teacher
 
@@ -68,7 +69,7 @@ def save(folder: Path, network: torch.nn.Module, records: Records, **meta: Any) 
         "precision": "fp32",
         "method": "bsce",
     }
-    save_final(folder, network.state_dict(), known | meta)
+    save_final(folder, network.state_dict(), ModelInfo.of(known | meta))
     return folder
 
 

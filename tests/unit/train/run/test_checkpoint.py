@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ from torch import nn
 
 from pipelines.errors import UserError
 from train.networks.final import load_final, save_final
+from train.networks.info import ModelInfo
 from train.run.checkpoint import Keep, SaveConfig, load_from, load_latest, pointed_at, save
 from train.run.optimizer_state import optimizer_tensors, restore_optimizer
 from train.run.place import run_folder
@@ -372,9 +374,16 @@ def test_final_weights_round_trip(tmp_path: Path, monkeypatch):
     run = run_folder("teacher")
     assert run == Path("runs/teacher")
     run.mkdir(parents=True)
-    meta = {"model": "resnet32", "class_names": ["a", "b"], "mean": [0.1, 0.2, 0.3]}
+    info = ModelInfo(
+        architecture="resnet32",
+        class_names=["a", "b"],
+        mean=[0.1, 0.2, 0.3],
+        std=[1.0, 1.0, 1.0],
+        input_size=32,
+        method="ce",
+    )
     weights = some_tensors()["model"]
-    save_final(run, weights, meta)
+    save_final(run, weights, info)
     for given in (
         "teacher",
         "runs/teacher",
@@ -384,13 +393,13 @@ def test_final_weights_round_trip(tmp_path: Path, monkeypatch):
         "runs/teacher/model.safetensors",
     ):
         state, read = load_final(given)
-        assert read == meta | {"kind": "raw"}
+        assert read == info
         assert_same({"model": state}, {"model": weights})
     with pytest.raises(UserError, match="has no moving average"):
         load_final("teacher", "ema")
-    save_final(run, weights, meta, {"w": torch.ones(2)})
+    save_final(run, weights, info, {"w": torch.ones(2)})
     state, read = load_final("teacher", "ema")
-    assert read == meta | {"kind": "ema"}
+    assert read == dataclasses.replace(info, kind="ema")
     assert_same({"model": state}, {"model": {"w": torch.ones(2)}})
 
 
@@ -405,7 +414,8 @@ def test_final_weights_that_are_not_there(tmp_path: Path):
     (run / "run.json").write_text(json.dumps({"status": "stopped", "command": command}))
     with pytest.raises(UserError, match=f"is unfinished .it is stopped.* type: {command}"):
         load_final(run)
-    save_final(run, {"w": torch.ones(10)}, {})
+    info = ModelInfo(architecture="resnet32", class_names=["a"], mean=[0.5] * 3, std=[0.25] * 3, input_size=32)
+    save_final(run, {"w": torch.ones(10)}, info)
     with pytest.raises(UserError, match="no run 'bsce_if10-s0'.*; finished runs with a name like it: bsce_if100-s0"):
         load_final(tmp_path / "bsce_if10-s0")
     damage(run / "model.safetensors")
@@ -417,9 +427,10 @@ def test_final_weights_that_are_not_there(tmp_path: Path):
 
 
 def test_weights_and_description_of_two_saves_are_not_taken_for_a_pair(tmp_path: Path):
-    save_final(tmp_path, {"w": torch.ones(3)}, {"a": 1})
+    info = ModelInfo(architecture="resnet32", class_names=["a"], mean=[0.5] * 3, std=[0.25] * 3, input_size=32)
+    save_final(tmp_path, {"w": torch.ones(3)}, info)
     description = (tmp_path / "model.json").read_bytes()
-    save_final(tmp_path, {"w": torch.zeros(3)}, {"a": 2})
+    save_final(tmp_path, {"w": torch.zeros(3)}, info)
     shutil.copy(tmp_path / "model.json", tmp_path / "other.json")
     (tmp_path / "model.json").write_bytes(description)
     with pytest.raises(UserError, match="damaged: digest differs"):

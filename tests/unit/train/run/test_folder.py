@@ -20,9 +20,9 @@ from train.config import Config
 from train.optim import OptimConfig
 from train.run.checkpoint import SaveConfig
 from train.run.environment import make_accelerator
+from train.run.facts import Facts
 from train.run.folder import FREE_KEYS, PLACES, Run
 from train.run.lock import Lock
-from train.run.place import run_name
 from train.settings import load
 
 ROOT = Path(__file__).parents[4]
@@ -96,15 +96,16 @@ def test_a_killed_session_is_recognised(accelerator):
         sys.path.insert(0, {str(ROOT)!r})
         from train.config import Config
         from train.run.environment import make_accelerator
+        from train.run.facts import Facts
         from train.run.folder import Run
         config = Config()
-        Run.open(config, "a", {SCRIPT!r}, make_accelerator(config)).note(backend="ffcv")
+        Run.open(config, "a", {SCRIPT!r}, make_accelerator(config)).note(Facts(backend="ffcv"))
         os.kill(os.getpid(), 9)
     """
     process = subprocess.run([sys.executable, "-c", textwrap.dedent(code)])
     assert process.returncode == -signal.SIGKILL
     with Run.open(Config(), "a", SCRIPT, accelerator) as run:
-        assert run.resumed and run.changes == [] and run.facts == {"backend": "ffcv"}
+        assert run.resumed and run.changes == [] and run.facts == Facts(backend="ffcv")
         killed, session = record(run.folder)["sessions"]
         assert (killed["status"], session["status"]) == ("killed", "running")
         assert killed["ended"] == killed["started"] and session["ended"] is None
@@ -129,12 +130,12 @@ def test_a_killed_session_ends_with_its_last_figures(accelerator):
 
 def test_facts_outlive_the_session(accelerator):
     with Run.open(Config(), "a", SCRIPT, accelerator) as run:
-        run.note(backend="ffcv")
-        run.note(steps=100)
+        run.note(Facts(backend="ffcv", digests={"train": "d"}))
     with Run.open(Config(), "a", SCRIPT, accelerator) as run:
-        assert run.facts == {"backend": "ffcv", "steps": 100}
-        run.note(steps=101)
-    assert record(Path("runs/a"))["facts"] == {"backend": "ffcv", "steps": 101}
+        assert run.facts == Facts(backend="ffcv", digests={"train": "d"})
+        run.note(Facts(backend="ffcv", tau=3.0, stored={"val": "s"}))
+    stored = record(Path("runs/a"))["facts"]
+    assert (stored["backend"], stored["tau"], stored["train"], stored["val_stored"]) == ("ffcv", 3.0, "d", "s")
 
 
 def test_killed_between_result_and_status(accelerator):
@@ -221,16 +222,16 @@ def test_another_scripts_run_is_refused(accelerator):
 
 
 def test_a_folder_that_is_no_run_is_left_alone(accelerator):
-    folder = Path("somewhere/photos")
+    folder = Path("./somewhere/photos")
     folder.mkdir(parents=True)
     (folder / "a.jpg").touch()
-    message = refusal(Config(), "somewhere/photos", SCRIPT, accelerator)
+    message = refusal(Config(), "./somewhere/photos", SCRIPT, accelerator)
     assert message == "somewhere/photos exists and is no run (it holds a.jpg); give another run=NAME"
     assert os.listdir(folder) == ["a.jpg"]
     (folder / "a.jpg").unlink()
     (folder / ".config.yaml.1-ab.tmp").touch()  # killed while it wrote the first file
     (folder / "lock").touch()
-    with Run.open(Config(), "somewhere/photos", SCRIPT, accelerator) as run:
+    with Run.open(Config(), "./somewhere/photos", SCRIPT, accelerator) as run:
         assert run.folder == folder and not run.resumed
 
 
@@ -287,14 +288,6 @@ def test_damaged_record(accelerator):
     assert "runs/a/run.json is damaged" in refusal(Config(), "a", SCRIPT, accelerator)
 
 
-def test_run_names():
-    assert run_name(None, Path("configs/cifar100_lt/dive_if100.yaml"), 3) == "dive_if100-s3"
-    assert run_name("007", Path("x.yaml"), 3) == "007"
-    for wrong in (".", "..", " "):
-        with pytest.raises(UserError, match="a run needs a name"):
-            run_name(wrong, Path("x.yaml"), 0)
-
-
 # ---- two ranks ----
 
 TWO_RANKS = f"""
@@ -305,6 +298,7 @@ from pipelines.errors import UserError
 from train.config import Config
 from train.run.environment import make_accelerator
 from train.run.exits import guard
+from train.run.facts import Facts
 from train.run.folder import Run
 
 def main(argv):
@@ -312,10 +306,10 @@ def main(argv):
     rank = accelerator.process_index
     with Run.open(Config(), "new", {SCRIPT!r}, accelerator) as run:
         assert (run.is_main, run.result()) == (rank == 0, None)
-        run.note(world_size=accelerator.num_processes)
+        run.note(Facts(precision="fp32"))
         accelerator.wait_for_everyone()
     with Run.open(Config(), "new", {SCRIPT!r}, accelerator) as run:
-        assert run.resumed and run.facts == {{"world_size": 2}}
+        assert run.resumed and run.facts == Facts(precision="fp32")
         run.finish({{"top1": 1}})
     accelerator.wait_for_everyone()
     assert Run.open(Config(), "new", {SCRIPT!r}, accelerator).result() == {{"top1": 1}}

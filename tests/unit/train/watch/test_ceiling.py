@@ -17,12 +17,14 @@ from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from models import Outputs
 from pipelines.batch import Batch
 from pipelines.errors import UserError
 from pipelines.order import TrainOrder
 from pipelines.records.reader import Records
 from train.config import Config
-from train.objectives.objective import DistillConfig, Objective
+from train.objectives.methods import DistillConfig
+from train.objectives.objective import Objective
 from train.objectives.targets import CachedTargets
 from train.watch import ceiling
 from train.watch.ceiling import ROUNDS, STEPS, WARM_UP, measure_ceiling
@@ -77,7 +79,7 @@ def trained(batch: Batch, precision: str = "no") -> tuple[Accelerator, nn.Module
     network = Net()
     model, optimizer = accelerator.prepare(network, torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9))
     objective = Objective(DistillConfig(method="ce"), torch.zeros(C), None)
-    accelerator.backward(objective(model(batch.images), batch)[0])
+    accelerator.backward(objective(Outputs(model(batch.images)), batch, 0)[0])
     optimizer.step()
     optimizer.zero_grad()
     return accelerator, model, optimizer, objective
@@ -138,7 +140,7 @@ def test_a_cache_is_not_asked(batch: Batch) -> None:
     """Its answers are part of what the ceiling is without; the online source of targets is part of the step."""
     unreadable = object.__new__(CachedTargets)
     distill = DistillConfig(method="dive", tau=3)
-    loss, _ = Objective(distill, torch.zeros(C), unreadable).resident()(torch.randn(B, C), batch)
+    loss, _ = Objective(distill, torch.zeros(C), unreadable).resident()(Outputs(torch.randn(B, C)), batch, 0)
     assert torch.isfinite(loss)
     online = Objective(distill, torch.zeros(C), lambda batch: torch.zeros(B, C))
     assert online.resident() is online
@@ -158,7 +160,7 @@ def test_no_memory_for_copies(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> 
     def full(*arguments: Any) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(ceiling, "BareStep", full)
+    monkeypatch.setattr(ceiling, "copied_step", full)
     with pytest.raises(UserError, match="type track.ceiling=off"):
         measure_ceiling(settings(), accelerator, model, optimizer, objective, batch)
     monkeypatch.setattr(ceiling, "_wanted", lambda asked, device: True)  # as on a GPU

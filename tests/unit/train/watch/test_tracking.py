@@ -297,7 +297,6 @@ def test_other_ranks_do_nothing(tracker, clock, screen, tmp_path):
         with t.waiting(), t.evaluating():
             t.say("x")
         t.sync()
-        t.result({"top1": 1})
     assert list(tmp_path.iterdir()) == [] and screen.getvalue() == ""
 
 
@@ -309,10 +308,8 @@ RESULT = {
 }
 
 
-def test_the_result_in_plain_lines(tracker, screen):
-    t = tracker()
-    t.result(RESULT)
-    t.close()
+def test_the_result_in_plain_lines(screen):
+    show_result(RESULT, Console(file=screen, force_terminal=False, width=100))
     assert screen.getvalue() == (
         "result:\n  test.top1: 0.3835\n  test.few: -\n  images_per_s: 12,346\n  classes: (100 values)\n  run: a[b]\n"
     )

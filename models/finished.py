@@ -1,0 +1,43 @@
+"""A finished network from its folder, with nothing of the trainer but this package: for a program of one's own.
+
+The folder is a run's (runs/NAME) or an export's; it holds model.safetensors and model.json (docs/export.md). Invariant: a
+network comes back only if the file is the one that was written, and its tensors fit name for name and shape for shape.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from models.registry import ModelSpec
+from models.tensor_files import read_tensors
+
+
+def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """(network on the CPU in eval mode, what model.json says) of a finished run or an export, given its folder.
+
+    Images float32 [B, 3, S, S], normalised by meta["mean"] and meta["std"], in; logits [B, C] of meta["class_names"] out.
+    ValueError where the folder holds no finished network, a file in it is damaged, or the weights do not fit.
+    """
+    folder = Path(folder).expanduser()
+    try:
+        meta = json.loads((folder / "model.json").read_bytes())
+        spec = ModelSpec.of(meta)
+    except OSError as error:
+        raise ValueError(
+            f"{folder} holds no finished network ({folder / 'model.json'}: {error.strerror}); give the folder of an export, or "
+            "of a run that is finished"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'model.json'} is damaged: {error!r}") from error
+    network = spec.build()
+    digest = meta.pop("sha256", "")
+    meta.pop("ema_sha256", None)
+    try:
+        network.load_state_dict(read_tensors(folder / "model.safetensors", digest))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder / 'model.safetensors'} does not fit {spec}: {str(error).splitlines()[-1]}"
+        ) from error
+    return network.eval(), {"kind": "raw"} | meta

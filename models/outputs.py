@@ -1,0 +1,45 @@
+"""What a network gives back, and how it is put into training mode.
+
+A network of one head returns its logits [B, C], as torchvision's and timm's do. One that has more to say in training returns
+`Outputs` there. Invariant: in eval mode every network returns logits [B, C] alone, the answer, so that evaluation, caches,
+exports and online teachers need no case of their own.
+Shapes: B batch, C classes, D features, E experts.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Outputs(NamedTuple):
+    """What an objective sees of one forward pass; None: the network has no such thing."""
+
+    logits: Tensor
+    "[B, C]: the answer; of several experts their mean"
+    features: Tensor | None = None
+    "[B, D]: what the last layer was given"
+    experts: Tensor | None = None
+    "[B, E, C]: the logits of each expert"
+    router: Tensor | None = None
+    "[B, E - 1]: logits of going on to the next expert"
+
+
+def outputs_of(returned: Tensor | Outputs) -> Outputs:
+    """The same form for every network."""
+    return returned if isinstance(returned, Outputs) else Outputs(returned)
+
+
+def set_training(network: nn.Module) -> None:
+    """Training mode for what is trained. A part whose parameters are all frozen (`requires_grad` false) stays in eval mode.
+
+    Otherwise a frozen trunk would go on moving the running statistics of its batch norm, and answer differently afterwards.
+    """
+    network.train()
+    for part in network.modules():
+        if _is_frozen(part):
+            part.eval()
+
+
+def _is_frozen(part: nn.Module) -> bool:
+    parameters = list(part.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)

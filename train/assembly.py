@@ -1,0 +1,258 @@
+"""From settings to all that a training consists of: records, loaders, order, schedule, network, optimizer, objective, facts.
+
+Everything that can be refused is refused here, before a run directory exists. Trains nothing and writes nothing.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from pipelines.backends.choice import pixel_source, resolve_backend
+from pipelines.errors import UserError
+from pipelines.loader import Loader
+from pipelines.logits import Ensemble
+from pipelines.order import TrainOrder
+from pipelines.records.reader import Records
+from train.config import Config
+from train.data import Splits, evaluation_backend, make_loader, open_splits, reuse_of_views, stored_digest, views_of
+from train.ema import Ema
+from train.loop import Training
+from train.networks.info import ModelInfo
+from train.networks.initial import initialise
+from train.networks.layout import channels_last, compile_in_place
+from train.objectives.losses import log_prior
+from train.objectives.methods import METHODS, DistillConfig, names_where
+from train.objectives.objective import Objective
+from train.objectives.sources import Source, make_source, open_cache
+from train.optim import build_optimizer, describe_scaling, scaled_lr
+from train.run import checkpoint
+from train.run.environment import precision_of
+from train.run.facts import Facts
+from train.schedule import Schedule
+from train.watch.dashboards import require_packages
+
+Say = Callable[[str], None]
+
+
+class Split(NamedTuple):
+    """Records to be evaluated, and who loads them."""
+
+    loader: Loader
+    backend: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembled:
+    """A training that may begin."""
+
+    training: Training
+    distill: DistillConfig
+    "with the temperature resolved"
+    source: Source
+    "of the soft targets"
+    splits: Splits
+    evaluation: dict[str, Split]
+    "val and test, those that the configuration names"
+    facts: Facts
+
+    def model_info(self) -> ModelInfo:
+        """What a user of the final weights must know."""
+        config, train = self.training.config, self.splits.train
+        init = {"source": config.model.init, "weights": self.facts.init or ""} if config.model.init else None
+        return ModelInfo(
+            architecture=config.model.name,
+            class_names=list(train.class_names),
+            train_counts=train.class_counts.tolist(),
+            mean=list(config.data.mean),
+            std=list(config.data.std),
+            input_size=config.data.recipe.size,
+            recipe=dataclasses.asdict(config.data.recipe),
+            precision=self.facts.precision or "",
+            ema_decay=config.ema.decay,
+            method=config.distill.method,
+            teachers=self.source.teachers,
+            init=init,
+        )
+
+
+def check_method(config: Config, script: str) -> None:
+    """Refuse a method that `script` does not train, and settings that do not go with it."""
+    name = config.distill.method
+    method = METHODS[name]
+    if config.data.sampling == "class_balanced" and method.prior:
+        raise UserError(
+            f"data.sampling=class_balanced: {name} corrects by the class counts what this sampling has evened out already; "
+            f"use data.sampling=instance, or distill.method={names_where(lambda row: not row.prior)}"
+        )
+    if method.script != script:
+        allowed = names_where(lambda row: row.script == script)
+        raise UserError(f"distill.method={name} is not for {script}, which takes {allowed}; use {method.script}")
+    if not method.targets:
+        for key, given in (("distill.teacher", config.distill.teacher), ("cache.paths", config.cache.paths)):
+            if given:
+                raise UserError(f"{key}={given}: {name} uses no soft targets; leave {key} out")
+        return
+    if "tau" in method.settings and config.distill.tau is None and not config.cache.paths:
+        raise UserError(
+            f"distill.tau=null takes the temperature from a cache, and {name} has none here: type distill.tau=3, for "
+            "example, or cache.paths=[FOLDER]"
+        )
+    if not config.cache.paths and config.distill.teacher is None:
+        raise UserError(
+            f"{name} needs targets: cache.paths=[FOLDER] (from train/cache_logits.py), or distill.teacher=RUN to ask it online"
+        )
+
+
+def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assembled:
+    """All parts of the training of the run in `folder`, which need not exist."""
+    say, device = accelerator.print, accelerator.device
+    require_packages(list(config.track.trackers))
+    config = _with_the_runs_backend(config, folder)
+    splits = open_splits(config)
+    caches, backend, distill = _caches(config, splits.train, device, say)
+    backend = backend or resolve_backend(config.data.backend, splits.train, config.data.recipe, device)
+    say(f"{len(splits.train)} training images of {splits.train.num_classes} classes, backend {backend}")
+    loader = make_loader(config, splits.train, config.data.recipe, backend, accelerator)
+    evaluation = _evaluation(config, splits, backend, accelerator)
+    _check_choices(config, folder, evaluation)
+    order = _order(config, splits.train, accelerator)
+    for line in (reuse_of_views(config, len(splits.train)), describe_scaling(config.optim)):
+        if line:
+            say(line)
+    schedule = Schedule(config.schedule, scaled_lr(config.optim), order.steps_per_epoch, config.optim.batch)
+    network, init = _network(config, splits.train, folder, accelerator)
+    ema = Ema(network, config.ema) if config.ema.decay is not None else None
+    optimizer = build_optimizer(network, config.optim)
+    compile_in_place(network, config.compile, config.compile_mode)
+    model, optimizer = accelerator.prepare(network, optimizer)
+    source = make_source(config, splits.train, accelerator, caches, order.steps_per_epoch)
+    facts = Facts(
+        backend=backend,
+        pixels=pixel_source(backend, splits.train, device),
+        tau=distill.tau,
+        init=init,
+        precision=precision_of(accelerator),
+        teachers=source.teacher_hashes,
+        caches=source.cache_hashes,
+        digests={split: records.digest for split, records in splits.all().items()},
+        stored={split: stored_digest(records) for split, records in splits.all().items()},
+    )
+    training = Training(
+        config=config,
+        accelerator=accelerator,
+        model=model,
+        optimizer=optimizer,
+        objective=_objective(distill, splits.train, source, device),
+        loader=loader,
+        order=order,
+        schedule=schedule,
+        ema=ema,
+    )
+    return Assembled(
+        training=training, distill=distill, source=source, splits=splits, evaluation=evaluation, facts=facts
+    )
+
+
+def _with_the_runs_backend(config: Config, folder: Path) -> Config:
+    """`auto` is asked once in a run's life."""
+    before = Facts.of_run(folder).backend
+    if config.data.backend != "auto" or not before:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, backend=before))
+
+
+def _caches(
+    config: Config, train: Records, device: torch.device, say: Say
+) -> tuple[Ensemble | None, str | None, DistillConfig]:
+    """(caches, the backend that they want, settings with a temperature); no caches: (None, None, the settings)."""
+    if not METHODS[config.distill.method].targets or not config.cache.paths:
+        return None, None, config.distill
+    caches, backend, distill, notes = open_cache(config, train, device)
+    for line in notes:
+        say(line)
+    return caches, backend, distill
+
+
+def _evaluation(config: Config, splits: Splits, trained: str, accelerator: Accelerator) -> dict[str, Split]:
+    recipe, found = config.data.recipe.evaluation(), {}
+    for split, records in splits.evaluation.items():
+        backend = evaluation_backend(trained, records, recipe, accelerator.device)
+        if backend != trained:
+            accelerator.print(f"data.{split} is loaded by backend {backend}: {trained} cannot serve it")
+        found[split] = Split(make_loader(config, records, recipe, backend, accelerator), backend)
+    return found
+
+
+def _check_choices(config: Config, folder: Path, evaluation: dict[str, Split]) -> None:
+    if config.save.keep_best != "no":
+        split = "val" if config.save.keep_best == "val" else "test"
+        if split not in evaluation or not config.eval.period(1):
+            raise UserError(
+                f"save.keep_best={config.save.keep_best}: needs data.{split}, and eval.every_epochs or every_steps above 0"
+            )
+    if config.resume not in ("auto", "never") and not checkpoint.has_checkpoint(folder):
+        checkpoint.load_from(config.resume)  # refused now rather than in the run's folder
+
+
+def _order(config: Config, train: Records, accelerator: Accelerator) -> TrainOrder:
+    optim, world = config.optim, accelerator.num_processes
+    if optim.batch % (world * optim.accumulate):
+        unit = world * optim.accumulate
+        below = optim.batch // unit * unit
+        near = f"{below} or {below + unit}" if below else f"{unit}"
+        raise UserError(
+            f"optim.batch={optim.batch} does not split into {world} processes x optim.accumulate={optim.accumulate}; "
+            f"nearest: optim.batch={near}"
+        )
+    try:
+        return TrainOrder(
+            train.keys,
+            config.seed,
+            optim.batch,
+            views_of(config, len(train)),
+            accelerator.process_index,
+            world,
+            labels=train.labels,
+            sampling=config.data.sampling,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _network(config: Config, train: Records, folder: Path, accelerator: Accelerator) -> tuple[nn.Module, str | None]:
+    """(the network on the device, drawn from the seed or filled as model.init says; hash of what filled it)."""
+    torch.manual_seed(config.seed)
+    try:
+        network = config.model.spec(train.num_classes).build().to(accelerator.device)
+    except ValueError as error:
+        raise UserError(f"model.name: {error}") from error
+    init = _initialised(network, config, train, folder, accelerator.print)
+    if config.model.sync_bn:
+        if accelerator.device.type != "cuda":
+            raise UserError("model.sync_bn=true needs GPUs (torch has it for them alone); leave it out")
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return channels_last(network), init
+
+
+def _initialised(network: nn.Module, config: Config, train: Records, folder: Path, say: Say) -> str | None:
+    """Fill the network as model.init says, unless a checkpoint will; the hash of what the run's first session took."""
+    if config.model.init is None:
+        return None
+    if checkpoint.has_checkpoint(folder):
+        return Facts.of_run(folder).init
+    initial = initialise(network, config.model.init, config.model.spec(train.num_classes), list(train.class_names))
+    for line in initial.report:
+        say(line)
+    return initial.weights
+
+
+def _objective(distill: DistillConfig, train: Records, source: Source, device: torch.device) -> Objective:
+    counts = train.class_counts
+    prior = log_prior(counts) if METHODS[distill.method].prior else torch.zeros(len(counts))
+    return Objective(distill, prior.to(device), source.targets)

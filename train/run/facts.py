@@ -1,0 +1,84 @@
+"""What a run found out that its settings leave open: made once, stored in run.json, compared by every later session.
+
+Owns the names under which facts are stored, and what is said where one has changed. Invariant: a run whose facts are not those
+that it was started with does not go on.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.files import read_json
+
+SPLITS = ("train", "val", "test")
+_TOLD = {
+    "pixels": "was started on pixels from {}, here they come from {} and would differ",
+    "tau": "was started with distill.tau={}, chosen from its cache; this cache gives {}",
+    "precision": "was started in {}, here precision=auto means {}",
+    "teachers": "was started with other teachers: their weights had the hashes {}, they have {} now",
+    "caches": "was started with other caches, or none: their identities had the hashes {}, they have {} now",
+    "init": "was started from weights with the hash {}; model.init holds others now, {}",
+    **{
+        f"{split}_stored": f"was started on data.{split} stored otherwise (another size or encoding of the same images): the "
+        "digest was {}, it is {} now"
+        for split in SPLITS
+    },
+}
+_RECORDS = "was started on other records: data.{name} had the digest {{}}, it has {{}} now"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Of a run; None: an earlier version of the program did not store it."""
+
+    backend: str | None = None
+    "the backend that `auto` meant when the run began"
+    pixels: str | None = None
+    "what decides the pixels of a view (backends.pixel_source)"
+    tau: float | None = None
+    "the temperature, perhaps chosen from a cache"
+    init: str | None = None
+    "hash of the weights that model.init held"
+    precision: str | None = None
+    "fp32, bf16 or fp16"
+    teachers: list[str] | None = None
+    "hashes of the teachers' weights, sorted"
+    caches: list[str] | None = None
+    "hashes of the caches' identities, sorted; none: the teacher was asked online"
+    digests: dict[str, str] = field(default_factory=dict)
+    "split -> digest of its records' originals"
+    stored: dict[str, str] = field(default_factory=dict)
+    "split -> digest of its bytes as they are stored"
+
+    @classmethod
+    def of(cls, json: dict[str, Any]) -> "Facts":
+        """As run.json has them."""
+        plain = {name: json.get(name) for name in cls.__dataclass_fields__ if name not in ("digests", "stored")}
+        digests = {split: json[split] for split in SPLITS if split in json}
+        stored = {split: json[f"{split}_stored"] for split in SPLITS if f"{split}_stored" in json}
+        return cls(**plain, digests=digests, stored=stored)
+
+    @classmethod
+    def of_run(cls, folder: Path) -> "Facts":
+        """What the sessions so far of the run in `folder` have found out; nothing where there is no run."""
+        path = folder / "run.json"
+        return cls.of(read_json(path).get("facts", {}) if path.exists() else {})
+
+    def to_json(self) -> dict[str, Any]:
+        """As run.json has them: flat, a split's digest under the split's name."""
+        plain = asdict(self)
+        digests, stored = plain.pop("digests"), plain.pop("stored")
+        return plain | digests | {f"{split}_stored": digest for split, digest in stored.items()}
+
+    def require_same(self, folder: Path) -> None:
+        """UserError where an earlier session of the run in `folder` found something else."""
+        path = folder / "run.json"
+        before = read_json(path).get("facts", {}) if path.exists() else {}
+        for name, value in self.to_json().items():
+            if before.get(name, value) != value:
+                what = _TOLD.get(name, _RECORDS.format(name=name)).format(before[name], value)
+                raise UserError(
+                    f"run {folder} {what}; go on where it was started, or give another run=NAME (repaired or reconverted "
+                    "records start a new run)"
+                )

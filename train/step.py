@@ -1,0 +1,67 @@
+"""The one training step, wherever steps are taken: in the loop, for the ceiling, in the bench.
+
+Forward and backward over the micro-batches, clipping, the optimizer, the moving average. Owns their order; knows nothing of
+epochs, schedules, checkpoints or where targets come from. Invariant: it never waits for the device.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models import outputs_of
+from pipelines.batch import Batch
+from train.ema import Ema
+from train.meters import Meters
+from train.objectives.objective import Objective
+from train.optim import OptimConfig
+
+
+class TrainStep:
+    """`step(batch, number, lr)` takes optimizer step `number`, from 0, on this process's share of the batch.
+
+    model: the network, perhaps wrapped for several processes, in training mode. optimizer: torch's own. scaler: the loss scaler
+    of fp16; None: the gradients need none. meters, ema: told of every step, where there are any.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        objective: Objective,
+        config: OptimConfig,
+        scaler: torch.amp.GradScaler | None = None,
+        meters: Meters | None = None,
+        ema: Ema | None = None,
+    ):
+        self._model, self._optimizer, self._objective = model, optimizer, objective
+        self._parts, self._clip = config.accumulate, config.clip
+        self._scaler = scaler or torch.amp.GradScaler(enabled=False)
+        self._meters, self._ema = meters, ema
+
+    def __call__(self, batch: Batch, number: int, lr: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        rows = len(batch.keys) // self._parts
+        for part in range(self._parts):
+            micro = batch.rows(part * rows, (part + 1) * rows)
+            with self._gradients_shared(last=part == self._parts - 1):
+                loss, named = self._objective(outputs_of(self._model(micro.images)), micro, number)
+                self._scaler.scale(loss / self._parts).backward()
+            if self._meters:
+                self._meters.add(number, loss, named)
+        if self._clip is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad()
+        if self._ema:
+            self._ema.update(number + 1)
+
+    def _gradients_shared(self, last: bool) -> AbstractContextManager:
+        """Processes add up their gradients with the last micro-batch alone."""
+        if last or not isinstance(self._model, DistributedDataParallel):
+            return nullcontext()
+        return self._model.no_sync()
