@@ -3,11 +3,13 @@ import subprocess
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from helpers.launch import ROOT
 
 from pipelines.errors import UserError
 from train.config import Config
-from train.run.environment import git_state, make_accelerator
+from train.run.environment import describe_environment, git_state, make_accelerator
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
 
@@ -66,7 +68,7 @@ def test_processes_that_accelerate_does_not_see(monkeypatch):
         make_accelerator(Config())
 
 
-def testgit_state(tmp_path):
+def test_git_state(tmp_path):
     def git(*arguments: str) -> None:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
         subprocess.run(["git", *identity, "-C", str(tmp_path), *arguments], check=True, capture_output=True)
@@ -84,3 +86,9 @@ def testgit_state(tmp_path):
     assert git_state(tmp_path)["git_dirty"] is True
     (tmp_path / "inner").mkdir()
     assert git_state(tmp_path / "inner") == {}  # installed somewhere inside another project's checkout
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git checkout")
+def test_the_revision_is_that_of_the_code() -> None:
+    revision = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert describe_environment(Accelerator(cpu=True))["git_revision"] == revision.stdout.strip()
