@@ -1,4 +1,4 @@
-"""A method is one function and one row: one that is added to a copy of the table goes through every program, untouched otherwise."""
+"""A method is one function and one row: one added to a copy of the table goes through every program without another change."""
 
 import json
 import os
