@@ -1,6 +1,6 @@
 """Names of networks, and the one function that builds a network from its name.
 
-Owns the table of names and the errors for a name that is not in it; does not own any network.
+Owns the table of names and the error for an unknown name; does not own any network.
 A network is added by writing `def NAME(num_classes: int) -> nn.Module` in this folder and one row in MODELS.
 Invariant: every network maps images[B, 3, H, W] to logits[B, num_classes], with freshly drawn weights.
 """
@@ -35,7 +35,7 @@ TORCHVISION = (
     "resnet50",
     "resnet101",
     "resnext50_32x4d",
-)  # torchvision has them, weight for weight
+)  # torchvision has the same networks, with the same parameters
 
 
 @dataclass(kw_only=True)
@@ -69,7 +69,7 @@ def _build_timm(name: str, num_classes: int) -> nn.Module:
         timm = importlib.import_module("timm")
     except ModuleNotFoundError as error:
         if error.name != "timm":
-            raise  # timm is there; something it needs is not
+            raise  # timm is installed, but one of its own dependencies is not
         raise ValueError(f"model '{name}' needs the timm package; type: pip install timm") from error
     wanted = name.removeprefix(TIMM_PREFIX)
     if not timm.is_model(wanted):
@@ -82,7 +82,7 @@ def _build_timm(name: str, num_classes: int) -> nn.Module:
 
 
 def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
-    """`nearest: a, b; `, or nothing when no known name is close; a name cut short finds its completions."""
+    """`nearest: a, b; `, or an empty string when no known name is close; an abbreviated name finds its completions."""
     completions = [candidate for candidate in known if candidate.startswith(name)]
     close = completions[:3] or difflib.get_close_matches(name, known, n=3)
     return f"nearest: {', '.join(prefix + match for match in close)}; " if close else ""

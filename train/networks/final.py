@@ -1,6 +1,6 @@
-"""The weights that a run ends with, and what one must know to use them.
+"""The final weights of a run, and the information that is needed to use them.
 
-    RUN/model.safetensors, model.json   the final weights, what they are and their digests
+    RUN/model.safetensors, model.json   the final weights, their description and their digests
     RUN/model_ema.safetensors           their moving average, if there is one
 
 Invariant: nothing is used whose digest differs, and nothing is ever unpickled.
@@ -23,9 +23,9 @@ from train.run.place import run_folder
 
 
 def save_final(run_dir: Path, model_state: Tensors, meta: dict[str, Any], ema_state: Tensors | None = None) -> None:
-    """Write the final weights and their average; `meta` (what JSON can hold) is what a user of them must know.
+    """Write the final weights and their average; `meta` describes them (values that JSON can hold).
 
-    model.json comes last and holds the digests of the weights: a kill in between leaves no valid set.
+    model.json is written last and holds the digests of the weights: a kill in between leaves no valid set.
     """
     digests = {}
     for name, state in (("model", model_state), ("model_ema", ema_state)):
@@ -39,7 +39,7 @@ def save_final(run_dir: Path, model_state: Tensors, meta: dict[str, Any], ema_st
 def load_final(run: str | Path, kind: Literal["raw", "ema"] = "raw") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """(weights on the CPU, meta) of a finished run: its name, its folder or its model.safetensors.
 
-    kind: the weights, or their moving average. meta: what model.json says, with `kind`.
+    kind: the weights, or their moving average. meta: the contents of model.json, with `kind`.
     """
     folder = run if isinstance(run, Path) else run_folder(run)
     if folder.name == "model.safetensors":
@@ -58,7 +58,7 @@ def load_final(run: str | Path, kind: Literal["raw", "ema"] = "raw") -> tuple[di
 
 
 def why_not_final(folder: Path) -> str:
-    """What to do where there are no final weights, in words."""
+    """Why there are no final weights, and what to do, in words."""
     if (folder / "run.json").is_file():
         record = read_json(folder / "run.json")
         return (

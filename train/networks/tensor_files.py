@@ -1,4 +1,4 @@
-"""Named tensors as safetensors bytes, with the digest by which a reader tells that they are whole."""
+"""Named tensors as safetensors bytes, with the digest by which a reader checks that they are intact."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def encode(named: Tensors) -> bytes:
-    """safetensors wants contiguous tensors that share no memory: channels_last and tied ones are copied."""
+    """Serialise named tensors, as contiguous copies: safetensors accepts neither channels_last nor tied tensors."""
     copies = {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in named.items()

@@ -1,7 +1,8 @@
-"""The ceiling of a run: how fast its training step is on one batch that never leaves the device.
+"""The ceiling of a run: the speed of its training step on one batch that never leaves the device.
 
 Owns that measurement, 30 steps on copies of network and optimizer. Invariant: the training goes on, bit for bit, as if nothing
-had been measured: weights, buffers, optimizer, gradient scaler, random states, compiled code and CUDA graphs are its own.
+had been measured; the measurement shares no weights, buffers, optimizer, gradient scaler, random states, compiled code or CUDA
+graphs with it.
 """
 
 import copy
@@ -20,19 +21,19 @@ from pipelines.errors import UserError
 from train.config import Config
 from train.objectives.objective import Objective
 
-WARM_UP = 5  # steps before the first that counts: compilation, choice of algorithms, recording of CUDA graphs
-ROUNDS = 3  # the fastest counts: the others were disturbed, by a loader that fills its buffers, for example
+WARM_UP = 5  # steps that are not timed: compilation, choice of algorithms, recording of CUDA graphs
+ROUNDS = 3  # the fastest counts: the others were disturbed, for example by a loader that fills its buffers
 STEPS = 10  # in each round
 
 
 class BareStep:
-    """The training step of loop.py without meters and average, on a copy of the network and the optimizer it is given.
+    """The training step without meters and moving average, on copies of the given network and optimizer.
 
-    The rate is 0: that costs as much as any other, and weights that stay cannot run off to infinity on a single batch.
+    The learning rate is 0: a step costs the same, and constant weights cannot diverge on a single batch.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator, model: nn.Module, optimizer: Any):
-        # In one call, so that the copied optimizer updates the copied parameters.
+        # Copied in one call, so that the copied optimizer updates the copied parameters.
         network, self._optimizer = copy.deepcopy((accelerator.unwrap_model(model), optimizer.optimizer))
         assert isinstance(network, nn.Module)
         if config.compile:
@@ -46,7 +47,7 @@ class BareStep:
         self._scaler = torch.amp.GradScaler(accelerator.device.type, enabled=accelerator.scaler is not None)
 
     def __call__(self, batch: Batch, objective: Objective) -> None:
-        """One step; `batch`: this process's share."""
+        """One step; batch: the share of this process."""
         parts, model = self._optim.accumulate, self._model
         rows = len(batch.keys) // parts
         for part in range(parts):
@@ -66,9 +67,9 @@ class BareStep:
 def measure_ceiling(
     config: Config, accelerator: Accelerator, model: nn.Module, optimizer: Any, objective: Objective, batch: Batch
 ) -> float | None:
-    """Images/s over all processes, before the first step of a session; None where `track.ceiling` asks for none.
+    """Images/s over all processes, before the first step of a session; None if `track.ceiling` asks for no measurement.
 
-    model, optimizer: as `accelerator.prepare` gave them. batch: the first one. On every process at the same time.
+    model, optimizer: as returned by `accelerator.prepare`. batch: the first one. All processes must call it at the same time.
     """
     device, asked = accelerator.device, config.track.ceiling
     if not _wanted(asked, device):
@@ -77,7 +78,7 @@ def measure_ceiling(
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             seconds = _seconds_per_step(BareStep(config, accelerator, model, optimizer), batch, objective.resident())
     except torch.OutOfMemoryError as error:
-        if asked == "auto" and accelerator.num_processes == 1:  # of several, the others wait in a collective call
+        if asked == "auto" and accelerator.num_processes == 1:  # with several, the others wait in a collective call
             return None
         raise UserError(
             "the ceiling needs memory for a second network and optimizer, and there is not enough; type track.ceiling=off"
@@ -111,10 +112,10 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _forget(device: torch.device, compiled: bool) -> None:
-    """The copies, which accelerate's wrappers tie into cycles, and what was compiled or recorded for them."""
+    """Free the copies, which are in reference cycles with accelerate's wrappers, and what was compiled or recorded for them."""
     gc.collect()
     if compiled:
-        torch.compiler.reset()  # the training compiles again, from the files that inductor keeps
+        torch.compiler.reset()  # the training compiles again, from inductor's cache on disk
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
