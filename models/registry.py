@@ -41,12 +41,12 @@ TORCHVISION = (
 @dataclass(kw_only=True)
 class ModelConfig:
     name: str = "resnet32"
-    """a name in models/registry.py, or timm/NAME for a network of the timm package"""
+    """a network in models/registry.py, or timm/NAME for a network of the timm package"""
     init: str | None = None
-    """weights to start from: a finished run (name or folder), an export folder or a file (.safetensors, .pth); what fits by name
-    and shape is taken, the rest is reported; null = drawn from the seed"""
+    """initial weights: a finished run (name or folder), an export folder or a file (.safetensors, .pth); tensors that fit by name
+    and shape are taken, the others are reported; null = random weights, drawn from the seed"""
     sync_bn: bool = False
-    "batch norm over the images of all GPUs, where each has too few of its own"
+    "synchronised batch norm: statistics over the images of all GPUs, for when each GPU has few images"
 
 
 def model_names() -> list[str]:

@@ -2,8 +2,8 @@
 
 The virtual examples of a class are the teacher's probabilities for it, softmax(t / T), summed over the training images
 (He, Wu, Wei 2021, arXiv 2103.15042); they depend on T = tau / p alone. Owns that distribution, its measures and the rule
-behind `distill.tau: null`; reads raw logits from whatever gives them by key and view. Invariant: the same samples of the
-same teacher make the same distribution, whatever their order in a file.
+behind `distill.tau: null`; reads raw logits from any LogitSource. Invariant: the same samples of the same teacher give the
+same distribution, in any order.
 Shapes: N samples, C classes, T temperatures.
 """
 

@@ -37,21 +37,21 @@ _OPEN_BLOCKS = 8192
 @dataclass(kw_only=True)
 class CacheConfig:
     paths: list[str] = field(default_factory=list)
-    "logit caches to train from, one for each teacher: its folder, or the folder that holds it; empty = ask the teacher online"
+    "logit caches to train from, one per teacher: the cache's folder, or the folder that contains it; empty = no cache, teacher online"
     weights: list[float] = field(default_factory=list)
-    "of the caches, one positive number each; empty = equal"
+    "weights of the caches in the average, one positive number each; empty = equal"
     average: Literal["logits", "probabilities"] = "logits"
-    "what several teachers are averaged in: raw logits, or probabilities at the temperature in use"
+    "how several teachers are averaged: by their raw logits, or by their probabilities at the temperature in use"
     check: Literal["open", "epoch", "always"] = "epoch"
-    "compare fingerprints of the pixels: on the first batches, and once an epoch, or with every batch"
+    "when to compare fingerprints of the pixels: on the first mini-batches only, also once per epoch, or on every mini-batch"
     pixels: Literal["same", "close"] = "close"
-    "close: the same view decoded by another backend or machine is accepted, and said so; same: refused"
+    "close: accept the same view decoded by another backend or machine, with a note; same: refuse it"
     codec: Literal["u8", "f16", "f32"] = "u8"
-    "how train/cache_logits.py stores logits: 8 bit with a range per sample, or floats"
+    "how train/cache_logits.py stores logits: 8 bits per class with a range per sample, or floats"
     batch: int = 256
-    "images per teacher forward in train/cache_logits.py; part of the identity"
+    "images per forward pass of the teacher in train/cache_logits.py; part of the cache's identity"
     dir: str = "caches"
-    "folder in which train/cache_logits.py makes the cache's own folder"
+    "folder in which train/cache_logits.py creates the folder of the cache"
 
     def __post_init__(self) -> None:
         if self.batch < 1:
