@@ -37,7 +37,7 @@ _OPEN_BLOCKS = 8192
 @dataclass(kw_only=True)
 class CacheConfig:
     paths: list[str] = field(default_factory=list)
-    "logit caches to train from, one per teacher: a cache's folder, or the folder that contains it; empty = run the teacher online"
+    "logit caches to train from, one per teacher: its folder, or the folder that contains it; empty = run the teacher online"
     weights: list[float] = field(default_factory=list)
     "weights of the caches in the average, one positive number each; empty = equal"
     average: Literal["logits", "probabilities"] = "logits"
