@@ -1,6 +1,6 @@
 """Names of networks, and all that decides a network but its weights (`ModelSpec`).
 
-Owns the table of names and the errors for a name that is not in it; does not own any network.
+Owns the table of names and the error for an unknown name; does not own any network.
 A network is added by writing `def NAME(num_classes: int) -> nn.Module` in this folder and one row in MODELS.
 Invariant: every network maps images[B, 3, H, W] to logits[B, num_classes] (in training perhaps to more, outputs.py), with freshly
 drawn weights.
@@ -73,12 +73,12 @@ class ModelSpec:
 @dataclass(kw_only=True)
 class ModelConfig:
     name: str = "resnet32"
-    """a name in models/registry.py, or timm/NAME for a network of the timm package"""
+    """a network in models/registry.py, or timm/NAME for a network of the timm package"""
     init: str | None = None
-    """weights to start from: a finished run (name or folder), an export folder or a file (.safetensors, .pth); what fits by name
-    and shape is taken, the rest is reported; null = drawn from the seed"""
+    """initial weights: a finished run (name or folder), an export folder or a file (.safetensors, .pth); tensors that fit by name
+    and shape are taken, the others are reported; null = random weights, drawn from the seed"""
     sync_bn: bool = False
-    "batch norm over the images of all GPUs, where each has too few of its own"
+    "synchronised batch norm: statistics over the images of all GPUs, for when each GPU has few images"
 
     def spec(self, num_classes: int) -> ModelSpec:
         """Of the network that these settings ask for."""
@@ -105,7 +105,7 @@ def _build_timm(name: str, num_classes: int) -> nn.Module:
         timm = importlib.import_module("timm")
     except ModuleNotFoundError as error:
         if error.name != "timm":
-            raise  # timm is there; something it needs is not
+            raise  # timm is installed, but one of its own dependencies is not
         raise ValueError(f"model '{name}' needs the timm package; type: pip install timm") from error
     wanted = name.removeprefix(TIMM_PREFIX)
     if not timm.is_model(wanted):
@@ -118,7 +118,7 @@ def _build_timm(name: str, num_classes: int) -> nn.Module:
 
 
 def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
-    """`nearest: a, b; `, or nothing when no known name is close; a name cut short finds its completions."""
+    """`nearest: a, b; `, or an empty string when no known name is close; an abbreviated name finds its completions."""
     completions = [candidate for candidate in known if candidate.startswith(name)]
     close = completions[:3] or difflib.get_close_matches(name, known, n=3)
     return f"nearest: {', '.join(prefix + match for match in close)}; " if close else ""

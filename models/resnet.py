@@ -2,7 +2,7 @@
 
 Owns the networks of arXiv 1512.03385 and 1611.05431 in torchvision's form ("v1.5": the stride of a bottleneck
 sits on its 3x3 convolution). Does not own the CIFAR networks (resnet_cifar.py).
-Invariant: names, shapes and maths are torchvision's, so that its checkpoints load with strict=True.
+Invariant: names, shapes and arithmetic are torchvision's, so that its checkpoints load with strict=True.
 Shapes: B batch, C classes, H x W any image size.
 """
 
@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
-        # Made before the convolutions, as in torchvision: a seed then draws the same initial weights in both.
+        # Created before the convolutions, as in torchvision, so that a seed draws the same initial weights in both.
         downsample = _downsample(in_channels, width * self.expansion, stride)
         self.conv1 = conv3x3(in_channels, width, stride)
         self.bn1 = nn.BatchNorm2d(width)
@@ -107,7 +107,7 @@ class ResNet(nn.Module):
 
 
 def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """The projection of a shortcut whose shape changes, else None."""
+    """The projection of a shortcut that changes the shape, else None."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))

@@ -16,7 +16,7 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def shortcut_option_a(x: Tensor, out_channels: int, stride: int) -> Tensor:
-    """Every `stride`-th pixel, and the missing channels as zeros, half of them on each side."""
+    """Every `stride`-th pixel, with zeros for the missing channels, half of them on each side."""
     missing = out_channels - x.shape[1]
     return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, missing // 2, missing - missing // 2))
 

@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh report dev
-# A process for each core, each with whole files: what a file sets up is set up once.
+# One process per core; all tests of a file run in the same process, so that its fixtures are set up once.
 exec .venv/bin/python -m pytest -n logical --dist loadfile --durations=15 "$@"

@@ -1,7 +1,7 @@
-"""An exponential moving average of the weights, beside those that are trained.
+"""An exponential moving average of the weights, kept beside the trained weights.
 
-Owns the average and its arithmetic; when it is evaluated and saved is the loop's business. Batch-norm statistics are averaged
-like weights, counters are copied. Invariant: training is bit for bit what it is without an average.
+Owns the average and its arithmetic; the loop decides when it is evaluated and saved. Batch-norm statistics are averaged
+like weights, counters are copied. Invariant: the training is bit for bit the same as without an average.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,9 +15,9 @@ from torch import nn
 @dataclass(kw_only=True)
 class EmaConfig:
     decay: float | None = None
-    "share of the weights' moving average that each step keeps, for example 0.9998; null = no average"
+    "decay of the weights' moving average at each optimizer step, for example 0.9998; null = no average"
     warmup: bool = True
-    "keep less in the beginning: step n, from 1, keeps at most (1 + n) / (10 + n)"
+    "a smaller decay in the beginning: at step n, counted from 1, at most (1 + n) / (10 + n)"
 
     def __post_init__(self) -> None:
         if self.decay is not None and not 0 < self.decay < 1:
@@ -38,7 +38,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Optimizer step number `step`, from 1, is done."""
+        """Update the average after optimizer step number `step`, counted from 1."""
         decay = min(self._decay, (1 + step) / (10 + step)) if self._config.warmup else self._decay
         mean, live = self._pairs
         torch._foreach_lerp_(mean, live, 1 - decay)
@@ -48,7 +48,7 @@ class Ema:
     @contextmanager
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
-        """The network has the averaged weights within the block, in the same tensors, and its own after it."""
+        """Within the block the network has the averaged weights, in the same tensors; after it, its own again."""
         own = {name: tensor.detach().clone() for name, tensor in self._live.items()}
         try:
             for name, tensor in self._live.items():
@@ -63,6 +63,6 @@ class Ema:
         return self._mean
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         for name, tensor in self._mean.items():
             tensor.copy_(state[name])

@@ -1,7 +1,7 @@
 """The optimizer's settings, and the optimizer built from them.
 
-Owns which parameter is decayed; the learning rate of every step comes from schedule.py, clipping, batches and
-accumulation are carried out by loop.py. Invariant: every trainable parameter is in exactly one group.
+Owns which parameters have weight decay; schedule.py gives the learning rate of every step, and the training step does
+clipping and accumulation. Invariant: every trainable parameter is in exactly one group.
 """
 
 import math
@@ -24,23 +24,23 @@ class OptimConfig:
     lr_scale: Literal["none", "linear", "sqrt"] = "none"
     "multiply optim.lr by optim.batch / optim.lr_base_batch, or by its square root"
     lr_base_batch: int = 256
-    "the batch that optim.lr is meant for, where optim.lr_scale is not none"
+    "the batch size that optim.lr is meant for, where optim.lr_scale is not none"
     momentum: float = 0.9
-    "sgd: share of the last update that is kept"
+    "sgd: momentum, the share of the last update that is kept"
     nesterov: bool = False
-    "sgd: Nesterov's form of the momentum"
+    "sgd: Nesterov momentum"
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     "adamw: decay of the running means of the gradient and of its square"
     weight_decay: float = 5e-4
     "sgd: L2 penalty, added to the gradient; adamw: share of the weights, times lr, taken off at each step"
     no_decay: list[str] = field(default_factory=list)
-    "regular expressions, searched in parameter names: what they find is not decayed, e.g. [bn, bias$]"
+    "regular expressions, searched in parameter names: matching parameters have no weight decay, e.g. [bn, bias$]"
     clip: float | None = None
     "largest norm of the whole gradient; null = no limit"
     batch: int = 128
     "images per optimizer step, over all processes"
     accumulate: int = 1
-    "parts that each process computes its share of a batch in, one after the other, to save memory"
+    "gradient accumulation: the number of micro-batches into which each process divides its share of a batch, to save memory"
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
@@ -74,7 +74,7 @@ class OptimConfig:
 
 
 def scaled_lr(config: OptimConfig) -> float:
-    """The learning rate that the schedule starts from: optim.lr, scaled to the batch where that is asked for."""
+    """The base learning rate of the schedule: optim.lr, scaled to the batch size if optim.lr_scale asks for it."""
     ratio = config.batch / config.lr_base_batch
     return config.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[config.lr_scale]
 
@@ -89,7 +89,7 @@ def describe_scaling(config: OptimConfig) -> str | None:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer over the model's trainable parameters: those that decay and, if any, those that do not."""
+    """The optimizer over the model's trainable parameters: a group with weight decay and, if it is not empty, one without."""
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     undecayed: set[str] = set()
     for pattern in config.no_decay:

@@ -1,8 +1,8 @@
-"""How long a training is, and its learning rate as a pure function of the optimizer step.
+"""The length of a training, and its learning rate as a pure function of the optimizer step.
 
-Owns the schedule's settings and its formula (where the paper is silent, our choice: epochs count from 0, the
-rate is constant within an epoch). A length in steps or images may end within an epoch, which then counts as one of
-the `begun_epochs`. Holds no state: nothing is in a checkpoint, nothing can fall out of step.
+Owns the schedule's settings and its formula (docs/method.md; our choice where the paper is silent: epochs count from 0,
+the rate is constant within an epoch). A length in steps or images may end within an epoch, which then counts as one of
+the `begun_epochs`. Holds no state, so nothing of it is in a checkpoint.
 """
 
 import math
@@ -17,13 +17,13 @@ class ScheduleConfig:
     kind: Literal["multistep", "cosine", "constant"] = "cosine"
     "what follows the warm-up"
     epochs: int | None = 200
-    "length of the training; null where schedule.steps or schedule.samples says it"
+    "length of the training; null if schedule.steps or schedule.samples gives it"
     steps: int | None = None
-    "length in optimizer steps instead, with schedule.epochs=null; a cosine that short wants schedule.per=step"
+    "length in optimizer steps instead, with schedule.epochs=null; a short cosine schedule needs schedule.per=step"
     samples: int | None = None
     "length in training images instead, rounded up to a whole step, with schedule.epochs=null"
     warmup_epochs: int = 0
-    "linear warm-up: epoch e of w trains at lr * (e + 1) / w; the schedule goes on at its own epoch after it"
+    "linear warm-up: epoch e of w trains at lr * (e + 1) / w; epoch w has the rate that the schedule gives for it"
     warmup_steps: int | None = None
     "linear warm-up in steps instead: step s of w trains at lr * (s + 1) / w, whatever schedule.per says"
     milestones: list[int] = field(default_factory=list)
@@ -31,7 +31,7 @@ class ScheduleConfig:
     gamma: float = 0.1
     "multistep: the factor"
     per: Literal["epoch", "step"] = "epoch"
-    "the rate changes from epoch to epoch, or with every step"
+    "the rate changes at each epoch, or at each step"
 
     def __post_init__(self) -> None:
         self._check_length()
@@ -95,7 +95,7 @@ def total_steps(config: ScheduleConfig, steps_per_epoch: int, batch: int) -> int
 
 
 def begun_epochs(config: ScheduleConfig, steps_per_epoch: int, batch: int) -> int:
-    """Epochs of the whole training, the last of which may not be whole."""
+    """Epochs of the whole training, the last of which may be incomplete."""
     return math.ceil(total_steps(config, steps_per_epoch, batch) / steps_per_epoch)
 
 
@@ -113,7 +113,7 @@ class Schedule:
         self._check_fit()
 
     def _check_fit(self) -> None:
-        """What settings alone cannot tell: UserError where the warm-up or a milestone lies beyond the end."""
+        """UserError where the warm-up or a milestone lies beyond the end, which the settings alone cannot tell."""
         config, length = self.config, f"{self.total_steps} steps in all, {self.steps_per_epoch} an epoch"
         try:
             config.check_epochs(self.epochs, length)
@@ -131,7 +131,7 @@ class Schedule:
         config = self.config
         if config.warmup_steps is not None and step < config.warmup_steps:
             return self.base_lr * (step + 1) / config.warmup_steps
-        # The clock ticks once an epoch or once a step; the settings, in epochs, are converted to ticks.
+        # Time is counted in ticks of an epoch or of a step; the settings, in epochs, are converted to ticks.
         tick, ticks_per_epoch, end = step, self.steps_per_epoch, self.total_steps
         if config.per == "epoch":
             tick, ticks_per_epoch, end = step // self.steps_per_epoch, 1, self.epochs

@@ -2,8 +2,8 @@
 
     header | records | CRC-32 of each record | certificate | how often the teacher was right | CRC-32 of the last three
 
-A record is a fingerprint (hash, thumbnail) and the encoded logits. Its CRC starts from key and view, so a record at the
-wrong place fails as a damaged one does. Invariant: a file that `open_block` accepts belongs to this cache, view and block.
+A record is a fingerprint (hash, thumbnail) and the encoded logits. Its CRC starts from key and view, so a record in the
+wrong place fails like a damaged one. Invariant: a file that `open_block` accepts belongs to this cache, view and block.
 """
 
 import os
@@ -41,12 +41,12 @@ HEADER = np.dtype(
 FINGERPRINT_BYTES = 4 + THUMB * THUMB
 _CERTIFICATE_BYTES = 24 * len(TEMPERATURES)
 
-# void *memcpy(to, from, bytes), found by name as in ffcv_backend.py: code that holds an address cannot be cached on disk.
+# void *memcpy(to, from, bytes), found by name as in pipelines/libffcv.py: code that holds an address cannot be cached on disk.
 _memcpy = types.ExternalFunction("memcpy", types.uintp(types.uintp, types.uintp, types.uintp))
 
 
 class BlockKind(NamedTuple):
-    """What all blocks of one cache share. identity_hash, index_hash: SHA-256 of identity.json and of index.bin."""
+    """What all blocks of one cache have in common. identity_hash, index_hash: SHA-256 of identity.json and of index.bin."""
 
     identity_hash: bytes
     index_hash: bytes
@@ -58,14 +58,14 @@ class BlockKind(NamedTuple):
         return FINGERPRINT_BYTES + payload_bytes(self.codec, self.classes)
 
     def block_bytes(self, rows: int) -> int:
-        """Size of a block file of so many rows."""
+        """Size of a block file with this many rows."""
         return HEADER.itemsize + rows * (self.record_bytes + 4) + _CERTIFICATE_BYTES + 4 + 4
 
 
 class Block(NamedTuple):
     """An opened block: records uint8[n, R] and crcs uint32[n] (memory map), certificate float64[T, 3].
 
-    right: how many rows' largest logit is the label's.
+    right: in how many rows the largest logit is that of the label.
     """
 
     records: np.ndarray
@@ -75,7 +75,7 @@ class Block(NamedTuple):
 
 
 def block_path(folder: Path, view: int, block: int) -> Path:
-    """Where the block of one cell lies."""
+    """The file of one cell (view, block)."""
     return folder / f"v{view:03d}" / f"b{block:05d}.lc"
 
 
@@ -106,7 +106,7 @@ def _header(kind: BlockKind, view: int, block: int, count: int) -> np.ndarray:
 
 @exact
 def _record_crc(record, key, view, head):
-    """CRC-32 of (key, view, record bytes); head: uint8 [12] to work in."""
+    """CRC-32 of (key, view, record bytes); head: uint8 [12], scratch memory."""
     for j in range(8):
         head[j] = np.uint8((np.uint64(key) >> np.uint64(8 * j)) & np.uint64(255))
     for j in range(4):
@@ -128,7 +128,7 @@ def record_crcs(records, keys, view):
 def gather_records(addresses, counts, rows, keys, views, out):
     """Copy one record to each row of uint8 out[n, R]; -1, or the first i whose record is damaged.
 
-    addresses int64 [n]: where the records of an open block (`Block.records`) begin; counts: how many it has; rows: which one.
+    addresses int64 [n]: where the records of an open block (`Block.records`) begin; counts: how many it has; rows: which to copy.
     """
     size = out.shape[1]
     head = np.empty(12, np.uint8)
@@ -152,7 +152,7 @@ def write_block(
     certificate: np.ndarray,
     right: int,
 ) -> None:
-    """Publish one block: it is visible whole or not at all."""
+    """Publish one block: it becomes visible as a whole or not at all."""
     records = np.concatenate([prints.hashes.astype("<u4")[:, None].view(np.uint8), prints.thumbs, payload], axis=1)
     crcs = record_crcs(records, keys, view).astype("<u4")
     tail = crcs.tobytes() + certificate.astype("<f8").tobytes() + right.to_bytes(4, "little")
@@ -176,7 +176,7 @@ def open_block(folder: Path, kind: BlockKind, view: int, block: int, count: int)
         found = path.stat().st_size
         if found != size:
             raise UserError(f"{path}: {found} bytes instead of {size}, so it is damaged or foreign; {advice}")
-        # Not numpy's memory map: that keeps a file descriptor, and a process may have only 1024.
+        # numpy's memory map would keep a file descriptor open, and a process may have only 1024.
         data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
     except FileNotFoundError:
         raise UserError(f"{path} is missing; run train/cache_logits.py again to write it") from None

@@ -1,7 +1,7 @@
-"""How a row of logits becomes bytes, and how much a row of bytes can be trusted.
+"""How a row of logits becomes bytes, and how much those bytes lose.
 
-Codecs: u8 (float32 low and step per sample, 8 bits per class), f16, f32. Every class is kept. The certificate measures, on
-the true logits, what share of a teacher's information (KL to uniform) the stored form loses at several temperatures.
+Codecs: u8 (float32 low and step per sample, 8 bits per class), f16, f32. All keep every class. The certificate measures, on the
+true logits, what share of a teacher's information (KL to uniform) the stored form loses at several temperatures.
 """
 
 import math
@@ -14,7 +14,7 @@ from pipelines.errors import UserError
 
 CODECS = ("u8", "f16", "f32")
 TEMPERATURES = (1.0, 2.0, 3.0, 6.0, 9.0, 20.0)  # of the certificate; T = tau / p
-_CHUNK = 1 << 16  # logits certified at a time: few enough that their float64 copies stay in the processor's cache
+_CHUNK = 1 << 16  # logits certified at a time: few enough for their float64 copies to stay in the CPU cache
 
 
 def payload_bytes(codec: str, classes: int) -> int:
@@ -57,7 +57,7 @@ def decode(payload: torch.Tensor, codec: str) -> torch.Tensor:
 
 
 def _packed(rows: torch.Tensor) -> torch.Tensor:
-    """A copy in memory of its own: a single row counts as contiguous whatever its stride and address, which no float has."""
+    """A packed copy: a single row counts as contiguous, but its stride and address may not be aligned for floats."""
     return rows.clone(memory_format=torch.contiguous_format)
 
 
@@ -100,8 +100,9 @@ def _chunk_sums(true: np.ndarray, stored: np.ndarray) -> np.ndarray:
 def certified_loss(sums: np.ndarray, temperature: float) -> float:
     """Largest share of information that may be lost at `temperature`, from the `certificate`'s sums.
 
-    At a certified temperature as measured. Elsewhere the bound, which holds at any T, over the information left at the next
-    higher certified one, which only falls with T. Above the last one nothing is known of a lossy codec: infinite.
+    At a certified temperature it is the measured share. Elsewhere it is the bound, which holds at any T, divided by the
+    information at the next higher certified temperature, since information only falls with T. Above the last certified
+    temperature nothing is known about a lossy codec: infinite.
     """
     if not sums[:, 2].any():
         return 0.0  # nothing was rounded
@@ -111,4 +112,4 @@ def certified_loss(sums: np.ndarray, temperature: float) -> float:
     lost, information, bound = sums[above]
     if temperature != TEMPERATURES[above]:
         lost = bound * (TEMPERATURES[above] / temperature) ** 2
-    return float(max(lost, 0.0) / max(information, 1e-300))  # a teacher that says nothing has rounding here, or 0
+    return float(max(lost, 0.0) / max(information, 1e-300))  # uniform logits have information 0, or a rounding error

@@ -1,6 +1,6 @@
-"""Several caches of the same views read as one: the mean of what several teachers say of each of them.
+"""Several caches of the same views, read as one: the mean of the logits or probabilities of several teachers.
 
-Owns the two ways to take that mean; which caches a run may use is decided before. Invariant: with one cache it is that cache.
+Owns the two kinds of mean; which caches a run may use is decided elsewhere. Invariant: the mean of one cache is that cache.
 """
 
 import math
@@ -15,8 +15,8 @@ from pipelines.logits.reader import LogitCache
 class Ensemble:
     """weights: one positive number per cache, empty = equal; only their ratios count.
 
-    average: logits = weighted mean of raw logits. probabilities = of softmax(z / T) at T = `temperature`, given back as
-    T * log(mean), whose softmax at T is that mean: a loss at T = tau / p gets exactly the averaged probabilities.
+    average: logits = weighted mean of raw logits. probabilities = weighted mean of softmax(z / T) at T = `temperature`, returned
+    as T * log(mean), whose softmax at T is that mean: a loss at T = tau / p gets exactly the averaged probabilities.
     """
 
     def __init__(
@@ -31,11 +31,11 @@ class Ensemble:
         self.views = min(cache.views for cache in caches)
 
     def at(self, temperature: float) -> "Ensemble":
-        """The same, read for use at T = `temperature`."""
+        """The same caches, averaged for use at T = `temperature`."""
         return Ensemble(self.caches, self.weights, self.average, temperature)
 
     def gather(self, keys: np.ndarray, views: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-        """float32 [B, C] on `device` of integer keys [B] under integer views [B], as `LogitCache.gather`."""
+        """float32 [B, C] on `device` for integer keys [B] under integer views [B], as `LogitCache.gather`."""
         return self.mean([cache.gather(keys, views, device) for cache in self.caches])
 
     def mean(self, logits: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -43,7 +43,7 @@ class Ensemble:
         if len(logits) == 1:
             return logits[0]
         weights = self.weights or [1.0] * len(logits)
-        shares = [weight / sum(weights) for weight in weights]  # plain numbers: nothing waits for the device
+        shares = [weight / sum(weights) for weight in weights]  # Python numbers, so that nothing waits for the device
         if self.average == "logits":
             return torch.stack([share * z for share, z in zip(shares, logits, strict=True)]).sum(dim=0)
         log_probs = [

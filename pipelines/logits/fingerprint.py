@@ -1,7 +1,7 @@
 """A short fingerprint of a crop, to tell whether a cached target belongs to the pixels at hand.
 
-Per crop a 32-bit hash (equal: the same pixels) and a 4 x 4 grey thumbnail (close: the same view through another decoder).
-Integer arithmetic only, so a GPU and a CPU give the same fingerprint.
+Each crop has a 32-bit hash (equal: the same pixels) and a 4 x 4 grey thumbnail (close: the same view through another decoder).
+Only integer arithmetic is used, so a GPU and a CPU give the same fingerprint.
 """
 
 from typing import Literal, NamedTuple
@@ -12,7 +12,7 @@ import torch
 THUMB = 4
 # Thumbnails of one view through two JPEG decoders differ by less than this, in grey levels of 255.
 MEAN_TOLERANCE, MAX_TOLERANCE = 2.0, 12
-_CHUNK = 1 << 22  # bytes of pixels hashed at a time: they are widened to 32 bits
+_CHUNK = 1 << 22  # bytes of pixels hashed at a time, because they are widened to 32 bits
 
 
 class Fingerprints(NamedTuple):
@@ -23,7 +23,7 @@ class Fingerprints(NamedTuple):
 
 
 def _hash_weights(length: int, device: torch.device) -> torch.Tensor:
-    """Odd 32-bit weights, one a byte (a linear hash modulo 2**32), from splitmix64 of the byte's index; as int32."""
+    """int32 [length]: odd 32-bit weights of a linear hash modulo 2**32, from splitmix64 of the byte's index."""
     with np.errstate(over="ignore"):
         z = (np.arange(1, length + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -39,7 +39,7 @@ def _cell_areas(cuts: list[int], device: torch.device) -> torch.Tensor:
 
 
 class Fingerprinter:
-    """Fingerprints of crops of one size; keeps what it needs for that size on the device."""
+    """Fingerprints of crops of one size; keeps the tables for that size on the device."""
 
     def __init__(self) -> None:
         self._prepared_for: tuple[int, torch.device] | None = None
@@ -50,7 +50,7 @@ class Fingerprinter:
 
     @torch.no_grad()
     def on_device(self, pixels: torch.Tensor) -> torch.Tensor:
-        """int64 [B, 17] on the pixels' device, hash and thumbnail, without waiting for them; `on_host` reads them."""
+        """int64 [B, 17], hash and thumbnail, on the pixels' device, without synchronising; `on_host` reads them."""
         size = pixels.shape[1]
         if self._prepared_for != (size, pixels.device):
             self._prepared_for = (size, pixels.device)
@@ -61,7 +61,7 @@ class Fingerprinter:
         return torch.cat([self._chunk(chunk) for chunk in chunks])
 
     def _chunk(self, pixels: torch.Tensor) -> torch.Tensor:
-        # Products and sums wrap at 32 bits, which is what modulo 2**32 means.
+        # Products and sums wrap at 32 bits: that is arithmetic modulo 2**32.
         flat = pixels.reshape(len(pixels), -1).to(torch.int32)
         hashes = (flat * self._weights).sum(dim=1, dtype=torch.int32)
         inner = self._cuts[1:-1]
@@ -75,13 +75,13 @@ class Fingerprinter:
 
 
 def on_host(prints: torch.Tensor) -> Fingerprints:
-    """What `Fingerprinter.on_device` gave."""
+    """Fingerprints from the result of `Fingerprinter.on_device`."""
     table = prints.cpu().numpy()
     return Fingerprints(table[:, 0].astype(np.uint32), table[:, 1:].astype(np.uint8))
 
 
 def compare(stored: Fingerprints, seen: Fingerprints) -> Literal["same", "close", "other"]:
-    """How the crops that a teacher saw relate to the ones at hand, row by row; the worst row decides."""
+    """How the crops that a teacher saw compare with those at hand, row by row; the worst row decides."""
     if np.array_equal(stored.hashes, seen.hashes):
         return "same"
     distance = np.abs(stored.thumbs.astype(np.int32) - seen.thumbs.astype(np.int32))

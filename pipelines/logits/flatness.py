@@ -2,8 +2,8 @@
 
 The virtual examples of a class are the teacher's probabilities for it, softmax(t / T), summed over the training images
 (He, Wu, Wei 2021, arXiv 2103.15042); they depend on T = tau / p alone. Owns that distribution, its measures and the rule
-behind `distill.tau: null`; reads raw logits from whatever gives them by key and view. Invariant: the same samples of the
-same teacher make the same distribution, whatever their order in a file.
+behind `distill.tau: null`; reads raw logits from any LogitSource. Invariant: the same samples of the same teacher give the
+same distribution, in any order.
 Shapes: N samples, C classes, T temperatures.
 """
 
@@ -14,21 +14,21 @@ import numpy as np
 import torch
 
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0, 12.0, 20.0)  # the grid of the rule
-_CHUNK = 1 << 17  # logits at a time: few enough to stay in the processor's cache, enough to keep a GPU busy
+_CHUNK = 1 << 17  # logits at a time: few enough to stay in the CPU cache, enough to keep a GPU busy
 
 
 class LogitSource(Protocol):
-    """Raw teacher logits by key and view, as a LogitCache gives them."""
+    """Raw teacher logits by key and view, as from a LogitCache."""
 
     classes: int
 
     def gather(self, keys: np.ndarray, views: np.ndarray, device: torch.device | str) -> torch.Tensor:
-        """float32 [B, C] on `device` of int64 keys [B] under int32 views [B]."""
+        """float32 [B, C] on `device` for int64 keys [B] under int32 views [B]."""
         ...
 
 
 class Recommendation(NamedTuple):
-    """temperature: T; flat: whether the rule holds there. If it holds nowhere, T is the largest of the grid."""
+    """temperature: T; flat: whether the rule holds at T. If it holds nowhere, T is the largest of the grid."""
 
     temperature: float
     flat: bool
@@ -43,7 +43,7 @@ def virtual_examples(
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
     """float64 [T, C]: softmax(t / T) summed over the samples int64 keys [N], averaged over their first `views` views."""
-    keys = np.sort(keys)  # as they lie in a cache
+    keys = np.sort(keys)  # the order of a cache
     step = max(1, _CHUNK // cache.classes)
     sums = torch.zeros(len(temperatures), cache.classes, dtype=torch.float64, device=device)
     for view in range(views):
@@ -56,9 +56,9 @@ def virtual_examples(
 
 
 def thirds(class_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Classes (int64, rounded down) of the rarest and of the most frequent third by training images; ties in label order.
+    """Classes (int64) of the rarest and of the most frequent third by training images, rounded down; ties in label order.
 
-    A class without training images is in neither: no image of it has taught the teacher anything.
+    A class without training images is in neither third, since the teacher has learnt nothing about it.
     """
     counts = np.asarray(class_counts)
     by_frequency = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
@@ -67,13 +67,13 @@ def thirds(class_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tail_to_head(virtual: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
-    """float64 [...]: mean of virtual examples [..., C] over the rarest third by that over the most frequent third."""
+    """float64 [...]: mean of virtual examples [..., C] over the rarest third, divided by that over the most frequent third."""
     rarest, most_frequent = thirds(class_counts)
     return virtual[..., rarest].mean(axis=-1) / virtual[..., most_frequent].mean(axis=-1)
 
 
 def entropy(virtual: np.ndarray) -> np.ndarray:
-    """float64 [...], in nats: of the distribution over classes that virtual examples [..., C] make; log C when flat."""
+    """float64 [...], in nats: entropy of the distribution of virtual examples [..., C] over classes; log C when flat."""
     share = virtual / virtual.sum(axis=-1, keepdims=True)
     return -(share * np.log(np.where(share > 0, share, 1))).sum(axis=-1)
 

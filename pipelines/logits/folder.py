@@ -1,6 +1,6 @@
-"""The fixed part of a cache folder: identity.json, index.bin and done.json, and which folder is the cache that is wanted.
+"""The fixed part of a cache folder: identity.json, index.bin and done.json; and finding the folder of a wanted cache.
 
-Owns opening (identity compared field by field). Invariant: what is opened agrees with its own hashes.
+Owns opening and comparing identities, field by field. Invariant: what is opened agrees with its own hashes.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ class Opened(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What a run needs: a cache of these pixels, of (at least) these samples and, if it names one, of this teacher.
+    """What a run needs: a cache of these pixels, of at least these samples and, if the run names a teacher, of that teacher.
 
     view: `view_identity` of the data at hand; rows: its ROW[N]; weights: `weights_hash` of the teacher, or None.
     """
@@ -72,7 +72,7 @@ def open_folder(folder: Path) -> Opened:
 
 
 def write_done(folder: Path, kind: BlockKind, views: int, certificate: np.ndarray) -> None:
-    """Declare `views` views complete; certificate: sum over their blocks."""
+    """Declare `views` views complete; certificate: the sum over their blocks."""
     done = {
         "identity": kind.identity_hash.hex(),
         "views": views,
@@ -87,7 +87,7 @@ def read_done(folder: Path, kind: BlockKind) -> tuple[int, np.ndarray]:
     if not (folder / "done.json").is_file():
         raise UserError(f"{folder} is unfinished; run train/cache_logits.py again with the same settings")
     done = read_json(folder / "done.json")
-    # Byte for byte, as a flipped bit may leave an equal value: 1e-05, 1E-05.
+    # Compared byte for byte, because a flipped bit may leave an equal value: 1e-05, 1E-05.
     as_written = isinstance(done, dict) and identity_bytes(done) == (folder / "done.json").read_bytes()
     seal = done.pop("sha256", None) if as_written else None
     if seal != identity_hash(done).hex() or done["identity"] != kind.identity_hash.hex():
@@ -98,7 +98,7 @@ def read_done(folder: Path, kind: BlockKind) -> tuple[int, np.ndarray]:
 
 
 def misfits(opened: Opened, wanted: Wanted) -> dict[str, str]:
-    """Dotted field -> difference, for every field in which a cache is not what is wanted.
+    """Dotted field -> difference, for every field in which a cache differs from what is wanted.
 
     The digest alone may differ when every wanted sample has an equal row: a subset may use its superset's cache.
     """

@@ -1,4 +1,4 @@
-"""What a cache is a cache of, as nested JSON, and whether two of them agree.
+"""The identity of a cache: what its targets depend on, as nested JSON; and the comparison of two identities.
 
 Invariant: two caches with equal identity hold the same targets. Nothing in it depends on a host, a time or a path.
 """
@@ -20,7 +20,7 @@ PIXEL_FIELDS = ("backend", "versions.resample", "size_rule")
 
 
 def view_identity(records: Records, recipe: Recipe, data_seed: int, pixels: str) -> dict[str, Any]:
-    """The part of an identity that a student knows: which pixels belong to (key, view); pixels: backends.pixel_source."""
+    """The part of an identity that a student knows: the pixels that belong to (key, view); pixels: backends.pixel_source."""
     return {
         "dataset": {"digest": records.digest, "class_names": list(records.class_names)},
         "recipe": recipe.identity(),
@@ -32,18 +32,18 @@ def view_identity(records: Records, recipe: Recipe, data_seed: int, pixels: str)
 
 
 def _size_rule(records: Records) -> str:
-    """How images were stored: the digest is over the originals, and a smaller or coarser copy has other pixels."""
+    """How images were stored: the digest is that of the originals, and a smaller or coarser copy has other pixels."""
     encoding = records.manifest["made"].get("encoding")
     return "pixels" if encoding is None else ", ".join(f"{name} {value}" for name, value in sorted(encoding.items()))
 
 
 def cache_identity(view: dict[str, Any], teacher: dict[str, Any], codec: str, batch: int) -> dict[str, Any]:
-    """A whole identity; `teacher` says which weights in which form gave the logits, `batch` the rows per forward."""
+    """A whole identity; `teacher` says which weights gave the logits, and in which form; `batch` is the rows per forward pass."""
     return {"format": FORMAT, "teacher": teacher, "codec": codec, "batch": batch} | view
 
 
 def identity_bytes(identity: dict[str, Any]) -> bytes:
-    """The one JSON spelling of an identity, as written to identity.json."""
+    """The canonical JSON of an identity, as written to identity.json."""
     return (json.dumps(identity, indent=1, sort_keys=True) + "\n").encode("ascii")
 
 
@@ -63,7 +63,7 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def differences(cached: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str]:
     """Dotted field -> 'cache A, here B' for every field that differs in the top-level entries of `wanted`.
 
-    A field that only one of them has differs too: a recipe names a transform only if it is on.
+    A field that only one of them has counts as different: a recipe names a transform only if it is on.
     """
     have, want = (dict(_flat(side)) for side in ({name: cached.get(name) for name in wanted}, wanted))
     out = {}
@@ -75,7 +75,7 @@ def differences(cached: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str
 
 
 def distinctions(identities: list[dict[str, Any]]) -> list[str]:
-    """One line per identity: its values of the fields in which they are not all equal; hashes shortened."""
+    """One line per identity: its values of the fields that are not equal in all of them; hashes are shortened."""
     flat = [dict(_flat(identity)) for identity in identities]
     fields = [
         field for field in sorted(set().union(*flat)) if any(one.get(field) != flat[0].get(field) for one in flat)
@@ -84,7 +84,7 @@ def distinctions(identities: list[dict[str, Any]]) -> list[str]:
 
 
 def _short(value: Any, other: Any) -> str:
-    """A value for one line; of two long lists only the first place where they part."""
+    """A value in short; for two long lists, only the first place where they differ."""
     if isinstance(value, list) and isinstance(other, list) and len(value) > 4:
         if len(value) != len(other):
             return f"{len(value)} entries"

@@ -1,9 +1,9 @@
 """Block files in memory for as long as a training reads them.
 
-Owns the kernel's memory maps of one cache, by cell (view and block counted through). Invariant: an open block costs no file
-descriptor and no object or allocation of its own, in Python, numpy, torch or malloc. Thousands are opened one after the other
-between the large, short-lived tensors of training steps, and each small allocation that stays splits a hole that such a tensor
-then does not fit any more: with a torch tensor for each block a CIFAR-100-LT run grew by 3 MB with each view.
+Owns the memory maps of one cache, by cell: the number view * blocks + block. Invariant: an open block needs no file
+descriptor and no object or allocation of its own, in Python, numpy, torch or malloc. Thousands of blocks are opened one after
+another between the large, short-lived tensors of training steps. Each small allocation that stays would split a hole in the heap
+into which such a tensor then no longer fits: with a torch tensor for each block, a CIFAR-100-LT run grew by 3 MB with each view.
 """
 
 import ctypes
@@ -24,12 +24,12 @@ _FAILED = ctypes.c_void_p(-1).value
 
 
 class BlockMaps:
-    """At most `limit` block files, mapped for reading. addresses: int64, where the file of each cell begins; 0 = not open."""
+    """At most `limit` block files, mapped for reading. addresses: int64, where the map of each cell begins; 0 = not open."""
 
     def __init__(self, cells: int, limit: int):
         self.addresses = np.zeros(cells, np.int64)
         self._sizes = np.zeros(cells, np.int64)
-        self._turns = np.zeros(cells, np.int64)  # in which order they were opened
+        self._turns = np.zeros(cells, np.int64)  # the order in which they were opened
         self._limit, self._open, self._turn = limit, 0, 0
         weakref.finalize(self, _unmap_all, self.addresses, self._sizes).atexit = False
 
@@ -37,7 +37,7 @@ class BlockMaps:
         return self._open
 
     def open(self, cell: int, path: Path, size: int) -> None:
-        """Map a file of `size` bytes; UserError when it cannot be read or has another size by now."""
+        """Map a file of `size` bytes; UserError when it cannot be read or its size has changed."""
         try:
             handle = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -56,7 +56,7 @@ class BlockMaps:
         self.addresses[cell], self._sizes[cell], self._turns[cell] = address, size, self._turn
 
     def close_oldest(self) -> None:
-        """Down to the limit."""
+        """Close the blocks that were opened first, down to the limit."""
         excess = self._open - self._limit
         if excess > 0:
             cells = np.flatnonzero(self.addresses)

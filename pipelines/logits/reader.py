@@ -1,7 +1,7 @@
 """Reading a logit cache: targets by (key, view), each checked before it is used.
 
-Owns gathering and the check of fingerprints. Knows nothing of the backend that loads images or of the student. Invariant: a
-target that leaves `gather` has the right key, view, teacher and checksum.
+Owns gathering and the check of fingerprints. Knows nothing about the backend that loads images or the student. Invariant: a
+target that `gather` returns has the right key, view, teacher and checksum.
 """
 
 import math
@@ -29,29 +29,29 @@ from pipelines.logits.identity import PIXEL_FIELDS
 from pipelines.logits.maps import BlockMaps
 
 LOSS_BUDGET = 0.01  # share of the teacher's information that a codec may lose at the temperature in use
-# Memory maps that one cache keeps, of some 65,000 that a process may have. Class-balanced sampling of iNaturalist 2018, the
-# most scattered reading we know, touches some 3000 blocks in an epoch.
+# Memory maps that one cache keeps open; a process may have some 65,000. Class-balanced sampling of iNaturalist 2018, the most
+# scattered access pattern we know, touches some 3000 blocks in an epoch.
 _OPEN_BLOCKS = 8192
 
 
 @dataclass(kw_only=True)
 class CacheConfig:
     paths: list[str] = field(default_factory=list)
-    "logit caches to train from, one for each teacher: its folder, or the folder that holds it; empty = ask the teacher online"
+    "logit caches to train from, one per teacher: its folder, or the folder that contains it; empty = run the teacher online"
     weights: list[float] = field(default_factory=list)
-    "of the caches, one positive number each; empty = equal"
+    "weights of the caches in the average, one positive number each; empty = equal"
     average: Literal["logits", "probabilities"] = "logits"
-    "what several teachers are averaged in: raw logits, or probabilities at the temperature in use"
+    "how several teachers are averaged: by their raw logits, or by their probabilities at the temperature in use"
     check: Literal["open", "epoch", "always"] = "epoch"
-    "compare fingerprints of the pixels: on the first batches, and once an epoch, or with every batch"
+    "when to compare fingerprints of the pixels: on the first mini-batches only, also once per epoch, or on every mini-batch"
     pixels: Literal["same", "close"] = "close"
-    "close: the same view decoded by another backend or machine is accepted, and said so; same: refused"
+    "close: accept the same view decoded by another backend or machine, with a note; same: refuse it"
     codec: Literal["u8", "f16", "f32"] = "u8"
-    "how train/cache_logits.py stores logits: 8 bit with a range per sample, or floats"
+    "how train/cache_logits.py stores logits: 8 bits per class with a range per sample, or floats"
     batch: int = 256
-    "images per teacher forward in train/cache_logits.py; part of the identity"
+    "images per forward pass of the teacher in train/cache_logits.py; part of the cache's identity"
     dir: str = "caches"
-    "folder in which train/cache_logits.py makes the cache's own folder"
+    "folder in which train/cache_logits.py creates the folder of the cache"
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -65,7 +65,7 @@ class CacheConfig:
 
 
 def _integers(values: np.ndarray) -> np.ndarray:
-    """int64, contiguous, for compiled code; ValueError rather than a number that is rounded."""
+    """The values as contiguous int64, for compiled code; ValueError for floats, which would be rounded."""
     array = np.asarray(values)
     if array.size and array.dtype.kind not in "iu":
         raise ValueError(f"keys and views are integers, not {array.dtype}")
@@ -91,13 +91,13 @@ class LogitCache:
         self._fingerprinter = Fingerprinter()
 
     def __reduce__(self) -> tuple[type["LogitCache"], tuple[Path]]:
-        """To another process goes the path: memory maps stay where they are."""
+        """Pickling sends the path alone: another process makes its own memory maps."""
         return LogitCache, (self.folder.absolute(),)
 
     def require(self, wanted: Wanted, views: int, pixels: str) -> list[str]:
-        """Refuse (UserError) unless this cache holds what is wanted, under so many views; pixels: cache.pixels.
+        """Raise UserError unless this cache holds what is wanted, under `views` views; pixels: cache.pixels.
 
-        Returns notes for the first screen: what differs and is allowed to.
+        Returns notes for the first screen: the differences that are allowed.
         """
         found = misfits(self._opened, wanted)
         allowed = PIXEL_FIELDS if pixels == "close" else ()
@@ -135,11 +135,11 @@ class LogitCache:
         for cell in np.unique(cells[self._maps.addresses[cells] == 0]).tolist():
             view, block = divmod(cell, self._blocks)
             count = min(BLOCK_ROWS, len(self._rows) - block * BLOCK_ROWS)
-            open_block(self.folder, self._kind, view, block, count)  # refuses what does not belong here
+            open_block(self.folder, self._kind, view, block, count)  # refuses a file of another cache, view or block
             self._maps.open(cell, block_path(self.folder, view, block), self._kind.block_bytes(count))
 
     def records(self, keys: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """uint8 [B, R]: the records of integer keys [B] under integer views [B], each checked against its CRC."""
+        """uint8 [B, R]: the records for integer keys [B] under integer views [B], each checked against its CRC."""
         keys, views = _integers(keys), _integers(views)
         if keys.ndim != 1 or keys.shape != views.shape:  # compiled code would read beyond the shorter one
             raise ValueError(f"keys {keys.shape} and views {views.shape}: one view for each key")
@@ -151,7 +151,7 @@ class LogitCache:
         if len(outside):
             raise UserError(f"cache {self.folder} holds views 0 to {self.views - 1}, not view {outside[0]}")
         out = np.empty((len(keys), self._kind.record_bytes), np.uint8)
-        for start in range(0, len(keys), _OPEN_BLOCKS):  # so that never more than twice that many are open
+        for start in range(0, len(keys), _OPEN_BLOCKS):  # so that at most twice that many blocks are open
             part = slice(start, start + _OPEN_BLOCKS)
             self._fill(out[part], keys[part], views[part], places[part])
         return out
@@ -173,18 +173,18 @@ class LogitCache:
         self._maps.close_oldest()
 
     def gather(self, keys: np.ndarray, views: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Raw teacher logits, float32 [B, C] on `device`, of integer keys [B] under integer views [B]."""
+        """Raw teacher logits, float32 [B, C] on `device`, for integer keys [B] under integer views [B]."""
         return self.decode(self.records(keys, views), torch.device(device))
 
     def decode(self, records: np.ndarray, device: torch.device) -> torch.Tensor:
-        """float32 [B, C] of checked records; the bytes travel, the device decodes."""
+        """float32 [B, C] of checked records; the bytes are copied to the device and decoded there."""
         bytes_ = torch.from_numpy(records)
         if device.type == "cuda":
             bytes_ = bytes_.pin_memory()
         return decode(bytes_.to(device, non_blocking=True)[:, FINGERPRINT_BYTES:], self._kind.codec)
 
     def check_pixels(self, crops: torch.Tensor, records: np.ndarray, pixels: str) -> Literal["same", "close"]:
-        """Compare crops uint8 [B, S, S, 3] with what the teacher saw; UserError when they are of another view or image.
+        """Compare crops uint8 [B, S, S, 3] with those that the teacher saw; UserError for another view or image.
 
         records: those of the same keys and views; pixels: cache.pixels.
         """

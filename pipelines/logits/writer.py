@@ -1,7 +1,7 @@
-"""Writing a logit cache, block by block, so that killing any writer at any moment loses at most its block.
+"""Writing a logit cache, block by block, so that killing a writer at any moment loses at most its block.
 
-identity.json and index.bin come first, done.json last; every file appears whole. Several writers may work on one cache: a
-cell (view, block) that two of them compute is equal, and the last rename wins.
+identity.json and index.bin are written first, done.json last; every file appears as a whole. Several writers may work on one
+cache: if two of them compute the same cell (view, block), their results are equal, and the last rename wins.
 """
 
 import fcntl
@@ -23,17 +23,17 @@ from pipelines.logits.folder import open_folder, write_done
 from pipelines.logits.identity import identity_bytes, identity_hash
 
 Cell = tuple[int, int]  # (view, block)
-LEFTOVER_SECONDS = 3600  # a temporary file this old has no writer any more: one is written within seconds
+LEFTOVER_SECONDS = 3600  # a temporary file this old has lost its writer: writing one takes seconds
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Temporary files in a cache whose writers were killed: judged by age, which holds for writers on any host."""
+    """Temporary files in a cache whose writers were killed, judged by age, which works for writers on any host."""
     found = []
     for path in folder.rglob(".*"):
         try:
             if is_temporary(path) and time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
                 found.append(path)
-        except FileNotFoundError:  # its writer is alive, and has finished it
+        except FileNotFoundError:  # its writer has just renamed it
             continue
     return found
 
@@ -72,7 +72,7 @@ class CacheWriter:
         return rows.stop - rows.start
 
     def bytes_of(self, cells: list[Cell]) -> int:
-        """Size on disk of so many blocks."""
+        """Size on disk of the blocks of these cells, in bytes."""
         return sum(self.kind.block_bytes(self.block_size(block)) for _, block in cells)
 
     def missing(self, views: int) -> list[Cell]:
@@ -84,9 +84,9 @@ class CacheWriter:
         return block_path(self.folder, *cell).exists()
 
     def write(self, cell: Cell, logits: np.ndarray, prints: Fingerprints) -> int:
-        """Encode, certify and publish float32 logits [n, C] of a cell's rows, in index order.
+        """Encode, certify and publish the float32 logits [n, C] of a cell's rows, in index order.
 
-        Returns for how many of them the largest logit is the label's.
+        Returns the number of rows whose largest logit is that of the label.
         """
         rows = self.rows[self.block_rows(cell[1])]
         if logits.shape != (len(rows), self.kind.classes):
@@ -105,7 +105,7 @@ class CacheWriter:
         return right
 
     def finish(self, views: int, session: dict[str, Any] | None) -> float:
-        """Declare the first `views` views complete, and any more that are; returns the teacher's accuracy on them.
+        """Declare the first `views` views complete, and any further complete ones; returns the teacher's accuracy on them.
 
         session: host, times, versions and figures of this session, for made.json; None = it computed nothing.
         """
@@ -125,9 +125,9 @@ class CacheWriter:
         return accuracy
 
     def _write_made(self, accuracy: float, session: dict[str, Any] | None) -> None:
-        """made.json: how this cache came to be. Nobody relies on it, so that a damaged one is simply begun anew."""
+        """Write made.json: how this cache came to be. Nothing depends on it, so a damaged one is simply replaced."""
         path = self.folder / "made.json"
-        with _alone_in(self.folder):  # two writers that end together must not lose one another's session
+        with _alone_in(self.folder):  # of two writers that finish together, neither may lose the other's session
             before = _read_made(path)
             sessions = [*before.get("sessions", []), *([session] if session is not None else [])]
             made = {"teacher_top1": accuracy, "sessions": sessions}
@@ -135,7 +135,7 @@ class CacheWriter:
                 write_json_atomic(path, made)
 
     def _clear(self) -> None:
-        """Remove what killed writers left."""
+        """Remove the temporary files of killed writers."""
         for path in leftovers(self.folder):
             path.unlink(missing_ok=True)
 
@@ -152,7 +152,7 @@ class CacheWriter:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """One writer at a time, where the file system has locks for folders."""
+    """Admit one writer at a time, where the file system can lock folders."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""How one image is stored: a file's own bytes, or its pixels shrunk and encoded anew; and whether stored bytes decode.
+"""How one image is stored: the bytes of its file, or its pixels shrunk and re-encoded; and whether stored bytes decode.
 
 Owns the rule by which JPEG bytes are kept, the sizes, and the one encoder. Opens no record file for writing (writing.py).
 Invariant: what is stored shows the picture that `PIL.Image.open(file).convert("RGB")` shows, EXIF orientation ignored, and
@@ -36,11 +36,11 @@ StrPath = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Encoding:
-    """How files are stored. Sides in pixels, aspect kept, never enlarged; of two limits both hold."""
+    """How files are stored. Sides in pixels; images keep their aspect ratio and are never enlarged; both limits hold."""
 
     short_side: int | None = None
     max_side: int | None = None
-    quality: int = 95  # JPEG quality of images that are encoded anew, always 4:4:4
+    quality: int = 95  # JPEG quality of images that are re-encoded, always 4:4:4
 
     def __str__(self) -> str:
         limits = {"short side": self.short_side, "long side": self.max_side}
@@ -68,7 +68,7 @@ class Broken(Exception):
 
 
 class JpegFrame(NamedTuple):
-    """What the frame header (SOFn marker) of a JPEG says."""
+    """The contents of a JPEG's frame header (SOFn marker)."""
 
     marker: int
     precision: int  # bits per component
@@ -90,7 +90,7 @@ def jpeg_frame(data: bytes) -> JpegFrame | None:
             continue
         size = int.from_bytes(data[position + 2 : position + 4])
         body = data[position + 4 : position + 2 + size]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # SOFn, but DHT, JPG, DAC
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # SOFn; the others are DHT, JPG, DAC
             if len(body) < 6:
                 return None
             height, width = int.from_bytes(body[1:3]), int.from_bytes(body[3:5])
@@ -106,7 +106,7 @@ def jpeg_frame(data: bytes) -> JpegFrame | None:
 def _libffcv() -> Any:
     """FFCV's JPEG decoder as a C function, None where FFCV is not installed.
 
-    Not through `import ffcv`, which would import torch in every worker.
+    It is loaded without `import ffcv`, which would import torch in every worker.
     """
     path = library_path()
     if path is None:
@@ -141,9 +141,9 @@ def libffcv_pixels(data: bytes | np.ndarray, width: int, height: int) -> np.ndar
 def _keepable(data: bytes) -> bool:
     """Whether these are JPEG bytes that every backend decodes as they are, and to the same colours.
 
-    Sequential 8-bit Huffman coding (SOF0, SOF1), grey or YCbCr (on RGB decoders disagree; a few files of ImageNet are), sides
-    and size within FFCV's limits, and decoded by libffcv without so much as a warning. Where FFCV is not installed the
-    caller's decode by Pillow stands in for that last point; it lets warnings pass.
+    They must be sequential 8-bit Huffman-coded (SOF0, SOF1), grey or YCbCr (decoders disagree on RGB, which a few files of
+    ImageNet are), with sides and size within FFCV's limits, and libffcv must decode them without a warning. Where FFCV is
+    not installed, the caller's decode by Pillow, which ignores warnings, replaces that last condition.
     """
     frame = jpeg_frame(data)
     if frame is None or frame.marker not in (0xC0, 0xC1) or frame.precision != 8:
@@ -158,7 +158,7 @@ def _keepable(data: bytes) -> bool:
 def stored_size(width: int, height: int, encoding: Encoding) -> tuple[int, int]:
     """(width, height) to store: one exact scale for both limits, at most 1; truncated as in torchvision's Resize.
 
-    So `short_side` gives the very size that the views resize_crop and center cut from: they copy pixels, and resample none.
+    So `short_side` gives exactly the size that the views resize_crop and center cut from: they copy pixels without resampling.
     """
     scales = [(1, 1)]
     if encoding.short_side:
@@ -170,7 +170,7 @@ def stored_size(width: int, height: int, encoding: Encoding) -> tuple[int, int]:
 
 
 def _reason(error: Exception) -> str:
-    """Why an image cannot be read, in words without addresses or paths of this machine."""
+    """Why an image cannot be read, in words that contain no address or path of this machine."""
     if isinstance(error, PIL.UnidentifiedImageError):
         return "no image format that Pillow knows"
     if isinstance(error, OSError) and error.strerror:
@@ -180,7 +180,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _decoding() -> Iterator[None]:
-    """Turns whatever Pillow's decoders raise on a damaged file, nearly anything, into Broken."""
+    """Turn any exception of Pillow's decoders into Broken: on a damaged file they raise nearly anything."""
     try:
         yield
     except MemoryError:
@@ -190,7 +190,7 @@ def _decoding() -> Iterator[None]:
 
 
 def _open(data: bytes) -> Image.Image:
-    """An image whose header was read, held to our limit of pixels in place of Pillow's."""
+    """An image whose header was read, under our limit of pixels instead of Pillow's."""
     pillows, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         image = Image.open(io.BytesIO(data))
@@ -220,17 +220,17 @@ def _encode_jpeg(rgb: Image.Image, size: tuple[int, int], quality: int) -> bytes
     if max(size) > MAX_ENCODED_SIDE:
         raise UserError(f"{size[0]}x{size[1]} pixels, a JPEG's sides end at {MAX_ENCODED_SIDE}; use --max-side")
     if size != rgb.size:
-        # The filter of the views (resample.py), antialiased: at their size, the pixels that they would have computed.
+        # The antialiased filter of the views (resample.py): at their size, it gives the pixels that they would have computed.
         rgb = rgb.resize(size, Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
-    rgb.save(buffer, "JPEG", quality=quality, subsampling=0, comment=b"")  # else the source's comment goes along
+    rgb.save(buffer, "JPEG", quality=quality, subsampling=0, comment=b"")  # else Pillow keeps the source's comment
     if buffer.tell() > layout.PAGE_SIZE:
         raise UserError(f"{buffer.tell()} bytes as JPEG, more than a page of {layout.PAGE_SIZE}; use --max-side")
     return buffer.getvalue()
 
 
 def store_file(data: bytes, encoding: Encoding) -> Stored:
-    """An image file's bytes as they are if all backends decode them and no resize is due, else new JPEG.
+    """The bytes of an image file if all backends decode them and no resize is due, else the image re-encoded as JPEG.
 
     Raises Broken for what cannot be decoded, UserError for what can be decoded but not stored.
     """
@@ -260,7 +260,7 @@ def store_array(pixels: np.ndarray) -> Stored:
 
 
 def read_file(path: StrPath) -> bytes:
-    """The bytes of a file; Broken if there are none to read."""
+    """The bytes of a file; Broken if it cannot be read or is empty."""
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -274,7 +274,7 @@ def read_file(path: StrPath) -> bytes:
 def damage(opened: Records, position: int) -> str | None:
     """Why no loader can use the stored image of one sample, in words; None if it is whole and decodes.
 
-    Asks libffcv, where it is installed, and Pillow, as the ffcv and the reference backend do.
+    Decodes with libffcv, where it is installed, and with Pillow, as the ffcv and the reference backend do.
     """
     payload = opened.payload(position)
     if zlib.crc32(payload.data) != opened.crcs[position]:

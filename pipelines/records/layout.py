@@ -35,7 +35,7 @@ IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_p
 TABLE = np.dtype([("", IMAGE)] + [("", "<i8")] * 6, align=True)  # FFCV's column names: f0 (image) .. f6 (crc)
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 TABLE_START = HEADER.itemsize + len(FIELD_NAMES) * FIELD.itemsize
-# Ours. `head` is all before the images: header, descriptors, table; `crc` covers the footer's other bytes.
+# Ours. `head` is everything before the images: header, descriptors, table; `crc` covers the other bytes of the footer.
 FOOTER = np.dtype(
     [
         ("magic", "S8"),
@@ -52,7 +52,7 @@ FOOTER = np.dtype(
     ]
 )
 FOOTER_MAGIC = b"DiVErec1"
-# What a logit cache knows of a sample; width and height are the ORIGINAL image's, in pixels.
+# What a logit cache knows about a sample; width and height are those of the ORIGINAL image, in pixels.
 ROW = np.dtype([("key", "<i8"), ("label", "<i8"), ("width", "<i4"), ("height", "<i4"), ("source", "<i8")])
 LOW_63_BITS = (1 << 63) - 1
 

@@ -182,7 +182,7 @@ class Records:
             raise _refusal(self.path, "the list of names does not fit its offsets")
 
     def _check_columns(self, images_end: int) -> None:
-        """What intact checksums cannot promise: that whoever wrote the file wrote sense."""
+        """Refuse contents that make no sense, which intact checksums cannot rule out."""
         if not len(self):
             raise _refusal(self.path, "the file holds no samples")
         if self.labels.min() < 0 or self.labels.max() >= self.num_classes:

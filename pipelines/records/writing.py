@@ -1,7 +1,7 @@
 """Writing record files: images in, one .beton out (layout: layout.py; one image: encoding.py).
 
 Owns the worker processes, the sections of the file and its temporary name. Files are stored as JPEG, arrays as raw
-pixels, images of another record file as they lie there. Knows nothing of data sets, lists or folders.
+pixels, images of another record file unchanged. Knows nothing about data sets, lists or folders.
 Invariant: the bytes written depend on the samples, the options and the decoder named in the manifest, not on
 the number of workers, the host or the time; and a file under its final name is complete.
 """
@@ -41,8 +41,8 @@ from pipelines.records.encoding import (
 )
 from pipelines.records.reader import Records
 
-CHUNK = 16  # samples handed over at a time: large enough to hide that cost, small enough to bound memory
-CHUNKS_PER_WORKER = 3  # at work or waiting for their turn to be written
+CHUNK = 16  # samples sent at a time: large enough to hide the cost of sending, small enough to bound memory
+CHUNKS_PER_WORKER = 3  # being encoded, or waiting to be written
 
 
 class Sample(NamedTuple):
@@ -93,13 +93,13 @@ def encode_sample(sample: Sample, encoding: Encoding) -> Stored | Unreadable:
 
 def _encode_quietly(sample: Sample, encoding: Encoding) -> Stored | Unreadable:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata and large images: not asked for
+        warnings.simplefilter("ignore")  # Pillow's warnings about odd metadata and large images do not matter here
         return encode_sample(sample, encoding)
 
 
 def _work(tasks: Connection, encoding: Encoding) -> None:
-    """A worker's life: take a few samples, answer each in turn, until the parent closes the line or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent alone reacts
+    """The loop of a worker: receive samples and answer each in turn, until the parent closes the pipe or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes; only the parent reacts
     try:
         while True:
             for sample in tasks.recv():
@@ -113,11 +113,11 @@ def _work(tasks: Connection, encoding: Encoding) -> None:
 
 
 class _Worker:
-    """One process and our end of its line.
+    """One process and our end of its pipe.
 
-    A line for each worker, not one for all as in concurrent.futures: there a worker killed while it sends
-    leaves the others and the parent waiting for ever. Not fork: the caller may have threads (a progress bar,
-    torch) whose locks a fork inherits locked.
+    Each worker has a pipe of its own. concurrent.futures has one for all, where a worker killed while it sends leaves
+    the others and the parent waiting for ever. The process is not forked: the caller may have threads (a progress
+    bar, torch), and a fork inherits their locks locked.
     """
 
     def __init__(self, encoding: Encoding) -> None:
@@ -129,7 +129,7 @@ class _Worker:
         self.todo: deque[tuple[int, Sample]] = deque()
 
     def give(self, first: int, samples: Sequence[Sample]) -> None:
-        """Hand over samples with their numbers; only to a worker with nothing to do, which does listen."""
+        """Send samples, numbered from `first`; only to an idle worker, which is known to be receiving."""
         self.todo.extend(enumerate(samples, first))
         try:
             self.line.send(samples)
@@ -152,14 +152,14 @@ class _Worker:
 
     def stop(self) -> None:
         self.line.close()
-        self.process.kill()  # it is idle, or its work is not wanted any more
+        self.process.kill()  # it is idle, or its work is no longer needed
         self.process.join()
 
 
 def _encode_parallel(
     samples: Sequence[Sample], encoding: Encoding, workers: int
 ) -> Generator[Stored | Unreadable, None, None]:
-    """As _encode_quietly, in processes, in the order of the samples, with bounded memory."""
+    """_encode_quietly of each sample, in several processes, in the order of the samples, with bounded memory."""
     team: dict[Any, _Worker] = {}
     ahead = workers * CHUNKS_PER_WORKER * CHUNK
     answers: dict[int, Answer] = {}
@@ -207,7 +207,7 @@ def check_output(path: Path, force: bool) -> None:
 def _published(path: Path) -> Iterator[IO[bytes]]:
     """A locked file beside `path` that takes its name on success and is removed on any error.
 
-    Its name is fixed, so that a later run writes over what a killed one left; the lock refuses two at a time.
+    Its name is fixed, so that a later run overwrites what a killed one left; the lock refuses a second writer.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
@@ -217,7 +217,7 @@ def _published(path: Path) -> Iterator[IO[bytes]]:
             file.truncate(0)
             yield file
             file.flush()
-            Records(temporary)  # opens as any reader will, before anyone can see it
+            Records(temporary)  # check that it opens before it becomes visible
             os.fsync(file.fileno())
             os.rename(temporary, path)
         except BaseException:
@@ -231,18 +231,18 @@ def _published(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _lock(file: IO[bytes], path: Path) -> None:
-    """Lock an open file that is to be written from its start."""
+    """Lock an open file before it is written from its start."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         mine = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except (BlockingIOError, FileNotFoundError):
         mine = False
-    if not mine:  # locked; or another run published or removed the file between our open and our lock
+    if not mine:  # another run holds the lock, or published or removed the file between our open and our lock
         raise UserError(f"{path}: another conversion is writing this file; wait for its end")
 
 
 def _check_samples(samples: Sequence[Sample], num_classes: int) -> np.ndarray:
-    """The samples' keys, int64[N], after checking that there are some, with fit labels and different keys."""
+    """The samples' keys, int64[N]; UserError unless there are samples, with valid labels and distinct keys."""
     if not samples:
         raise UserError("there are no images to write")
     for sample in samples:
@@ -261,19 +261,19 @@ def _check_samples(samples: Sequence[Sample], num_classes: int) -> np.ndarray:
 
 
 class _Writer:
-    """The sections of one file while its images come in, in order."""
+    """The sections of one file, to which images are added in order."""
 
     def __init__(self, file: IO[bytes], samples: int) -> None:
         self.file = file
         self.table = np.zeros(samples, layout.TABLE)
         self.allocation = np.zeros(samples, layout.ALLOCATION)
         self.names: list[bytes] = []
-        # As in FFCV, images start at the first page after the table, of all samples, unreadable ones too.
+        # As in FFCV, images start at the first page after the table, which has room for unreadable samples too.
         head = layout.TABLE_START + self.table.nbytes
         self.position = file.seek(-(-head // layout.PAGE_SIZE) * layout.PAGE_SIZE)
 
     def add(self, name: str, label: int, key: int, stored: Stored) -> None:
-        """Write one image where it fits a page whole, and its rows of both tables."""
+        """Write one image, without crossing a page, and its rows of both tables."""
         size, number = len(stored.payload), len(self.names)
         room = layout.PAGE_SIZE - self.position % layout.PAGE_SIZE
         if size > room:
@@ -311,7 +311,7 @@ class _Writer:
 
 @contextlib.contextmanager
 def _new_file(target: Path, samples: int) -> Iterator[_Writer]:
-    """The writer of a file that becomes visible, whole, if the block succeeds."""
+    """The writer of a file that becomes visible, as a whole, only if the with block succeeds."""
     try:
         with _published(target) as file:
             yield _Writer(file, samples)
@@ -356,7 +356,7 @@ def write_records(
 ) -> list[Unreadable]:
     """Write one record file, whole or not at all, and return the unreadable images that `skip_bad` left out.
 
-    samples: all files or all arrays; they keep their order.
+    samples: all files, or all arrays; they keep their order.
     kind, options: how the data set was made, for the manifest; no paths of this machine, no times.
     encoding: for files. workers: processes that read and encode, 0 or 1 = none. progress: called per image.
     Raises UnreadableImages after trying every sample; UserError for labels, names, sizes, an existing file, a
@@ -395,9 +395,9 @@ def copy_records(
     force: bool = False,
     progress: Callable[[], None] | None = None,
 ) -> None:
-    """Write some records of another file as they lie there, in the order of `positions`, whole or not at all.
+    """Write some records of another file unchanged, in the order of `positions`, whole or not at all.
 
-    made: how the new file came about, for its manifest. progress: called per image. The class names stay.
+    made: how the new file came about, for its manifest. progress: called per image. The class names stay the same.
     Raises UserError for an image whose checksum fails, an existing file, a full disk.
     """
     target = Path(path)

@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 from the official python archives, and their long-tailed subsets.
 
-Owns reading the pickles without running what is in them, and the draw of the subset (METHOD.md, section 2).
+Owns reading the pickles without running what is in them, and the draw of the subset (docs/method.md).
 Writes nothing; an archive is read in memory and never unpacked to disk.
 Invariant: a pickle can make numpy arrays, lists, dicts, numbers, str and bytes, and nothing else.
 """

@@ -1,1 +1,1 @@
-"""Counting right answers, and what is made of the counts."""
+"""Evaluation: counts of right answers, and the accuracies computed from them."""

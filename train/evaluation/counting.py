@@ -1,6 +1,6 @@
-"""Exact evaluation: every sample of a split counted once, whatever the number of processes and the batch size.
+"""Exact evaluation: every sample of a split is counted once, whatever the number of processes and the batch size.
 
-Sums stay on the device, one reduction at the end; the accuracies themselves are metrics.py's.
+Sums stay on the device until one reduction at the end; metrics.py computes the accuracies from them.
 """
 
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ from train.run.stops import Stopped, Stops
 @dataclass(kw_only=True)
 class EvalConfig:
     every_epochs: int = 10
-    "evaluate during training each so many epochs (val if given, else test; nothing is selected by it); 0 = at the end only"
+    "epochs between two evaluations during training (on val if given, else test; nothing is selected by it); 0 = only at the end"
     every_steps: int = 0
-    "evaluate during training each so many optimizer steps instead; 0 = by epochs"
+    "optimizer steps between two evaluations during training, instead of epochs; 0 = use eval.every_epochs"
     batch: int = 256
-    "images per evaluation batch and process"
+    "images per evaluation batch, on each process"
 
     def __post_init__(self) -> None:
         for name, least in (("every_epochs", 0), ("every_steps", 0), ("batch", 1)):
@@ -46,7 +46,7 @@ class Predictions(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """figures: for result.json; predictions: on request, on every process."""
+    """figures: for result.json; predictions: if asked for, on every process."""
 
     figures: dict[str, Any]
     predictions: Predictions | None
@@ -62,9 +62,9 @@ def evaluate(
     keep_predictions: bool = False,
     stops: Stops | None = None,
 ) -> Evaluation:
-    """Plain argmax of raw logits over all of the loader's records; groups by int64 train_counts [C].
+    """Evaluate by the plain argmax of raw logits on all records of the loader; groups by int64 train_counts [C].
 
-    Raises Stopped, on all processes at the same batch, when `stops` says so.
+    Raises Stopped, on all processes at the same batch, when `stops` reports a request.
     """
     records = loader.records
     shard = evaluation_shard(len(records), accelerator.process_index, accelerator.num_processes)
@@ -72,17 +72,17 @@ def evaluate(
     correct = torch.zeros(records.num_classes, dtype=torch.int64, device=device)
     total = torch.zeros_like(correct)
     kept: list[Predictions] = []
-    # Not through DDP: its forward is a collective, and the shards may differ by one batch.
+    # The bare network: the forward pass of DDP is a collective call, and the shards may differ by one batch.
     network = accelerator.unwrap_model(model)
     if accelerator.num_processes > 1:
-        for buffer in network.buffers():  # batch-norm statistics of the last step are each process's own until here
+        for buffer in network.buffers():  # until here each process has its own batch-norm statistics of the last step
             torch.distributed.broadcast(buffer, 0)
     was_training = network.training
     network.eval()
     batches = loader.batches(shard, np.zeros(len(shard), np.int32), batch_size)
     largest = -(-len(records) // accelerator.num_processes)
     try:
-        for _ in range(-(-largest // batch_size)):  # as often on every process, one of which may have a batch less
+        for _ in range(-(-largest // batch_size)):  # equally often on all processes; some may lack a batch
             if stops and (reason := stops.agreed()):
                 raise Stopped(reason)
             batch = next(batches, None)
@@ -90,7 +90,7 @@ def evaluate(
                 continue
             logits = _forward(network, batch.images, batch_size)
             wrong = logits.argmax(dim=1) != batch.labels
-            # Right answers, then wrong ones; without weights, whose sum CUDA refuses where results must be deterministic.
+            # Right answers, then wrong ones, without weights: CUDA refuses a weighted sum where results must be deterministic.
             right_wrong = torch.bincount(batch.labels + len(correct) * wrong, minlength=2 * len(correct))
             correct += right_wrong[: len(correct)]
             total += right_wrong[: len(correct)] + right_wrong[len(correct) :]
@@ -107,7 +107,7 @@ def evaluate(
 
 
 def _forward(network: nn.Module, images: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Float32 logits; a short last batch is filled up, so that a compiled model meets one shape only."""
+    """Float32 logits; a short last batch is padded, so that a compiled model sees only one shape."""
     missing = batch_size - len(images)
     if missing:
         filler = images[:1].expand(missing, -1, -1, -1)

@@ -1,7 +1,7 @@
 """Accuracy by shot group, from per-class counts.
 
-Owns what many-, medium- and few-shot mean (by TRAINING images) and how a group's accuracy is formed: the
-unweighted mean of its classes'. Plain numpy in, plain numbers out; accuracies are fractions from 0 to 1.
+Owns the definition of many-, medium- and few-shot (by TRAINING images) and of a group's accuracy: the unweighted
+mean of the accuracies of its classes. Plain numpy in, plain numbers out; accuracies are fractions from 0 to 1.
 Invariant: what cannot be computed (an empty group, a class without test images) is None, never 0.
 Shapes: C classes.
 """
@@ -31,10 +31,10 @@ def shot_groups(class_counts: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def group_accuracies(correct_C: np.ndarray, total_C: np.ndarray, train_counts_C: np.ndarray) -> Accuracies:
-    """Accuracies from correct and all test images per class: top1 over samples, groups over classes.
+    """Accuracies from the numbers of correct and of all test images per class: top1 over samples, groups over classes.
 
     Classes without test images are left out of the means and counted in `classes_without_test_images`.
-    ValueError when the three disagree.
+    ValueError when the three arguments disagree.
     """
     correct, total = np.asarray(correct_C, dtype=np.int64), np.asarray(total_C, dtype=np.int64)
     groups = shot_groups(train_counts_C)

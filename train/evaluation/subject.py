@@ -1,7 +1,7 @@
 """Evaluating a run from outside its training: which weights, on which records; for train/evaluate.py and eval_only=true.
 
-Weights are the final ones of a finished run or an export, else those of the newest checkpoint, and then every figure says of
-which step. Owns evaluation_SPLIT.json; counting is evaluation.py's. Nothing else in the folder is written, and no lock taken.
+The weights are the final ones of a finished run or an export, or else those of the newest checkpoint, whose step is then noted
+in the figures. Owns evaluation_SPLIT.json; counting.py counts. Writes nothing else in the folder, and takes no lock.
 """
 
 from dataclasses import replace
@@ -41,12 +41,12 @@ class Weights(NamedTuple):
     info: ModelInfo | None
     "what model.json says; None of a checkpoint"
     step: int | None
-    "of the checkpoint; None of final weights"
+    "that of the checkpoint; None for final weights"
     notes: list[str]
 
 
 class Subject(NamedTuple):
-    """A network to be evaluated, on the device, and what its figures need."""
+    """A network to be evaluated, on the device, and what its evaluation needs."""
 
     folder: Path
     network: nn.Module
@@ -58,7 +58,7 @@ class Subject(NamedTuple):
 def newest_weights(folder: Path, kind: Kind = "raw") -> Weights:
     """The final weights of the run (or export) in `folder`, or those of its newest intact checkpoint.
 
-    kind: ema = their moving average; best = the checkpoint of save.keep_best, of whose average the score was if there is one.
+    kind: ema = their moving average; best = the checkpoint of save.keep_best, and its moving average if it has one.
     """
     finished = (folder / "model.json").is_file()
     if kind == "best":
@@ -76,7 +76,7 @@ def newest_weights(folder: Path, kind: Kind = "raw") -> Weights:
 
 
 def make_subject(folder: Path, weights: Weights, config: Config, accelerator: Accelerator) -> Subject:
-    """The network with its weights; of an unfinished run the settings say which network, and data.train its classes."""
+    """The network with its weights; for an unfinished run, the settings name the network and data.train its classes."""
     for note in weights.notes:
         accelerator.print(note)
     spec, class_names, counts = _described(weights, config)
@@ -112,7 +112,7 @@ def open_split(subject: Subject, config: Config, split: str) -> Records:
 def assess(
     subject: Subject, records: Records, config: Config, accelerator: Accelerator, keep_predictions: bool = False
 ) -> Evaluation:
-    """Figures as the run's own (with the step, of a checkpoint), by the backend of its training where that can serve."""
+    """The figures, and for a checkpoint its step; with the backend of the training where that can serve."""
     recipe, device, setting = config.data.recipe.evaluation(), accelerator.device, config.data.backend
     if setting == "auto":
         trained = Facts.of_run(subject.folder).backend or "auto"
@@ -137,7 +137,7 @@ def write_figures(folder: Path, split: str, figures: dict[str, Any]) -> None:
 
 
 def evaluate_only(config: Config, options: Options, folder: Path, accelerator: Accelerator) -> None:
-    """eval_only=true: what the run in `folder` was started to evaluate, by its own settings and the weights it has now."""
+    """eval_only=true: evaluate the run in `folder`, with its own settings and its present weights."""
     if options.dry_run:
         raise UserError("eval_only=true trains nothing and --dry-run evaluates nothing to keep; leave one of them out")
     averaged = config.ema.decay is not None and (folder / "run.json").exists()  # an export holds one kind of weights
@@ -160,7 +160,7 @@ def evaluate_only(config: Config, options: Options, folder: Path, accelerator: A
 
 
 def _require_the_runs_settings(config: Config, folder: Path) -> None:
-    """As a resumed run does: figures under other settings would be taken for this run's."""
+    """Refuse other settings, as a resumed run does: their figures would be mistaken for those of this run."""
     refused = binding(diff(load(Config, folder / "config.yaml"), replace(config, eval_only=False)))
     if refused:
         raise UserError(

@@ -1,1 +1,1 @@
-"""Networks with weights: finished ones, those from elsewhere, what training starts from, exports."""
+"""Networks with weights: finished ones, files from elsewhere, initial weights, exports."""

@@ -1,4 +1,4 @@
-"""The model card of an export: README.md, for people. Invariant: what stands in it stands in model.json or config.yaml too."""
+"""The model card of an export: README.md, for people. Invariant: all it says is also in model.json or config.yaml."""
 
 from dataclasses import asdict
 from typing import Any
@@ -115,7 +115,7 @@ def _use(info: ModelInfo) -> str:
 
 
 def _factory(architecture: str, classes: int) -> tuple[str, str] | None:
-    """(package, expression) of the network of the same name elsewhere."""
+    """(package, expression) that makes the same network in timm or torchvision; None where neither has it."""
     if architecture.startswith(TIMM_PREFIX):
         return "timm", f'timm.create_model("{architecture.removeprefix(TIMM_PREFIX)}", num_classes={classes})'
     if in_torchvision(architecture):

@@ -1,12 +1,12 @@
-"""The export folder of a finished network: everything one must know to use it, in files that other programs read.
+"""The export folder of a finished network: everything that is needed to use it, in files that other programs read.
 
     DIR/model.safetensors   the weights, by torchvision's names where the network is torchvision's
     DIR/model.json          architecture, classes, normalisation, evaluation recipe, training and measured figures
-    DIR/config.yaml         the run's settings        DIR/class_names.txt   one a line, in the order of the outputs
+    DIR/config.yaml         the run's settings        DIR/class_names.txt   one per line, in the order of the outputs
     DIR/README.md           model card, for people
 
-Reading one is weights.py's (`load_network`). Invariant: the folder appears whole or not at all, its figures are those of the
-evaluation that made it, and what stands in the card stands in model.json or config.yaml too.
+`load_network` in weights.py reads one. Invariant: the folder appears whole or not at all, its figures are those of the
+evaluation that made it, and all that the card says is also in model.json or config.yaml.
 """
 
 import shutil
@@ -30,7 +30,7 @@ from train.settings import diff, load
 
 
 def check_exportable(target: Path, folder: Path, config: Config) -> None:
-    """Refuse, before anything is computed, what could not be exported in the end; makes the folders above `target`."""
+    """Raise UserError, before anything is computed, if the export could not be made; create the folders above `target`."""
     if target.exists() or target.is_symlink():
         raise UserError(f"export={target} exists already; delete it, or give the name of a new folder")
     _, info = load_final(folder)  # says what is to be done where there are no final weights
@@ -49,7 +49,7 @@ def check_exportable(target: Path, folder: Path, config: Config) -> None:
 def measured(
     split: str, records: Records, figures: dict[str, Any], folder: Path, config: Config, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """An evaluation's figures with all that they depend on; accuracies from 0 to 1."""
+    """The figures of an evaluation, with everything that they depend on; accuracies from 0 to 1."""
     return {
         "split": split,
         "digest": records.digest,
@@ -93,12 +93,12 @@ def write_export(target: Path, folder: Path, state: Tensors, info: ModelInfo, ev
 
 
 def _published(environment: dict[str, Any]) -> dict[str, Any]:
-    """Without the machine's name, which is nobody else's business."""
+    """The environment without the name of the machine, which is private."""
     return {name: value for name, value in environment.items() if name != "host"}
 
 
 def _training(folder: Path) -> dict[str, Any]:
-    """What run.json knows: what was found out, and where the sessions took place, equal ones once."""
+    """The history in run.json: the facts, and the distinct environments of the sessions."""
     record = read_json(folder / "run.json")
     environments: list[dict[str, Any]] = []
     for session in record["sessions"]:

@@ -1,6 +1,6 @@
-"""The weights that a run ends with, and what one must know to use them.
+"""The final weights of a run, and the information that is needed to use them.
 
-    RUN/model.safetensors, model.json   the final weights, what they are and their digests
+    RUN/model.safetensors, model.json   the final weights, their description and their digests
     RUN/model_ema.safetensors           their moving average, if there is one
 
 Invariant: nothing is used whose digest differs, and nothing is ever unpickled.
@@ -27,7 +27,7 @@ from train.run.place import run_folder
 def save_final(run_dir: Path, model_state: Tensors, info: ModelInfo, ema_state: Tensors | None = None) -> None:
     """Write the final weights and their average; `info` is what a user of them must know.
 
-    model.json comes last and holds the digests of the weights: a kill in between leaves no valid set.
+    model.json is written last and holds the digests of the weights: a kill in between leaves no valid set.
     """
     digests = {}
     for name, state in (("model", model_state), ("model_ema", ema_state)):
@@ -64,7 +64,7 @@ def load_final(run: str | Path, kind: Literal["raw", "ema"] = "raw") -> tuple[di
 
 
 def why_not_final(folder: Path) -> str:
-    """What to do where there are no final weights, in words."""
+    """Why there are no final weights, and what to do, in words."""
     if (folder / "run.json").is_file():
         record = read_json(folder / "run.json")
         return (

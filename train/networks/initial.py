@@ -1,7 +1,7 @@
-"""What a training starts from: the weights that model.init names, put into a freshly drawn network.
+"""Initial weights: those that model.init names, loaded into a freshly initialised network.
 
-Owns what is taken of them and the report that says so; reading them is weights.py's. Invariant: a tensor is taken whole, by
-name and shape, or stays as it was drawn, and every one that does not fit is in the report.
+Owns the choice of the tensors that are taken, and the report of that; weights.py reads them. Invariant: a tensor is taken as a
+whole, by name and shape, or stays as it was drawn, and every tensor that does not fit is in the report.
 """
 
 from dataclasses import replace
@@ -19,10 +19,10 @@ _LISTED = 8  # names on one line of the report
 
 
 class Initial(NamedTuple):
-    """What a network was filled with."""
+    """The initial weights of a network."""
 
     weights: str
-    "hash (weights.weights_hash) of all that was read"
+    "hash (weights.weights_hash) of all tensors that were read"
     report: list[str]
     "lines for the first screen"
 
@@ -30,7 +30,7 @@ class Initial(NamedTuple):
 def initialise(network: nn.Module, source: str, spec: ModelSpec, class_names: list[str]) -> Initial:
     """Take over what fits of the run, export or file of weights `source`; UserError where nothing but a classifier does.
 
-    A classifier of other classes stays as it was drawn: also one of as many, where both sides name their classes.
+    A classifier of other classes stays as it was drawn, even one of equally many classes, where both sides name their classes.
     """
     stored, drawn = read_state(source, KEY), network.state_dict()
     classifier = _classifier(drawn, spec)
@@ -60,6 +60,6 @@ def _report(source: str, hashed: str, drawn: Tensors, taken: Tensors, classifier
 
 
 def _classifier(own: Tensors, spec: ModelSpec) -> set[str]:
-    """The tensors whose shape the number of classes decides, in whatever network."""
+    """The tensors whose shape depends on the number of classes, in any network."""
     wider = build(replace(spec, num_classes=spec.num_classes + 1), KEY).state_dict()
     return {name for name, tensor in own.items() if tensor.shape != wider[name].shape}

@@ -1,7 +1,7 @@
-"""Networks that are finished: those of our runs and exports, and files of weights from elsewhere.
+"""Finished networks: those of our runs and exports, and files of weights from elsewhere.
 
-Owns what must be known to use one, reading it, and the hash that names its weights; training and asking it are elsewhere.
-Invariant: a network comes back only if the weights fit it name for name and shape for shape, and no file is read in a way
+Owns the description of a finished network, reading it, and the hash that names its weights; does not train or run it.
+Invariant: a network is returned only if the weights fit it name for name and shape for shape, and no file is read in a way
 that can run code.
 """
 
@@ -22,22 +22,22 @@ from pipelines.errors import UserError
 from train.networks.final import load_final
 from train.networks.info import ModelInfo
 
-_NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights among other things
-# What reading bytes that are no file of weights ends in: torch's reader of its old format checks little.
+_NESTED = ("state_dict", "model_state_dict", "model")  # the keys under which training scripts store weights
+# The errors of reading bytes that are no file of weights: torch's reader of its old format checks little.
 _BROKEN = (
     *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error),
     safetensors.SafetensorError,
 )
-_PREFIXES = ("module.", "_orig_mod.", "model.")  # what wrappers (DDP, torch.compile, Lightning) put before every name
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # which wrappers (DDP, torch.compile, Lightning) put before every name
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")  # of files of weights, whether they exist or not
 _TEACHER = "distill.teacher"  # the setting that names what is read, for messages
 
 
 class Pretrained(NamedTuple):
-    """A network with its weights, on the CPU, and what one must know to use it."""
+    """A network with its weights, on the CPU, and what is needed to use it."""
 
     origin: str
-    "as the user named it"
+    "the name that the user gave"
     name: str
     network: nn.Module
     spec: ModelSpec
@@ -66,7 +66,7 @@ class Stored(NamedTuple):
 
     state: dict[str, torch.Tensor]
     class_names: list[str] | None
-    "of its outputs; None: a file of weights does not say"
+    "in the order of its outputs; None for a file of weights, which does not name them"
     notes: list[str]
     "one line for each liberty taken in reading"
 
@@ -112,7 +112,7 @@ def read_file(
 
 
 def read_state(source: str, key: str) -> Stored:
-    """The tensors of a finished run, an export or a file of weights, for whatever network they may fit.
+    """The tensors of a finished run, an export or a file of weights, not yet matched to a network.
 
     key: the setting that names them, for messages.
     """
@@ -123,7 +123,7 @@ def read_state(source: str, key: str) -> Stored:
 
 
 def build(spec: ModelSpec, key: str) -> nn.Module:
-    """A network to be filled: the random weights it is born with must not move the random numbers of a training."""
+    """A network to be filled; drawing its random weights leaves the random numbers of the training unchanged."""
     try:
         with torch.random.fork_rng(devices=[]):
             return spec.build()
@@ -132,7 +132,7 @@ def build(spec: ModelSpec, key: str) -> nn.Module:
 
 
 def fill(network: nn.Module, state: Mapping[str, torch.Tensor], spec: ModelSpec, origin: str, hint: str = "") -> None:
-    """Load strictly, but for the batch counters of batch norm, which old files lack and which change no output."""
+    """Load strictly, except for the batch counters of batch norm, which old files lack and which change no output."""
     own = network.state_dict()
     wrong = [f"{kind} {shortened(names, 3)}" for kind, names in misfits(state, own).items() if names]
     if wrong:
@@ -141,7 +141,7 @@ def fill(network: nn.Module, state: Mapping[str, torch.Tensor], spec: ModelSpec,
 
 
 def misfits(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
-    """{in what way: which tensors} of `state` do not fit a network whose tensors are `own`."""
+    """{kind of misfit: names of the tensors} between `state` and a network whose tensors are `own`."""
     both = [name for name in own if name in state]
     return {
         "missing": [name for name in own if name not in state and not is_counter(name)],
@@ -155,18 +155,18 @@ def misfits(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) 
 
 
 def is_counter(name: str) -> bool:
-    """Whether the tensor is batch norm's count of batches, on which no output of ours depends."""
+    """Whether the tensor is batch norm's count of batches, on which no output depends here."""
     return name.endswith("num_batches_tracked")
 
 
 def shortened(items: list[str], most: int) -> str:
-    """The first items, and how many more."""
+    """The first items, and how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
 
 
 def _is_file_of_weights(path: Path) -> bool:
-    """Whether it is (or, by its name, would be) a file that nothing describes; a run's own model.safetensors is the run."""
+    """Whether it is (or, by its name, would be) a bare file of weights; model.safetensors beside a model.json means the run."""
     described = path.name == "model.safetensors" and path.with_name("model.json").exists()
     return not described and (path.is_file() or (path.suffix in _SUFFIXES and not path.is_dir()))
 
@@ -201,7 +201,7 @@ def _read_file(file: str, key: str) -> Stored:
 
 
 def _read_tensors(path: Path, key: str) -> dict[str, Any]:
-    """What a file of weights holds, whatever it is nested in."""
+    """The contents of a file of weights, still nested."""
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -222,7 +222,7 @@ def _read_tensors(path: Path, key: str) -> dict[str, Any]:
 
 
 def _plain_state(content: dict[str, Any], file: str, key: str) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """(tensors by their names in the network, notes): taken out of a checkpoint, without the prefix of a wrapper."""
+    """(tensors by their names in the network, notes): out of their nesting, without the prefix of a wrapper."""
     notes = []
     nested = next((name for name in _NESTED if isinstance(content.get(name), Mapping)), None)
     if nested:

@@ -1,1 +1,1 @@
-"""A run: its folder, checkpoints and surroundings, and how its processes stop and end."""
+"""A run: its folder, checkpoints and environment, and how its processes stop and end."""

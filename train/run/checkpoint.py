@@ -3,8 +3,8 @@
     RUN/checkpoints/step_00001234/   one safetensors file per group of tensors, state.json with their digests
     RUN/checkpoints/latest, best     names of the newest complete folder, and of the one with the best evaluation
 
-Owns how these lie on the disk; when to save and what belongs in them is the loop's business. One process writes. Invariant: a
-visible folder was written whole, and nothing is used whose digest differs.
+Owns their form on disk; the loop decides when to save and what belongs in them. One process writes. Invariant: a visible
+folder was written as a whole, and nothing is used whose digest differs.
 """
 
 import json
@@ -34,16 +34,16 @@ _FORMAT = 2
 @dataclass(kw_only=True)
 class SaveConfig:
     every_epochs: int = 1
-    "a checkpoint at the end of every n-th epoch, and at the end"
+    "a checkpoint at the end of every n-th epoch, and at the end of the training"
     every_steps: int = 0
-    "a checkpoint after every n-th step as well; 0 = none but those"
+    "also a checkpoint after every n-th optimizer step; 0 = only those of save.every_epochs"
     keep_last: int = 2
-    "newest checkpoints to keep; the one before the newest is used when the newest is damaged"
+    "number of newest checkpoints to keep; if the newest is damaged, the one before it is used"
     keep_every: int = 0
     "keep for ever the checkpoint of every n-th epoch; 0 = none"
     keep_best: Literal["no", "val", "test_split_knowingly"] = "no"
-    """keep the checkpoint with the highest top-1 (of the average, if there is one) at the evaluations during training, on
-    data.val; on data.test what is chosen there looks better than it is"""
+    """keep the checkpoint with the highest top-1 (of the moving average, if there is one) in the evaluations during training, on
+    data.val; a checkpoint chosen on data.test looks better there than it is"""
 
     def __post_init__(self) -> None:
         for name, least in (("every_epochs", 1), ("every_steps", 0), ("keep_last", 1), ("keep_every", 0)):
@@ -58,9 +58,9 @@ class SaveConfig:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint. `state` has been through JSON: tuples are lists, keys strings, floats exact.
+    """A verified checkpoint. `state` was converted to JSON and back: tuples are lists, keys are strings, floats are exact.
 
-    warnings: one line for each newer checkpoint that was damaged and passed over.
+    warnings: one line for each newer checkpoint that was skipped because it is damaged.
     """
 
     step: int
@@ -78,9 +78,9 @@ class Keep(NamedTuple):
 
 
 def save(run_dir: Path, step: int, tensors: Mapping[str, Tensors], state: dict[str, Any], keep: Keep) -> Path:
-    """Write the checkpoint of `step`, point `latest` (and `best`) at it, then delete what need not stay.
+    """Write the checkpoint of `step`, let `latest` name it and `best` the best one, then delete those that `keep` does not name.
 
-    tensors: {group: {name: tensor}}, on any device. state: what JSON can hold, no NaN. An intact checkpoint
+    tensors: {group: {name: tensor}}, on any device. state: values that JSON can hold, no NaN. An intact checkpoint
     of the same step and state is left as it is. An OSError (disk full) leaves the earlier ones untouched.
     """
     root = run_dir / "checkpoints"
@@ -97,7 +97,7 @@ def save(run_dir: Path, step: int, tensors: Mapping[str, Tensors], state: dict[s
 
 
 def step_folder(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint of a step is, if it is kept."""
+    """The folder of the checkpoint of a step, if it is kept."""
     return run_dir / "checkpoints" / _folder_name(step)
 
 
@@ -127,7 +127,7 @@ def _write_folder(folder: Path, step: int, tensors: Mapping[str, Tensors], state
 
 
 def _seal(content: dict[str, Any]) -> bytes:
-    """JSON that carries the digest of the rest of itself, as it will be read back (keys as strings)."""
+    """JSON that includes a digest of its other content, computed in the form in which it is read back (keys as strings)."""
     content = json.loads(json.dumps(content, allow_nan=False))
     return (json.dumps(content | {"digest": _digest_of(content)}, indent=2) + "\n").encode()
 
@@ -137,7 +137,7 @@ def _digest_of(content: dict[str, Any]) -> str:
 
 
 def _remove(folder: Path) -> None:
-    """Deletion in one step for whoever looks: a folder half deleted is no checkpoint by its name."""
+    """Delete a folder after renaming it, so that a half-deleted folder never has the name of a checkpoint."""
     hidden = temporary_path(folder)
     folder.rename(hidden)
     shutil.rmtree(hidden)
@@ -150,7 +150,7 @@ def _remove_leftovers(root: Path) -> None:
 
 
 def _prune(root: Path, step: int, keep: Keep) -> None:
-    """Delete what `keep` does not name, and what is later than `step`: damaged, passed over by this run."""
+    """Delete the checkpoints that `keep` does not name, and those later than `step`: this run skipped them as damaged."""
     steps = sorted(_steps(root))
     kept = {other for other in steps if other <= step and keep.every and other % keep.every == 0}
     kept |= {other for other in steps if other <= step} & {keep.best}
@@ -184,7 +184,7 @@ def load_latest(run_dir: Path) -> Checkpoint | None:
 
 
 def load_best(run_dir: Path) -> Checkpoint:
-    """The checkpoint that save.keep_best kept."""
+    """The checkpoint kept by save.keep_best."""
     folder = pointed_at(run_dir, "best")
     if folder is None and not (run_dir / "run.json").exists():
         raise UserError(f"{run_dir} is an export, or no run; leave weights=best out")
@@ -219,12 +219,12 @@ def pointed_at(run_dir: Path, name: Literal["latest", "best"]) -> Path | None:
 
 
 def has_checkpoint(run_dir: Path) -> bool:
-    """Whether a training there would go on rather than start; damage is `load_latest`'s to find."""
+    """Whether a training in this folder would resume rather than start; `load_latest` finds damage."""
     return bool(_newest_first(run_dir / "checkpoints"))
 
 
 def _newest_first(root: Path) -> list[int]:
-    """Steps up to the one `latest` names, then (all of those damaged, or no `latest`) any that are newer."""
+    """Steps from the one that `latest` names downwards, then any newer ones, for when all of those are damaged."""
     steps = sorted(_steps(root), reverse=True) if root.is_dir() else []
     try:
         latest = int((root / "latest").read_bytes().removeprefix(b"step_"))
@@ -244,7 +244,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, torc
 
 
 def _holds(folder: Path, state: dict[str, Any]) -> bool:
-    """Whether an intact checkpoint with this state is there."""
+    """Whether the folder holds an intact checkpoint with this state."""
     try:
         content, _ = _read_folder(folder)
     except UserError:

@@ -1,4 +1,4 @@
-"""What a run needs from its surroundings, and what it writes down of them: accelerator, launcher's settings, device, versions.
+"""The environment of a run, as it is used and recorded: accelerator, settings of the launcher, device, versions.
 
 Owns the choice of precision and torch's global switches. Invariant: the launcher decides processes and devices, nothing else.
 """
@@ -23,7 +23,7 @@ PACKAGES = (
 
 
 def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
-    """What may change results or speed between two sessions of a run, as a flat dictionary."""
+    """Everything outside the settings that may change results or speed between two sessions of a run, as a flat dictionary."""
     versions = {name: _version(name) for name in PACKAGES}
     return {
         "host": platform.node(),
@@ -55,7 +55,7 @@ def device_name(device: torch.device) -> str:
 
 
 def git_state(root: Path) -> dict[str, Any]:
-    """Revision of the code and whether tracked files were changed; empty when `root` is no git checkout."""
+    """Revision of the code, and whether tracked files were changed; empty when `root` is not a git checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
@@ -73,7 +73,7 @@ def git_state(root: Path) -> dict[str, Any]:
 
 
 def resolve_precision(setting: str) -> str:
-    """fp32, bf16 or fp16; auto is bf16 on a GPU that computes in it, and fp32 elsewhere."""
+    """fp32, bf16 or fp16; auto is bf16 on a GPU that supports it, and fp32 elsewhere."""
     if setting != "auto":
         return setting
     on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in (
@@ -85,7 +85,7 @@ def resolve_precision(setting: str) -> str:
 
 
 def precision_of(accelerator: Accelerator) -> str:
-    """The settings' word for what the accelerator computes in."""
+    """The precision of the accelerator, as the settings name it."""
     return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
 
 
@@ -101,9 +101,9 @@ def make_accelerator(config: Config) -> Accelerator:
         # cuBLAS reads the variable when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        # Nobody reads memory before it is written: filling it would only cost time.
+        # No memory is read before it is written, so filling it would only cost time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
-    torch.backends.cudnn.benchmark = not config.deterministic  # input sizes are constant: trying pays off
+    torch.backends.cudnn.benchmark = not config.deterministic  # pays off, because input sizes are constant
     try:
         accelerator = Accelerator(mixed_precision=precision)
     except ValueError as error:
@@ -120,7 +120,7 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def _check_launcher(precision: str) -> None:
-    """The launcher's settings are environment variables; what is ours to decide must not be contradicted."""
+    """UserError where the launcher's settings, which are environment variables, contradict those of the run."""
     allowed = {
         "ACCELERATE_MIXED_PRECISION": (
             ("no", precision),

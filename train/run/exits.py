@@ -1,6 +1,6 @@
-"""How a process ends: exit codes, one line of error for all ranks, and the reason that one rank has for the others.
+"""How a process ends: its exit code, one line of error for all ranks, and the reason of one rank's failure for the others.
 
-Owns what is printed when a script ends without its work being done. Invariant: an exit code is 0 only if it was done.
+Owns what is printed when a script ends before its work is done. Invariant: the exit code is 0 only if the work was done.
 """
 
 import atexit
@@ -22,7 +22,7 @@ from train.run.stops import Stopped
 
 
 def guard(main: Callable[[list[str]], int | None]) -> int:
-    """Run an entry script's `main(argv)` and give its exit code: `sys.exit(guard(main))`."""
+    """Run an entry script's `main(argv)` and return its exit code: `sys.exit(guard(main))`."""
     try:
         code = main(sys.argv[1:]) or 0
     except Stopped as stop:
@@ -52,7 +52,7 @@ def guard(main: Callable[[list[str]], int | None]) -> int:
 
 
 def _passing_trouble(error: Exception) -> str | None:
-    """What went wrong and has been, or must be, put right, if the program is not at fault."""
+    """What went wrong and how it is repaired, in words; None if the fault is in the program."""
     if torn := _torn_library(error):
         torn.unlink(missing_ok=True)
         return f"{torn}, compiled by torch, was left half-written by a process that was killed; it is deleted"
@@ -64,16 +64,16 @@ def _passing_trouble(error: Exception) -> str | None:
 
 
 def _torn_library(error: BaseException) -> Path | None:
-    """The file of torch.compile's cache that does not load: torch writes there without a temporary name."""
+    """The half-written file in torch.compile's cache that does not load: torch writes it without a temporary name."""
     found = re.search(r"(/\S+\.so): (?:file too short|invalid ELF header)", str(error))
     return Path(found[1]) if found and Path(found[1]).is_file() else None
 
 
 def _leave_at_once(code: int) -> NoReturn:
-    """End this rank without the interpreter's own end, in which torch 2.13 aborts one time in ten.
+    """End this rank without shutting down the interpreter, during which torch 2.13 aborts one time in ten.
 
-    Gloo's threads outlive their group and may still hold the last tensors; a thread that asks for the interpreter while
-    that is shutting down is unwound by force, through C++ code that does not allow it.
+    Gloo's threads outlive their group and may still hold the last tensors. A thread that needs the interpreter while it
+    shuts down is unwound by force, through C++ code that does not allow it.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -82,7 +82,7 @@ def _leave_at_once(code: int) -> NoReturn:
 
 
 def _launchers_store() -> TCPStore | None:
-    """The launcher's store, which outlives every rank; None where there is none, or it does not answer."""
+    """The launcher's store, which outlives every rank; None if there is none, or if it does not answer."""
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
@@ -101,19 +101,19 @@ def share_failure(words: str) -> None:
 
 
 def shared_failure() -> str | None:
-    """Why another rank failed, if one said so."""
+    """Why another rank failed, if one has shared its failure."""
     store, name = _launchers_store(), f"failure/{_attempt()}"
     return store.get(name).decode() if store is not None and store.check([name]) else None
 
 
 def _first_to_say(line: str) -> bool:
-    """Whether no other rank has said the same: an error of all ranks is printed once, one of rank 3 too.
+    """Whether this rank is the first with this line: an error of all ranks is printed once, and so is an error of rank 3 alone.
 
-    The launcher's store knows, even before torch.distributed is up. Whoever is first must speak: as soon as
-    one rank has left, the launcher kills the others, rank 0 perhaps among them.
+    The launcher's store counts, even before torch.distributed is initialised. The first rank must print: as soon as it
+    has left, the launcher kills the others, perhaps rank 0 among them.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return True
     store = _launchers_store()
-    # Nobody to ask: better twice than never.
+    # Without a store a line may be printed twice, which is better than not at all.
     return store is None or store.add(f"said/{_attempt()}/{line}", 1) == 1

@@ -1,4 +1,4 @@
-"""The run directory: who works in it, with which settings, and how each session ended.
+"""The run directory: its lock, its settings, and how each session ended.
 
     RUN/config.yaml   the settings
     RUN/run.json      every session: command, versions, device, git state, how it ended
@@ -32,14 +32,14 @@ from train.run.place import run_folder
 from train.run.stops import Stopped
 from train.settings import diff, load, to_yaml
 
-# Settings (and whole sections) that a run may be resumed with other values of: they change when and how fast
-# things happen, or how closely they are checked, never the weights. (Another optim.accumulate is like another number of
-# processes: the same samples and views, rounded otherwise.)
+# Settings (and whole sections) that may have other values when a run is resumed: they change when and how fast things
+# happen, or how closely they are checked, never the weights. (Another optim.accumulate is like another number of
+# processes: the same samples and views, with other rounding.)
 FREE_KEYS = (
     *("run", "resume", "save", "eval", "track", "profile", "data.workers", "data.verify", "cache.check"),
     "optim.accumulate",
 )
-# Where things lie. A resumed run may find them elsewhere, because the digests in run.json's facts say whether they are the same.
+# Paths. They may differ when a run is resumed: the digests in run.json's facts tell whether the same things lie there.
 PLACES = (
     *("data.train", "data.val", "data.test", "cache.paths", "cache.dir"),
     *("distill.teacher", "distill.teacher_classes"),
@@ -49,10 +49,10 @@ Status = Literal["running", "finished", "stopped", "error", "killed"]
 
 @dataclass
 class Run:
-    """An open run. Only the main process holds the lock and writes; the other ranks have the same answers.
+    """An open run. Only the main process holds the lock and writes; the other ranks hold the same values.
 
     changes: lines for the log of a resumed run: free settings and versions that differ from the last session.
-    facts: what an earlier session resolved once and for all (`note`).
+    facts: values that an earlier session resolved for the whole run (`note`).
     """
 
     folder: Path
@@ -105,7 +105,7 @@ class Run:
             self._let_go()  # nothing more will be written
 
     def _refuse_foreign_folder(self) -> None:
-        """A folder that holds things but no run would be littered."""
+        """UserError for a folder that holds other files but no run."""
         if not self.folder.is_dir() or (self.folder / "config.yaml").exists():
             return
         others = sorted(
@@ -152,7 +152,7 @@ class Run:
         environment = describe_environment(accelerator)
         sessions = self._record.get("sessions", [])
         if sessions:
-            if sessions[-1]["status"] == "running":  # it holds no lock and said no goodbye
+            if sessions[-1]["status"] == "running":  # it no longer holds the lock, but did not record its end
                 sessions[-1] |= {"status": "killed", "ended": self._last_sign_of_life(sessions[-1]["started"])}
             self.changes += _differences(sessions[-1]["environment"], environment)
         command = shlex.join(["python", *sys.argv])
@@ -170,13 +170,13 @@ class Run:
         self._write_record()
 
     def _last_sign_of_life(self, started: str) -> str:
-        """When a session that was killed last wrote figures; its start if it never did."""
+        """The time at which a killed session last wrote figures; its start if it wrote none."""
         metrics = self.folder / "metrics.jsonl"
         written = text_of(datetime.fromtimestamp(metrics.stat().st_mtime, UTC)) if metrics.exists() else started
         return max(started, written)
 
     def result(self) -> dict[str, Any] | None:
-        """What the finished run ended with; None while there is something left to do."""
+        """The result of the finished run; None while it is unfinished."""
         return self._result
 
     def note(self, facts: Facts) -> None:
@@ -188,14 +188,14 @@ class Run:
             self._write_record()
 
     def finish(self, result: dict[str, Any]) -> None:
-        """The run is done: from now on the same command prints `result`."""
+        """Finish the run: from now on the same command prints `result`."""
         self._result = result
         if self.is_main:
             write_json_atomic(self.folder / "result.json", result)
         self.close("finished")
 
     def close(self, status: Status, message: str = "") -> None:
-        """Say how this session ended and let go of the run; a run that is closed stays as it was closed."""
+        """Record how this session ended and release the run; closing it again changes nothing."""
         if self._lock is None:
             return
         try:
@@ -223,9 +223,9 @@ class Run:
         words = str(error) if isinstance(error, UserError) else repr(error)
         if not self.is_main:
             share_failure(words)
-        elif not isinstance(error, UserError):  # perhaps only that another rank is gone: why it went says more
+        elif not isinstance(error, UserError):  # another rank's reason may say more than its absence
             words = shared_failure() or words
-        # A full disk: `error` says so, and the next session finds this one "running".
+        # On a full disk `error` already says so, and the next session finds this one "running".
         with contextlib.suppress(OSError):
             self.close("error", words)
 
@@ -236,7 +236,7 @@ class Run:
 
 
 def binding(changes: list[str], free: tuple[str, ...] = FREE_KEYS) -> list[str]:
-    """Those lines of `diff` that are about settings (or in sections) not named in `free`."""
+    """The lines of `diff` about settings that are neither named in `free` nor in a section that is."""
     keys = {line: line.partition(":")[0] for line in changes}
     return [line for line, key in keys.items() if not any(key == one or key.startswith(f"{one}.") for one in free)]
 

@@ -20,9 +20,9 @@ def text_of(time: datetime) -> str:
 class Lock:
     """The exclusive right to write in a run folder, for as long as this process lives or until `release`.
 
-    A POSIX record lock: the kernel drops it when the process dies, however it dies, and forked workers do not
-    inherit it, so an orphan of a killed run blocks nobody. It excludes nothing within one process: `_held`
-    does.
+    It is a POSIX record lock: the kernel drops it when the process dies, however it dies, and forked workers do not
+    inherit it, so an orphan of a killed run blocks no other run. It does not exclude a second lock within one
+    process: `_held` does.
     """
 
     NAME = "lock"
@@ -57,11 +57,11 @@ class Lock:
         )
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         Lock._held.discard(self._folder)
         os.close(self._handle)
 
 
 def holder_line() -> str:
-    """This process, for whoever finds its lock."""
+    """A line that names this process, for those that find its lock."""
     return f"process {os.getpid()} on {platform.node()} since {now()}"

@@ -17,7 +17,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             if value is None:
-                continue  # SGD without momentum notes that it has none
+                continue  # SGD without momentum stores None
             if not isinstance(value, torch.Tensor):
                 raise TypeError(
                     f"optimizer state '{key}' of {names[parameter]} is a {type(value).__name__}, not a tensor"
@@ -31,7 +31,7 @@ def _names(model: nn.Module) -> dict[torch.Tensor, str]:
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Put back what `optimizer_tensors` gave, bit for bit; state that the tensors do not name is dropped."""
+    """Restore the result of `optimizer_tensors`, bit for bit; state that the tensors do not name is dropped."""
     names = _names(model)
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     index = {names[parameter]: i for i, parameter in enumerate(ordered)}

@@ -1,4 +1,4 @@
-"""Where a run lies: its name, and the folder that the name stands for."""
+"""The name of a run, and the folder that the name stands for."""
 
 import re
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Stopping a run: signals and a stop file, agreed upon by all ranks.
 
-Owns how a request is heard and how ranks come to one answer; what a stop means (save, leave) is the loop's business.
+Owns how a request is received and how all ranks agree on it; the loop acts on it (save, leave).
 Invariant: every rank gets the same answer from its n-th call of `agreed`, and no call waits for the device.
 """
 
@@ -15,14 +15,14 @@ import torch
 from torch import distributed
 
 EXIT_CODE = 3
-"of a stopped run under plain python (a launcher turns any but 0 into its own); run.json says `stopped`"
+"exit code of a stopped run under plain python (a launcher replaces any code but 0 by its own); run.json says `stopped`"
 FILE = "stop"
 "touch RUN/stop"
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _REASONS = ("", *(one.name for one in _SIGNALS), "the stop file")
-_FILE_SECONDS = 1.0  # between two looks for the stop file, which may lie on a network
-_TWICE_SECONDS = 1.0  # a launcher passes on the Ctrl-C that its processes got as well: a person is slower
+_FILE_SECONDS = 1.0  # between two checks for the stop file, which may be on a network file system
+_TWICE_SECONDS = 1.0  # a launcher repeats the Ctrl-C that its processes received themselves; a person is slower
 
 
 class Stopped(Exception):
@@ -30,10 +30,11 @@ class Stopped(Exception):
 
 
 class Stops:
-    """Requests to stop one run, heard from `with` on.
+    """Requests to stop one run, received within the `with` block.
 
-    SIGTERM, SIGINT and SIGUSR1 to any rank, or a file named `stop` in the run's folder. A second SIGINT, at least a second
-    after the first, is a KeyboardInterrupt as ever. processes: the ranks; all of them make the same calls in the same order.
+    They are SIGTERM, SIGINT and SIGUSR1 to any rank, or a file named `stop` in the run's folder. A second SIGINT, at least a
+    second after the first, is a KeyboardInterrupt as usual. processes: the number of ranks; all of them make the same calls in
+    the same order.
     """
 
     def __init__(self, folder: Path, processes: int):
@@ -42,13 +43,13 @@ class Stops:
         self._interrupted_at = 0.0
         self._looked_at = 0.0
         self._before: dict[int, Any] = {}
-        # Beside NCCL: numbers on the host, which reach all ranks without the device.
+        # Gloo beside NCCL: its numbers are on the host, and reach all ranks without the device.
         self._group = distributed.new_group(backend="gloo") if processes > 1 else None
         self._asked: tuple[Any, torch.Tensor] | None = None
 
     def __enter__(self) -> "Stops":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no handlers
-            # What is ignored stays so: a Ctrl-C is not meant for a run that a shell script has put in the background.
+            # Ignored signals stay ignored: a Ctrl-C is not meant for a run that a shell script has put in the background.
             heard = [one for one in _SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
             self._before = {one: signal.signal(one, self._hear) for one in heard}
         return self
@@ -68,7 +69,7 @@ class Stops:
         self._heard = self._heard or _SIGNALS.index(signal.Signals(number)) + 1
 
     def _own(self) -> int:
-        """What this rank has heard, as an index into _REASONS."""
+        """The request that this rank has received, as an index into _REASONS."""
         now = time.monotonic()
         if not self._heard and now - self._looked_at >= _FILE_SECONDS:
             self._looked_at = now
@@ -77,10 +78,10 @@ class Stops:
         return self._heard
 
     def agreed(self) -> str | None:
-        """Why to stop, the same on all ranks; None to go on.
+        """The reason to stop, the same on all ranks; None to go on.
 
-        With several ranks each call asks all of them, and gets the answer to the question of the call before: the sum is
-        taken while the step is computed, and nobody waits for it.
+        With several ranks, each call starts a reduction over all of them and returns the result of the previous call's: it is
+        computed during the step, and no rank waits for it.
         """
         if self._group is None:
             return _REASONS[self._own()] or None
@@ -94,5 +95,5 @@ class Stops:
         return _REASONS[answer] or None
 
     def obeyed(self) -> None:
-        """The stop is done: the same command may go on."""
+        """Remove the stop file after the stop, so that the same command can go on."""
         self._file.unlink(missing_ok=True)

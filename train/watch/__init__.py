@@ -1,1 +1,1 @@
-"""What a run shows of itself while it trains: figures, dashboards, pictures, traces, its ceiling."""
+"""What a run reports while it trains: figures, dashboards, pictures, traces, its ceiling."""

@@ -1,7 +1,8 @@
-"""The ceiling of a run: how fast its training step is on one batch that never leaves the device.
+"""The ceiling of a run: the speed of its training step on one batch that never leaves the device.
 
 Owns that measurement, 30 steps on copies of network and optimizer. Invariant: the training goes on, bit for bit, as if nothing
-had been measured: weights, buffers, optimizer, gradient scaler, random states, compiled code and CUDA graphs are its own.
+had been measured; the measurement shares no weights, buffers, optimizer, gradient scaler, random states, compiled code or CUDA
+graphs with it.
 """
 
 import copy
@@ -21,8 +22,8 @@ from train.networks.layout import compile_in_place
 from train.objectives.objective import Objective
 from train.step import TrainStep
 
-WARM_UP = 5  # steps before the first that counts: compilation, choice of algorithms, recording of CUDA graphs
-ROUNDS = 3  # the fastest counts: the others were disturbed, by a loader that fills its buffers, for example
+WARM_UP = 5  # steps that are not timed: compilation, choice of algorithms, recording of CUDA graphs
+ROUNDS = 3  # the fastest counts: the others were disturbed, for example by a loader that fills its buffers
 STEPS = 10  # in each round
 
 
@@ -43,9 +44,9 @@ def copied_step(
 def measure_ceiling(
     config: Config, accelerator: Accelerator, model: nn.Module, optimizer: Any, objective: Objective, batch: Batch
 ) -> float | None:
-    """Images/s over all processes, before the first step of a session; None where `track.ceiling` asks for none.
+    """Images/s over all processes, before the first step of a session; None if `track.ceiling` asks for no measurement.
 
-    model, optimizer: as `accelerator.prepare` gave them. batch: the first one. On every process at the same time.
+    model, optimizer: as returned by `accelerator.prepare`. batch: the first one. All processes must call it at the same time.
     """
     device, asked = accelerator.device, config.track.ceiling
     if not _wanted(asked, device):
@@ -56,7 +57,7 @@ def measure_ceiling(
             seconds = _seconds_per_step(step, batch)
             del step  # and with it the copies, before their memory is given back
     except torch.OutOfMemoryError as error:
-        if asked == "auto" and accelerator.num_processes == 1:  # of several, the others wait in a collective call
+        if asked == "auto" and accelerator.num_processes == 1:  # with several, the others wait in a collective call
             return None
         raise UserError(
             "the ceiling needs memory for a second network and optimizer, and there is not enough; type track.ceiling=off"
@@ -91,10 +92,10 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _forget(device: torch.device, compiled: bool) -> None:
-    """The copies, which accelerate's wrappers tie into cycles, and what was compiled or recorded for them."""
+    """Free the copies, which are in reference cycles with accelerate's wrappers, and what was compiled or recorded for them."""
     gc.collect()
     if compiled:
-        torch.compiler.reset()  # the training compiles again, from the files that inductor keeps
+        torch.compiler.reset()  # the training compiles again, from inductor's cache on disk
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,11 +1,11 @@
-"""TensorBoard and Weights & Biases, through accelerate's trackers: copies of what metrics.jsonl holds.
+"""TensorBoard and Weights & Biases, through accelerate's trackers: copies of the figures in metrics.jsonl.
 
-    RUN/tensorboard/   event files, one a session
-    RUN/wandb/         W&B's own files, one folder a session
-    RUN/wandb.json     the id by which W&B knows the run
+    RUN/tensorboard/   event files, one per session
+    RUN/wandb/         W&B's own files, one folder per session
+    RUN/wandb.json     the run's id at W&B
 
-Owns these, and how a resumed run goes on in them; which figures there are is tracking.py's. Invariant: no dashboard shows a
-step twice, whatever was logged after the checkpoint that a run was resumed from.
+Owns these, and how a resumed run continues in them; tracking.py decides which figures there are. Invariant: no dashboard shows
+a step twice, whatever was logged after the checkpoint that a run was resumed from.
 """
 
 import importlib.util
@@ -34,9 +34,10 @@ def require_packages(names: list[str]) -> None:
 
 
 class Dashboards:
-    """Those that `names` lists, for the run in `folder`; none on a rank other than the main one.
+    """The dashboards in `names`, for the run in `folder`; none on a rank other than the main one.
 
-    project: W&B's. settings: the run's, by dotted key. Used as a context, so that a failed run is shown as such.
+    project: that of W&B. settings: those of the run, by dotted key. Used as a context manager, so that a failed run is shown
+    as such.
     """
 
     def __init__(self, names: list[str], project: str, folder: Path, settings: dict[str, Any], is_main: bool):
@@ -47,17 +48,17 @@ class Dashboards:
         self._plotted: dict[str, int] = {}  # the last step of each figure
 
     def start(self, resumed_at: int | None, history: Iterable[tuple[int, Figures]]) -> None:
-        """Open them after step `resumed_at` (None: at the beginning); history: what was logged up to there."""
+        """Open them after step `resumed_at` (None: at the beginning); history: what was logged up to that step."""
         if "tensorboard" in self._names:
             self._start_tensorboard(resumed_at)
         if "wandb" in self._names:
             self._start_wandb(resumed_at)
-            # What a kill took from W&B's buffers; offline all of it, so that the newest session's files are complete.
+            # Log again what a kill took from W&B's buffers; offline this is everything, so that the newest files are complete.
             for step, figures in history:
                 self._to_wandb(step, figures)
 
     def _start_tensorboard(self, resumed_at: int | None) -> None:
-        # TensorBoard drops what it has of steps from purge_step on.
+        # TensorBoard drops what it has for steps from purge_step on.
         purge_step = 0 if resumed_at is None else resumed_at + 1
         board = TensorBoardTracker("tensorboard", self._folder, purge_step=purge_step)
         board.start()
@@ -70,7 +71,7 @@ class Dashboards:
 
         path = self._folder / "wandb.json"
         if resumed_at is None or not path.exists():
-            # W&B takes no step back: what was lost before the first checkpoint stays a run of its own there.
+            # W&B cannot go back to an earlier step: figures from before the first checkpoint stay there as a separate run.
             write_json_atomic(path, {"id": secrets.token_hex(8)})
         run_id, name = read_json(path)["id"], self._folder.name
         board = WandBTracker(self._project, id=run_id, resume="allow", name=name, dir=str(self._folder))
@@ -86,13 +87,13 @@ class Dashboards:
 
     def _to_wandb(self, step: int, figures: Figures) -> None:
         assert self._wandb is not None
-        if step >= self._wandb.tracker.starting_step:  # it has the others, from the session that was killed
+        if step >= self._wandb.tracker.starting_step:  # it has the earlier ones from the session that was killed
             self._wandb.log(figures, step=step)
 
     def log(self, step: int, figures: Figures) -> None:
-        """Figures after step `step`, which never falls; the names are as in metrics.jsonl."""
+        """Log figures after step `step`, which never decreases; the names are those of metrics.jsonl."""
         if self._tensorboard is not None:
-            # It would plot twice what two lines of a step both name, such as the epoch.
+            # Where two lines of one step have the same figure, such as the epoch, TensorBoard would plot it twice.
             new = {name: value for name, value in figures.items() if self._plotted.get(name) != step}
             self._tensorboard.log(new, step=step)  # and flush
             self._plotted |= dict.fromkeys(new, step)

@@ -1,7 +1,7 @@
-"""A picture of what the network is shown: images of one batch with their classes, keys and view numbers.
+"""A picture of the network's input: the images of one batch with their classes, keys and view numbers.
 
-Owns RUN/first_batch.png. Invariant: every pixel is computed back from the tensor that went into the network, not from the
-crops it was made of.
+Owns RUN/first_batch.png. Invariant: every pixel is computed from the tensor that went into the network, not from the crops
+that the tensor was made of.
 """
 
 import io
@@ -29,7 +29,7 @@ _MARGIN = 4
 def save_picture(folder: Path, batch: Batch, data: DataConfig, classes: Sequence[str]) -> str:
     """Write the first images of `batch` to first_batch.png in `folder`; returns a line that says so.
 
-    data: by whose mean and std the images were normalised. The PNG's text "images" holds the captions as JSON.
+    data: holds the mean and std with which the images were normalised. The PNG's text "images" holds the captions as JSON.
     """
     path, count = folder / "first_batch.png", min(len(batch.keys), MOST)
     pixels = shown_pixels(batch.images[:count], data.mean, data.std)
@@ -75,7 +75,7 @@ def _grid(pixels: np.ndarray, captions: list[dict]) -> Image.Image:
 
 
 def _fitting(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """As much of `text` as fits; what Pillow's own font cannot show is escaped."""
+    """As much of `text` as fits; characters that Pillow's own font lacks are escaped."""
     text = text.encode("ascii", "backslashreplace").decode()
     if font.getlength(text) <= width:
         return text

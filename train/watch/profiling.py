@@ -1,7 +1,7 @@
 """A trace of a few training steps, by torch.profiler, for ui.perfetto.dev or chrome://tracing.
 
-Owns when recording begins and ends, and RUN/trace_FIRST-LAST.json; the loop only takes its steps from `traced`. Invariant: a
-visible trace is whole and holds the steps of its name, and a run that asks for none pays nothing.
+Owns the beginning and end of recording, and RUN/trace_FIRST-LAST.json; the loop only takes its steps from `traced`. Invariant: a
+visible trace is complete and holds the steps in its name, and a run without a trace has no cost.
 """
 
 import tempfile
@@ -31,9 +31,9 @@ class ProfileConfig:
 def traced(
     steps: range, config: ProfileConfig, folder: Path, tracker: Tracker, is_main: bool
 ) -> Generator[int, None, None]:
-    """`steps` one by one, with a trace of what the caller does in those that `config` names.
+    """Yield `steps` one by one, and record what the caller does in those that `config` names.
 
-    Those before `steps` are over, those behind do not come: what is left is recorded. Closing early drops the recording.
+    Steps of `config` outside `steps` are not recorded: they are over, or do not come. Closing early drops the recording.
     """
     wanted = range(max(config.start, steps.start), min(config.start + config.steps, steps.stop))
     if config.steps and not wanted:
@@ -48,7 +48,7 @@ def traced(
     try:
         for step in steps:
             if step == max(wanted.start - 1, steps.start):
-                recorder.prepare_trace()  # a step ahead where there is one: what comes first is slow
+                recorder.prepare_trace()  # one step ahead if possible, because preparing is slow
             if step == wanted.start:
                 recorder.start_trace()
                 recording = True

@@ -1,8 +1,8 @@
-"""What a run tells while it trains: metrics.jsonl for programs, a progress bar or plain lines for people, dashboards if asked.
+"""Tracking of a run while it trains: metrics.jsonl for programs, a progress bar or plain lines for people, dashboards if asked.
 
-Owns the clock of the run: images/s, the share of time spent waiting for data, the first step (compilation)
-apart, evaluations left out. Never touches a device tensor: the loop passes plain numbers, when it has them
-anyway. Invariant: metrics.jsonl of a run that was interrupted and resumed has the steps and keys of an
+Owns the clock of the run: images/s and the share of time spent waiting for data, with the first step (compilation)
+apart and evaluations left out. Never touches a device tensor: the loop passes plain numbers, at times when it has
+them anyway. Invariant: metrics.jsonl of a run that was interrupted and resumed has the steps and keys of an
 undisturbed one.
 """
 
@@ -27,7 +27,7 @@ from rich.table import Table
 from pipelines.files import write_bytes_atomic
 from train.watch.dashboards import Dashboards
 
-PLAIN_SECONDS = 10.0  # between two plain lines; an epoch's last one may come after PLAIN_EPOCH_SECONDS
+PLAIN_SECONDS = 10.0  # between two plain lines; the last line of an epoch may come after PLAIN_EPOCH_SECONDS
 PLAIN_EPOCH_SECONDS = 1.0
 _BAR_SECONDS = 0.2  # between two updates of the bar
 _LONG_LIST = 8  # figures per line of the final block; a longer list is only counted
@@ -36,13 +36,13 @@ _LONG_LIST = 8  # figures per line of the final block; a longer list is only cou
 @dataclass(kw_only=True)
 class TrackConfig:
     trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
-    """where the figures of metrics.jsonl are shown besides: tensorboard (files in RUN/tensorboard), wandb (Weights & Biases;
-    WANDB_MODE=offline in front of the command keeps it in RUN/wandb)"""
+    """dashboards that also show the figures of metrics.jsonl: tensorboard (files in RUN/tensorboard), wandb (Weights & Biases;
+    WANDB_MODE=offline in front of the command keeps its files in RUN/wandb)"""
     project: str = "dive-trainer"
     "the project that wandb files the run under"
     ceiling: Literal["auto", "on", "off"] = "auto"
-    """at the start of a session, time the training step on one batch that stays on the device (30 steps on copies; with compile
-    they are compiled too), and show the speed of the training as a share of that; auto = on a GPU"""
+    """at the start of a session, time the training step on one batch that stays on the device (30 steps on copies, compiled if
+    compile=true), and show the speed of the training as a share of that; auto = only on a GPU"""
     show_batch: bool = False
     "write RUN/first_batch.png at step 0: images as the network sees them, with class, key and view"
 
@@ -56,10 +56,10 @@ class TrackConfig:
 class Tracker:
     """Figures of one training session; on a rank other than the main one every method does nothing.
 
-    Steps are counted as done: `step(n)` and `log(n)` when n optimizer steps are behind. resumed_at: the step
-    of the checkpoint that the session goes on from, None when it starts from the beginning. Everything about
-    step n must be logged before the checkpoint of step n is saved. device: whose memory is reported. dashboards:
-    started here, closed by whoever made them.
+    A step counts once it is done: `step(n)` and `log(n)` are called after n optimizer steps. resumed_at: the step
+    of the checkpoint that the session resumes from, None when it starts from the beginning. Everything about
+    step n must be logged before the checkpoint of step n is saved. device: its memory is reported. dashboards:
+    started here, closed by the caller.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Tracker:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around fetching the next batch."""
+        """A context for fetching the next batch: its time counts as waiting."""
         start = self._clock()
         try:
             yield
@@ -111,14 +111,14 @@ class Tracker:
             self.data_wait(self._clock() - start)
 
     def data_wait(self, seconds: float) -> None:
-        """The loop stood still for so long because no batch was ready."""
+        """Add the time that the loop waited because no batch was ready."""
         if not self._evaluating:
             for interval in (self._session, self._since_log):
                 interval.waited += seconds
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Around evaluations and saves: their time counts neither as training nor as waiting."""
+        """A context for evaluations and saves: their time counts neither as training nor as waiting."""
         start, self._evaluating = self._clock(), True
         try:
             yield
@@ -128,9 +128,9 @@ class Tracker:
                 interval.left_out += self._clock() - start
 
     def step(self, step: int, batch_size: int) -> None:
-        """Optimizer step number `step` (from 1) is done; batch_size: its images over all processes.
+        """Count optimizer step number `step` (from 1) as done; batch_size: its images over all processes.
 
-        The session's first step compiles and fills the pipeline: timed by itself, left out of all rates.
+        The session's first step compiles and fills the pipeline: it is timed by itself and left out of all rates.
         """
         now = self._clock()
         self._step = step
@@ -145,7 +145,7 @@ class Tracker:
             self._progress.update(self._task, completed=step)
 
     def ceiling(self, images_per_s: float | None) -> None:
-        """How fast the training could be (ceiling.py); None: nobody knows."""
+        """Set the speed that the training could reach (ceiling.py); None: it was not measured."""
         self._ceiling = images_per_s
         if images_per_s is not None:
             self.say(f"ceiling: {images_per_s:,.0f} images/s, the training step on one batch that stays on the device")
@@ -168,7 +168,7 @@ class Tracker:
         }
 
     def _seconds_left(self) -> float | None:
-        """At the session's pace so far, evaluations included."""
+        """Estimate from the session's pace so far, evaluations included."""
         done = self._step - self._first
         if done == 0:
             return None
@@ -177,7 +177,7 @@ class Tracker:
     # ---- figures ----
 
     def log(self, step: int, **values: float | None) -> None:
-        """Figures of the training steps since the last `log` (loss, its parts, lr), with their speed."""
+        """Log figures of the training steps since the last `log` (loss, its parts, lr), with their speed."""
         if not self._main:
             return
         rates = self._rates(self._since_log)
@@ -190,7 +190,7 @@ class Tracker:
             self.say(f"step {step}/{self._total_steps}  epoch {step / self._steps_per_epoch:.1f}  {figures}")
 
     def event(self, step: int, **values: Any) -> None:
-        """Figures that are not the training's own, e.g. of an evaluation: written, and always shown."""
+        """Log figures that are not those of training steps, e.g. of an evaluation: written, and always shown."""
         if self._main:
             self._write(step, values)
             self.say(f"step {step}/{self._total_steps}  {_figures(values)}")
@@ -198,7 +198,7 @@ class Tracker:
     def _write(self, step: int, values: dict[str, Any]) -> None:
         assert self._file is not None
         line = _finite({"step": step, "epoch": round(step / self._steps_per_epoch, 4), **values})
-        # One unbuffered write: a kill leaves the line or nothing.
+        # One unbuffered write, so that a kill leaves the whole line or nothing.
         self._file.write((json.dumps(line, allow_nan=False) + "\n").encode())
         if self._dashboards is not None:
             self._dashboards.log(step, numbers(line))
@@ -239,17 +239,17 @@ class Tracker:
         self._progress.start()
 
     def say(self, text: str) -> None:
-        """A line for people (above the bar)."""
+        """Print a line for people (above the bar)."""
         if self._main:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def sync(self) -> None:
-        """Put the lines written so far on the disk, for a checkpoint that is to survive a power cut."""
+        """Flush the lines written so far to the disk, so that a checkpoint survives a power failure."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Give the terminal back and close the file; may be called twice."""
+        """End the bar and close the file; may be called twice."""
         if self._progress is not None:
             self._progress.update(self._task, completed=self._step)
             self._progress.stop()
@@ -312,7 +312,7 @@ def _flat(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
-    """What a dashboard can plot of a line of metrics.jsonl or a result: {"test.top1": 0.4}; `step` is the axis."""
+    """The figures in a line of metrics.jsonl or a result that a dashboard can plot: {"test.top1": 0.4}; `step` is the axis."""
     flat = {name: value for name, value in _flat(values) if isinstance(value, (int, float)) and name != "step"}
     return {name: value for name, value in flat.items() if math.isfinite(value)}
 
@@ -336,7 +336,7 @@ def _duration(seconds: float) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """NaN and infinities as null: they are no JSON."""
+    """The value with null for NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -345,7 +345,7 @@ def _finite(value: Any) -> Any:
 
 
 def _drop_after(path: Path, step: int | None) -> list[bytes]:
-    """Remove lines of steps that will be done again (all if `step` is None), and half a line of a crash; returns the others."""
+    """Remove lines of steps that will be repeated (all if `step` is None), and the partial line of a crash; return the others."""
     if not path.exists():
         return []
     lines = path.read_bytes().splitlines(keepends=True)

@@ -1,0 +1,205 @@
+"""docs/method.md says what the code does: its tables and numbers against the configurations and the formulas in the code."""
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.registry import build_model
+from pipelines.logits.flatness import TEMPERATURES, recommend
+from tools.conversion.cifar import long_tail_counts
+from tools.paper.report import PAPER, PUBLIC_CODE
+from train.config import Config
+from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
+from train.objectives.losses import dive
+from train.schedule import Schedule
+from train.settings import load
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "method.md").read_text()
+WORDS = " ".join(TEXT.split())
+FOLDERS = {"CIFAR-100-LT": "cifar100_lt", "ImageNet-LT": "imagenet_lt", "iNaturalist 2018": "inat18"}
+
+
+def table(last_column: str) -> dict[str, dict[str, str]]:
+    """{first cell: {column: cell}} of the one table whose last column has this name."""
+    tables = re.findall(r"^(?:\|.*\n)+", TEXT, re.MULTILINE)
+    parsed = [[[cell.strip() for cell in line[1:-1].split("|")] for line in found.splitlines()] for found in tables]
+    ((head, _, *rows),) = [lines for lines in parsed if lines[0][-1] == last_column]
+    return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
+
+
+def found(pattern: str) -> tuple[str, ...]:
+    """The groups of the one place where the text has this pattern."""
+    (match,) = re.finditer(pattern, WORDS)
+    return match.groups()
+
+
+def integers(text: str) -> list[int]:
+    """`12,058 / 14,437` -> [12058, 14437]"""
+    return [int(number.replace(",", "")) for number in text.split(" / ")]
+
+
+def floats(text: str) -> list[float]:
+    return [float(number) for number in re.split(r",? ", text)]
+
+
+def configs(data_set: str) -> list[Config]:
+    loaded = [load(Config, path) for path in sorted((ROOT / "configs" / FOLDERS[data_set]).glob("*.yaml"))]
+    assert loaded
+    return loaded
+
+
+def groups_of(counts: list[int]) -> list[int]:
+    return [int(shot_groups(np.array(counts))[name].sum()) for name in ("many", "medium", "few")]
+
+
+@pytest.mark.parametrize("data_set", FOLDERS)
+def test_the_settings_are_those_of_the_configurations(data_set: str) -> None:
+    row, epochs = table("Nesterov")[data_set], set()
+    for config in configs(data_set):
+        optim, schedule, distill = config.optim, config.schedule, config.distill
+        assert config.model.name == row["network"]
+        assert [optim.batch, optim.lr, optim.weight_decay] == [
+            float(row[key]) for key in ("batch", "lr", "weight decay")
+        ]
+        assert optim.momentum == float(found(r"SGD with momentum ([\d.]+) \[SUP\]")[0])
+        assert (optim.nesterov, optim.no_decay) == ({"yes": True, "no": False}[row["Nesterov"]], [])
+        assert (schedule.kind, schedule.per) == (row["schedule"], "epoch")
+        if distill.method == "dive":
+            assert [distill.tau, distill.p, distill.alpha] == [float(row[key]) for key in ("tau", "p", "alpha")]
+        epochs.add(schedule.epochs)
+    assert epochs == {int(number) for number in row["epochs"].split(", ")}
+
+
+@pytest.mark.parametrize("data_set", FOLDERS)
+def test_the_recipes_are_those_of_the_configurations(data_set: str) -> None:
+    row = table("std")[data_set]
+    for config in configs(data_set):
+        assert (config.data.mean, config.data.std) == (floats(row["mean"]), floats(row["std"]))
+        recipe = config.data.recipe
+        if data_set == "CIFAR-100-LT":
+            pad, size, _ = found(r"Training: (\d) zero pixels on each side, a random (\d+) x (\d+) crop")
+            expected = ("pad_crop", int(size), int(pad), [0.0] * 3)
+            assert (recipe.crop, recipe.size, recipe.pad, recipe.jitter) == expected
+            assert recipe.evaluation().short_side == int(size)
+        else:
+            (jitter,) = found(r"colour jitter of ([\d.]+) \(brightness, contrast, saturation\)")
+            expected = [float(jitter)] * 3 if data_set == "ImageNet-LT" else [0.0] * 3
+            assert (recipe.crop, recipe.size, recipe.jitter) == ("random_resized_crop", 224, expected)
+            side, size = found(r"Test: short side (\d+), the central (\d+) x \d+")
+            assert (recipe.evaluation().short_side, recipe.evaluation().size) == (int(side), int(size))
+        assert recipe.flip
+
+
+def test_the_learning_rates() -> None:
+    (multistep,) = {
+        (c.schedule.warmup_epochs, *c.schedule.milestones, c.schedule.gamma) for c in configs("CIFAR-100-LT")
+    }
+    warmup, last, gamma, first, second = found(
+        r"`lr \* \(epoch \+ 1\) / (\d)` in epochs 0 to (\d); times ([\d.]+) from the start of epoch (\d+), and again from (\d+)"
+    )
+    assert multistep == (int(warmup), int(first), int(second), float(gamma)) and int(last) == int(warmup) - 1
+    schedule = Schedule(configs("CIFAR-100-LT")[0].schedule, 1.0, steps_per_epoch=1, batch=128)
+    assert [schedule.at(epoch) for epoch in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
+    assert [schedule.at(epoch) for epoch in (119, 120, 159, 160)] == pytest.approx([1, 0.01, 0.01, 0.0001])
+    assert "`lr * (1 + cos(pi * epoch / epochs)) / 2`, without warm-up" in WORDS
+    cosine = Schedule(configs("ImageNet-LT")[0].schedule, 1.0, steps_per_epoch=1, batch=512)
+    assert [cosine.at(e) for e in range(90)] == pytest.approx([(1 + math.cos(math.pi * e / 90)) / 2 for e in range(90)])
+
+
+def test_the_loss() -> None:
+    """The text's formula, computed by numpy from the words of the text: power normalisation by its definition."""
+    assert "`L = (1 - a) * CE(y, softmax(s + log n)) + a * tau^2 * KL(t_hat || softmax(s / tau))`" in WORDS
+    assert "`t_hat` is `softmax(t / tau)^p`, renormalised" in WORDS and "`softmax(p * t / tau)`" in WORDS
+
+    def softmax(x: np.ndarray) -> np.ndarray:
+        return np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
+
+    rng, tau, p, a = np.random.default_rng(0), 3.0, 0.5, 0.3
+    s, t, y, n = rng.normal(size=(4, 5)), rng.normal(size=(4, 5)), np.array([0, 4, 2, 2]), np.array([50, 20, 9, 4, 1])
+    powered = softmax(t / tau) ** p
+    t_hat = powered / powered.sum(axis=1, keepdims=True)
+    kl = (t_hat * np.log(t_hat / softmax(s / tau))).sum(axis=1).mean()
+    hard = -np.log(softmax(s + np.log(n))[range(4), y]).mean()
+    loss, _ = dive(torch.tensor(s), torch.tensor(y), torch.tensor(t), torch.tensor(np.log(n)), tau, p, a)
+    assert float(loss) == pytest.approx((1 - a) * hard + a * tau**2 * kl)
+
+
+def test_the_flatness_rule() -> None:
+    (grid,) = found(r"T is the smallest of ([\d., ]+) at which")
+    assert floats(grid) == list(TEMPERATURES)
+    bars = {key: [float(cell) for cell in row.values()] for key, row in table("few").items() if key[0].isdigit()}
+    counts = long_tail_counts(500, 100, 100)
+    virtual = np.array([np.repeat(row, groups_of(counts)) for row in bars.values()])
+    assert recommend(virtual, np.array(counts), [float(key) for key in bars]) == (6, True)
+    parts = np.split(np.array(counts), np.cumsum(groups_of(counts))[:2])
+    assert [round(part.mean()) for part in parts] == [int(cell) for cell in table("few")["training images"].values()]
+
+
+def test_the_class_counts() -> None:
+    for imbalance, row in table("CIFAR-10-LT").items():
+        counts = long_tail_counts(500, 100, int(imbalance))
+        assert integers(row["CIFAR-100-LT"]) == [sum(counts)]
+        assert [int(row[name]) for name in ("many", "medium", "few")] == groups_of(counts)
+        assert integers(row["CIFAR-10-LT"]) == [sum(long_tail_counts(5000, 10, int(imbalance)))]
+    *first, last = found(r"keep (\d+), (\d+), (\d+), (\d+) at imbalance 100, the last one (\d)")
+    counts = long_tail_counts(500, 100, 100)
+    assert [*counts[:4], counts[-1]] == [int(number) for number in (*first, last)]
+
+
+def test_the_shot_groups() -> None:
+    many, low, high, few = found(r"many > (\d+), medium (\d+) to (\d+), few < (\d+)\.")
+    assert int(many) == int(high) == MANY_ABOVE and int(low) == int(few) == FEW_BELOW
+    rows = table("std")
+    (groups,) = found(r"ImageNet-LT has ([\d/ ]+) classes in them")
+    assert [sum(integers(groups))] == integers(rows["ImageNet-LT"]["classes"])
+    assert integers(rows["iNaturalist 2018"]["val"]) == [3 * integers(rows["iNaturalist 2018"]["classes"])[0]]
+    assert integers(rows["ImageNet-LT"]["test"]) == [50 * integers(rows["ImageNet-LT"]["classes"])[0]]
+
+
+def test_the_published_figures() -> None:
+    columns = {method: row for method, row in table("10").items()}
+    written = {(name.lower(), int(i)): float(cell) for name, row in columns.items() for i, cell in row.items()}
+    assert written == PAPER
+    public = found(r"\[code\] reports ([\d.]+) and ([\d.]+) for DiVE at imbalance (\d+) and (\d+)")
+    assert {("dive", int(public[i + 2])): float(public[i]) for i in (0, 1)} == PUBLIC_CODE
+    large = found(r"ImageNet-LT: CE ([\d.]+), BSCE ([\d.]+), DiVE ([\d.]+) \[SUP\]\. iNaturalist 2018: DiVE ([\d.]+);")
+    stems = ("imagenet_lt/ce_x50", "imagenet_lt/bsce_x50", "imagenet_lt/dive_x50", "inat18/dive_r50_90")
+    for figure, stem in zip(large, stems, strict=True):
+        assert f"# expected: {figure} % top-1" in (ROOT / f"configs/{stem}.yaml").read_text()
+
+
+def test_the_parameters_of_resnet_32() -> None:
+    (count,) = found(r"It has ([\d,]+) parameters with 100 classes")
+    assert integers(count) == [sum(p.numel() for p in build_model("resnet32", 100).parameters())]
+
+
+def test_the_shifted_test_sets() -> None:
+    factors, imagenet, cifar = found(
+        r"Totals for F = ([\d/ ]+) \[calc\]: ([\d,/ ]+) on ImageNet-LT \(n = 50\), ([\d,/ ]+) on CIFAR-100 \(n = 100\)"
+    )
+    for n, classes, totals in ((50, 1000, imagenet), (100, 100, cifar)):
+        counts = [[max(1, int(n * (1 / f) ** (k / (classes - 1)))) for k in range(classes)] for f in integers(factors)]
+        assert integers(totals) == [sum(row) for row in counts]
+
+
+def test_the_ratios_of_label_smoothing() -> None:
+    assert "`R = (n_tail + n_head * eps) / (n_head - n_head * eps)`" in WORDS
+    eps, first, head, tail, second_head, second_tail, second, other_head, other_tail = found(
+        r"For eps = ([\d., ]+) it is ([\d., ]+) with (\d+) / (\d+) images, or with (\d+) / (\d+), and ([\d., ]+) with "
+        r"(\d+) / (\d+) \[calc\]"
+    )
+    rows = ((first, head, tail), (first, second_head, second_tail), (second, other_head, other_tail))
+    for ratios, n_head, n_tail in rows:
+        expected = [(int(n_tail) + int(n_head) * e) / (int(n_head) * (1 - e)) for e in floats(eps)]
+        assert floats(ratios) == pytest.approx(expected, abs=0.0006)  # three decimals
+
+
+def test_the_links() -> None:
+    assert all((ROOT / "docs" / link).exists() for link in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT))
+    assert "docs/method.md" in (ROOT / "README.md").read_text()
+    assert "docs/method.md" in (ROOT / "CONTRIBUTING.md").read_text()
