@@ -1,4 +1,4 @@
-"""What a loader hands to the training loop."""
+"""What passes through a loader: what a batch is to be (order.py), what chance decides about it, and the batch itself."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,26 @@ import numpy as np
 import torch
 
 
+class Plan(NamedTuple):
+    """Which views make one batch: row i is view views[i] of the sample at positions[i] of the records."""
+
+    positions: np.ndarray
+    "int64 [B]"
+    views: np.ndarray
+    "int32 [B]"
+
+
+class Draws(NamedTuple):
+    """What chance has decided about each view of a batch (augment/draws.py), on the host; row i belongs to row i of its Plan."""
+
+    boxes: np.ndarray
+    "int32 [B, 5]: x, y, w, h of the box on the stored image, in pixels, and whether it is flipped (geometry.py)"
+    colours: tuple[np.ndarray, np.ndarray] | None = None
+    "factors float32 [B, 3] and order int64 [B, 3], as in Colours; None without jitter"
+
+
 class Colours(NamedTuple):
-    """Colour jitter of B views (views.colours), on the device."""
+    """Colour jitter of B views (colour.py), on the device."""
 
     factors: torch.Tensor
     "float32 [B, 3]: brightness, contrast, saturation"

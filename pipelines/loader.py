@@ -16,12 +16,12 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 
-from pipelines.augment.colour import colours
+from pipelines.augment.draws import draw
 from pipelines.augment.finish import Finish
 from pipelines.augment.recipe import Recipe, view_params
 from pipelines.backends.choice import make_backend
-from pipelines.backends.contract import BatchPlan, to_device
-from pipelines.batch import Batch, Colours
+from pipelines.backends.contract import Drawn, to_device
+from pipelines.batch import Batch, Colours, Draws, Plan
 from pipelines.errors import UserError
 from pipelines.order import Sampling
 from pipelines.records.reader import Records
@@ -119,35 +119,37 @@ class Loader:
     def batches(self, positions: np.ndarray, views: np.ndarray, batch_size: int) -> Generator[Batch, None, None]:
         """Batches over positions int64[n] and views int32[n], in that order; the last one holds what is left."""
         cuts = range(0, len(positions), batch_size)
-        return self.stream((positions[i : i + batch_size], views[i : i + batch_size]) for i in cuts)
+        return self.stream(Plan(positions[i : i + batch_size], views[i : i + batch_size]) for i in cuts)
 
-    def stream(self, plan: Iterable[BatchPlan]) -> Generator[Batch, None, None]:
-        """One batch for each (positions, views) of `plan`, which may be read a few batches ahead, in another thread."""
-        crops = self._backend.crops(plan)
+    def stream(self, plans: Iterable[Plan]) -> Generator[Batch, None, None]:
+        """One batch for each of `plans`, which may be read a few batches ahead, in another thread."""
+        drawn = self._drawn(plans)
         if self._backend.in_background:
-            crops = ahead_of(crops, self._ahead)
-        try:
-            for pixels, (rows, row_views) in crops:
-                pixels = pixels.to(self.device, non_blocking=True)
-                if pixels.is_cuda:  # perhaps made on another stream: its memory is free only when this one is done, too
-                    pixels.record_stream(torch.cuda.current_stream(self.device))
-                jitter = self._colours(rows, row_views)
-                yield Batch(
-                    images=self.finish(pixels, jitter),
-                    labels=to_device(self.records.labels[rows], self.device),
-                    keys=self.records.keys[rows],
-                    views=row_views,
-                    pixels=pixels,
-                    colours=jitter,
-                )
-        finally:
-            crops.close()
+            crops = ahead_of(self._backend.crops(drawn), self._ahead)
+        else:
+            drawn = ahead_of(drawn, self._ahead)
+            crops = self._backend.crops(drawn)
+        with contextlib.closing(drawn), contextlib.closing(crops):
+            for pixels, plan, draws in crops:
+                yield self._batch(pixels.to(self.device, non_blocking=True), plan, draws)
 
-    def _colours(self, rows: np.ndarray, views: np.ndarray) -> Colours | None:
-        if not any(self.recipe.jitter):
-            return None
-        factors, order = colours(self._params, self.records.keys[rows], views)
-        return Colours(to_device(factors, self.device), to_device(order, self.device))
+    def _drawn(self, plans: Iterable[Plan]) -> Generator[Drawn, None, None]:
+        for plan in plans:
+            yield plan, draw(self._params, self.records, plan)
+
+    def _batch(self, pixels: torch.Tensor, plan: Plan, draws: Draws) -> Batch:
+        """The crops of a plan, finished."""
+        if pixels.is_cuda:  # perhaps made on another stream: its memory is free only when this one is done, too
+            pixels.record_stream(torch.cuda.current_stream(self.device))
+        jitter = draws.colours and Colours(*(to_device(part, self.device) for part in draws.colours))
+        return Batch(
+            images=self.finish(pixels, jitter),
+            labels=to_device(self.records.labels[plan.positions], self.device),
+            keys=self.records.keys[plan.positions],
+            views=plan.views,
+            pixels=pixels,
+            colours=jitter,
+        )
 
 
 def ahead_of(source: Generator[Item, None, None], ahead: int) -> Generator[Item, None, None]:

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from pipelines.batch import Plan
 from pipelines.compiled import exact
 from pipelines.philox import LANE_CLASS_BALANCED, LANE_ORDER, draw
 
@@ -118,8 +119,8 @@ class TrainOrder:
             -1
         )
 
-    def plan(self, first_step: int, stop_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(positions, views) of this rank's rows for each global step first_step .. stop_step - 1, across epochs."""
+    def plan(self, first_step: int, stop_step: int) -> Iterator[Plan]:
+        """This rank's rows for each global step first_step .. stop_step - 1, across epochs."""
         share, steps = self.batch // self.world, self.steps_per_epoch
         step = first_step
         while step < stop_step:
@@ -127,7 +128,7 @@ class TrainOrder:
             for i in range(step % steps, steps):
                 if step == stop_step:
                     return
-                yield positions[i * share : (i + 1) * share], views[i * share : (i + 1) * share]
+                yield Plan(positions[i * share : (i + 1) * share], views[i * share : (i + 1) * share])
                 step += 1
 
 

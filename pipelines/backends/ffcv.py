@@ -12,8 +12,6 @@ import numba
 import numpy as np
 from numba import prange, types
 
-from pipelines.augment.geometry import view_box
-from pipelines.augment.recipe import ViewParams
 from pipelines.augment.resample import crop_resize_flip
 from pipelines.compiled import exact_parallel
 from pipelines.crc32 import crc32
@@ -38,18 +36,14 @@ _imdecode = types.ExternalFunction(
 
 @exact_parallel
 def _load_batch(
-    p,
     positions,
-    views,
+    boxes,
     out,
     data,
     offsets,
     sizes,
     crcs,
     raw,
-    keys,
-    widths,
-    heights,
     stored_widths,
     stored_heights,
     unchecked,
@@ -79,14 +73,14 @@ def _load_batch(
             if result != 0:  # the stock Loader ignores this, and shows the image decoded before
                 status[i] = _BAD_IMAGE
                 continue
-        x, y, w, h, flip = view_box(p, keys[k], views[i], widths[k], heights[k], width, height)
-        crop_resize_flip(image, x, y, w, h, flip, out[i])
+        x, y, w, h, flip = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3], boxes[i, 4]
+        crop_resize_flip(image, np.int64(x), np.int64(y), np.int64(w), np.int64(h), np.int64(flip), out[i])
 
 
 class FFCVBackend:
     """Fills host buffers, see backends.OnHost. workers: threads that load one batch together."""
 
-    def __init__(self, records: Records, params: ViewParams, workers: int, verify: str):
+    def __init__(self, records: Records, workers: int, verify: str):
         try:
             llvmlite.binding.load_library_permanently(str(library_path()))
         except RuntimeError as error:  # not installed, or OpenCV or turbojpeg were removed afterwards
@@ -95,31 +89,26 @@ class FFCVBackend:
                 "or use data.backend=reference"
             ) from error
         self._records = records
-        self._params = params
         self._workers = min(workers, numba.config.NUMBA_NUM_THREADS)  # pyright: ignore[reportAttributeAccessIssue]
         self._check_always = verify == "always"
         self._unchecked = np.full(len(records), verify != "off", np.uint8)
         self._status = np.zeros(0, np.uint8)
         self._scratch = np.zeros((self._workers, 0), np.uint8)
 
-    def load(self, positions: np.ndarray, views: np.ndarray, out: np.ndarray) -> None:
+    def load(self, positions: np.ndarray, boxes: np.ndarray, out: np.ndarray) -> None:
         r = self._records
         with _one_at_a_time:
             self._grow(positions)
             numba.set_num_threads(self._workers)
             _load_batch(
-                self._params,
                 positions,
-                views,
+                boxes,
                 out,
                 r.data,
                 r.offsets,
                 r.sizes,
                 r.crcs,
                 r.raw,
-                r.keys,
-                r.widths,
-                r.heights,
                 r.stored_widths,
                 r.stored_heights,
                 self._unchecked,

@@ -18,8 +18,7 @@ from accelerate import Accelerator
 from models.registry import build_model
 from pipelines.augment.finish import crops_only
 from pipelines.backends.choice import available_backends, pixel_source, refusal, resolve_backend
-from pipelines.backends.contract import BatchPlan
-from pipelines.batch import Batch
+from pipelines.batch import Batch, Plan
 from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.logits import CacheWriter, Ensemble, LogitCache
@@ -179,7 +178,7 @@ class Ours:
             pass
         return loader
 
-    def _plan(self, views: int) -> Iterator[BatchPlan]:
+    def _plan(self, views: int) -> Iterator[Plan]:
         return endless(self._pool, self._config.optim.batch, views)
 
     @cached_property

@@ -17,11 +17,12 @@ import torch
 from helpers.odd_files import write_odd_files
 from PIL import Image
 
+from pipelines.augment.draws import draw
 from pipelines.augment.finish import Finish
 from pipelines.augment.recipe import Recipe, view_params
 from pipelines.augment.resample import crop_resize_flip
 from pipelines.backends.choice import available_backends
-from pipelines.backends.contract import BatchPlan, boxes_of
+from pipelines.batch import Plan
 from pipelines.errors import UserError
 from pipelines.libffcv import library_path
 from pipelines.loader import DataConfig, Loader, ahead_of, default_workers
@@ -158,7 +159,7 @@ def test_a_plan_may_be_empty_and_hold_empty_batches(files: dict[str, Path], back
     """A rank may have no sample to evaluate."""
     loader = make(Records(files[file_of(backend)]), backend)
     assert list(loader.batches(*plan_of(0), 4)) == []
-    sizes = [len(item.labels) for item in loader.stream(iter([plan_of(0), plan_of(3), plan_of(0)]))]
+    sizes = [len(item.labels) for item in loader.stream(Plan(*plan_of(n)) for n in (0, 3, 0))]
     assert sizes == [0, 3, 0]
 
 
@@ -297,9 +298,28 @@ def test_closing_early_leaves_no_thread(files: dict[str, Path], backend: str, ta
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_views_are_drawn_ahead_in_the_background(files: dict[str, Path], backend: str) -> None:
+    """Also for a backend that makes its crops in the caller's thread. (A plan is read where its views are drawn.)"""
+    threads = []
+
+    def plans() -> Iterator[Plan]:
+        for _ in range(6):
+            threads.append(threading.current_thread().name)
+            yield Plan(*plan_of(4))
+
+    stream = make(Records(files[file_of(backend)]), backend).stream(plans())
+    next(stream)
+    deadline = time.monotonic() + SECONDS
+    while len(threads) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stream.close()
+    assert len(threads) >= 3 and set(threads) == {"loader"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_plan_that_raises(files: dict[str, Path], backend: str) -> None:
-    def plan() -> Iterator[BatchPlan]:
-        yield plan_of(4)
+    def plan() -> Iterator[Plan]:
+        yield Plan(*plan_of(4))
         raise ZeroDivisionError("in the plan")
 
     stream = make(Records(files[file_of(backend)]), backend).stream(plan())
@@ -657,9 +677,8 @@ def view_of(picture: np.ndarray | None, records: Records, position: int) -> np.n
     """The view that `make` shows of one record, cut from its picture."""
     assert picture is not None
     out = np.empty((24, 24, 3), np.uint8)
-    [(x, y, w, h, flip)] = boxes_of(
-        view_params(Recipe(**SMALL), 1), records, np.array([position]), np.zeros(1, np.int32)
-    )
+    plan = Plan(np.array([position]), np.zeros(1, np.int32))
+    [(x, y, w, h, flip)] = draw(view_params(Recipe(**SMALL), 1), records, plan).boxes
     crop_resize_flip(np.ascontiguousarray(picture), x, y, w, h, flip, out)
     return out.astype(int)
 

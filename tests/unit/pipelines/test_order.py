@@ -31,7 +31,7 @@ def make(keys: np.ndarray, sampling: str, **settings: Any) -> TrainOrder:
 
 
 def steps(order: TrainOrder, first: int, stop: int) -> list[tuple[list[int], list[int]]]:
-    return [(positions.tolist(), views.tolist()) for positions, views in order.plan(first, stop)]
+    return [(plan.positions.tolist(), plan.views.tolist()) for plan in order.plan(first, stop)]
 
 
 # Both samplings
