@@ -16,7 +16,7 @@ class Plan(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """What chance has decided about each view of a batch (augment/draws.py), on the host; row i belongs to row i of its Plan."""
+    """What chance has decided about each view of a batch (augment/transforms.py), on the host; rows are those of its Plan."""
 
     boxes: np.ndarray
     "int32 [B, 5]: x, y, w, h of the box on the stored image, in pixels, and whether it is flipped (geometry.py)"

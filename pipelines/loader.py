@@ -16,9 +16,9 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 
-from pipelines.augment.draws import draw
 from pipelines.augment.finish import Finish
 from pipelines.augment.recipe import Recipe, view_params
+from pipelines.augment.transforms import draw
 from pipelines.backends.choice import make_backend
 from pipelines.backends.contract import Drawn, to_device
 from pipelines.batch import Batch, Colours, Draws, Plan

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pipelines.augment.colour import jitter
+from pipelines.augment import colour
 from pipelines.batch import Colours
 
 FINISH_VERSION = 1  # raise when any finished value changes; part of a cache's identity
@@ -21,7 +21,7 @@ def _jitter_and_normalise(
     shift: torch.Tensor,
     memory_format: torch.memory_format,
 ) -> torch.Tensor:
-    images = jitter(pixels.permute(0, 3, 1, 2).float() / 255, Colours(factors, order))
+    images = colour.apply(pixels.permute(0, 3, 1, 2).float() / 255, Colours(factors, order))
     return (images * 255 * scale + shift).contiguous(memory_format=memory_format)
 
 

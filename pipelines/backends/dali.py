@@ -15,8 +15,7 @@ import torch
 from nvidia.dali import Pipeline, fn
 from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 
-from pipelines.augment.geometry import PAD_CROP
-from pipelines.augment.recipe import ViewParams
+from pipelines.augment.recipe import PAD_CROP, ViewParams
 from pipelines.backends.contract import Crops, Drawn
 from pipelines.errors import UserError
 from pipelines.libffcv import library_path

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from numba import prange, types
 
-from pipelines.augment.resample import crop_resize_flip
+from pipelines.augment.geometry import apply
 from pipelines.compiled import exact_parallel
 from pipelines.crc32 import crc32
 from pipelines.errors import UserError
@@ -73,8 +73,7 @@ def _load_batch(
             if result != 0:  # the stock Loader ignores this, and shows the image decoded before
                 status[i] = _BAD_IMAGE
                 continue
-        x, y, w, h, flip = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3], boxes[i, 4]
-        crop_resize_flip(image, np.int64(x), np.int64(y), np.int64(w), np.int64(h), np.int64(flip), out[i])
+        apply(image, boxes[i], out[i])
 
 
 class FFCVBackend:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from pipelines.augment.resample import crop_resize_flip
+from pipelines.augment import geometry
 from pipelines.records.reader import Records
 
 
@@ -21,8 +21,7 @@ class ReferenceBackend:
 
     def load(self, positions: np.ndarray, boxes: np.ndarray, out: np.ndarray) -> None:
         def one(i: int) -> None:
-            x, y, w, h, flip = (int(value) for value in boxes[i])
-            crop_resize_flip(self._decode(int(positions[i])), x, y, w, h, flip, out[i])
+            geometry.apply(self._decode(int(positions[i])), boxes[i], out[i])
 
         with ThreadPoolExecutor(self._workers) as pool:  # one for each batch: no thread outlives it
             for _ in pool.map(one, range(len(positions))):

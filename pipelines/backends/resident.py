@@ -9,8 +9,7 @@ from collections.abc import Generator, Iterable
 import numpy as np
 import torch
 
-from pipelines.augment.geometry import PAD_CROP
-from pipelines.augment.recipe import ViewParams
+from pipelines.augment.recipe import PAD_CROP, ViewParams
 from pipelines.backends.contract import Crops, Drawn, to_device
 from pipelines.records.reader import Records
 from pipelines.records.verify import Verifier

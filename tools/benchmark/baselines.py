@@ -24,8 +24,8 @@ import torch
 from PIL import Image, ImageEnhance
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines.augment.draws import draw
 from pipelines.augment.recipe import Recipe, view_params
+from pipelines.augment.transforms import draw
 from pipelines.records.reader import Records
 from tools.benchmark.clock import Stream, Timing, endless
 

@@ -17,10 +17,10 @@ import torch
 from helpers.odd_files import write_odd_files
 from PIL import Image
 
-from pipelines.augment.draws import draw
 from pipelines.augment.finish import Finish
 from pipelines.augment.recipe import Recipe, view_params
 from pipelines.augment.resample import crop_resize_flip
+from pipelines.augment.transforms import draw
 from pipelines.backends.choice import available_backends
 from pipelines.batch import Plan
 from pipelines.errors import UserError

@@ -19,9 +19,9 @@ from helpers.launch import run, tiny_config
 from PIL import Image
 
 from pipelines import libffcv
-from pipelines.augment.draws import draw
 from pipelines.augment.finish import Finish
 from pipelines.augment.recipe import Recipe, view_params
+from pipelines.augment.transforms import draw
 from pipelines.backends.reference import ReferenceBackend
 from pipelines.batch import Plan
 from pipelines.loader import Loader

@@ -11,9 +11,9 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 
-from pipelines.augment.draws import draw
 from pipelines.augment.finish import Finish
 from pipelines.augment.recipe import Recipe, ViewParams, view_params
+from pipelines.augment.transforms import draw
 from pipelines.backends import dali as dali_backend
 from pipelines.backends.contract import Drawn
 from pipelines.backends.dali import DaliBackend

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from pipelines import libffcv
-from pipelines.augment.draws import draw
 from pipelines.augment.recipe import Recipe, view_params
+from pipelines.augment.transforms import draw
 from pipelines.backends import ffcv as ffcv_backend
 from pipelines.backends.ffcv import FFCVBackend
 from pipelines.backends.reference import ReferenceBackend
@@ -31,7 +31,7 @@ import numba, numpy as np
 from pipelines.backends.ffcv import FFCVBackend
 from pipelines.records import Records
 from pipelines.augment import Recipe, view_params
-from pipelines.augment.draws import draw
+from pipelines.augment.transforms import draw
 from pipelines.batch import Plan
 
 records = Records(sys.argv[1])

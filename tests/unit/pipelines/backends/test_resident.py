@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.augment.draws import draw
 from pipelines.augment.recipe import Recipe, view_params
+from pipelines.augment.transforms import draw
 from pipelines.backends.resident import ResidentBackend, resident_bytes
 from pipelines.batch import Plan
 from pipelines.errors import UserError
