@@ -7,12 +7,25 @@ import torch
 
 
 class Plan(NamedTuple):
-    """Which views make one batch: row i is view views[i] of the sample at positions[i] of the records."""
+    """Which views make one batch: row i is view views[i] of the sample at positions[i] of the records.
+
+    For mixtures of two images each row has a partner, view partner_views[i] of the sample at partners[i].
+    """
 
     positions: np.ndarray
     "int64 [B]"
     views: np.ndarray
     "int32 [B]"
+    partners: np.ndarray | None = None
+    "int64 [B]; None = nothing is mixed"
+    partner_views: np.ndarray | None = None
+    "int32 [B], where there are partners"
+
+    def of_partners(self) -> "Plan | None":
+        """The partners' views as a plan of their own; None where there are none."""
+        if self.partners is None or self.partner_views is None:
+            return None
+        return Plan(self.partners, self.partner_views)
 
 
 class Draws(NamedTuple):
@@ -48,11 +61,19 @@ class Batch(NamedTuple):
     "uint8 [B, S, S, 3], on the device: the crops before colour jitter and normalisation"
     colours: Colours | None = None
     "what jitter did to them; None without jitter"
+    partners: "Batch | None" = None
+    "B more views, the second of each mixture; None where the plan has none"
 
     def rows(self, start: int, stop: int) -> "Batch":
         """Rows start to stop (a micro-batch of gradient accumulation), without copying."""
         part = slice(start, stop)
         colours = self.colours and Colours(self.colours.factors[part], self.colours.order[part])
         return Batch(
-            self.images[part], self.labels[part], self.keys[part], self.views[part], self.pixels[part], colours
+            images=self.images[part],
+            labels=self.labels[part],
+            keys=self.keys[part],
+            views=self.views[part],
+            pixels=self.pixels[part],
+            colours=colours,
+            partners=self.partners and self.partners.rows(start, stop),
         )

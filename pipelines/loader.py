@@ -122,7 +122,7 @@ class Loader:
         return self.stream(Plan(positions[i : i + batch_size], views[i : i + batch_size]) for i in cuts)
 
     def stream(self, plans: Iterable[Plan]) -> Generator[Batch, None, None]:
-        """One batch for each of `plans`, which may be read a few batches ahead, in another thread."""
+        """One batch for each of `plans`, with partners where it has them; read a few batches ahead, in another thread."""
         drawn = self._drawn(plans)
         if self._backend.in_background:
             crops = ahead_of(self._backend.crops(drawn), self._ahead)
@@ -130,15 +130,22 @@ class Loader:
             drawn = ahead_of(drawn, self._ahead)
             crops = self._backend.crops(drawn)
         with contextlib.closing(drawn), contextlib.closing(crops):
-            for pixels, plan, draws in crops:
-                yield self._batch(pixels.to(self.device, non_blocking=True), plan, draws)
+            for item in crops:
+                batch = self._batch(*item)
+                if item[1].partners is not None:  # they are the next item
+                    batch = batch._replace(partners=self._batch(*next(crops)))
+                yield batch
 
     def _drawn(self, plans: Iterable[Plan]) -> Generator[Drawn, None, None]:
+        """Each plan with its draws, and then its partners, where it has any, with theirs: so all have the same size."""
         for plan in plans:
-            yield plan, draw(self._params, self.records, plan)
+            for part in (plan, plan.of_partners()):
+                if part is not None:
+                    yield part, draw(self._params, self.records, part)
 
     def _batch(self, pixels: torch.Tensor, plan: Plan, draws: Draws) -> Batch:
-        """The crops of a plan, finished."""
+        """The crops of a plan, finished; its partners are left out."""
+        pixels = pixels.to(self.device, non_blocking=True)
         if pixels.is_cuda:  # perhaps made on another stream: its memory is free only when this one is done, too
             pixels.record_stream(torch.cuda.current_stream(self.device))
         jitter = draws.colours and Colours(*(to_device(part, self.device) for part in draws.colours))

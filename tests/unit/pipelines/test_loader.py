@@ -26,6 +26,7 @@ from pipelines.batch import Plan
 from pipelines.errors import UserError
 from pipelines.libffcv import library_path
 from pipelines.loader import DataConfig, Loader, ahead_of, default_workers
+from pipelines.order import with_partners
 from pipelines.records import layout
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
@@ -152,6 +153,29 @@ def test_exact_counts_in_the_given_order(files: dict[str, Path], backend: str, b
         assert item.pixels.shape == (len(rows), size, size, 3) and item.pixels.dtype == torch.uint8
         assert item.images.shape == (len(rows), 3, size, size)
         assert torch.equal(item.images, loader.finish(item.pixels, None))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_partners_come_with_their_batch(files: dict[str, Path], backend: str) -> None:
+    """Each as it would be loaded in a batch of its own: label, key, view, crop, colours, finished image."""
+    records = Records(files[file_of(backend)])
+    settings = (CIFAR if backend == "resident" else SMALL) | {"jitter": [0.4, 0.4, 0.4]}
+    loader = make(records, backend, settings)
+    plans = [Plan(*plan_of(6)), *with_partners([Plan(*plan_of(5, view=1)), Plan(*plan_of(7, view=2))], records.keys, 1)]
+    plain, *mixed = loader.stream(plans)
+    assert plain.partners is None
+    for plan, batch in zip(plans[1:], mixed, strict=True):
+        assert plan.partners is not None and plan.partner_views is not None
+        for found, positions, views in (
+            (batch._replace(partners=None), plan.positions, plan.views),
+            (batch.partners, plan.partners, plan.partner_views),
+        ):
+            (alone,) = loader.batches(positions, views, 100)
+            assert found is not None and found.partners is None
+            assert found.keys.tolist() == records.keys[positions].tolist() and found.views.tolist() == views.tolist()
+            assert found.labels.tolist() == records.labels[positions].tolist()
+            assert torch.equal(found.pixels, alone.pixels) and torch.equal(found.images, alone.images)
+            assert found.colours and alone.colours and torch.equal(found.colours.factors, alone.colours.factors)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
