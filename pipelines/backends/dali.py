@@ -69,12 +69,11 @@ class DaliBackend:
         device: torch.device,
         hw_decoder_load: float = 0.65,
     ):
-        self._records = records
         self._params = params
         self._workers = workers
         self._device = device
         self._verifier, self._decodable = Verifier(records, verify, workers), _Decodable(records, workers)
-        self._bytes = records.data.view(np.ndarray)  # slices of a memmap cost several times those of a plain array
+        self._columns = records.columns()
         self._idle: list[Pipeline] = []
         self._on_gpu = device.type == "cuda"
         self._decoder: dict[str, Any] = {"device": "cpu"}
@@ -111,8 +110,8 @@ class DaliBackend:
         return pipe, item, encoded
 
     def _feed(self, pipe: Pipeline, positions: np.ndarray, boxes: np.ndarray) -> list[np.ndarray]:
-        r = self._records
-        encoded = [self._bytes[a : a + n] for a, n in zip(r.offsets[positions], r.sizes[positions], strict=True)]
+        c = self._columns
+        encoded = [c.data[a : a + n] for a, n in zip(c.offsets[positions], c.sizes[positions], strict=True)]
         pipe.feed_input("encoded", encoded)
         x, y, w, h, flip = boxes.T
         pipe.feed_input("start", np.stack([y, x], axis=1))

@@ -14,10 +14,10 @@ from numba import prange, types
 
 from pipelines.augment.geometry import apply
 from pipelines.compiled import exact_parallel
-from pipelines.crc32 import crc32
 from pipelines.errors import UserError
 from pipelines.libffcv import library_path
 from pipelines.records.reader import Records
+from pipelines.records.verify import Verifier, is_whole
 
 _GOOD, _BAD_CRC, _BAD_IMAGE = 0, 1, 2
 # Numba's fallback threading layer aborts the process when two threads enter parallel code at once.
@@ -35,35 +35,16 @@ _imdecode = types.ExternalFunction(
 
 
 @exact_parallel
-def _load_batch(
-    positions,
-    boxes,
-    out,
-    data,
-    offsets,
-    sizes,
-    crcs,
-    raw,
-    stored_widths,
-    stored_heights,
-    unchecked,
-    check_always,
-    scratch,
-    status,
-):
-    """Fill uint8 out[B, S, S, 3]; what went wrong with row i stands in status[i]. Columns are those of Records."""
+def _load_batch(columns, due, positions, boxes, out, scratch, status):
+    """Fill uint8 out[B, S, S, 3] with the boxes int32[B, 5] of the records at int64[B]; status[i]: what became of row i."""
     for i in prange(len(positions)):
         k = positions[i]
-        height, width = np.int64(stored_heights[k]), np.int64(stored_widths[k])
-        payload = data[offsets[k] : offsets[k] + sizes[k]]
-        status[i] = _GOOD
-        if unchecked[k]:
-            if crc32(payload) != crcs[k]:
-                status[i] = _BAD_CRC
-                continue
-            if not check_always:
-                unchecked[k] = 0
-        if raw[k]:
+        if not is_whole(columns, due, k):
+            status[i] = _BAD_CRC
+            continue
+        height, width = np.int64(columns.stored_heights[k]), np.int64(columns.stored_widths[k])
+        payload = columns.data[columns.offsets[k] : columns.offsets[k] + columns.sizes[k]]
+        if columns.raw[k]:
             image = payload.reshape((height, width, 3))
         else:
             image = scratch[numba.get_thread_id()][: height * width * 3].reshape((height, width, 3))
@@ -74,6 +55,7 @@ def _load_batch(
                 status[i] = _BAD_IMAGE
                 continue
         apply(image, boxes[i], out[i])
+        status[i] = _GOOD
 
 
 class FFCVBackend:
@@ -89,35 +71,18 @@ class FFCVBackend:
             ) from error
         self._records = records
         self._workers = min(workers, numba.config.NUMBA_NUM_THREADS)  # pyright: ignore[reportAttributeAccessIssue]
-        self._check_always = verify == "always"
-        self._unchecked = np.full(len(records), verify != "off", np.uint8)
+        self._columns, self._verifier = records.columns(), Verifier(records, verify, self._workers)
         self._status = np.zeros(0, np.uint8)
         self._scratch = np.zeros((self._workers, 0), np.uint8)
 
     def load(self, positions: np.ndarray, boxes: np.ndarray, out: np.ndarray) -> None:
-        r = self._records
         with _one_at_a_time:
             self._grow(positions)
             numba.set_num_threads(self._workers)
-            _load_batch(
-                positions,
-                boxes,
-                out,
-                r.data,
-                r.offsets,
-                r.sizes,
-                r.crcs,
-                r.raw,
-                r.stored_widths,
-                r.stored_heights,
-                self._unchecked,
-                self._check_always,
-                self._scratch,
-                self._status,
-            )
+            _load_batch(self._columns, self._verifier.due, positions, boxes, out, self._scratch, self._status)
             bad = np.flatnonzero(self._status[: len(positions)])
         if len(bad):
-            position = int(positions[bad[0]])
+            r, position = self._records, int(positions[bad[0]])
             r.verify(position)  # names a record whose bytes changed; a whole one that is left does not decode
             raise r.damaged(position, "does not decode")
 

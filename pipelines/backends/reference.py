@@ -8,6 +8,7 @@ from PIL import Image
 
 from pipelines.augment import geometry
 from pipelines.records.reader import Records
+from pipelines.records.verify import Verifier
 
 
 class ReferenceBackend:
@@ -15,8 +16,7 @@ class ReferenceBackend:
 
     def __init__(self, records: Records, workers: int, verify: str):
         self._records = records
-        self._verify = verify
-        self._checked = np.zeros(len(records), np.bool_)
+        self._verifier = Verifier(records, verify, workers)
         self._workers = workers
 
     def load(self, positions: np.ndarray, boxes: np.ndarray, out: np.ndarray) -> None:
@@ -28,11 +28,9 @@ class ReferenceBackend:
                 pass
 
     def _decode(self, position: int) -> np.ndarray:
-        """uint8 [H, W, 3] pixels of one record, after its CRC."""
+        """uint8 [H, W, 3] pixels of one record, after its check."""
         r = self._records
-        if self._verify == "always" or (self._verify == "first" and not self._checked[position]):
-            r.verify(position)
-            self._checked[position] = True
+        self._verifier.check_one(position)
         payload = r.payload(position)
         shape = (int(r.stored_heights[position]), int(r.stored_widths[position]), 3)
         if r.raw[position]:
