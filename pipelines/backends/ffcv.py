@@ -7,15 +7,14 @@ epoch thread, a Python object per sample, decode scratch per sample and slot (he
 
 import threading
 
-import llvmlite.binding
 import numba
 import numpy as np
-from numba import prange, types
+from numba import prange
 
+from pipelines import libffcv
 from pipelines.augment.geometry import apply
 from pipelines.compiled import exact_parallel
 from pipelines.errors import UserError
-from pipelines.libffcv import library_path
 from pipelines.records.reader import Records
 from pipelines.records.verify import Verifier, is_whole
 
@@ -23,15 +22,7 @@ _GOOD, _BAD_CRC, _BAD_IMAGE = 0, 1, 2
 # Numba's fallback threading layer aborts the process when two threads enter parallel code at once.
 _one_at_a_time = threading.Lock()
 
-# int imdecode(source, bytes, height, width, destination, crop height, crop width, x, y, scale numerator, denominator,
-# bool crop, bool flip), found by name: code that holds an address, as ctypes functions do, cannot be cached on disk.
-_u4 = types.uint32
-_imdecode = types.ExternalFunction(
-    "imdecode",
-    types.int32(
-        types.uintp, types.uint64, _u4, _u4, types.uintp, _u4, _u4, _u4, _u4, _u4, _u4, types.int32, types.int32
-    ),
-)
+_imdecode = libffcv.compiled_decoder()
 
 
 @exact_parallel
@@ -63,7 +54,7 @@ class FFCVBackend:
 
     def __init__(self, records: Records, workers: int, verify: str):
         try:
-            llvmlite.binding.load_library_permanently(str(library_path()))
+            libffcv.load_for_compiled_code()
         except RuntimeError as error:  # not installed, or OpenCV or turbojpeg were removed afterwards
             raise UserError(
                 f"data.backend=ffcv: FFCV's library does not load ({error}); run `bash tools/setup.sh`, "

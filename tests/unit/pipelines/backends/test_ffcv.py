@@ -120,7 +120,7 @@ def test_a_library_that_does_not_load_is_a_users_error(
     broken = tmp_path / "_libffcv.so"
     broken.write_bytes(b"not a library")
     for path in (broken, None):
-        monkeypatch.setattr(ffcv_backend, "library_path", lambda path=path: path)
+        monkeypatch.setattr(libffcv, "library_path", lambda path=path: path)
         with pytest.raises(UserError, match="tools/setup.sh.*data.backend=reference"):
             FFCVBackend(records, 1, "first")
 
