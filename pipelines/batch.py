@@ -50,7 +50,7 @@ class Batch(NamedTuple):
     """B views with what joins them to labels and cached targets; row i of every field belongs to one sample."""
 
     images: torch.Tensor
-    "float32 [B, 3, S, S], finished (jittered, normalised), on the device"
+    "float32 [B, 3, S, S], finished (jittered, normalised), on the device; the same as pixels where a loader finishes nothing"
     labels: torch.Tensor
     "int64 [B], on the device"
     keys: np.ndarray

@@ -9,14 +9,14 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 
-from pipelines.augment.finish import Finish
+from pipelines.augment.finish import Finish, check_normalisation
 from pipelines.augment.recipe import Recipe, view_params
 from pipelines.augment.transforms import draw
 from pipelines.backends.choice import make_backend
@@ -66,9 +66,7 @@ class DataConfig:
             raise ValueError(f"data.workers={self.workers}: must be at least 1, or null")
         if not 0 <= self.hw_decoder_load <= 1:
             raise ValueError(f"data.hw_decoder_load={self.hw_decoder_load}: must be from 0 to 1")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or (name == "std" and min(values) <= 0):
-                raise ValueError(f"data.{name}={values}: needs three numbers, on the 0..1 scale, std above 0")
+        check_normalisation(self.mean, self.std)
 
 
 def default_workers() -> int:
@@ -79,8 +77,9 @@ def default_workers() -> int:
 class Loader:
     """Batches of one records file under one recipe.
 
-    seed: data.seed. device: where batches end up. Several streams may be open at a time (training and evaluation have
-    loaders of their own). A sample that the recipe cannot cut (pad_crop on another size) is a UserError at once.
+    seed: data.seed. finish: what makes images of the crops; None = the crops themselves are the images. device: where batches
+    end up. Several streams may be open at a time (training and evaluation have loaders of their own). A sample that the recipe
+    cannot cut (pad_crop on another size) is a UserError at once.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class Loader:
         *,
         seed: int,
         backend: str,
-        finish: Finish,
+        finish: Finish | None,
         device: torch.device,
         workers: int | None = None,
         verify: str = "first",
@@ -109,7 +108,7 @@ class Loader:
         self.records = records
         self.recipe = recipe
         self.device = device
-        self.finish: Callable[[torch.Tensor, Colours | None], torch.Tensor] = finish
+        self.finish = finish
         self._ahead = ahead
         self._params = view_params(recipe, seed)
         self._backend = make_backend(
@@ -150,7 +149,7 @@ class Loader:
             pixels.record_stream(torch.cuda.current_stream(self.device))
         jitter = draws.colours and Colours(*(to_device(part, self.device) for part in draws.colours))
         return Batch(
-            images=self.finish(pixels, jitter),
+            images=pixels if self.finish is None else self.finish(pixels, jitter),
             labels=to_device(self.records.labels[plan.positions], self.device),
             keys=self.records.keys[plan.positions],
             views=plan.views,

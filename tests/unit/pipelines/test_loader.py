@@ -152,7 +152,14 @@ def test_exact_counts_in_the_given_order(files: dict[str, Path], backend: str, b
         assert item.views.tolist() == views[start : start + batch].tolist() and item.views.dtype == np.int32
         assert item.pixels.shape == (len(rows), size, size, 3) and item.pixels.dtype == torch.uint8
         assert item.images.shape == (len(rows), 3, size, size)
-        assert torch.equal(item.images, loader.finish(item.pixels, None))
+        assert loader.finish and torch.equal(item.images, loader.finish(item.pixels, None))
+
+
+def test_without_a_finish_the_images_are_the_crops(files: dict[str, Path]) -> None:
+    records, recipe = Records(files["jpeg"]), Recipe(size=24, jitter=[0.4, 0.4, 0.4])
+    loader = Loader(records, recipe, seed=1, backend="reference", finish=None, device=CPU, workers=1)
+    (batch,) = loader.batches(*plan_of(), N)
+    assert batch.images is batch.pixels and batch.colours is not None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
