@@ -1,4 +1,4 @@
-"""What a loader hands to the training loop."""
+"""What passes through a loader: what a batch is to be (order.py), what chance decides about it, and the batch itself."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,39 @@ import numpy as np
 import torch
 
 
+class Plan(NamedTuple):
+    """Which views make one batch: row i is view views[i] of the sample at positions[i] of the records.
+
+    For mixtures of two images each row has a partner, view partner_views[i] of the sample at partners[i].
+    """
+
+    positions: np.ndarray
+    "int64 [B]"
+    views: np.ndarray
+    "int32 [B]"
+    partners: np.ndarray | None = None
+    "int64 [B]; None = nothing is mixed"
+    partner_views: np.ndarray | None = None
+    "int32 [B], where there are partners"
+
+    def of_partners(self) -> "Plan | None":
+        """The partners' views as a plan of their own; None where there are none."""
+        if self.partners is None or self.partner_views is None:
+            return None
+        return Plan(self.partners, self.partner_views)
+
+
+class Draws(NamedTuple):
+    """What chance has decided about each view of a batch (augment/transforms.py), on the host; rows are those of its Plan."""
+
+    boxes: np.ndarray
+    "int32 [B, 5]: x, y, w, h of the box on the stored image, in pixels, and whether it is flipped (geometry.py)"
+    colours: tuple[np.ndarray, np.ndarray] | None = None
+    "factors float32 [B, 3] and order int64 [B, 3], as in Colours; None without jitter"
+
+
 class Colours(NamedTuple):
-    """Colour jitter of B views (views.colours), on the device."""
+    """Colour jitter of B views (colour.py), on the device."""
 
     factors: torch.Tensor
     "float32 [B, 3]: brightness, contrast, saturation"
@@ -19,7 +50,7 @@ class Batch(NamedTuple):
     """B views with what joins them to labels and cached targets; row i of every field belongs to one sample."""
 
     images: torch.Tensor
-    "float32 [B, 3, S, S], finished (jittered, normalised), on the device"
+    "float32 [B, 3, S, S], finished (jittered, normalised), on the device; the same as pixels where a loader finishes nothing"
     labels: torch.Tensor
     "int64 [B], on the device"
     keys: np.ndarray
@@ -30,11 +61,19 @@ class Batch(NamedTuple):
     "uint8 [B, S, S, 3], on the device: the crops before colour jitter and normalisation"
     colours: Colours | None = None
     "what jitter did to them; None without jitter"
+    partners: "Batch | None" = None
+    "B more views, the second of each mixture; None where the plan has none"
 
     def rows(self, start: int, stop: int) -> "Batch":
         """Rows start to stop (a micro-batch of gradient accumulation), without copying."""
         part = slice(start, stop)
         colours = self.colours and Colours(self.colours.factors[part], self.colours.order[part])
         return Batch(
-            self.images[part], self.labels[part], self.keys[part], self.views[part], self.pixels[part], colours
+            images=self.images[part],
+            labels=self.labels[part],
+            keys=self.keys[part],
+            views=self.views[part],
+            pixels=self.pixels[part],
+            colours=colours,
+            partners=self.partners and self.partners.rows(start, stop),
         )

@@ -9,19 +9,19 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 
-from pipelines.augment.colour import colours
-from pipelines.augment.finish import Finish
+from pipelines.augment.finish import Finish, check_normalisation
 from pipelines.augment.recipe import Recipe, view_params
+from pipelines.augment.transforms import draw
 from pipelines.backends.choice import make_backend
-from pipelines.backends.contract import BatchPlan, to_device
-from pipelines.batch import Batch, Colours
+from pipelines.backends.contract import Drawn, to_device
+from pipelines.batch import Batch, Colours, Draws, Plan
 from pipelines.errors import UserError
 from pipelines.order import Sampling
 from pipelines.records.reader import Records
@@ -66,9 +66,7 @@ class DataConfig:
             raise ValueError(f"data.workers={self.workers}: must be at least 1, or null")
         if not 0 <= self.hw_decoder_load <= 1:
             raise ValueError(f"data.hw_decoder_load={self.hw_decoder_load}: must be from 0 to 1")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or (name == "std" and min(values) <= 0):
-                raise ValueError(f"data.{name}={values}: needs three numbers, on the 0..1 scale, std above 0")
+        check_normalisation(self.mean, self.std)
 
 
 def default_workers() -> int:
@@ -79,8 +77,9 @@ def default_workers() -> int:
 class Loader:
     """Batches of one records file under one recipe.
 
-    seed: data.seed. device: where batches end up. Several streams may be open at a time (training and evaluation have
-    loaders of their own). A sample that the recipe cannot cut (pad_crop on another size) is a UserError at once.
+    seed: data.seed. finish: what makes images of the crops; None = the crops themselves are the images. device: where batches
+    end up. Several streams may be open at a time (training and evaluation have loaders of their own). A sample that the recipe
+    cannot cut (pad_crop on another size) is a UserError at once.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class Loader:
         *,
         seed: int,
         backend: str,
-        finish: Finish,
+        finish: Finish | None,
         device: torch.device,
         workers: int | None = None,
         verify: str = "first",
@@ -109,7 +108,7 @@ class Loader:
         self.records = records
         self.recipe = recipe
         self.device = device
-        self.finish: Callable[[torch.Tensor, Colours | None], torch.Tensor] = finish
+        self.finish = finish
         self._ahead = ahead
         self._params = view_params(recipe, seed)
         self._backend = make_backend(
@@ -119,35 +118,44 @@ class Loader:
     def batches(self, positions: np.ndarray, views: np.ndarray, batch_size: int) -> Generator[Batch, None, None]:
         """Batches over positions int64[n] and views int32[n], in that order; the last one holds what is left."""
         cuts = range(0, len(positions), batch_size)
-        return self.stream((positions[i : i + batch_size], views[i : i + batch_size]) for i in cuts)
+        return self.stream(Plan(positions[i : i + batch_size], views[i : i + batch_size]) for i in cuts)
 
-    def stream(self, plan: Iterable[BatchPlan]) -> Generator[Batch, None, None]:
-        """One batch for each (positions, views) of `plan`, which may be read a few batches ahead, in another thread."""
-        crops = self._backend.crops(plan)
+    def stream(self, plans: Iterable[Plan]) -> Generator[Batch, None, None]:
+        """One batch for each of `plans`, with partners where it has them; read a few batches ahead, in another thread."""
+        drawn = self._drawn(plans)
         if self._backend.in_background:
-            crops = ahead_of(crops, self._ahead)
-        try:
-            for pixels, (rows, row_views) in crops:
-                pixels = pixels.to(self.device, non_blocking=True)
-                if pixels.is_cuda:  # perhaps made on another stream: its memory is free only when this one is done, too
-                    pixels.record_stream(torch.cuda.current_stream(self.device))
-                jitter = self._colours(rows, row_views)
-                yield Batch(
-                    images=self.finish(pixels, jitter),
-                    labels=to_device(self.records.labels[rows], self.device),
-                    keys=self.records.keys[rows],
-                    views=row_views,
-                    pixels=pixels,
-                    colours=jitter,
-                )
-        finally:
-            crops.close()
+            crops = ahead_of(self._backend.crops(drawn), self._ahead)
+        else:
+            drawn = ahead_of(drawn, self._ahead)
+            crops = self._backend.crops(drawn)
+        with contextlib.closing(drawn), contextlib.closing(crops):
+            for item in crops:
+                batch = self._batch(*item)
+                if item[1].partners is not None:  # they are the next item
+                    batch = batch._replace(partners=self._batch(*next(crops)))
+                yield batch
 
-    def _colours(self, rows: np.ndarray, views: np.ndarray) -> Colours | None:
-        if not any(self.recipe.jitter):
-            return None
-        factors, order = colours(self._params, self.records.keys[rows], views)
-        return Colours(to_device(factors, self.device), to_device(order, self.device))
+    def _drawn(self, plans: Iterable[Plan]) -> Generator[Drawn, None, None]:
+        """Each plan with its draws, and then its partners, where it has any, with theirs: so all have the same size."""
+        for plan in plans:
+            for part in (plan, plan.of_partners()):
+                if part is not None:
+                    yield part, draw(self._params, self.records, part)
+
+    def _batch(self, pixels: torch.Tensor, plan: Plan, draws: Draws) -> Batch:
+        """The crops of a plan, finished; its partners are left out."""
+        pixels = pixels.to(self.device, non_blocking=True)
+        if pixels.is_cuda:  # perhaps made on another stream: its memory is free only when this one is done, too
+            pixels.record_stream(torch.cuda.current_stream(self.device))
+        jitter = draws.colours and Colours(*(to_device(part, self.device) for part in draws.colours))
+        return Batch(
+            images=pixels if self.finish is None else self.finish(pixels, jitter),
+            labels=to_device(self.records.labels[plan.positions], self.device),
+            keys=self.records.keys[plan.positions],
+            views=plan.views,
+            pixels=pixels,
+            colours=jitter,
+        )
 
 
 def ahead_of(source: Generator[Item, None, None], ahead: int) -> Generator[Item, None, None]:

@@ -2,18 +2,20 @@
 
 Training order is a pure function of (seed, epoch, keys, labels), whatever the places in the file: one global sequence, cut
 into full global batches; rank r of w takes rows [r*g/w, (r+1)*g/w) of each global batch of size g, so any world size walks
-the same sequence. The k-th occurrence of a sample in epoch e shows view (e + k) mod V. Evaluation counts every sample once.
+the same sequence. The k-th occurrence of a sample in epoch e shows view (e + k) mod V. Partners for
+mixtures are drawn for each view by itself, whatever batch it is in. Evaluation counts every sample once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
+from pipelines.batch import Plan
 from pipelines.compiled import exact
-from pipelines.philox import LANE_CLASS_BALANCED, LANE_ORDER, draw
+from pipelines.philox import LANE_CLASS_BALANCED, LANE_ORDER, LANE_PARTNER, draw
 
 Sampling = Literal["instance", "class_balanced"]
 
@@ -118,8 +120,8 @@ class TrainOrder:
             -1
         )
 
-    def plan(self, first_step: int, stop_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(positions, views) of this rank's rows for each global step first_step .. stop_step - 1, across epochs."""
+    def plan(self, first_step: int, stop_step: int) -> Iterator[Plan]:
+        """This rank's rows for each global step first_step .. stop_step - 1, across epochs."""
         share, steps = self.batch // self.world, self.steps_per_epoch
         step = first_step
         while step < stop_step:
@@ -127,8 +129,30 @@ class TrainOrder:
             for i in range(step % steps, steps):
                 if step == stop_step:
                     return
-                yield positions[i * share : (i + 1) * share], views[i * share : (i + 1) * share]
+                yield Plan(positions[i * share : (i + 1) * share], views[i * share : (i + 1) * share])
                 step += 1
+
+
+@exact
+def _partner_ranks(seed, keys, views, samples):
+    """int64[B]: for each view a number below `samples`."""
+    out = np.empty(len(keys), np.int64)
+    for i in range(len(keys)):
+        a, b, _c, _d = draw(seed, keys[i], views[i], LANE_PARTNER, 0)
+        out[i] = (a << np.uint64(32) | b) % np.uint64(samples)
+    return out
+
+
+def with_partners(plans: Iterable[Plan], keys: np.ndarray, data_seed: int) -> Iterator[Plan]:
+    """The same plans, with a partner for each view: any sample of the file (itself too), equally likely, under the same view.
+
+    keys: int64[N] sample keys by position. The partner's key is a pure function of (data.seed, key, view) and of the set of
+    keys: batches, ranks, world size and places in the file do not matter.
+    """
+    by_key = np.argsort(keys, kind="stable")
+    for plan in plans:
+        ranks = _partner_ranks(data_seed, keys[plan.positions], plan.views, len(keys))
+        yield plan._replace(partners=by_key[ranks], partner_views=plan.views)
 
 
 def evaluation_shard(samples: int, rank: int, world: int) -> np.ndarray:

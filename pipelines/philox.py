@@ -10,7 +10,8 @@ from pipelines.compiled import exact
 
 LANE_CROP, LANE_FLIP = 0, 1
 LANE_COLOUR_ORDER, LANE_BRIGHTNESS, LANE_CONTRAST, LANE_SATURATION = 2, 3, 4, 5  # 6 is reserved for hue
-LANE_ORDER, LANE_CLASS_BALANCED = 0xFFFF, 0xFFFE  # the order of an epoch (order.py): far from the lanes of transforms
+# What order.py draws, the order of an epoch and the partners of a mixture: far from the lanes of transforms.
+LANE_ORDER, LANE_CLASS_BALANCED, LANE_PARTNER = 0xFFFF, 0xFFFE, 0xFFFD
 
 
 @exact

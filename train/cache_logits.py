@@ -17,7 +17,6 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 
-from pipelines.augment.finish import crops_only
 from pipelines.backends.choice import pixel_source, resolve_backend
 from pipelines.errors import UserError
 from pipelines.loader import default_workers
@@ -50,8 +49,8 @@ def main(argv: list[str]) -> None:
     teacher = make_teacher(config, records, accelerator)
     recipe, device = config.data.recipe, accelerator.device
     backend = resolve_backend(config.data.backend, records, recipe, device)
-    loader = make_loader(config, records, recipe, backend, accelerator)
-    loader.finish = crops_only  # the teacher finishes them by its own normalisation
+    # Not finished: the teacher finishes them by its own normalisation.
+    loader = make_loader(config, records, recipe, backend, accelerator, finished=False)
     view = view_identity(records, recipe, config.data.seed, pixel_source(backend, records, device))
     identity = cache_identity(view, teacher.identity, config.cache.codec, config.cache.batch)
     views = views_of(config, len(records))

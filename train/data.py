@@ -84,16 +84,19 @@ def reuse_of_views(config: Config, samples: int) -> str | None:
     return f"{views} views for {epochs} epochs: each is used {times} times{balanced}"
 
 
-def make_loader(config: Config, records: Records, recipe: Recipe, backend: str, accelerator: Accelerator) -> Loader:
-    """A loader with the configuration's normalisation, workers and checks."""
+def make_loader(
+    config: Config, records: Records, recipe: Recipe, backend: str, accelerator: Accelerator, finished: bool = True
+) -> Loader:
+    """A loader with the configuration's normalisation, workers and checks; not finished: its images are the crops alone."""
     data, device = config.data, accelerator.device
     try:
+        finish = Finish(data.mean, data.std, device, channels_last=True, compile=config.compile) if finished else None
         return Loader(
             records,
             recipe,
             seed=data.seed,
             backend=backend,
-            finish=Finish(data.mean, data.std, device, channels_last=True, compile=config.compile),
+            finish=finish,
             device=device,
             workers=data.workers,
             verify=data.verify,

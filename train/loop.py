@@ -281,19 +281,19 @@ def _restore(
 
 def _not_finite(step: int, folder: Path, order: TrainOrder, loader: Loader, accelerator: Accelerator) -> UserError:
     """What happened, in words; the images of that step, recomputed from the order, are in a file."""
-    ((positions, views),) = order.whole().plan(step, step + 1)
-    records, path = loader.records, folder / "not_finite.json"
+    (plan,) = order.whole().plan(step, step + 1)
+    records, path, images = loader.records, folder / "not_finite.json", len(plan.positions)
     if accelerator.is_main_process:
-        images = [
+        listed = [
             {"key": int(records.keys[i]), "name": records.name(i), "view": int(view)}
-            for i, view in zip(positions, views, strict=True)
+            for i, view in zip(plan.positions, plan.views, strict=True)
         ]
-        write_json_atomic(path, {"step": step, "images": images})
-    keys = ", ".join(str(key) for key in records.keys[positions[:3]])
+        write_json_atomic(path, {"step": step, "images": listed})
+    keys = ", ".join(str(key) for key in records.keys[plan.positions[:3]])
     good = pointed_at(folder, "latest")
     kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
     return UserError(
-        f"the loss of step {step} is not finite, or the weights after it (images with the keys {keys} ...: all {len(positions)} "
+        f"the loss of step {step} is not finite, or the weights after it (images with the keys {keys} ...: all {images} "
         f"are in {path}); {kept}. "
         "Lower optim.lr, lengthen schedule.warmup_epochs, set optim.clip, or use precision=fp32, in a new run=NAME (with "
         f"resume={folder} it begins where this one was good)"

@@ -1,14 +1,20 @@
 """The transform that follows crop and flip: colour jitter (torchvision's ColorJitter without hue).
 
-Owns its draw, per view on the host, and its application, to a whole batch on the device.
+Owns its draw, per view on the host; its application, to a whole batch on the device, which finish.py asks for; and what it says
+of a recipe.
 """
+
+from typing import Any
 
 import numpy as np
 import torch
 
-from pipelines.batch import Colours
+from pipelines.augment.recipe import Recipe, ViewParams
+from pipelines.batch import Colours, Plan
 from pipelines.compiled import exact
-from pipelines.philox import LANE_BRIGHTNESS, LANE_COLOUR_ORDER, LANE_CONTRAST, LANE_SATURATION, below, draw, uniform
+from pipelines.philox import LANE_BRIGHTNESS, LANE_COLOUR_ORDER, LANE_CONTRAST, LANE_SATURATION, below, uniform
+from pipelines.philox import draw as philox_draw
+from pipelines.records.reader import Records
 
 
 @exact
@@ -25,8 +31,10 @@ def colours(p, keys, views):
             (1, LANE_CONTRAST, p.contrast),
             (2, LANE_SATURATION, p.saturation),
         ):
-            factors[i, k] = uniform(draw(p.seed, keys[i], views[i], lane, 0)[0], max(0.0, 1.0 - most), 1.0 + most)
-        which = below(draw(p.seed, keys[i], views[i], LANE_COLOUR_ORDER, 0)[0], 6)
+            factors[i, k] = uniform(
+                philox_draw(p.seed, keys[i], views[i], lane, 0)[0], max(0.0, 1.0 - most), 1.0 + most
+            )
+        which = below(philox_draw(p.seed, keys[i], views[i], LANE_COLOUR_ORDER, 0)[0], 6)
         first = which // 2
         low, high = (1 if first == 0 else 0), (1 if first == 2 else 2)  # the two that are left, in order
         order[i, 0] = first
@@ -34,10 +42,17 @@ def colours(p, keys, views):
     return factors, order
 
 
+def draw(params: ViewParams, records: Records, plan: Plan) -> tuple[np.ndarray, np.ndarray] | None:
+    """The colours of a batch, as in Draws; None without jitter."""
+    if not (params.brightness or params.contrast or params.saturation):
+        return None
+    return colours(params, records.keys[plan.positions], plan.views)
+
+
 _GREY = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
 
 
-def jitter(images: torch.Tensor, colours: Colours) -> torch.Tensor:
+def apply(images: torch.Tensor, colours: Colours) -> torch.Tensor:
     """Colour jitter of images [B, 3, S, S] in 0..1, each with its own factors in its own order.
 
     torchvision's tensor definitions: clamp(f x + (1 - f) base) to 0..1 with base = 0 (brightness), the mean grey value of
@@ -54,3 +69,8 @@ def jitter(images: torch.Tensor, colours: Colours) -> torch.Tensor:
         base = torch.where(which == 2, grey, grey.mean(dim=(1, 2), keepdim=True) * (which == 1))
         channels = [(factor * channel + (1 - factor) * base).clamp(0, 1) for channel in channels]
     return torch.stack(channels, dim=1)
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe decides its colours: nothing without jitter."""
+    return {"jitter": list(recipe.jitter)} if any(recipe.jitter) else {}

@@ -7,10 +7,17 @@ from collections.abc import Sequence
 
 import torch
 
-from pipelines.augment.colour import jitter
+from pipelines.augment import colour
 from pipelines.batch import Colours
 
 FINISH_VERSION = 1  # raise when any finished value changes; part of a cache's identity
+
+
+def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, prefix: str = "data.") -> None:
+    """ValueError unless these are three means and three deviations; None passes. prefix: of the settings' names."""
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and (len(values) != 3 or (name == "std" and min(values) <= 0)):
+            raise ValueError(f"{prefix}{name}={list(values)}: needs three numbers, on the 0..1 scale, std above 0")
 
 
 def _jitter_and_normalise(
@@ -21,7 +28,7 @@ def _jitter_and_normalise(
     shift: torch.Tensor,
     memory_format: torch.memory_format,
 ) -> torch.Tensor:
-    images = jitter(pixels.permute(0, 3, 1, 2).float() / 255, Colours(factors, order))
+    images = colour.apply(pixels.permute(0, 3, 1, 2).float() / 255, Colours(factors, order))
     return (images * 255 * scale + shift).contiguous(memory_format=memory_format)
 
 
@@ -40,8 +47,7 @@ class Finish:
         channels_last: bool,
         compile: bool = False,
     ):
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"data.mean={list(mean)} data.std={list(std)}: each needs three numbers, std above 0")
+        check_normalisation(mean, std)
         wide = torch.float64
         std_t = torch.tensor(std, dtype=wide)
         self._scale = (1.0 / (255.0 * std_t)).float().view(1, 3, 1, 1).to(device)
@@ -54,8 +60,3 @@ class Finish:
             images = pixels.permute(0, 3, 1, 2).float().mul_(self._scale).add_(self._shift)
             return images.contiguous(memory_format=self._format)
         return self._jittered(pixels, *colours, self._scale, self._shift, self._format)
-
-
-def crops_only(pixels: torch.Tensor, colours: Colours | None = None) -> torch.Tensor:
-    """In place of a Finish, for who needs the crops alone: a teacher finishes them by its own normalisation."""
-    return pixels

@@ -1,13 +1,20 @@
 """What a view is made of: the settings of all transforms, and their numbers in the form that compiled code takes.
 
-Owns what may be asked for and what must not; draws nothing and touches no pixel.
+Owns what may be asked for and what must not; what becomes of the numbers is each transform's own (transforms.py).
 """
 
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from pipelines.augment.geometry import KINDS
 from pipelines.philox import log
+
+PAD_CROP, RANDOM_RESIZED_CROP, RESIZE_CROP, CENTER = range(4)
+KINDS = {
+    "pad_crop": PAD_CROP,
+    "random_resized_crop": RANDOM_RESIZED_CROP,
+    "resize_crop": RESIZE_CROP,
+    "center": CENTER,
+}
 
 
 @dataclass(kw_only=True)
@@ -56,19 +63,6 @@ class Recipe:
         """The view of validation and test: short side, centre crop, no flip."""
         return Recipe(crop="center", size=self.size, short_side=self.resolved_short_side(), flip=False)
 
-    def identity(self) -> dict:
-        """What decides the pixels of a view and nothing else, for a cache's identity and for comparison."""
-        out: dict = {"crop": self.crop, "size": self.size, "flip": self.flip}
-        if self.crop == "pad_crop":
-            out["pad"] = self.pad
-        elif self.crop == "random_resized_crop":
-            out["scale"], out["ratio"] = list(self.scale), list(self.ratio)
-        else:
-            out["short_side"] = self.resolved_short_side()
-        if any(self.jitter):
-            out["jitter"] = list(self.jitter)
-        return out
-
 
 class ViewParams(NamedTuple):
     """A recipe and its seed as plain numbers, in the form compiled code takes."""
@@ -89,7 +83,7 @@ class ViewParams(NamedTuple):
 
 
 def view_params(recipe: Recipe, seed: int) -> ViewParams:
-    """Numbers for `view_box` and `boxes`; `seed` is data.seed, 0 <= seed < 2**63."""
+    """Numbers for the draws of all transforms; `seed` is data.seed, 0 <= seed < 2**63."""
     if not 0 <= seed < 2**63:
         raise ValueError(f"data.seed={seed}: must be at least 0 and less than 2**63")
     return ViewParams(

@@ -126,7 +126,7 @@ def make_backend(
     if name == "ffcv":
         from pipelines.backends.ffcv import FFCVBackend
 
-        return OnHost(FFCVBackend(records, params, workers, verify).load, params, device)
+        return OnHost(FFCVBackend(records, workers, verify).load, params.size, device)
     from pipelines.backends.reference import ReferenceBackend
 
-    return OnHost(ReferenceBackend(records, params, workers, verify).load, params, device)
+    return OnHost(ReferenceBackend(records, workers, verify).load, params.size, device)

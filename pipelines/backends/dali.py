@@ -1,9 +1,9 @@
 """The dali backend: NVIDIA DALI decodes only the box of each view, resizes and flips it; on a GPU all of that happens there.
 
-DALI is given encoded bytes, boxes and flips from our order and views: no reader, shuffle or random operator of its own, whose
+DALI is given encoded bytes, boxes and flips from our order and draws: no reader, shuffle or random operator of its own, whose
 seeds follow the batch slot and not the sample. Bytes are checked before DALI sees them: a decoder that stops at the box reads
 a truncated file without a word, and one that fails kills the process. Invariant: a batch depends on nothing but its positions
-and views.
+and boxes.
 """
 
 from collections import deque
@@ -15,19 +15,18 @@ import torch
 from nvidia.dali import Pipeline, fn
 from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 
-from pipelines.augment.geometry import PAD_CROP
-from pipelines.augment.recipe import Recipe, ViewParams, view_params
-from pipelines.backends.contract import BatchPlan, Crops, boxes_of
+from pipelines.augment.recipe import PAD_CROP, ViewParams
+from pipelines.backends.contract import Crops, Drawn
 from pipelines.errors import UserError
 from pipelines.libffcv import library_path
 from pipelines.records.reader import Records
 from pipelines.records.verify import Verifier
 
 # Two pipelines take turns, so that one decodes while the other's batch is resized and copied. One with a queue of two would
-# do the same, but its first run starts two batches at once, and a plan may hold only one.
+# do the same, but its first run starts two batches at once, and there may be only one.
 _AT_WORK = 2
-_ONE_PIXEL = view_params(Recipe(crop="pad_crop", size=1, pad=0, flip=False), 0)
-_Work = tuple[Pipeline | None, BatchPlan, list[np.ndarray]]  # the pipeline (none: nothing to do), its batch, its bytes
+_ONE_PIXEL = np.array([0, 0, 1, 1, 0], np.int32)  # a box that costs no resampling
+_Work = tuple[Pipeline | None, Drawn, list[np.ndarray]]  # the pipeline (none: nothing to do), its batch, its bytes
 
 
 class _Decodable:
@@ -42,14 +41,14 @@ class _Decodable:
             from pipelines.backends.ffcv import FFCVBackend as Decoder
         else:
             from pipelines.backends.reference import ReferenceBackend as Decoder
-        self._decoder = Decoder(records, _ONE_PIXEL, workers, "off")
+        self._decoder = Decoder(records, workers, "off")
         self._done = np.zeros(len(records), np.bool_)
 
     def check(self, positions: np.ndarray) -> None:
         """Raise UserError naming a record among `positions` that does not decode."""
         due = positions[~self._done[positions]]
         if len(due):
-            self._decoder.load(due, np.zeros(len(due), np.int32), np.empty((len(due), 1, 1, 3), np.uint8))
+            self._decoder.load(due, np.tile(_ONE_PIXEL, (len(due), 1)), np.empty((len(due), 1, 1, 3), np.uint8))
             self._done[due] = True
 
 
@@ -70,12 +69,11 @@ class DaliBackend:
         device: torch.device,
         hw_decoder_load: float = 0.65,
     ):
-        self._records = records
         self._params = params
         self._workers = workers
         self._device = device
         self._verifier, self._decodable = Verifier(records, verify, workers), _Decodable(records, workers)
-        self._bytes = records.data.view(np.ndarray)  # slices of a memmap cost several times those of a plain array
+        self._columns = records.columns()
         self._idle: list[Pipeline] = []
         self._on_gpu = device.type == "cuda"
         self._decoder: dict[str, Any] = {"device": "cpu"}
@@ -84,8 +82,8 @@ class DaliBackend:
             self._decoder = {"device": "mixed", "hw_decoder_load": hw_decoder_load, "jpeg_fancy_upsampling": True}
             self._stream = torch.cuda.Stream(device)
 
-    def crops(self, plan: Iterable[BatchPlan]) -> Generator[Crops, None, None]:
-        source, running = iter(plan), deque[_Work]()
+    def crops(self, batches: Iterable[Drawn]) -> Generator[Crops, None, None]:
+        source, running = iter(batches), deque[_Work]()
         end: BaseException | None = None  # why nothing more is started; what is at work comes first
         while True:
             while end is None and len(running) < _AT_WORK:
@@ -99,23 +97,23 @@ class DaliBackend:
         if end is not None and not isinstance(end, StopIteration):
             raise end
 
-    def _start(self, item: BatchPlan) -> _Work:
+    def _start(self, item: Drawn) -> _Work:
         """Hand one batch to a pipeline; the bytes must live until it is done."""
-        positions, views = item
+        plan, draws = item
+        positions = plan.positions
         if not len(positions):  # a rank may have nothing to evaluate; DALI takes no empty batch
             return None, item, []
         self._verifier.check(positions)
         self._decodable.check(positions)
-        found = boxes_of(self._params, self._records, positions, views)
         pipe = self._take(len(positions))
-        encoded = self._feed(pipe, positions, found)
+        encoded = self._feed(pipe, positions, draws.boxes)
         return pipe, item, encoded
 
-    def _feed(self, pipe: Pipeline, positions: np.ndarray, found: np.ndarray) -> list[np.ndarray]:
-        r = self._records
-        encoded = [self._bytes[a : a + n] for a, n in zip(r.offsets[positions], r.sizes[positions], strict=True)]
+    def _feed(self, pipe: Pipeline, positions: np.ndarray, boxes: np.ndarray) -> list[np.ndarray]:
+        c = self._columns
+        encoded = [c.data[a : a + n] for a, n in zip(c.offsets[positions], c.sizes[positions], strict=True)]
         pipe.feed_input("encoded", encoded)
-        x, y, w, h, flip = found.T
+        x, y, w, h, flip = boxes.T
         pipe.feed_input("start", np.stack([y, x], axis=1))
         pipe.feed_input("shape", np.stack([h, w], axis=1))
         pipe.feed_input("flip", flip.copy())
@@ -155,10 +153,10 @@ class DaliBackend:
         pipe.build()
         return pipe
 
-    def _finish(self, pipe: Pipeline | None, item: BatchPlan, encoded: list[np.ndarray]) -> Crops:
+    def _finish(self, pipe: Pipeline | None, item: Drawn, encoded: list[np.ndarray]) -> Crops:
         """The pixels of a batch in memory of their own: DALI's is reused by the pipeline's next one."""
         if pipe is None:
-            return torch.empty((0, self._params.size, self._params.size, 3), dtype=torch.uint8), item
+            return torch.empty((0, self._params.size, self._params.size, 3), dtype=torch.uint8), *item
         try:
             if self._on_gpu:
                 with torch.cuda.stream(self._stream):
@@ -174,4 +172,4 @@ class DaliBackend:
             ) from error
         del encoded
         self._idle.append(pipe)
-        return pixels, item
+        return pixels, *item

@@ -7,69 +7,35 @@ epoch thread, a Python object per sample, decode scratch per sample and slot (he
 
 import threading
 
-import llvmlite.binding
 import numba
 import numpy as np
-from numba import prange, types
+from numba import prange
 
-from pipelines.augment.geometry import view_box
-from pipelines.augment.recipe import ViewParams
-from pipelines.augment.resample import crop_resize_flip
+from pipelines import libffcv
+from pipelines.augment.geometry import apply
 from pipelines.compiled import exact_parallel
-from pipelines.crc32 import crc32
 from pipelines.errors import UserError
-from pipelines.libffcv import library_path
 from pipelines.records.reader import Records
+from pipelines.records.verify import Verifier, is_whole
 
 _GOOD, _BAD_CRC, _BAD_IMAGE = 0, 1, 2
 # Numba's fallback threading layer aborts the process when two threads enter parallel code at once.
 _one_at_a_time = threading.Lock()
 
-# int imdecode(source, bytes, height, width, destination, crop height, crop width, x, y, scale numerator, denominator,
-# bool crop, bool flip), found by name: code that holds an address, as ctypes functions do, cannot be cached on disk.
-_u4 = types.uint32
-_imdecode = types.ExternalFunction(
-    "imdecode",
-    types.int32(
-        types.uintp, types.uint64, _u4, _u4, types.uintp, _u4, _u4, _u4, _u4, _u4, _u4, types.int32, types.int32
-    ),
-)
+_imdecode = libffcv.compiled_decoder()
 
 
 @exact_parallel
-def _load_batch(
-    p,
-    positions,
-    views,
-    out,
-    data,
-    offsets,
-    sizes,
-    crcs,
-    raw,
-    keys,
-    widths,
-    heights,
-    stored_widths,
-    stored_heights,
-    unchecked,
-    check_always,
-    scratch,
-    status,
-):
-    """Fill uint8 out[B, S, S, 3]; what went wrong with row i stands in status[i]. Columns are those of Records."""
+def _load_batch(columns, due, positions, boxes, out, scratch, status):
+    """Fill uint8 out[B, S, S, 3] with the boxes int32[B, 5] of the records at int64[B]; status[i]: what became of row i."""
     for i in prange(len(positions)):
         k = positions[i]
-        height, width = np.int64(stored_heights[k]), np.int64(stored_widths[k])
-        payload = data[offsets[k] : offsets[k] + sizes[k]]
-        status[i] = _GOOD
-        if unchecked[k]:
-            if crc32(payload) != crcs[k]:
-                status[i] = _BAD_CRC
-                continue
-            if not check_always:
-                unchecked[k] = 0
-        if raw[k]:
+        if not is_whole(columns, due, k):
+            status[i] = _BAD_CRC
+            continue
+        height, width = np.int64(columns.stored_heights[k]), np.int64(columns.stored_widths[k])
+        payload = columns.data[columns.offsets[k] : columns.offsets[k] + columns.sizes[k]]
+        if columns.raw[k]:
             image = payload.reshape((height, width, 3))
         else:
             image = scratch[numba.get_thread_id()][: height * width * 3].reshape((height, width, 3))
@@ -79,57 +45,35 @@ def _load_batch(
             if result != 0:  # the stock Loader ignores this, and shows the image decoded before
                 status[i] = _BAD_IMAGE
                 continue
-        x, y, w, h, flip = view_box(p, keys[k], views[i], widths[k], heights[k], width, height)
-        crop_resize_flip(image, x, y, w, h, flip, out[i])
+        apply(image, boxes[i], out[i])
+        status[i] = _GOOD
 
 
 class FFCVBackend:
     """Fills host buffers, see backends.OnHost. workers: threads that load one batch together."""
 
-    def __init__(self, records: Records, params: ViewParams, workers: int, verify: str):
+    def __init__(self, records: Records, workers: int, verify: str):
         try:
-            llvmlite.binding.load_library_permanently(str(library_path()))
+            libffcv.load_for_compiled_code()
         except RuntimeError as error:  # not installed, or OpenCV or turbojpeg were removed afterwards
             raise UserError(
                 f"data.backend=ffcv: FFCV's library does not load ({error}); run `bash tools/setup.sh`, "
                 "or use data.backend=reference"
             ) from error
         self._records = records
-        self._params = params
         self._workers = min(workers, numba.config.NUMBA_NUM_THREADS)  # pyright: ignore[reportAttributeAccessIssue]
-        self._check_always = verify == "always"
-        self._unchecked = np.full(len(records), verify != "off", np.uint8)
+        self._columns, self._verifier = records.columns(), Verifier(records, verify, self._workers)
         self._status = np.zeros(0, np.uint8)
         self._scratch = np.zeros((self._workers, 0), np.uint8)
 
-    def load(self, positions: np.ndarray, views: np.ndarray, out: np.ndarray) -> None:
-        r = self._records
+    def load(self, positions: np.ndarray, boxes: np.ndarray, out: np.ndarray) -> None:
         with _one_at_a_time:
             self._grow(positions)
             numba.set_num_threads(self._workers)
-            _load_batch(
-                self._params,
-                positions,
-                views,
-                out,
-                r.data,
-                r.offsets,
-                r.sizes,
-                r.crcs,
-                r.raw,
-                r.keys,
-                r.widths,
-                r.heights,
-                r.stored_widths,
-                r.stored_heights,
-                self._unchecked,
-                self._check_always,
-                self._scratch,
-                self._status,
-            )
+            _load_batch(self._columns, self._verifier.due, positions, boxes, out, self._scratch, self._status)
             bad = np.flatnonzero(self._status[: len(positions)])
         if len(bad):
-            position = int(positions[bad[0]])
+            r, position = self._records, int(positions[bad[0]])
             r.verify(position)  # names a record whose bytes changed; a whole one that is left does not decode
             raise r.damaged(position, "does not decode")
 

@@ -6,39 +6,31 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from pipelines.augment.recipe import ViewParams
-from pipelines.augment.resample import crop_resize_flip
-from pipelines.backends.contract import boxes_of
+from pipelines.augment import geometry
 from pipelines.records.reader import Records
+from pipelines.records.verify import Verifier
 
 
 class ReferenceBackend:
     """Fills host buffers, see backends.OnHost. Threads decode the samples of a batch; PIL and the resampler release the GIL."""
 
-    def __init__(self, records: Records, params: ViewParams, workers: int, verify: str):
+    def __init__(self, records: Records, workers: int, verify: str):
         self._records = records
-        self._params = params
-        self._verify = verify
-        self._checked = np.zeros(len(records), np.bool_)
+        self._verifier = Verifier(records, verify, workers)
         self._workers = workers
 
-    def load(self, positions: np.ndarray, views: np.ndarray, out: np.ndarray) -> None:
-        batch_boxes = boxes_of(self._params, self._records, positions, views)
-
+    def load(self, positions: np.ndarray, boxes: np.ndarray, out: np.ndarray) -> None:
         def one(i: int) -> None:
-            x, y, w, h, flip = (int(value) for value in batch_boxes[i])
-            crop_resize_flip(self._decode(int(positions[i])), x, y, w, h, flip, out[i])
+            geometry.apply(self._decode(int(positions[i])), boxes[i], out[i])
 
         with ThreadPoolExecutor(self._workers) as pool:  # one for each batch: no thread outlives it
             for _ in pool.map(one, range(len(positions))):
                 pass
 
     def _decode(self, position: int) -> np.ndarray:
-        """uint8 [H, W, 3] pixels of one record, after its CRC."""
+        """uint8 [H, W, 3] pixels of one record, after its check."""
         r = self._records
-        if self._verify == "always" or (self._verify == "first" and not self._checked[position]):
-            r.verify(position)
-            self._checked[position] = True
+        self._verifier.check_one(position)
         payload = r.payload(position)
         shape = (int(r.stored_heights[position]), int(r.stored_widths[position]), 3)
         if r.raw[position]:

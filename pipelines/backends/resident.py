@@ -9,9 +9,8 @@ from collections.abc import Generator, Iterable
 import numpy as np
 import torch
 
-from pipelines.augment.geometry import PAD_CROP
-from pipelines.augment.recipe import ViewParams
-from pipelines.backends.contract import BatchPlan, Crops, boxes_of, to_device
+from pipelines.augment.recipe import PAD_CROP, ViewParams
+from pipelines.backends.contract import Crops, Drawn, to_device
 from pipelines.records.reader import Records
 from pipelines.records.verify import Verifier
 
@@ -32,7 +31,7 @@ class ResidentBackend:
     def __init__(self, records: Records, params: ViewParams, workers: int, verify: str, device: torch.device):
         # Later batches read the copy on the device, which no disk can damage any more: `always` has nothing left to do.
         Verifier(records, verify, workers).check(np.arange(len(records)))
-        self._records, self._params, self._device = records, params, device
+        self._device = device
         self._pad = params.pad if params.kind == PAD_CROP else 0
         size, pad = params.size, self._pad
         self._images = torch.zeros((len(records), size + 2 * pad, size + 2 * pad, 3), dtype=torch.uint8, device=device)
@@ -43,11 +42,11 @@ class ResidentBackend:
             inside[part.start : part.stop] = torch.from_numpy(pixels).to(device)
         self._columns = torch.arange(size, device=device)
 
-    def crops(self, plan: Iterable[BatchPlan]) -> Generator[Crops, None, None]:
-        for positions, views in plan:
-            found = boxes_of(self._params, self._records, positions, views)
-            columns = np.column_stack([positions, found[:, 0] + self._pad, found[:, 1] + self._pad, found[:, 4]])
+    def crops(self, batches: Iterable[Drawn]) -> Generator[Crops, None, None]:
+        for plan, draws in batches:
+            corners = draws.boxes[:, :2] + self._pad
+            columns = np.column_stack([plan.positions, corners, draws.boxes[:, 4]])
             sample, x, y, flip = to_device(columns.T, self._device)
             across = torch.where(flip[:, None] == 1, self._columns.flip(0), self._columns) + x[:, None]
             down = y[:, None] + self._columns
-            yield self._images[sample[:, None, None], down[:, :, None], across[:, None, :]], (positions, views)
+            yield self._images[sample[:, None, None], down[:, :, None], across[:, None, :]], plan, draws

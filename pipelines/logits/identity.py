@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from pipelines.augment import transforms
 from pipelines.augment.finish import FINISH_VERSION
 from pipelines.augment.geometry import VIEWS_VERSION
 from pipelines.augment.recipe import Recipe
@@ -23,7 +24,7 @@ def view_identity(records: Records, recipe: Recipe, data_seed: int, pixels: str)
     """The part of an identity that a student knows: the pixels that belong to (key, view); pixels: backends.pixel_source."""
     return {
         "dataset": {"digest": records.digest, "class_names": list(records.class_names)},
-        "recipe": recipe.identity(),
+        "recipe": transforms.identity(recipe),
         "data_seed": data_seed,
         "size_rule": _size_rule(records),
         "backend": pixels,

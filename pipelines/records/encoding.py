@@ -6,21 +6,19 @@ every backend decodes it.
 """
 
 import contextlib
-import ctypes
-import functools
 import io
 import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import PIL
 from PIL import Image
 
+from pipelines import libffcv
 from pipelines.errors import UserError
-from pipelines.libffcv import library_path
 from pipelines.records import layout
 from pipelines.records.reader import Records
 
@@ -102,40 +100,9 @@ def jpeg_frame(data: bytes) -> JpegFrame | None:
     return None
 
 
-@functools.cache
-def _libffcv() -> Any:
-    """FFCV's JPEG decoder as a C function, None where FFCV is not installed.
-
-    It is loaded without `import ffcv`, which would import torch in every worker.
-    """
-    path = library_path()
-    if path is None:
-        return None
-    try:
-        decode = ctypes.CDLL(str(path)).imdecode
-    except OSError:  # OpenCV or turbojpeg were removed after the installation
-        return None
-    decode.restype = ctypes.c_int
-    decode.argtypes = (
-        [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p]
-        + [ctypes.c_uint32] * 6
-        + [ctypes.c_bool] * 2
-    )
-    return decode
-
-
 def decoder_name() -> str:
     """The decoder that a kept JPEG had to satisfy: libffcv, or Pillow (more lenient) where FFCV is absent."""
-    return "libffcv" if _libffcv() else "pillow"
-
-
-def libffcv_pixels(data: bytes | np.ndarray, width: int, height: int) -> np.ndarray | None:
-    """uint8[height, width, 3] of JPEG bytes by libffcv; None if it fails or warns. Only where FFCV is installed."""
-    pixels = np.empty((height, width, 3), np.uint8)
-    source = np.frombuffer(data, np.uint8)
-    crop = (height, width, 0, 0, 1, 1, False, False)  # the whole image, at full scale, not flipped
-    status = _libffcv()(source.ctypes.data, source.size, height, width, pixels.ctypes.data, *crop)
-    return pixels if status == 0 else None
+    return "libffcv" if libffcv.decoder() else "pillow"
 
 
 def _keepable(data: bytes) -> bool:
@@ -152,7 +119,7 @@ def _keepable(data: bytes) -> bool:
         return False
     if not (0 < frame.width <= MAX_STORED_SIDE and 0 < frame.height <= MAX_STORED_SIDE):
         return False
-    return not _libffcv() or libffcv_pixels(data, frame.width, frame.height) is not None
+    return not libffcv.decoder() or libffcv.pixels(data, frame.width, frame.height) is not None
 
 
 def stored_size(width: int, height: int, encoding: Encoding) -> tuple[int, int]:
@@ -241,7 +208,7 @@ def store_file(data: bytes, encoding: Encoding) -> Stored:
         raise UserError(f"{size[0]}x{size[1]} pixels, at most {MAX_STORED_PIXELS} can be stored; use --max-side")
     payload = data
     keep = size == image.size and _keepable(data)
-    if not (keep and _libffcv()):
+    if not (keep and libffcv.decoder()):
         with _decoding():
             rgb = _to_rgb(image)
         payload = data if keep else _encode_jpeg(rgb, size, encoding.quality)
@@ -282,7 +249,7 @@ def damage(opened: Records, position: int) -> str | None:
     if opened.raw[position]:
         return None
     width, height = int(opened.stored_widths[position]), int(opened.stored_heights[position])
-    if _libffcv() and libffcv_pixels(payload, width, height) is None:
+    if libffcv.decoder() and libffcv.pixels(payload, width, height) is None:
         return "libffcv does not decode it"
     try:
         with _decoding(), Image.open(io.BytesIO(payload.tobytes())) as image:

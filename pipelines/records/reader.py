@@ -8,7 +8,7 @@ import os
 import shlex
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -117,6 +117,18 @@ def _parse_manifest(path: Path, text: bytes, samples: int) -> dict[str, Any]:
     return manifest
 
 
+class Columns(NamedTuple):
+    """What finds and decodes the stored images, in the form that compiled code takes: see the attributes of Records."""
+
+    data: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    crcs: np.ndarray
+    raw: np.ndarray
+    stored_widths: np.ndarray
+    stored_heights: np.ndarray
+
+
 class Records:
     """A record file opened for reading: numpy columns in file order, image bytes by memory map.
 
@@ -208,6 +220,12 @@ class Records:
 
     def __len__(self) -> int:
         return self.keys.size
+
+    def columns(self) -> Columns:
+        """The columns that decoding needs; to be made once, as each of them is looked at."""
+        data = self.data.view(np.ndarray)  # slices of a memmap cost several times those of a plain array
+        r = self
+        return Columns(data, r.offsets, r.sizes, r.crcs, r.raw, r.stored_widths, r.stored_heights)
 
     def rows(self) -> np.ndarray:
         """ROW[N] sorted by key."""

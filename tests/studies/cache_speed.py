@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 
 from models import ModelSpec, build_model
-from pipelines.batch import Batch
+from pipelines.batch import Batch, Plan
 from pipelines.logits import CacheWriter, LogitCache
 from pipelines.logits.blocks import BLOCK_ROWS, record_crcs
 from pipelines.logits.codec import certificate, encode
@@ -63,10 +63,11 @@ class OnDevice:
         self._pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=device)
         self._labels = torch.zeros(batch, dtype=torch.int64, device=device)
 
-    def stream(self, plan: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[Batch]:
-        for positions, views in plan:
+    def stream(self, plans: Iterable[Plan]) -> Iterator[Batch]:
+        for plan in plans:
+            positions = plan.positions
             pixels, labels = self._pixels[: len(positions)], self._labels[: len(positions)]
-            yield Batch(pixels, labels, self.records.keys[positions], views, pixels)
+            yield Batch(pixels, labels, self.records.keys[positions], plan.views, pixels)
 
 
 def synchronise(device: torch.device) -> None:
@@ -106,7 +107,7 @@ def writing(
     teacher = Teacher(source, records, size, device, precision, channels_last=True)  # type: ignore[arg-type]
     loader = OnDevice(records, size, batch, device)
     accelerator = Accelerator(cpu=device.type == "cpu")
-    plan = [(np.arange(i, i + batch), np.zeros(batch, np.int32)) for i in range(0, len(records.keys), batch)]
+    plan = [Plan(np.arange(i, i + batch), np.zeros(batch, np.int32)) for i in range(0, len(records.keys), batch)]
 
     def bare() -> None:
         for item in loader.stream(plan):

@@ -24,9 +24,8 @@ import torch
 from PIL import Image, ImageEnhance
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines.augment.colour import colours
 from pipelines.augment.recipe import Recipe, view_params
-from pipelines.backends.contract import boxes_of
+from pipelines.augment.transforms import draw
 from pipelines.records.reader import Records
 from tools.benchmark.clock import Stream, Timing, endless
 
@@ -36,6 +35,7 @@ _LONG_EPOCH = 1_000_000
 _MEAN, _STD = (
     torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 )  # any cost the same
+_UNCHANGED = ([1.0, 1.0, 1.0], [0, 1, 2])  # the colours of a recipe without jitter
 Index = tuple[int, list[int], tuple[list[float], list[int]] | None]  # position, box and flip, colours
 
 
@@ -101,12 +101,13 @@ class _Boxes:
 
     def __iter__(self) -> Iterator[list[Index]]:
         r, job = self._records, self._job
-        for rows, views in endless(job.pool, job.batch, job.views):
-            found = boxes_of(self._params, r, rows, views)
-            drawn: Iterable = itertools.repeat(None)
-            if self._whole:
-                drawn = zip(*(part.tolist() for part in colours(self._params, r.keys[rows], views)), strict=True)
-            yield list(zip(rows.tolist(), found.tolist(), drawn, strict=False))  # without colours the last is endless
+        for plan in endless(job.pool, job.batch, job.views):
+            boxes, colours = draw(self._params, r, plan)
+            drawn: Iterable = itertools.repeat(_UNCHANGED if self._whole else None)
+            if self._whole and colours:
+                drawn = zip(*(part.tolist() for part in colours), strict=True)
+            rows = plan.positions.tolist()
+            yield list(zip(rows, boxes.tolist(), drawn, strict=False))  # the last may be endless
 
 
 def _unpack(records: Records, pool: np.ndarray, folder: Path) -> dict[int, Path]:

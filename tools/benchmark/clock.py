@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import torch
 
-from pipelines.backends.contract import BatchPlan
+from pipelines.batch import Plan
 
 
 class Timing(NamedTuple):
@@ -93,7 +93,7 @@ class Stream:
             batches.close()
 
 
-def endless(pool: np.ndarray, batch: int, views: int) -> Iterator[BatchPlan]:
+def endless(pool: np.ndarray, batch: int, views: int) -> Iterator[Plan]:
     """Full batches for ever: each pass over the positions `pool` in a new random order, under the next view of `views`."""
     rng = np.random.default_rng(0)
     positions, numbers = np.empty(0, np.int64), np.empty(0, np.int32)
@@ -102,5 +102,5 @@ def endless(pool: np.ndarray, batch: int, views: int) -> Iterator[BatchPlan]:
         numbers = np.concatenate([numbers, np.full(len(pool), number % views, np.int32)])
         whole = len(positions) // batch * batch
         for i in range(0, whole, batch):
-            yield positions[i : i + batch], numbers[i : i + batch]
+            yield Plan(positions[i : i + batch], numbers[i : i + batch])
         positions, numbers = positions[whole:], numbers[whole:]

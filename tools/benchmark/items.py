@@ -16,10 +16,8 @@ import torch
 from accelerate import Accelerator
 
 from models import set_training
-from pipelines.augment.finish import crops_only
 from pipelines.backends.choice import available_backends, pixel_source, refusal, resolve_backend
-from pipelines.backends.contract import BatchPlan
-from pipelines.batch import Batch
+from pipelines.batch import Batch, Plan
 from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.logits import CacheWriter, Ensemble, LogitCache
@@ -169,16 +167,16 @@ class Ours:
 
     # ---- what rows share ----
 
-    def _make_loader(self, backend: str) -> Loader:
+    def _make_loader(self, backend: str, finished: bool = True) -> Loader:
         """A loader that has checked and delivered each record of the pool once."""
         config = self._config
-        loader = make_loader(config, self._records, config.data.recipe, backend, self._accelerator)
+        loader = make_loader(config, self._records, config.data.recipe, backend, self._accelerator, finished)
         # Full batches only: one of another size would make compiled code of the finish anew, for any size.
         for _ in loader.stream(itertools.islice(self._plan(1), -(-len(self._pool) // config.optim.batch))):
             pass
         return loader
 
-    def _plan(self, views: int) -> Iterator[BatchPlan]:
+    def _plan(self, views: int) -> Iterator[Plan]:
         return endless(self._pool, self._config.optim.batch, views)
 
     @cached_property
@@ -230,8 +228,7 @@ class Ours:
             yield row
 
     def _loader_alone(self, backend: str) -> Stream:
-        loader = self._make_loader(backend)
-        loader.finish = crops_only  # all loaders share the finish, which has a row of its own
+        loader = self._make_loader(backend, finished=False)  # all share the finish, which has a row of its own
         return self._fed_by(loader, self._views, lambda batch: len(batch.keys))
 
     def _fed_by(self, loader: Loader, views: int, work: Callable[[Batch], int]) -> Stream:
@@ -259,6 +256,7 @@ class Ours:
         yield Row("b.step", "training step, batch stays on the device", note=method, source=step_alone)
 
         def finish_once() -> int:
+            assert finish is not None
             finish(kept.pixels, kept.colours)
             return len(kept.pixels)
 

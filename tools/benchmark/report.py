@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.augment import transforms
 from pipelines.loader import default_workers
 from pipelines.records.reader import Records
 from tools.benchmark.items import Row
@@ -117,7 +118,7 @@ def facts(config: Config, accelerator: Accelerator, records: Records, pool: np.n
         "records": f"{records.path.name}: {len(records)} {'raw' if records.raw.all() else 'JPEG'} images of "
         f"{records.num_classes} classes, median {width:g}x{height:g}, mean {records.sizes.mean() / 1000:.1f} kB",
         "pass": f"{len(pool)} records, {len(np.unique(pool))} of them distinct; all read before: the page cache is warm",
-        "recipe": ", ".join(f"{name} {value}" for name, value in recipe.identity().items()),
+        "recipe": ", ".join(f"{name} {value}" for name, value in transforms.identity(recipe).items()),
         "loading": f"batch {config.optim.batch}, {config.data.workers or default_workers()} workers, backend {backend}, "
         f"verify {config.data.verify}",
         "training": f"{config.model.name}, {config.distill.method}, precision {config.precision}, "

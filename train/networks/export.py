@@ -16,6 +16,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from pipelines.augment import transforms
 from pipelines.errors import UserError
 from pipelines.files import fsync_folder, read_json, temporary_path, write_durable
 from pipelines.records.reader import Records
@@ -54,7 +55,7 @@ def measured(
         "split": split,
         "digest": records.digest,
         **figures,
-        "recipe": config.data.recipe.evaluation().identity(),
+        "recipe": transforms.identity(config.data.recipe.evaluation()),
         "precision": precision_of(accelerator),
         "other_settings": diff(load(Config, folder / "config.yaml"), config),
         "environment": _published(describe_environment(accelerator)),

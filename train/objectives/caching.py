@@ -22,9 +22,9 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from pipelines.batch import Batch
+from pipelines.batch import Batch, Plan
 from pipelines.errors import UserError
-from pipelines.loader import BatchPlan, Loader
+from pipelines.loader import Loader
 from pipelines.logits.blocks import BLOCK_ROWS
 from pipelines.logits.fingerprint import Fingerprinter, on_host
 from pipelines.logits.writer import CacheWriter, Cell
@@ -119,7 +119,7 @@ def _require_space(writer: CacheWriter, missing: list[Cell]) -> None:
         )
 
 
-def _plan(writer: CacheWriter, cells: list[Cell], by_key: np.ndarray, batch: int) -> Iterator[BatchPlan]:
+def _plan(writer: CacheWriter, cells: list[Cell], by_key: np.ndarray, batch: int) -> Iterator[Plan]:
     """The batches of each cell that nobody else has finished by the time its turn comes."""
     for view, block in cells:
         if writer.has((view, block)):
@@ -127,7 +127,7 @@ def _plan(writer: CacheWriter, cells: list[Cell], by_key: np.ndarray, batch: int
         positions = by_key[writer.block_rows(block)]
         for i in range(0, len(positions), batch):
             part = positions[i : i + batch]
-            yield part, np.full(len(part), view, np.int32)
+            yield Plan(part, np.full(len(part), view, np.int32))
 
 
 class _Publisher:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from torch import Tensor
 
 from models import Outputs
+from pipelines.augment.finish import check_normalisation
 from train.objectives import losses
 from train.objectives.losses import Parts
 
@@ -172,7 +173,4 @@ class DistillConfig:
             raise ValueError(
                 f"distill.teacher_arch={self.teacher_arch}: needs distill.teacher=FILE and distill.teacher_classes=FILE"
             )
-        for name in ("teacher_mean", "teacher_std"):
-            values = getattr(self, name)
-            if values is not None and (len(values) != 3 or (name == "teacher_std" and min(values) <= 0)):
-                raise ValueError(f"distill.{name}={values}: needs three numbers, on the 0..1 scale, std above 0")
+        check_normalisation(self.teacher_mean, self.teacher_std, "distill.teacher_")

@@ -16,6 +16,7 @@ def test_rows_of_every_field_belong_together() -> None:
         views=np.arange(n, dtype=np.int32),
         pixels=number.to(torch.uint8).view(n, 1, 1, 1).expand(n, 2, 2, 3),
     )
+    batch = batch._replace(partners=batch)
     seen = []
     for start, stop in ((0, 3), (3, 6), (6, 9)):
         part = batch.rows(start, stop)
@@ -23,5 +24,6 @@ def test_rows_of_every_field_belong_together() -> None:
         seen += rows
         assert part.images[:, 0, 0, 0].tolist() == part.pixels[:, 0, 0, 0].tolist() == rows
         assert part.labels.tolist() == part.keys.tolist() == part.views.tolist() == rows
+        assert part.partners and part.partners.labels.tolist() == part.partners.keys.tolist() == rows
         assert part.labels.data_ptr() == number[start:].data_ptr() and np.shares_memory(part.keys, batch.keys)
     assert seen == list(range(n))

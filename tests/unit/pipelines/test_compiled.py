@@ -74,7 +74,8 @@ def append(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["augment/geometry.py", "augment/resample.py", "crc32.py", "logits/blocks.py", "compiled.py"]
+    "source",
+    ["augment/geometry.py", "augment/resample.py", "crc32.py", "logits/blocks.py", "libffcv.py", "compiled.py"],
 )
 def test_changed_source_means_another_folder(copy: Path, source: str) -> None:
     before = folder_of(copy)

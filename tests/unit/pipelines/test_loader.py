@@ -20,11 +20,13 @@ from PIL import Image
 from pipelines.augment.finish import Finish
 from pipelines.augment.recipe import Recipe, view_params
 from pipelines.augment.resample import crop_resize_flip
+from pipelines.augment.transforms import draw
 from pipelines.backends.choice import available_backends
-from pipelines.backends.contract import BatchPlan, boxes_of
+from pipelines.batch import Plan
 from pipelines.errors import UserError
 from pipelines.libffcv import library_path
 from pipelines.loader import DataConfig, Loader, ahead_of, default_workers
+from pipelines.order import with_partners
 from pipelines.records import layout
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
@@ -150,7 +152,37 @@ def test_exact_counts_in_the_given_order(files: dict[str, Path], backend: str, b
         assert item.views.tolist() == views[start : start + batch].tolist() and item.views.dtype == np.int32
         assert item.pixels.shape == (len(rows), size, size, 3) and item.pixels.dtype == torch.uint8
         assert item.images.shape == (len(rows), 3, size, size)
-        assert torch.equal(item.images, loader.finish(item.pixels, None))
+        assert loader.finish and torch.equal(item.images, loader.finish(item.pixels, None))
+
+
+def test_without_a_finish_the_images_are_the_crops(files: dict[str, Path]) -> None:
+    records, recipe = Records(files["jpeg"]), Recipe(size=24, jitter=[0.4, 0.4, 0.4])
+    loader = Loader(records, recipe, seed=1, backend="reference", finish=None, device=CPU, workers=1)
+    (batch,) = loader.batches(*plan_of(), N)
+    assert batch.images is batch.pixels and batch.colours is not None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_partners_come_with_their_batch(files: dict[str, Path], backend: str) -> None:
+    """Each as it would be loaded in a batch of its own: label, key, view, crop, colours, finished image."""
+    records = Records(files[file_of(backend)])
+    settings = (CIFAR if backend == "resident" else SMALL) | {"jitter": [0.4, 0.4, 0.4]}
+    loader = make(records, backend, settings)
+    plans = [Plan(*plan_of(6)), *with_partners([Plan(*plan_of(5, view=1)), Plan(*plan_of(7, view=2))], records.keys, 1)]
+    plain, *mixed = loader.stream(plans)
+    assert plain.partners is None
+    for plan, batch in zip(plans[1:], mixed, strict=True):
+        assert plan.partners is not None and plan.partner_views is not None
+        for found, positions, views in (
+            (batch._replace(partners=None), plan.positions, plan.views),
+            (batch.partners, plan.partners, plan.partner_views),
+        ):
+            (alone,) = loader.batches(positions, views, 100)
+            assert found is not None and found.partners is None
+            assert found.keys.tolist() == records.keys[positions].tolist() and found.views.tolist() == views.tolist()
+            assert found.labels.tolist() == records.labels[positions].tolist()
+            assert torch.equal(found.pixels, alone.pixels) and torch.equal(found.images, alone.images)
+            assert found.colours and alone.colours and torch.equal(found.colours.factors, alone.colours.factors)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -158,7 +190,7 @@ def test_a_plan_may_be_empty_and_hold_empty_batches(files: dict[str, Path], back
     """A rank may have no sample to evaluate."""
     loader = make(Records(files[file_of(backend)]), backend)
     assert list(loader.batches(*plan_of(0), 4)) == []
-    sizes = [len(item.labels) for item in loader.stream(iter([plan_of(0), plan_of(3), plan_of(0)]))]
+    sizes = [len(item.labels) for item in loader.stream(Plan(*plan_of(n)) for n in (0, 3, 0))]
     assert sizes == [0, 3, 0]
 
 
@@ -297,9 +329,28 @@ def test_closing_early_leaves_no_thread(files: dict[str, Path], backend: str, ta
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_views_are_drawn_ahead_in_the_background(files: dict[str, Path], backend: str) -> None:
+    """Also for a backend that makes its crops in the caller's thread. (A plan is read where its views are drawn.)"""
+    threads = []
+
+    def plans() -> Iterator[Plan]:
+        for _ in range(6):
+            threads.append(threading.current_thread().name)
+            yield Plan(*plan_of(4))
+
+    stream = make(Records(files[file_of(backend)]), backend).stream(plans())
+    next(stream)
+    deadline = time.monotonic() + SECONDS
+    while len(threads) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stream.close()
+    assert len(threads) >= 3 and set(threads) == {"loader"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_plan_that_raises(files: dict[str, Path], backend: str) -> None:
-    def plan() -> Iterator[BatchPlan]:
-        yield plan_of(4)
+    def plan() -> Iterator[Plan]:
+        yield Plan(*plan_of(4))
         raise ZeroDivisionError("in the plan")
 
     stream = make(Records(files[file_of(backend)]), backend).stream(plan())
@@ -657,9 +708,8 @@ def view_of(picture: np.ndarray | None, records: Records, position: int) -> np.n
     """The view that `make` shows of one record, cut from its picture."""
     assert picture is not None
     out = np.empty((24, 24, 3), np.uint8)
-    [(x, y, w, h, flip)] = boxes_of(
-        view_params(Recipe(**SMALL), 1), records, np.array([position]), np.zeros(1, np.int32)
-    )
+    plan = Plan(np.array([position]), np.zeros(1, np.int32))
+    [(x, y, w, h, flip)] = draw(view_params(Recipe(**SMALL), 1), records, plan).boxes
     crop_resize_flip(np.ascontiguousarray(picture), x, y, w, h, flip, out)
     return out.astype(int)
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from pipelines import philox
-from pipelines.order import TrainOrder, evaluation_shard
-from pipelines.philox import LANE_CLASS_BALANCED, LANE_ORDER, draw
+from pipelines.batch import Plan
+from pipelines.order import TrainOrder, evaluation_shard, with_partners
+from pipelines.philox import LANE_CLASS_BALANCED, LANE_ORDER, LANE_PARTNER, draw
 
 SAMPLINGS = pytest.mark.parametrize("sampling", ["instance", "class_balanced"])
 
@@ -31,7 +32,7 @@ def make(keys: np.ndarray, sampling: str, **settings: Any) -> TrainOrder:
 
 
 def steps(order: TrainOrder, first: int, stop: int) -> list[tuple[list[int], list[int]]]:
-    return [(positions.tolist(), views.tolist()) for positions, views in order.plan(first, stop)]
+    return [(plan.positions.tolist(), plan.views.tolist()) for plan in order.plan(first, stop)]
 
 
 # Both samplings
@@ -317,6 +318,49 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], words: str) -
     given: dict[str, Any] = {"seed": 0, "views": 1} | settings
     with pytest.raises(ValueError, match=words):
         TrainOrder(some_keys(100), **given)
+
+
+# Partners
+
+
+def partners_of(
+    keys: np.ndarray, world: int, data_seed: int = 3, steps: int = 9
+) -> dict[tuple[int, int], tuple[int, int]]:
+    """(key, view) -> (key, view) of its partner, of all ranks together."""
+    found: dict[tuple[int, int], tuple[int, int]] = {}
+    for rank in range(world):
+        order = TrainOrder(keys, seed=1, batch=20, views=3, rank=rank, world=world)
+        for plan in with_partners(order.plan(0, steps), keys, data_seed):
+            assert plan.partners is not None and plan.partners.dtype == np.int64 and plan.partner_views is not None
+            rows = zip(keys[plan.positions], plan.views, keys[plan.partners], plan.partner_views, strict=True)
+            found |= {(int(key), int(view)): (int(key_2), int(view_2)) for key, view, key_2, view_2 in rows}
+    return found
+
+
+def test_partners_depend_on_seed_key_and_view_alone() -> None:
+    keys = some_keys(60)
+    expected = partners_of(keys, 1)
+    assert len(expected) == 180 and all(view == other for (_, view), (_, other) in expected.items())
+    by_rank = sorted(keys.tolist())
+    for (key, view), (partner, _) in expected.items():
+        a, b, *_ = (int(word) for word in draw(3, key, view, LANE_PARTNER, 0))
+        assert partner == by_rank[(a << 32 | b) % 60]
+    for world in (2, 4):
+        assert partners_of(keys, world) == expected
+    assert partners_of(np.random.default_rng(5).permutation(keys), 1) == expected, "another order in the file"
+    assert partners_of(keys, 1, data_seed=4) != expected
+
+
+def test_partners_are_any_sample_equally_likely() -> None:
+    keys = some_keys(100)
+    plans = [Plan(np.arange(100), np.full(100, view, np.int32)) for view in range(200)]
+    partners = np.concatenate([plan.partners for plan in with_partners(plans, keys, 0) if plan.partners is not None])
+    counts = np.bincount(partners, minlength=100)
+    assert ((counts - 200) ** 2 / 200).sum() < 160, "chi-square of 99 degrees of freedom: one in ten thousand"
+    assert not Plan(np.arange(3), np.zeros(3, np.int32)).of_partners()
+
+
+# Evaluation
 
 
 @pytest.mark.parametrize("world", range(1, 9))

@@ -20,9 +20,10 @@ from PIL import Image
 
 from pipelines import libffcv
 from pipelines.augment.finish import Finish
-from pipelines.augment.geometry import boxes
 from pipelines.augment.recipe import Recipe, view_params
+from pipelines.augment.transforms import draw
 from pipelines.backends.reference import ReferenceBackend
+from pipelines.batch import Plan
 from pipelines.loader import Loader
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
@@ -256,7 +257,8 @@ def test_a_stream_is_timed_after_its_warm_up_and_closed() -> None:
 def test_the_endless_order_repeats_the_pool_under_the_next_view() -> None:
     pool = np.array([2, 3, 5, 7, 11])
     batches = endless(pool, 4, views=2)
-    positions, views = (np.concatenate(column) for column in zip(*(next(batches) for _ in range(5)), strict=True))
+    plans = [next(batches) for _ in range(5)]
+    positions, views = (np.concatenate([getattr(plan, name) for plan in plans]) for name in ("positions", "views"))
     assert positions.dtype == np.int64 and views.dtype == np.int32 and len(positions) == 20
     for number in range(4):
         part = slice(5 * number, 5 * number + 5)
@@ -286,16 +288,8 @@ def test_pil_shows_the_pixels_of_our_views(work: Path, tmp_path: Path) -> None:
     records, params = Records(work / "train.beton"), view_params(Recipe(size=16), 0)
     positions, views = np.arange(COUNT), np.full(COUNT, 3, np.int32)
     expected = np.empty((COUNT, 16, 16, 3), np.uint8)
-    ReferenceBackend(records, params, 1, "first").load(positions, views, expected)
-    found = boxes(
-        params,
-        records.keys,
-        views,
-        records.widths,
-        records.heights,
-        records.stored_widths,
-        records.stored_heights,
-    )
+    found = draw(params, records, Plan(positions, views)).boxes
+    ReferenceBackend(records, 1, "first").load(positions, found, expected)
     files = ImageFiles(bench_baselines._unpack(records, positions, tmp_path), records.labels, 16)
     for i in range(COUNT):
         pixels, label = files[i, found[i].tolist(), None]

@@ -15,6 +15,7 @@ import pytest
 from pipelines.augment.colour import colours
 from pipelines.augment.geometry import VIEWS_VERSION, boxes, view_box
 from pipelines.augment.recipe import Recipe, view_params
+from pipelines.augment.transforms import identity
 from pipelines.philox import (
     LANE_BRIGHTNESS,
     LANE_COLOUR_ORDER,
@@ -345,7 +346,7 @@ def test_evaluation_resizes_the_short_side_and_crops_the_centre(settings: dict[s
 
 def test_identity_holds_what_decides_the_pixels_and_nothing_else() -> None:
     def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-        return Recipe(**a).identity() == Recipe(**b).identity()
+        return identity(Recipe(**a)) == identity(Recipe(**b))
 
     for settings in RECIPES:
         assert not same(settings, settings | {"size": settings["size"] - 1})
@@ -439,8 +440,8 @@ def test_colours_vectors() -> None:
 
 
 def test_jitter_is_part_of_the_identity_only_when_it_is_on() -> None:
-    assert "jitter" not in Recipe().identity()
-    assert Recipe(jitter=[0.4, 0.0, 0.0]).identity()["jitter"] == [0.4, 0.0, 0.0]
+    assert "jitter" not in identity(Recipe())
+    assert identity(Recipe(jitter=[0.4, 0.0, 0.0]))["jitter"] == [0.4, 0.0, 0.0]
     assert not any(Recipe(jitter=[0.4, 0.4, 0.4]).evaluation().jitter)
     with pytest.raises(ValueError, match=r"data\.recipe\.jitter"):
         Recipe(jitter=[0.4, -0.1, 0.0])

@@ -12,10 +12,13 @@ from PIL import Image
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 
 from pipelines.augment.finish import Finish
-from pipelines.augment.recipe import Recipe, view_params
+from pipelines.augment.recipe import Recipe, ViewParams, view_params
+from pipelines.augment.transforms import draw
 from pipelines.backends import dali as dali_backend
+from pipelines.backends.contract import Drawn
 from pipelines.backends.dali import DaliBackend
 from pipelines.backends.reference import ReferenceBackend
+from pipelines.batch import Plan
 from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.records.reader import Records
@@ -42,9 +45,17 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
     return Records(folder / "jpeg.beton")
 
 
-def plan(*sizes: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def drawn(records: Records, *sizes: int) -> list[Drawn]:
     ends = np.cumsum(sizes)
-    return [(np.arange(end - n, end) % N, np.zeros(n, np.int32)) for n, end in zip(sizes, ends, strict=True)]
+    plans = [Plan(np.arange(end - n, end) % N, np.zeros(n, np.int32)) for n, end in zip(sizes, ends, strict=True)]
+    return [(plan, draw(PARAMS, records, plan)) for plan in plans]
+
+
+def expected_of(records: Records, params: ViewParams, plan: Plan) -> np.ndarray:
+    """The crops of the reference backend."""
+    out = np.empty((len(plan.views), params.size, params.size, 3), np.uint8)
+    ReferenceBackend(records, 1, "first").load(plan.positions, draw(params, records, plan).boxes, out)
+    return out
 
 
 def native_threads() -> int:
@@ -54,9 +65,9 @@ def native_threads() -> int:
 def test_batches_may_grow_within_a_stream(records: Records) -> None:
     backend = DaliBackend(records, PARAMS, 1, "first", CPU)
     sizes = (2, 9, 0, 30, 1, 5)
-    found = [pixels for pixels, _ in backend.crops(plan(*sizes))]
+    found = [pixels for pixels, *_ in backend.crops(drawn(records, *sizes))]
     assert [len(pixels) for pixels in found] == list(sizes)
-    alone = np.concatenate([pixels.numpy() for pixels, _ in backend.crops(plan(*[1] * N))])
+    alone = np.concatenate([pixels.numpy() for pixels, *_ in backend.crops(drawn(records, *[1] * N))])
     everything = np.concatenate([pixels.numpy() for pixels in found])
     np.testing.assert_array_equal(everything, np.tile(alone, (2, 1, 1, 1))[: sum(sizes)])
 
@@ -67,14 +78,14 @@ def test_pipelines_are_used_again(records: Records, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(DaliBackend, "_build", lambda self, batch: built.append(batch) or build(self, batch))
     backend = DaliBackend(records, PARAMS, 1, "first", CPU)
     for _ in range(4):
-        assert sum(len(pixels) for pixels, _ in backend.crops(plan(8, 8, 8, 6))) == N
+        assert sum(len(pixels) for pixels, *_ in backend.crops(drawn(records, 8, 8, 8, 6))) == N
     assert built == [8, 8], "two take turns"
 
 
 def test_streams_closed_early_leave_no_native_thread(records: Records) -> None:
     def once() -> None:
         backend = DaliBackend(records, PARAMS, 2, "first", CPU)
-        stream = backend.crops(plan(4, 4, 4, 4))
+        stream = backend.crops(drawn(records, 4, 4, 4, 4))
         next(stream)
         stream.close()
 
@@ -91,10 +102,9 @@ def test_streams_closed_early_leave_no_native_thread(records: Records) -> None:
 def test_pad_crop_reaches_outside(records: Records) -> None:
     """Zeros there, the stored picture inside: within what two JPEG decoders may differ."""
     params = view_params(Recipe(crop="pad_crop", size=48, pad=6), 1)
-    views = np.arange(12, dtype=np.int32)
-    expected = np.empty((12, 48, 48, 3), np.uint8)
-    ReferenceBackend(records, params, 1, "first").load(np.full(12, 7), views, expected)
-    [(found, _)] = list(DaliBackend(records, params, 1, "first", CPU).crops([(np.full(12, 7), views)]))
+    plan = Plan(np.full(12, 7), np.arange(12, dtype=np.int32))
+    expected = expected_of(records, params, plan)
+    [(found, *_)] = DaliBackend(records, params, 1, "first", CPU).crops([(plan, draw(params, records, plan))])
     assert np.abs(found.numpy().astype(int) - expected).max() <= 2
     corners = expected[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     outside = (corners == 0).all(axis=2)
@@ -108,8 +118,8 @@ def test_a_failure_of_dalis_own(records: Records, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(pipe, "outputs", lambda: (_ for _ in ()).throw(RuntimeError("no memory left")))
     backend._idle = [pipe]
     with pytest.raises(UserError, match="data.backend=dali: DALI failed .*data.backend=ffcv: no memory left"):
-        list(backend.crops(plan(4)))
-    assert len(list(backend.crops(plan(4)))) == 1, "it goes on with new pipelines"
+        list(backend.crops(drawn(records, 4)))
+    assert len(list(backend.crops(drawn(records, 4)))) == 1, "it goes on with new pipelines"
 
 
 @pytest.mark.parametrize("ffcv", [True, False])
@@ -130,7 +140,7 @@ def test_dali_never_sees_what_does_not_decode(records: Records, monkeypatch: pyt
     damaged.data = data
     for verify, words in (("off", "does not decode|is damaged: CRC-32"), ("first", "is damaged: CRC-32")):
         fed.clear()
-        stream = DaliBackend(damaged, PARAMS, 2, verify, CPU).crops(plan(4, 4, 4, 4))
+        stream = DaliBackend(damaged, PARAMS, 2, verify, CPU).crops(drawn(records, 4, 4, 4, 4))
         assert [len(next(stream)[0]) for _ in range(2)] == [4, 4]
         with pytest.raises(UserError, match=rf"record 9 \(key {records.keys[9]}, 9.jpg\) ({words})"):
             next(stream)
@@ -144,8 +154,7 @@ def test_a_gpu_decodes_nearly_the_same_pixels(records: Records, hw_decoder_load:
     cuda = torch.device("cuda")
     finish = Finish([0.5] * 3, [0.2] * 3, cuda, channels_last=True)
     positions, views = np.arange(N), np.arange(N, dtype=np.int32)
-    reference = np.empty((N, 24, 24, 3), np.uint8)
-    ReferenceBackend(records, PARAMS, 1, "first").load(positions, views, reference)
+    reference = expected_of(records, PARAMS, Plan(positions, views))
     busy, shown = torch.ones(4096, 4096, device=cuda), []
     for batch in (4, 30):
         loader = Loader(

@@ -11,9 +11,11 @@ from PIL import Image
 
 from pipelines import libffcv
 from pipelines.augment.recipe import Recipe, view_params
+from pipelines.augment.transforms import draw
 from pipelines.backends import ffcv as ffcv_backend
 from pipelines.backends.ffcv import FFCVBackend
 from pipelines.backends.reference import ReferenceBackend
+from pipelines.batch import Plan
 from pipelines.errors import UserError
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
@@ -29,15 +31,18 @@ import numba, numpy as np
 from pipelines.backends.ffcv import FFCVBackend
 from pipelines.records import Records
 from pipelines.augment import Recipe, view_params
+from pipelines.augment.transforms import draw
+from pipelines.batch import Plan
 
 records = Records(sys.argv[1])
-positions, views = np.arange(len(records)).repeat(20), np.zeros(20 * len(records), np.int32)
+positions = np.arange(len(records)).repeat(20)
+boxes = draw(view_params(Recipe(size=16), 0), records, Plan(positions, np.zeros(len(positions), np.int32))).boxes
 
 def load():
-    backend = FFCVBackend(records, view_params(Recipe(size=16), 0), 2, "always")
+    backend = FFCVBackend(records, 2, "always")
     out = np.empty((len(positions), 16, 16, 3), np.uint8)
     for _ in range(30):
-        backend.load(positions, views, out)
+        backend.load(positions, boxes, out)
 
 threads = [threading.Thread(target=load) for _ in range(3)]
 for thread in threads:
@@ -63,21 +68,27 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
     return Records(folder / "sizes.beton")
 
 
+def boxes_of(records: Records, *positions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions, and the boxes of their first view."""
+    plan = Plan(np.array(positions), np.zeros(len(positions), np.int32))
+    return plan.positions, draw(PARAMS, records, plan).boxes
+
+
 @needs_ffcv
 def test_scratch_grows_with_the_images_of_a_batch(records: Records) -> None:
     """One at a time, so that it grows in the middle of a file; each against the oracle."""
-    ours, oracle = FFCVBackend(records, PARAMS, 2, "first"), ReferenceBackend(records, PARAMS, 1, "first")
+    ours, oracle = FFCVBackend(records, 2, "first"), ReferenceBackend(records, 1, "first")
     rows, sizes = [], []
     for position in range(len(records)):
         found, expected = np.empty((2, 1, 16, 16, 3), np.uint8)
         for backend, out in ((ours, found), (oracle, expected)):
-            backend.load(np.array([position]), np.zeros(1, np.int32), out)
+            backend.load(*boxes_of(records, position), out)
         assert np.abs(found.astype(int) - expected).max() <= 6, "smooth pictures: the two decoders are close"
         rows.append(found)
         sizes.append(ours._scratch.shape[1])
     assert sizes == [3 * 600, 3 * 2400, 3 * 9600, 3 * 153600, 3 * 153600, 3 * 153600]
     together = np.empty((6, 16, 16, 3), np.uint8)
-    FFCVBackend(records, PARAMS, 2, "first").load(np.arange(6), np.zeros(6, np.int32), together)
+    FFCVBackend(records, 2, "first").load(*boxes_of(records, *range(6)), together)
     np.testing.assert_array_equal(together, np.concatenate(rows))
 
 
@@ -85,10 +96,10 @@ def test_scratch_grows_with_the_images_of_a_batch(records: Records) -> None:
 def test_the_decoder_leaves_nothing_of_the_image_before(records: Records) -> None:
     """A small image after a large one in the same scratch memory, against the same image alone."""
     alone, after = np.empty((2, 1, 16, 16, 3), np.uint8)
-    FFCVBackend(records, PARAMS, 1, "first").load(np.array([5]), np.zeros(1, np.int32), alone)
-    backend = FFCVBackend(records, PARAMS, 1, "first")
+    FFCVBackend(records, 1, "first").load(*boxes_of(records, 5), alone)
+    backend = FFCVBackend(records, 1, "first")
     for position in (3, 5):
-        backend.load(np.array([position]), np.zeros(1, np.int32), after)
+        backend.load(*boxes_of(records, position), after)
     np.testing.assert_array_equal(alone, after)
 
 
@@ -109,9 +120,9 @@ def test_a_library_that_does_not_load_is_a_users_error(
     broken = tmp_path / "_libffcv.so"
     broken.write_bytes(b"not a library")
     for path in (broken, None):
-        monkeypatch.setattr(ffcv_backend, "library_path", lambda path=path: path)
+        monkeypatch.setattr(libffcv, "library_path", lambda path=path: path)
         with pytest.raises(UserError, match="tools/setup.sh.*data.backend=reference"):
-            FFCVBackend(records, PARAMS, 1, "first")
+            FFCVBackend(records, 1, "first")
 
 
 @needs_ffcv

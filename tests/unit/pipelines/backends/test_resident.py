@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from pipelines.augment.recipe import Recipe, view_params
+from pipelines.augment.transforms import draw
 from pipelines.backends.resident import ResidentBackend, resident_bytes
+from pipelines.batch import Plan
 from pipelines.errors import UserError
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
@@ -46,16 +48,16 @@ def test_verify_off_uses_the_bytes_as_they_are(records: Records) -> None:
 
 
 def test_the_file_is_not_needed_afterwards(records: Records) -> None:
-    backend = ResidentBackend(
-        records, view_params(Recipe(crop="pad_crop", size=8, pad=0, flip=False), 0), 1, "first", CPU
-    )
+    params = view_params(Recipe(crop="pad_crop", size=8, pad=0, flip=False), 0)
+    backend = ResidentBackend(records, params, 1, "first", CPU)
     expected = np.stack([records.payload(i).reshape(8, 8, 3) for i in range(N)])
     damage(records, 3)
-    plan = [(np.arange(N), np.zeros(N, np.int32))]
-    [(pixels, _)] = list(backend.crops(plan))
+    plan = Plan(np.arange(N), np.zeros(N, np.int32))
+    batches = [(plan, draw(params, records, plan))]
+    [(pixels, *_)] = list(backend.crops(batches))
     np.testing.assert_array_equal(pixels.numpy(), expected)
     pixels.zero_()
-    [(again, _)] = list(backend.crops(plan))
+    [(again, *_)] = list(backend.crops(batches))
     np.testing.assert_array_equal(again.numpy(), expected)
 
 

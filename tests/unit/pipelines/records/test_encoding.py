@@ -37,7 +37,7 @@ def named(*fates: str) -> list[str]:
 def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test with libffcv, or as on a machine without FFCV."""
     if request.param == "pillow":
-        monkeypatch.setattr(encoding, "_libffcv", lambda: None)
+        monkeypatch.setattr(encoding.libffcv, "decoder", lambda: None)
     return request.param
 
 
@@ -81,7 +81,7 @@ def test_what_is_stored_shows_the_picture(name: str, decoder: str) -> None:
 def test_libffcv_and_pillow_show_the_same_picture(name: str) -> None:
     """Another inverse DCT, in libffcv a fast one: measured 1.43 levels in the mean, 13 at most."""
     stored = store_file(FILES[name].data, AS_THEY_ARE)
-    found = encoding.libffcv_pixels(bytes(stored.payload), stored.stored_width, stored.stored_height)
+    found = encoding.libffcv.pixels(bytes(stored.payload), stored.stored_width, stored.stored_height)
     assert found is not None
     difference = np.abs(found - unpacked(bytes(stored.payload)))
     assert difference.mean() < 1.8 and difference.max() <= 16
@@ -126,7 +126,7 @@ def test_a_folder_of_odd_files(tmp_path: Path) -> None:
 def test_a_jpeg_with_warnings_is_kept_only_without_libffcv(monkeypatch: pytest.MonkeyPatch) -> None:
     data = PLAIN[:-2] + bytes(range(1, 40)) + PLAIN[-2:]  # extraneous bytes before the end marker
     assert store_file(data, AS_THEY_ARE).payload != data
-    monkeypatch.setattr(encoding, "_libffcv", lambda: None)
+    monkeypatch.setattr(encoding.libffcv, "decoder", lambda: None)
     assert store_file(data, AS_THEY_ARE).payload == data
 
 
@@ -294,7 +294,7 @@ def test_damage(tmp_path: Path, decoder: str) -> None:
 def test_what_only_pillow_decodes_is_damaged_where_ffcv_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = one_record(tmp_path / "a.beton", PLAIN[:-2] + bytes(range(1, 40)) + PLAIN[-2:])
     assert damage(opened, 0) == "libffcv does not decode it"
-    monkeypatch.setattr(encoding, "_libffcv", lambda: None)
+    monkeypatch.setattr(encoding.libffcv, "decoder", lambda: None)
     assert damage(opened, 0) is None
 
 

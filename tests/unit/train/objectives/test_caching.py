@@ -273,11 +273,11 @@ def test_a_cell_that_somebody_else_finished_is_left_out(made, records: Records, 
     cells = writer.missing(3)
     by_key = np.argsort(records.keys)
     plan = _plan(writer, cells, by_key, BLOCK_ROWS)
-    first, _ = next(plan)
+    first = next(plan).positions
     for view, block in ((0, 1), (2, 0)):
         keys = writer.rows["key"][writer.block_rows(block)]
         writer.write((view, block), np.zeros((len(keys), CLASSES), np.float32), prints_of(keys, view))
-    rest = [(int(views[0]), len(positions)) for positions, views in plan]
+    rest = [(int(item.views[0]), len(item.positions)) for item in plan]
     assert len(first) == BLOCK_ROWS
     assert rest == [(1, BLOCK_ROWS), (1, COUNT - BLOCK_ROWS), (2, COUNT - BLOCK_ROWS)]
 

@@ -11,7 +11,7 @@ import torch
 from models.registry import build_model
 from pipelines.augment.finish import Finish
 from pipelines.augment.recipe import Recipe
-from pipelines.batch import Batch
+from pipelines.batch import Batch, Plan
 from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.logits import CacheWriter, Ensemble, LogitCache
@@ -41,7 +41,7 @@ def loader_of(records: Records) -> Loader:
 
 def some_batches(records: Records, count: int = 1, size: int = 8) -> list[Batch]:
     """Batches of all positions in turn, of views 0 to 2."""
-    plan = [((np.arange(size) + i * size) % len(records), np.full(size, i % 3, np.int32)) for i in range(count)]
+    plan = [Plan((np.arange(size) + i * size) % len(records), np.full(size, i % 3, np.int32)) for i in range(count)]
     return list(loader_of(records).stream(plan))
 
 
@@ -192,7 +192,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory, records: Records) -> 
     writer = CacheWriter(tmp_path_factory.mktemp("caches"), "t", identity, records.rows())
     by_key = np.argsort(records.keys)
     for number in range(3):
-        plan = [(by_key, np.full(len(by_key), number, np.int32))]
+        plan = [Plan(by_key, np.full(len(by_key), number, np.int32))]
         (batch,) = loader_of(records).stream(plan)
         logits = np.random.default_rng(number).normal(0, 3, (len(by_key), 5)).astype(np.float32)
         writer.write((number, 0), logits, Fingerprinter()(batch.pixels))

@@ -207,8 +207,10 @@ def test_a_run_that_shows_everything_is_the_run_that_shows_nothing(tiny: Path, t
     assert lines[1][0]["of_ceiling"] is None and "of the ceiling)" in said and "ceiling: " in said
     assert (seen / "trace_3-4.json").exists() and not list(plain.glob("trace*"))
     records = Records(tiny / "train.beton")
-    ((positions, views),) = TrainOrder(records.keys, 0, 16, 2, 0, 1, labels=records.labels).plan(0, 1)
+    (plan,) = TrainOrder(records.keys, 0, 16, 2, 0, 1, labels=records.labels).plan(0, 1)
     captions = json.loads(Image.open(seen / "first_batch.png").text["images"])  # type: ignore[attr-defined]
-    assert [caption["key"] for caption in captions] == records.keys[positions].tolist()
-    assert [caption["view"] for caption in captions] == views.tolist()
-    assert [caption["class"] for caption in captions] == [records.class_names[i] for i in records.labels[positions]]
+    assert [caption["key"] for caption in captions] == records.keys[plan.positions].tolist()
+    assert [caption["view"] for caption in captions] == plan.views.tolist()
+    assert [caption["class"] for caption in captions] == [
+        records.class_names[i] for i in records.labels[plan.positions]
+    ]

@@ -1,0 +1,67 @@
+"""The list of transforms: identities as they stand in caches on disk, and the draws of a batch."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.augment.colour import colours
+from pipelines.augment.geometry import view_box
+from pipelines.augment.recipe import Recipe, view_params
+from pipelines.augment.transforms import TRANSFORMS, draw, identity
+from pipelines.batch import Draws, Plan
+from pipelines.records.reader import Records
+from pipelines.records.writing import Sample, write_records
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"crop": "pad_crop", "size": 32}, {"crop": "pad_crop", "size": 32, "flip": True, "pad": 4}),
+        (
+            {"jitter": [0.4, 0.4, 0.0]},
+            {
+                "crop": "random_resized_crop",
+                "size": 224,
+                "flip": True,
+                "scale": [0.08, 1.0],
+                "ratio": [0.75, 4 / 3],
+                "jitter": [0.4, 0.4, 0.0],
+            },
+        ),
+        ({"crop": "resize_crop"}, {"crop": "resize_crop", "size": 224, "flip": True, "short_side": 256}),
+        ({"crop": "center", "flip": False}, {"crop": "center", "size": 224, "flip": False, "short_side": 256}),
+    ],
+)
+def test_identities_are_those_of_the_caches_on_disk(settings: dict[str, Any], expected: dict[str, Any]) -> None:
+    """In this order too, in which the benchmark prints them."""
+    assert list(identity(Recipe(**settings)).items()) == list(expected.items())
+
+
+def test_no_two_transforms_say_the_same() -> None:
+    recipe = Recipe(jitter=[0.1, 0.2, 0.3])
+    said = [name for transform in TRANSFORMS.values() for name in transform.identity(recipe)]
+    assert len(said) == len(set(said))
+    assert tuple(TRANSFORMS) == Draws._fields
+
+
+@pytest.mark.parametrize("jitter", [[0.0, 0.0, 0.0], [0.0, 0.3, 0.0]])
+def test_a_batch_is_drawn_row_by_row(tmp_path: Path, jitter: list[float]) -> None:
+    """Each view as it is drawn alone, wherever the sample lies in the file and in the batch."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (9 + i, 30 - i, 3), np.uint8) for i in range(12)]
+    write_records(tmp_path / "r.beton", [Sample(f"{i}", 0, x) for i, x in enumerate(images)], ["a"], kind="test")
+    records, params = Records(tmp_path / "r.beton"), view_params(Recipe(size=8, jitter=jitter), 3)
+    plan = Plan(np.array([7, 0, 7, 11]), np.array([2, 2, 5, 0], np.int32))
+    found = draw(params, records, plan)
+    assert found.boxes.dtype == np.int32
+    for row, (i, view) in enumerate(zip(plan.positions, plan.views, strict=True)):
+        size = records.widths[i], records.heights[i]
+        assert found.boxes[row].tolist() == list(view_box(params, records.keys[i], view, *size, *size))
+    if not any(jitter):
+        assert found.colours is None
+        return
+    assert found.colours is not None
+    for got, expected in zip(found.colours, colours(params, records.keys[plan.positions], plan.views), strict=True):
+        np.testing.assert_array_equal(got, expected)
