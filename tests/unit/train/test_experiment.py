@@ -104,7 +104,7 @@ def refused(work: Path, script: str, *arguments: object, apart: bool = False) ->
 
 
 def test_refusals_are_one_line(work: Path, tiny: Path, tmp_path: Path) -> None:
-    """Each mistake of issue 2's list, and more: what was given, and what to type."""
+    """Every mistake that settings can make: what was given, and what to type."""
     dive, cached = work / "dive.yaml", "cache.paths=[caches]"
     assert "optim.lr" in refused(work, "distill", dive, cached, "optim.lrr=1", apart=True)
     assert "nothere.beton" in refused(work, "distill", dive, cached, "data.train=nothere.beton")
