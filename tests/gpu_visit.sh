@@ -17,7 +17,9 @@ mkdir -p "$work"
 
 step_tests() {
     "$python" -m pytest -q -m gpu --durations=10 &&
-        "$python" -m pytest -q tests/test_{loader,dali_backend,finish,caching,experiment,evaluation,checkpoint,tracking}.py
+        "$python" -m pytest -q tests/unit/pipelines/{test_loader,backends/test_dali,augment/test_finish}.py \
+            tests/unit/train/{test_experiment,objectives/test_caching,run/test_checkpoint,watch/test_tracking}.py \
+            tests/unit/train/evaluation
 }
 
 step_records() {
@@ -33,7 +35,7 @@ from drills.long import imagenet_list; imagenet_list(Path('$samples'), Path('$wo
 
 step_parity() { "$python" tests/studies/parity.py "$work/whole.beton" --device cuda --markdown "$out/parity_cuda.md"; }
 
-# Issue 3, check 6: (c)/(b) and (d)/(b) at least 0.97, (d)/(e) at least 1.25, for both networks and both backends.
+# Expected: (c)/(b) and (d)/(b) at least 0.97, (d)/(e) at least 1.25, for both networks and both backends.
 step_bench() {
     local network backend
     for network in ${NETWORKS:-resnet50 resnext50_32x4d}; do
@@ -45,8 +47,8 @@ step_bench() {
     done
 }
 
-# What compilation, CUDA graphs and deterministic=true do to the speed of CIFAR's small step and of ResNet-50's; issue 5 asks for
-# the cost of the last. The runs say images/s and the share of the ceiling.
+# What compilation, CUDA graphs and deterministic=true do to the speed of CIFAR's small step and of ResNet-50's. The runs
+# say images/s and the share of the ceiling.
 step_modes() {
     local mode name
     for mode in "compile=false" "compile=true" "compile=true compile_mode=reduce-overhead" "compile=true deterministic=true"; do
@@ -66,8 +68,8 @@ step_modes() {
     done
 }
 
-# Issue 6: all rows, several seeds at once; goes on from call to call as long as the machine is kept. The device's tool kills a
-# command after ten minutes: it is asked to stop before, so that the trainings are saved and the table is written.
+# All rows, several seeds at once; goes on from call to call as long as the folder is kept. It is asked to stop after LIMIT
+# seconds, for machines that are lent for ten minutes at a time: the trainings are saved then, and the table is written.
 step_reproduce() {
     local code=0
     timeout --signal=INT "${LIMIT:-540}" "$python" tools/reproduce.py cifar100-lt --archive "$archive" --out "$work/reproduce" \

@@ -85,7 +85,7 @@ def curve(run: Path) -> list[tuple[int, float]]:
 
 
 def cifar_cached_equals_online(archive: Path, folder: Path) -> None:
-    """Issue 2, check 4: 170 steps on CIFAR-100-LT, ResNet-32, fp32, not compiled."""
+    """Cached targets against the teacher online: 170 steps on CIFAR-100-LT, ResNet-32, fp32, not compiled."""
     from helpers.launch import run
 
     folder.mkdir(exist_ok=True)
@@ -125,7 +125,7 @@ def imagenet_list(samples: Path, path: Path) -> None:
 
 
 def imagenet_full_pass(samples: Path, folder: Path) -> None:
-    """Issue 3, check 7: the ImageNet-LT configurations at 64 pixels on real JPEGs, 2 epochs, killed and resumed, evaluated."""
+    """The ImageNet-LT configurations at 64 pixels on real JPEGs, 2 epochs, killed and resumed, evaluated."""
     from helpers.launch import finish, run, start
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def imagenet_full_pass(samples: Path, folder: Path) -> None:
 
 
 def cache_kills_and_damages(folder: Path) -> None:
-    """Issue 4, checks 1 and 2: 200 kills over two writers under a third process's eyes; 540 random damages."""
+    """200 kills over two writers under a third process's eyes; 540 random damages."""
     from drills.cache_drills import HARMS, accepted_damage, kill_writers
     from helpers.launch import run, tiny_config, write_tiny
     from helpers.small_caches import make_cache, make_records, some_samples
@@ -209,7 +209,7 @@ def tiny_records(folder: Path) -> Path:
 
 
 def runs_killed(folder: Path) -> None:
-    """Issue 5, check 1: each kind of run killed 20 times at random moments, many of them while it saves, against a calm one."""
+    """Each kind of run killed 20 times at random moments, many of them while it saves, against a calm one."""
     from drills.run_drills import VARIANTS, different, killed_until_done, outcome, prepare
     from helpers.launch import run
 
@@ -226,7 +226,7 @@ def runs_killed(folder: Path) -> None:
 
 
 def runs_stopped_compiled(folder: Path) -> None:
-    """Issue 5, checks 1 and 3: SIGTERM from the start on, mostly while it compiles; and five kills of a compiled run."""
+    """SIGTERM from the start on, mostly while it compiles; and five kills of a compiled run."""
     from drills.run_drills import VARIANTS, different, killed_until_done, outcome, prepare
     from helpers.launch import finish, run, start
 
@@ -259,7 +259,7 @@ def runs_stopped_compiled(folder: Path) -> None:
 
 
 def memory_stays_flat(folder: Path) -> None:
-    """Issue 5, check 4: resident memory over 2,000 steps on each backend, from the end of the first epoch on."""
+    """Resident memory over 2,000 steps on each backend, from the end of the first epoch on."""
     from drills.run_drills import VARIANTS, prepare, resident_memory, slope
 
     tiny = tiny_records(folder)

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -105,3 +106,25 @@ def _run_here(script: str, arguments: list[str], cwd: Path) -> subprocess.Comple
         sys.argv = argv
         torch.set_num_threads(threads)
     return subprocess.CompletedProcess(sys.argv, code, out.getvalue(), err.getvalue())
+
+
+def result(folder: Path, name: str) -> dict:
+    """result.json of a run below `folder`."""
+    return json.loads((folder / "runs" / name / "result.json").read_text())
+
+
+def losses(folder: Path, name: str) -> list[float]:
+    """The losses in the metrics of a run below `folder`."""
+    lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+
+
+def refused(work: Path, script: str, *arguments: object, apart: bool = False) -> str:
+    """The one line of a refusal: exit code 2, no traceback, no run directory left behind."""
+    runs = sorted(work.glob("runs/*"))
+    done = run(script, *arguments, cwd=work, check=False, apart=apart)
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in done.stderr + done.stdout
+    assert sorted(work.glob("runs/*")) == runs
+    return lines[0]

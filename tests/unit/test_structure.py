@@ -1,4 +1,4 @@
-"""Holds the repository to its own rules: imports, short entry scripts, no unsafe loads, no machine paths.
+"""Holds the repository to its own rules: imports, short scripts, the tests' places, no unsafe loads, no machine paths.
 
 Each checker is a function of source text, tested on a made-up offender first: none of them can pass for ever.
 """
@@ -24,6 +24,9 @@ BUILT = ("build", "dist")  # by pip, and ignored by git
 ENTRY_SCRIPTS = ("distill", "teacher", "cache_logits", "evaluate")
 ENTRY_MODULES = {f"train.{name}" for name in ENTRY_SCRIPTS}
 ENTRY_LINES = 130
+COMMANDS = ("bench", "convert", "demo", "logits", "reproduce")  # what is run by name in tools/
+COMMAND_LINES = 120
+SCRIPTS = ENTRY_MODULES | {f"tools.{name}" for name in COMMANDS}
 UNSAFE_LOADS = {
     "pickle.load",
     "pickle.loads",
@@ -33,6 +36,14 @@ UNSAFE_LOADS = {
     "torch.load",
 }
 MACHINE_PATH = re.compile(r"(?<![\w.$}])/(?:work|farm|root|tmp|nas|home/\w+)/\w")
+# How the work was ordered or by whom it was done; what is shown stands on its own.
+ORIGINS = re.compile(
+    r"(?i)\b(?:issues?|checks?|tasks?)\s+#?\d|\b(?:issue|task) asks\b|\b(?:sub)?agents?\b|\bchat session"
+)
+TESTS_OF_NO_MODULE = {
+    "test_structure": "is about all of them",
+    "tools/test_setup": "tools/setup.sh, tools/test.sh and tools/demo.sh are no modules",
+}
 TEXT_SUFFIXES = {".py", ".sh", ".yaml", ".yml", ".md", ".cfg", ".toml", ".txt", ""}
 
 
@@ -55,13 +66,25 @@ def imported(source: str, package: str) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")
-            prefix = parents[: len(parents) - node.level + 1] if node.level else []
-            base = ".".join([*prefix, *([node.module] if node.module else [])])
+            base = absolute(node, package)
             yield node.lineno, base
             yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
-        elif isinstance(node, ast.Call) and dotted(node.func).endswith(("import_module", "__import__")):
-            yield from ((node.lineno, str(arg.value)) for arg in node.args[:1] if isinstance(arg, ast.Constant))
+        elif isinstance(node, ast.Call):
+            yield from ((node.lineno, module) for module in dynamic(node))
+
+
+def absolute(node: ast.ImportFrom, package: str) -> str:
+    """What `from ... import` in a module of `package` takes from."""
+    parents = package.split(".")
+    prefix = parents[: len(parents) - node.level + 1] if node.level else []
+    return ".".join([*prefix, *([node.module] if node.module else [])])
+
+
+def dynamic(node: ast.Call) -> list[str]:
+    """The module of `importlib.import_module("a.b")`."""
+    if not dotted(node.func).endswith(("import_module", "__import__")):
+        return []
+    return [str(arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant)]
 
 
 def import_violations(source: str, package: str) -> list[str]:
@@ -70,9 +93,70 @@ def import_violations(source: str, package: str) -> list[str]:
         {
             f"line {line}: {package} imports {module}"
             for line, module in imported(source, package)
-            if module.split(".")[0] in FORBIDDEN[top] or module in ENTRY_MODULES
+            if module.split(".")[0] in FORBIDDEN[top] or module in SCRIPTS
         }
     )
+
+
+def import_circles(modules: dict[str, str]) -> list[list[str]]:
+    """Sets of modules that import each other, directly or through others, anywhere in their text; modules: {name: source}.
+
+    `from package import name` is an import of the module package.name if there is one, and of the package's own otherwise.
+    """
+    graph = {name: _imports_of(name, source, modules) for name, source in modules.items()}
+    number: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(name: str) -> None:  # Tarjan's strongly connected components
+        number[name] = low[name] = len(number)
+        stack.append(name)
+        for other in graph[name]:
+            if other not in number:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], number[other])
+        if low[name] == number[name]:
+            circle = stack[stack.index(name) :]
+            del stack[-len(circle) :]
+            if len(circle) > 1 or name in graph[name]:
+                found.append(sorted(circle))
+
+    for name in modules:
+        if name not in number:
+            visit(name)
+    return found
+
+
+def _imports_of(name: str, source: str, modules: dict[str, str]) -> set[str]:
+    is_package = any(other.startswith(f"{name}.") for other in modules)
+    package = name if is_package else name.rpartition(".")[0]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            base = absolute(node, package)
+            found |= {one if (one := f"{base}.{alias.name}") in modules else base for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Call):
+            found |= set(dynamic(node))
+    return found & set(modules)
+
+
+def names_of_modules(packages: tuple[str, ...]) -> dict[str, str]:
+    """{dotted name: source} of all modules; a package's own is its __init__.py."""
+    found = {}
+    for path in (path for package in packages for path in sources(package)):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text()
+    return found
+
+
+def without_a_module(tests: list[str], modules: set[str]) -> list[str]:
+    """Tests `a/b/test_c` below tests/unit whose module or package a.b.c does not exist."""
+    return [test for test in tests if test.replace("/test_", "/").replace("/", ".") not in modules]
 
 
 def aliases(tree: ast.Module) -> dict[str, str]:
@@ -133,6 +217,8 @@ def repository_texts() -> list[Path]:
         ("train", "from train import distill", "train.distill"),
         ("train", "from . import evaluate", "train.evaluate"),
         ("tools", "import train.cache_logits", "train.cache_logits"),
+        ("tools.paper", "from tools import convert", "tools.convert"),
+        ("tools.paper", "def f():\n    from ..logits import main", "tools.logits"),
         ("pipelines", "from tools import cifar", "tools"),
         ("tools", "from helpers.launch import run", "helpers.launch"),
         ("train", "import tests.drills", "tests.drills"),
@@ -181,6 +267,58 @@ def test_the_table_covers_all_code() -> None:
     assert all((ROOT / folder.replace(".", "/") / "__init__.py").is_file() for folder in folders)
     rows = re.findall(r"^\| `(\w+)/` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
     assert rows == [*PACKAGES, "configs", "tests"]
+
+
+@pytest.mark.parametrize(
+    ("modules", "circle"),
+    [
+        (
+            {"p.a": "import p.b", "p.b": "def f():\n    from p import c", "p.c": "from p.a import x"},
+            ["p.a", "p.b", "p.c"],
+        ),
+        ({"p": "from p.a import x", "p.a": "from p import x"}, ["p", "p.a"]),
+        ({"p": "", "p.a": "from . import b", "p.b": "from .a import x"}, ["p.a", "p.b"]),
+        ({"p": "from p.a import x", "p.a": "from p import b", "p.b": ""}, None),
+        ({"p.a": "import p.b, torch", "p.b": "from q import c", "p.c": "import p.a"}, None),
+    ],
+)
+def test_circle_checker_sees_offenders(modules: dict[str, str], circle: list[str] | None) -> None:
+    assert import_circles(modules) == ([circle] if circle else [])
+
+
+def test_no_module_imports_in_a_circle() -> None:
+    modules = names_of_modules(PACKAGES)
+    assert "pipelines.logits.reader" in modules and "train.run" in modules
+    assert import_circles(modules) == []
+
+
+def test_the_tests_lie_as_the_product_does() -> None:
+    """tests/unit/a/b/test_c.py is about a/b/c.py, or about the folder a/b/c."""
+    assert without_a_module(["a/test_b", "a/test_c", "test_a"], {"a", "a.b"}) == ["a/test_c", "test_a"]
+    unit = ROOT / "tests" / "unit"
+    tests = [path.relative_to(unit).with_suffix("").as_posix() for path in sorted(unit.rglob("test_*.py"))]
+    assert without_a_module(tests, set(names_of_modules(PACKAGES))) == sorted(TESTS_OF_NO_MODULE)
+
+
+def test_no_text_says_who_ordered_or_did_the_work() -> None:
+    made_up = (" ".join(["See", "issue", "7"]), " ".join(["#", "check", "3:"]), "an" + " agent")
+    assert all(ORIGINS.search(text) for text in made_up)
+    assert not any(ORIGINS.search(text) for text in ("it checks them", "ignore[reportAttributeAccessIssue]"))
+    for path in repository_texts():
+        found = [line for line in path.read_text(errors="replace").splitlines() if ORIGINS.search(line)]
+        assert found == [], path
+
+
+def test_the_command_lines_are_those_of_the_table() -> None:
+    assert {path.stem for path in sources("tools") if '"__main__"' in path.read_text()} == set(COMMANDS)
+    assert all((ROOT / "tools" / f"{name}.py").is_file() for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_lines_are_short(name: str) -> None:
+    """They read the command line and say what came of it; the work is done in the folders beside them."""
+    lines = (ROOT / "tools" / f"{name}.py").read_text().splitlines()
+    assert 0 < len(lines) <= COMMAND_LINES
 
 
 def test_the_entry_scripts_are_those_of_the_table() -> None:

@@ -1,23 +1,16 @@
-"""The loop's own small parts: what is periodic, sums on the device, the step whose loss was not finite."""
+"""The training loop: what is periodic, what is saved and resumed, and how a bad step ends it."""
 
 import json
 import math
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from accelerate import Accelerator
 from helpers.launch import run, tiny_config
-from PIL import Image
 
-from pipelines.records.encoding import AS_THEY_ARE, Encoding
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
 from train import loop
 from train.loop import due
-from train.meters import Meters, NotFinite
 from train.run.checkpoint import load_latest
 
 
@@ -25,25 +18,6 @@ def test_due() -> None:
     assert [n for n in range(1, 11) if due(n, 3, 10)] == [3, 6, 9, 10]
     assert [n for n in range(1, 11) if due(n, 5, 10)] == [5, 10]  # the end and the period coincide: once
     assert [n for n in range(1, 11) if due(n, 0, 10)] == [10]
-
-
-def test_meters_average_between_reads() -> None:
-    meters, accelerator = Meters(torch.device("cpu")), Accelerator(cpu=True)
-    for step, loss in enumerate([1.0, 2.0, 6.0]):
-        meters.add(step, torch.tensor(loss), {"kl": torch.tensor(loss / 2)})
-    assert meters.read(accelerator) == {"loss": 3.0, "kl": 1.5}
-    meters.add(3, torch.tensor(5.0), {"kl": torch.tensor(0.0)})
-    assert meters.read(accelerator) == {"loss": 5.0, "kl": 0.0}
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_the_first_step_that_was_not_finite_is_named(value: float) -> None:
-    meters = Meters(torch.device("cpu"))
-    for step, loss in enumerate([1.0, value, 2.0, value]):
-        meters.add(step, torch.tensor(loss), {})
-    with pytest.raises(NotFinite) as found:
-        meters.read(Accelerator(cpu=True))
-    assert found.value.step == 1
 
 
 def test_a_diverging_run_stops_and_keeps_no_bad_checkpoint(tiny: Path, tmp_path: Path) -> None:
@@ -157,24 +131,6 @@ def test_resume_never_and_from_another_runs_checkpoint(tiny: Path, tmp_path: Pat
     assert other.returncode == 2 and "does not fit model.name" in other.stderr
 
 
-def test_moved_records_and_teacher_are_recognised(tiny: Path, tmp_path: Path) -> None:
-    """Their paths may change in mid-run, what they hold may not."""
-    config = tiny_config(tmp_path, tiny, "dive", "  tau: 3\n")
-    run("teacher", config, "run=t", "distill.method=bsce", "distill.tau=null", cwd=tmp_path)
-    run("teacher", config, "run=u", "distill.method=bsce", "distill.tau=null", "seed=1", cwd=tmp_path)
-    moved = tmp_path / "moved.beton"
-    shutil.copy(tiny / "train.beton", moved)
-    stopped = ["run=s", "distill.teacher=t"]
-    run("distill", config, *stopped, cwd=tmp_path)
-    for name in ("result.json", "model.json"):  # as if it had been killed before its end
-        (tmp_path / "runs/s" / name).unlink()
-    shutil.copytree(tmp_path / "runs/t", tmp_path / "elsewhere")
-    other = run("distill", config, "run=s", "distill.teacher=u", cwd=tmp_path, check=False)
-    assert other.returncode == 2 and "other teachers" in other.stderr
-    done = run("distill", config, "run=s", f"data.train={moved}", "distill.teacher=./elsewhere", cwd=tmp_path)
-    assert "distill.teacher: t -> ./elsewhere" in done.stdout
-
-
 def test_a_training_in_steps_ends_within_an_epoch(tiny: Path, tmp_path: Path) -> None:
     """17 steps, 7 an epoch: the last is logged and saved, evaluation goes by steps, a resumed run says how far it was."""
     length = ["schedule.epochs=null", "schedule.steps=17", "schedule.per=step", "eval.every_steps=5"]
@@ -233,42 +189,3 @@ def test_the_best_is_saved_when_it_is_found_and_means_one_run_and_split(tiny: Pa
     run("teacher", config, "run=a", *given, "save.keep_best=test_split_knowingly", cwd=tmp_path)
     found = load_latest(tmp_path / "runs/a")
     assert found is not None and (found.state["best"] is None or found.state["best"][2] == "test_split_knowingly")
-
-
-def test_a_run_does_not_change_from_a_teacher_to_a_cache_of_another(tiny: Path, tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, tiny, "dive", "  tau: 3\n")
-    for name, seed in (("t", 0), ("u", 1)):
-        run("teacher", config, f"run={name}", "distill.method=bsce", "distill.tau=null", f"seed={seed}", cwd=tmp_path)
-    run("cache_logits", config, "distill.teacher=u", cwd=tmp_path)
-    run("distill", config, "run=s", "distill.teacher=t", cwd=tmp_path)
-    for name in ("result.json", "model.json"):
-        (tmp_path / "runs/s" / name).unlink()
-    other = run("distill", config, "run=s", "cache.paths=[caches]", cwd=tmp_path, check=False)
-    assert other.returncode == 2 and "other teachers" in other.stderr
-
-
-def test_the_same_images_stored_otherwise_are_other_records(tmp_path: Path) -> None:
-    """Their digest, of the originals, is the same."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (40, 40, 40, 3), np.uint8)
-    for image, i in zip(images, range(40), strict=True):
-        (tmp_path / f"images/c{i % 2}").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(tmp_path / f"images/c{i % 2}/{i}.png")
-    for name, encoding in (("whole", AS_THEY_ARE), ("small", Encoding(short_side=24))):
-        write_records(
-            tmp_path / f"{name}.beton",
-            [Sample(f"c{i % 2}/{i}", i % 2, tmp_path / f"images/c{i % 2}/{i}.png") for i in range(40)],
-            ["a", "b"],
-            kind="test",
-            encoding=encoding,
-        )
-    config = tmp_path / "c.yaml"
-    config.write_text(
-        "data: {recipe: {crop: random_resized_crop, size: 16, short_side: 18}}\nmodel: {name: resnet20}\n"
-        "optim: {batch: 16}\nschedule: {epochs: 1}\ndistill: {method: ce}\n"
-    )
-    run("teacher", config, "run=r", f"data.train={tmp_path}/whole.beton", cwd=tmp_path)
-    for name in ("result.json", "model.json"):
-        (tmp_path / "runs/r" / name).unlink()
-    other = run("teacher", config, "run=r", f"data.train={tmp_path}/small.beton", cwd=tmp_path, check=False)
-    assert other.returncode == 2 and "data.train stored otherwise" in other.stderr

@@ -1,8 +1,5 @@
-import dataclasses
-import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,59 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from helpers.tensors import assert_same, damage, some_tensors
 
 from pipelines.errors import UserError
-from train.networks.final import load_final, save_final
-from train.networks.info import ModelInfo
 from train.run.checkpoint import Keep, SaveConfig, load_from, load_latest, pointed_at, save
-from train.run.optimizer_state import optimizer_tensors, restore_optimizer
-from train.run.place import run_folder
 
 ROOT = Path(__file__).parents[4]
 
 
-def some_tensors(seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
-    torch.manual_seed(seed)
-    tied = torch.randn(5)
-    return {
-        "model": {
-            "conv.weight": torch.randn(4, 3, 3, 3).contiguous(memory_format=torch.channels_last),
-            "bn.num_batches_tracked": torch.tensor(2**40 + seed),
-            "half": torch.randn(7).bfloat16(),
-            "mask": torch.tensor([True, False, True]),
-            "nan": torch.tensor([float("nan"), float("inf"), -0.0]),
-            "tied.a": tied,
-            "tied.b": tied,
-            "slice": torch.arange(12.0).reshape(3, 4)[:, 1],
-            "empty": torch.empty(0, 3),
-        },
-        "rng": {"cpu": torch.get_rng_state()},
-        "nothing": {},
-    }
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def assert_same(got: dict[str, dict[str, torch.Tensor]], expected: dict[str, dict[str, torch.Tensor]]) -> None:
-    assert got.keys() == expected.keys()
-    for group in expected:
-        assert got[group].keys() == expected[group].keys()
-        for name, tensor in expected[group].items():
-            assert got[group][name].dtype == tensor.dtype and got[group][name].shape == tensor.shape
-            assert bits(got[group][name]) == bits(tensor), name
-
-
 def folders(run: Path) -> list[str]:
     return sorted(os.listdir(run / "checkpoints"))
-
-
-def damage(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 STATE = {
@@ -190,7 +144,7 @@ def test_a_checkpoint_of_a_later_format_is_refused(tmp_path: Path, monkeypatch):
 DRILL = """
 import itertools, os, random, signal, sys, time, torch
 from pathlib import Path
-from train.checkpoint import Keep, load_latest, save
+from train.run.checkpoint import Keep, load_latest, save
 
 def save_for_ever(run, first):
     for step in itertools.count(first):
@@ -272,166 +226,3 @@ def test_another_runs_checkpoint_is_read_by_folder_or_run(tmp_path):
     assert_same(first.tensors, some_tensors(1))
     with pytest.raises(UserError, match="resume=.*: no checkpoint there"):
         load_from(str(tmp_path))
-
-
-# ---- the optimizer ----
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5)).to(
-        memory_format=torch.channels_last
-    )
-
-
-def optimizers(kind: str, model: nn.Module) -> torch.optim.Optimizer:
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim == 1]
-    groups = [
-        {"params": others, "weight_decay": 0.0},
-        {"params": weights, "weight_decay": 1e-2},
-    ]  # not the model's order
-    return {
-        "sgd": lambda: torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True),
-        "plain": lambda: torch.optim.SGD(groups, lr=0.1),
-        "adamw": lambda: torch.optim.AdamW(groups, lr=1e-3),
-    }[kind]()
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, frozen: str | None = None) -> None:
-    for step in steps:
-        images = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        model(images).square().mean().backward()
-        if frozen is not None:
-            model.get_parameter(frozen).grad = None
-        optimizer.step()
-
-
-@pytest.mark.parametrize("kind", ["sgd", "plain", "adamw"])
-@pytest.mark.parametrize("frozen", [None, "4.bias"])
-def test_six_steps_are_three_and_three(tmp_path: Path, kind: str, frozen: str | None):
-    """frozen: a parameter without gradient, so without optimizer state, before the checkpoint."""
-    whole = network()
-    optimizer = optimizers(kind, whole)
-    train(whole, optimizer, range(3), frozen)
-    train(whole, optimizer, range(3, 6))
-
-    first = network()
-    optimizer_1 = optimizers(kind, first)
-    train(first, optimizer_1, range(3), frozen)
-    save(
-        tmp_path,
-        3,
-        {"model": first.state_dict(), "optimizer": optimizer_tensors(first, optimizer_1)},
-        {},
-        keep=Keep(1),
-    )
-
-    second = network()
-    optimizer_2 = optimizers(kind, second)
-    train(second, optimizer_2, range(10, 12))  # state of another past, which must go
-    loaded = load_latest(tmp_path)
-    assert loaded is not None
-    second.load_state_dict(loaded.tensors["model"])
-    restore_optimizer(second, optimizer_2, loaded.tensors["optimizer"])
-    assert_same({"o": optimizer_tensors(second, optimizer_2)}, {"o": loaded.tensors["optimizer"]})
-    train(second, optimizer_2, range(3, 6))
-
-    assert_same({"m": dict(second.state_dict())}, {"m": dict(whole.state_dict())})
-    assert_same({"o": optimizer_tensors(second, optimizer_2)}, {"o": optimizer_tensors(whole, optimizer)})
-
-
-def test_names_and_memory_format_of_optimizer_tensors():
-    model = network()
-    optimizer = optimizers("sgd", model)
-    assert optimizer_tensors(model, optimizer) == {}
-    train(model, optimizer, range(1))
-    tensors = optimizer_tensors(model, optimizer)
-    assert set(tensors) == {f"{name}/momentum_buffer" for name, _ in model.named_parameters()}
-    restore_optimizer(model, optimizer, {name: tensor.contiguous() for name, tensor in tensors.items()})
-    buffer = optimizer.state[model.get_parameter("0.weight")]["momentum_buffer"]
-    assert buffer.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_state_that_does_not_fit_is_refused():
-    model = network()
-    optimizer = optimizers("sgd", model)
-    with pytest.raises(UserError, match="state for '9.weight', which this model does not train"):
-        restore_optimizer(model, optimizer, {"9.weight/momentum_buffer": torch.zeros(3)})
-    with pytest.raises(UserError, match=r"'4.bias' has shape \[3\], the parameter \[5\]"):
-        restore_optimizer(model, optimizer, {"4.bias/momentum_buffer": torch.zeros(3)})
-    optimizer.state[model.get_parameter("4.bias")]["count"] = 3
-    with pytest.raises(TypeError, match="'count' of 4.bias is a int"):
-        optimizer_tensors(model, optimizer)
-
-
-# ---- final weights ----
-
-
-def test_final_weights_round_trip(tmp_path: Path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run = run_folder("teacher")
-    assert run == Path("runs/teacher")
-    run.mkdir(parents=True)
-    info = ModelInfo(
-        architecture="resnet32",
-        class_names=["a", "b"],
-        mean=[0.1, 0.2, 0.3],
-        std=[1.0, 1.0, 1.0],
-        input_size=32,
-        method="ce",
-    )
-    weights = some_tensors()["model"]
-    save_final(run, weights, info)
-    for given in (
-        "teacher",
-        "runs/teacher",
-        str(run.resolve()),
-        run,
-        "runs/teacher/",
-        "runs/teacher/model.safetensors",
-    ):
-        state, read = load_final(given)
-        assert read == info
-        assert_same({"model": state}, {"model": weights})
-    with pytest.raises(UserError, match="has no moving average"):
-        load_final("teacher", "ema")
-    save_final(run, weights, info, {"w": torch.ones(2)})
-    state, read = load_final("teacher", "ema")
-    assert read == dataclasses.replace(info, kind="ema")
-    assert_same({"model": state}, {"model": {"w": torch.ones(2)}})
-
-
-def test_final_weights_that_are_not_there(tmp_path: Path):
-    run = tmp_path / "bsce_if100-s0"
-    with pytest.raises(UserError, match="no run 'bsce_if100-s0': there is no folder"):
-        load_final(run)
-    run.mkdir()
-    with pytest.raises(UserError, match="holds no run: no model.json in it"):
-        load_final(run)
-    command = "python train/teacher.py configs/bsce.yaml"
-    (run / "run.json").write_text(json.dumps({"status": "stopped", "command": command}))
-    with pytest.raises(UserError, match=f"is unfinished .it is stopped.* type: {command}"):
-        load_final(run)
-    info = ModelInfo(architecture="resnet32", class_names=["a"], mean=[0.5] * 3, std=[0.25] * 3, input_size=32)
-    save_final(run, {"w": torch.ones(10)}, info)
-    with pytest.raises(UserError, match="no run 'bsce_if10-s0'.*; finished runs with a name like it: bsce_if100-s0"):
-        load_final(tmp_path / "bsce_if10-s0")
-    damage(run / "model.safetensors")
-    with pytest.raises(UserError, match="model.safetensors is damaged"):
-        load_final(run)
-    (run / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="cannot read .*model.safetensors"):
-        load_final(run)
-
-
-def test_weights_and_description_of_two_saves_are_not_taken_for_a_pair(tmp_path: Path):
-    info = ModelInfo(architecture="resnet32", class_names=["a"], mean=[0.5] * 3, std=[0.25] * 3, input_size=32)
-    save_final(tmp_path, {"w": torch.ones(3)}, info)
-    description = (tmp_path / "model.json").read_bytes()
-    save_final(tmp_path, {"w": torch.zeros(3)}, info)
-    shutil.copy(tmp_path / "model.json", tmp_path / "other.json")
-    (tmp_path / "model.json").write_bytes(description)
-    with pytest.raises(UserError, match="damaged: digest differs"):
-        load_final(tmp_path)

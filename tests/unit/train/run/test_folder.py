@@ -242,45 +242,6 @@ def test_a_folder_that_cannot_be_made(accelerator):
     assert refusal(Config(), "./b", SCRIPT, accelerator).startswith("cannot write in b: ")
 
 
-def test_a_run_in_use_is_refused_and_free_when_its_process_is_gone(accelerator):
-    code = f"""
-        import sys, time
-        sys.path.insert(0, {str(ROOT)!r})
-        from pathlib import Path
-        from multiprocessing import get_context
-        from train.run.lock import Lock
-        lock = Lock(Path("runs/a"))
-        worker = get_context("fork").Process(target=time.sleep, args=(60,))
-        worker.start()
-        print(worker.pid, flush=True)
-        time.sleep(60)
-    """
-    Path("runs/a").mkdir(parents=True)
-    holder = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE)
-    assert holder.stdout is not None
-    worker = int(holder.stdout.readline())
-    try:
-        message = refusal(Config(), "a", SCRIPT, accelerator)
-        assert message.startswith(f"run a is in use by process {holder.pid} on {platform.node()} since 20")
-        assert os.listdir("runs/a") == ["lock"]
-        holder.kill()
-        holder.wait()
-        with Run.open(Config(), "a", SCRIPT, accelerator):  # although its forked worker lives on
-            os.kill(worker, 0)
-    finally:
-        os.kill(worker, signal.SIGKILL)
-        holder.kill()
-        holder.stdout.close()
-
-
-def test_a_run_in_use_by_this_very_process_is_refused(accelerator):
-    with Run.open(Config(), "a", SCRIPT, accelerator):
-        message = refusal(Config(), "./runs/../runs/a", SCRIPT, accelerator)
-        assert f"in use by process {os.getpid()} on {platform.node()}" in message
-    with Run.open(Config(), "a", SCRIPT, accelerator):
-        pass
-
-
 def test_damaged_record(accelerator):
     with Run.open(Config(), "a", SCRIPT, accelerator):
         pass

@@ -7,36 +7,19 @@ own tracker, which plays its server too.
 import importlib.util
 import json
 import struct
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate import PartialState
 from helpers.launch import run, tiny_config
+from helpers.wandb_stand_in import stand_in
 
 from pipelines.errors import UserError
 from train.watch.dashboards import Dashboards, require_packages
 
 SETTINGS = {"optim.lr": 0.1, "track.trackers": ["wandb"]}
-STAND_IN = """
-class Error(Exception): ...
-class Run:
-    def __init__(self, starting_step):
-        self.starting_step, self.logged, self.ended = starting_step, [], None
-    def log(self, values, step):
-        self.logged.append((step, values))
-    def finish(self, exit_code):
-        self.ended = exit_code
-class config:
-    update = staticmethod(lambda values, allow_val_change: sent.append(values))
-starting_step, failure, runs, given, sent = 0, None, [], [], []
-def init(**settings):
-    if failure:
-        raise Error(failure)
-    given.append(settings)
-    runs.append(Run(starting_step))
-    return runs[-1]
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -45,15 +28,9 @@ def one_process() -> None:
 
 
 @pytest.fixture
-def wandb(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
-    folder = tmp_path_factory.mktemp("stand_in")
-    (folder / "wandb.py").write_text(STAND_IN)
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    monkeypatch.syspath_prepend(folder)
-    import wandb
-
-    yield wandb
-    del sys.modules["wandb"]
+def wandb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with stand_in(tmp_path_factory.mktemp("stand_in")) as package:
+        yield package
 
 
 def boards(folder: Path, *names: str, is_main: bool = True) -> Dashboards:

@@ -1,0 +1,39 @@
+"""Which teacher or cache the targets of a configuration come from, and the temperature that a cache gives."""
+
+from pathlib import Path
+
+from helpers.launch import losses, refused, result, run
+
+from pipelines.logits import LogitCache
+from pipelines.logits.flatness import recommend, virtual_examples
+from pipelines.records.reader import Records
+
+
+def test_a_cache_of_another_dataset_or_teacher_is_refused(taught: Path, tiny: Path) -> None:
+    dive = taught / "dive.yaml"
+    # test.beton has the same classes, but none of the cached samples
+    other = refused(taught, "distill", dive, "cache.paths=[caches]", f"data.train={tiny}/test.beton")
+    assert "another dataset" in other
+    run("teacher", taught / "bsce.yaml", "run=t2", "seed=7", "schedule.epochs=1", cwd=taught)
+    assert "another teacher" in refused(taught, "distill", dive, "cache.paths=[caches]", "distill.teacher=t2")
+
+
+def test_tau_null_takes_the_recommended_temperature(taught: Path, tiny: Path) -> None:
+    """T from the cache's own distribution; tau = T * p with the configured p; printed, and kept in the result."""
+    train = Records(tiny / "train.beton")
+    cache = LogitCache(taught / "caches")
+    chosen = recommend(virtual_examples(cache, train.keys), train.class_counts).temperature
+    for p in (0.5, 1.0):
+        settings = [
+            "cache.paths=[caches]",
+            "distill.tau=null",
+            f"distill.p={p}",
+            f"run=chosen-{p}",
+            "schedule.epochs=1",
+        ]
+        done = run("distill", taught / "dive.yaml", *settings, cwd=taught)
+        assert f"distill.tau: {chosen * p:g}, chosen from the cache (T = tau/p = {chosen:g}, " in done.stdout
+        assert result(taught, f"chosen-{p}")["tau"] == chosen * p
+    given = ["cache.paths=[caches]", f"distill.tau={chosen}", "distill.p=1.0", "run=given", "schedule.epochs=1"]
+    run("distill", taught / "dive.yaml", *given, cwd=taught)
+    assert losses(taught, "given") == losses(taught, "chosen-1.0")
