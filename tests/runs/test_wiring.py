@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -543,9 +543,11 @@ def _(lab: Lab) -> None:
     assert "model.sync_bn=true needs GPUs" in lab.teacher("model.sync_bn=true", fails=True).out
 
 
-@wire("optim.name")
+@wire("optim.name", "optim.betas")
 def _(lab: Lab) -> None:
-    assert get_args(KEYS["optim.name"].hint) == ("sgd",), "a second optimizer: show that it is taken"
+    group = lab.teacher("optim.name=adamw", "optim.nesterov=false", "optim.betas=[0.8,0.95]", SHORT).steps[0].groups[0]
+    assert tuple(group["betas"]) == (0.8, 0.95) and "momentum" not in group
+    assert "momentum" in lab.t().steps[0].groups[0]
     assert "optim.name" in lab.teacher("optim.name=adam", fails=True).out
 
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.launch import run, tiny_config
 
 from pipelines.records.reader import Records
