@@ -4,18 +4,16 @@ identity.json and index.bin come first, done.json last; every file appears whole
 cell (view, block) that two of them compute is equal, and the last rename wins.
 """
 
-import fcntl
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipelines.errors import UserError
-from pipelines.files import is_temporary, read_json, write_bytes_atomic, write_json_atomic
+from pipelines.files import alone_in, is_temporary, read_json, write_bytes_atomic, write_json_atomic
 from pipelines.logits.blocks import BLOCK_ROWS, block_path, missing_cells, open_block, write_block
 from pipelines.logits.codec import TEMPERATURES, certificate, encode
 from pipelines.logits.fingerprint import Fingerprints
@@ -127,7 +125,7 @@ class CacheWriter:
     def _write_made(self, accuracy: float, session: dict[str, Any] | None) -> None:
         """made.json: how this cache came to be. Nobody relies on it, so that a damaged one is simply begun anew."""
         path = self.folder / "made.json"
-        with _alone_in(self.folder):  # two writers that end together must not lose one another's session
+        with alone_in(self.folder):  # two writers that end together must not lose one another's session
             before = _read_made(path)
             sessions = [*before.get("sessions", []), *([session] if session is not None else [])]
             made = {"teacher_top1": accuracy, "sessions": sessions}
@@ -148,18 +146,6 @@ class CacheWriter:
                 f"cannot write to {self.folder}: {error.strerror}; what is finished is kept: make room, or the folder "
                 "writable, and run the same command again"
             ) from error
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """One writer at a time, where the file system has locks for folders."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _read_made(path: Path) -> dict[str, Any]:
