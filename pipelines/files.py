@@ -1,15 +1,17 @@
-"""Writing a file so that it is either the old one or the whole new one.
+"""Writing a file so that it is either the old one or the whole new one, and keeping others out meanwhile.
 
 Owns the four steps that make a write survive a kill or a power cut: a temporary file in the same folder,
-fsync, rename, fsync of the folder. Knows nothing of what is written. Invariant: a visible name is a complete
-file; what a killed writer leaves behind has a name that `is_temporary` recognises.
+fsync, rename, fsync of the folder; and the locks, which the kernel drops when their holder dies, however it dies.
+Knows nothing of what is written. Invariant: a visible name is a complete file; what a killed writer leaves behind
+has a name that `is_temporary` recognises.
 """
 
+import fcntl
 import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -80,3 +82,37 @@ def read_json(path: Path) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged: not JSON ({error})") from error
+
+
+class Held(Exception):
+    """Another has the lock; `str(error)` is what it wrote into the file of itself, perhaps nothing."""
+
+
+def lock(handle: int, *, by_process: bool = False, wait: bool = False, holder: str | None = None) -> None:
+    """Lock an open file or folder for us alone, until it is closed or we die.
+
+    by_process: the lock is this process's: forked ones do not inherit it, it excludes nothing within the process, and closing any
+    other handle of the file drops it. Otherwise it goes with the handle, to every process that inherits that.
+    wait: until it is free. holder: a line of ours to write into the file, for those whom it refuses.
+    Raises Held, or OSError where the file system has no such locks.
+    """
+    take = fcntl.lockf if by_process else fcntl.flock
+    try:
+        take(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (BlockingIOError, PermissionError) as error:  # which of them, for a record lock, depends on the system
+        raise Held(os.pread(handle, 1000, 0).decode(errors="replace").strip() if holder else "") from error
+    if holder:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, holder.encode(), 0)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """One process at a time in the block, where the file system has locks for folders; elsewhere as many as come."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError, Held):
+            lock(handle, wait=True)
+        yield
+    finally:
+        os.close(handle)

@@ -4,18 +4,16 @@ identity.json and index.bin are written first, done.json last; every file appear
 cache: if two of them compute the same cell (view, block), their results are equal, and the last rename wins.
 """
 
-import fcntl
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipelines.errors import UserError
-from pipelines.files import is_temporary, read_json, write_bytes_atomic, write_json_atomic
+from pipelines.files import alone_in, is_temporary, read_json, write_bytes_atomic, write_json_atomic
 from pipelines.logits.blocks import BLOCK_ROWS, block_path, missing_cells, open_block, write_block
 from pipelines.logits.codec import TEMPERATURES, certificate, encode
 from pipelines.logits.fingerprint import Fingerprints
@@ -127,7 +125,7 @@ class CacheWriter:
     def _write_made(self, accuracy: float, session: dict[str, Any] | None) -> None:
         """Write made.json: how this cache came to be. Nothing depends on it, so a damaged one is simply replaced."""
         path = self.folder / "made.json"
-        with _alone_in(self.folder):  # of two writers that finish together, neither may lose the other's session
+        with alone_in(self.folder):  # of two writers that finish together, neither may lose the session of the other
             before = _read_made(path)
             sessions = [*before.get("sessions", []), *([session] if session is not None else [])]
             made = {"teacher_top1": accuracy, "sessions": sessions}
@@ -148,18 +146,6 @@ class CacheWriter:
                 f"cannot write to {self.folder}: {error.strerror}; what is finished is kept: make room, or the folder "
                 "writable, and run the same command again"
             ) from error
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Admit one writer at a time, where the file system can lock folders."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _read_made(path: Path) -> dict[str, Any]:

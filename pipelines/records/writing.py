@@ -7,7 +7,6 @@ the number of workers, the host or the time; and a file under its final name is 
 """
 
 import contextlib
-import fcntl
 import json
 import multiprocessing
 import os
@@ -27,6 +26,7 @@ import numpy as np
 import PIL
 
 from pipelines.errors import UserError
+from pipelines.files import Held, fsync_folder, lock
 from pipelines.records import layout
 from pipelines.records.encoding import (
     AS_THEY_ARE,
@@ -223,19 +223,15 @@ def _published(path: Path) -> Iterator[IO[bytes]]:
         except BaseException:
             temporary.unlink()
             raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    fsync_folder(path.parent)
 
 
 def _lock(file: IO[bytes], path: Path) -> None:
     """Lock an open file before it is written from its start."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(file.fileno())
         mine = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except (BlockingIOError, FileNotFoundError):
+    except (Held, FileNotFoundError):
         mine = False
     if not mine:  # another run holds the lock, or published or removed the file between our open and our lock
         raise UserError(f"{path}: another conversion is writing this file; wait for its end")

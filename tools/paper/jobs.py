@@ -5,7 +5,6 @@ is gone, however it went, so are the processes that it started (the kernel tells
 """
 
 import ctypes
-import fcntl
 import os
 import shlex
 import signal
@@ -20,6 +19,7 @@ from typing import IO, NamedTuple
 import torch
 
 from pipelines.errors import UserError
+from pipelines.files import Held, lock
 from tools.paper.plan import Task
 from train.run.lock import holder_line
 
@@ -62,15 +62,13 @@ def claimed(out: Path) -> Iterator[None]:
     try:
         os.set_inheritable(handle, True)  # the lock goes with the open file, so that a training holds it too
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(handle, 1000, 0).decode(errors="replace") or "another tools/reproduce.py"
+            lock(handle, holder=holder_line())
+        except Held as held:
+            holder = str(held) or "another tools/reproduce.py"
             raise UserError(
                 f"{out} is in use by {holder}, or by a training that it left and that is still saving: wait for it, stop it, or "
                 "give another --out"
-            ) from error
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, holder_line().encode(), 0)
+            ) from held
         yield
     finally:
         os.close(handle)

@@ -1,12 +1,12 @@
 """The exclusive right to write in a run folder."""
 
-import fcntl
 import os
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.errors import UserError
+from pipelines.files import Held, lock
 
 
 def now() -> str:
@@ -20,9 +20,8 @@ def text_of(time: datetime) -> str:
 class Lock:
     """The exclusive right to write in a run folder, for as long as this process lives or until `release`.
 
-    It is a POSIX record lock: the kernel drops it when the process dies, however it dies, and forked workers do not
-    inherit it, so an orphan of a killed run blocks no other run. It does not exclude a second lock within one
-    process: `_held` does.
+    A lock of the process (files.lock): forked workers do not inherit it, so an orphan of a killed run blocks no other
+    run. It excludes nothing within one process: `_held` does.
     """
 
     NAME = "lock"
@@ -37,17 +36,15 @@ class Lock:
         except OSError as error:
             raise UserError(f"cannot write in {folder}: {error.strerror}; give another run=NAME") from error
         try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(handle, 1000, 0).decode(errors="replace").strip()
+            lock(handle, by_process=True, holder=holder_line())
+        except Held as held:
             os.close(handle)
-            if isinstance(error, (BlockingIOError, PermissionError)):
-                raise self._refusal(holder or "another process") from error
+            raise self._refusal(str(held) or "another process") from held
+        except OSError as error:
+            os.close(handle)
             raise UserError(
                 f"cannot lock {folder}: {error.strerror}; give a run=FOLDER on another file system"
             ) from error
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, holder_line().encode(), 0)
         self._handle = handle
         Lock._held.add(self._folder)
 

@@ -1,17 +1,24 @@
+import errno
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from pipelines import files
 from pipelines.errors import UserError
 from pipelines.files import (
+    Held,
+    alone_in,
     atomic_writer,
     is_temporary,
+    lock,
     read_json,
     temporary_path,
     write_bytes_atomic,
@@ -116,3 +123,77 @@ def test_json_of_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     name = b"caf\xe9".decode("utf-8", "surrogateescape")
     write_json_atomic(tmp_path / "a.json", {"class_names": [name]})
     assert read_json(tmp_path / "a.json") == {"class_names": [name]}
+
+
+HOLDER = """
+import os, sys, time
+from multiprocessing import get_context
+from pipelines.files import lock
+handle = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o666)
+lock(handle, by_process=sys.argv[2] == "process", holder="the holder")
+worker = get_context("fork").Process(target=time.sleep, args=(60,))
+worker.start()
+print(worker.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("kind", ["process", "handle"])
+def test_a_lock_names_its_holder_and_ends_with_it(tmp_path: Path, kind: str):
+    """Of a process: at its death, whatever it has forked; of a handle: when the last heir is gone, too."""
+    path, by_process = tmp_path / "lock", kind == "process"
+    command = [sys.executable, "-c", HOLDER, str(path), kind]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert holder.stdout is not None
+    worker = int(holder.stdout.readline())
+    handle = os.open(path, os.O_RDWR)
+    try:
+        with pytest.raises(Held, match="^the holder$"):
+            lock(handle, by_process=by_process, holder="we")
+        holder.kill()
+        holder.wait()
+        if not by_process:
+            with pytest.raises(Held, match="^the holder$"):
+                lock(handle, holder="we")
+            os.kill(worker, signal.SIGKILL)
+            deadline = time.monotonic() + 20
+            while Path(f"/proc/{worker}/fd").exists() and any(Path(f"/proc/{worker}/fd").iterdir()):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        lock(handle, by_process=by_process, holder="we")
+        assert path.read_bytes() == b"we"
+    finally:
+        os.close(handle)
+        holder.kill()
+        holder.stdout.close()
+        if by_process:
+            os.kill(worker, signal.SIGKILL)
+
+
+def test_one_at_a_time_in_a_folder(tmp_path: Path):
+    inside, most = [], []
+
+    def enter() -> None:
+        with alone_in(tmp_path):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.02)
+            inside.pop()
+
+    threads = [threading.Thread(target=enter) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 5
+
+
+def test_where_folders_have_no_locks_the_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As on some network file systems, of which there is none here."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", refused)
+    with alone_in(tmp_path):
+        pass
