@@ -11,6 +11,24 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+LONGEST = (  # the files that take longest, longest first
+    "runs/test_run_drills.py",
+    "runs/test_readme.py",
+    "runs/test_stops.py",
+    "runs/test_interruptions.py",
+    "runs/test_cache_drills.py",
+    "unit/tools/test_reproduce.py",
+    "unit/pipelines/augment/test_finish.py",
+    "unit/tools/test_bench.py",
+    "runs/test_wiring.py",
+    "unit/train/test_experiment.py",
+    "unit/train/objectives/test_caching.py",
+    "unit/train/test_loop.py",
+    "runs/test_configs.py",
+    "unit/pipelines/records/test_writing.py",
+    "unit/pipelines/backends/test_dali.py",
+    "runs/test_distributed.py",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,8 +47,16 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Where several processes take whole files, pytest-xdist keeps our order instead of most tests first."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips tests marked `gpu` where PyTorch sees no CUDA device."""
+    """The longest files first, so that no process begins one when the others are through; no `gpu` test without a GPU."""
+    place = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
     wanted = [item for item in items if item.get_closest_marker("gpu")]
     if not wanted:
         return

@@ -49,7 +49,7 @@ def _fork() -> Any:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["cache_drills", "train.cache_logits", "models.resnet_cifar", "pipelines.backends.resident"]
+        ["drills.cache_drills", "train.cache_logits", "models.resnet_cifar", "pipelines.backends.resident"]
     )
     return context
 

@@ -180,6 +180,7 @@ def _two_ranks(tiny: Path, folder: Path, number: int) -> tuple[int, str, float]:
     return done.returncode, done.stdout + done.stderr, time.monotonic() - sent[0]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_both_and_one_process_goes_on(tiny: Path, tmp_path: Path) -> None:
     code, told, seconds = _two_ranks(tiny, tmp_path, signal.SIGUSR1)
     assert code != 0 and seconds < 30

@@ -366,6 +366,12 @@ def test_no_machine_paths() -> None:
         assert machine_paths(path.read_text(errors="replace")) == [], path
 
 
+def test_the_files_that_are_started_first_exist() -> None:
+    (names,) = re.findall(r"^LONGEST = (\(.*?^\))", (ROOT / "tests/conftest.py").read_text(), re.MULTILINE | re.DOTALL)
+    longest = ast.literal_eval(names)
+    assert longest and all((ROOT / "tests" / name).is_file() for name in longest)
+
+
 @pytest.mark.parametrize("name", ENTRY_SCRIPTS)
 def test_entry_scripts_are_short(name: str) -> None:
     lines = (ROOT / "train" / f"{name}.py").read_text().splitlines()
