@@ -28,7 +28,7 @@ from pipelines.errors import UserError
 from pipelines.files import write_bytes_atomic, write_json_atomic
 from tools.command_line import Parser, whole
 from tools.paper.datasets import CIFAR100_LT, METHODS
-from tools.paper.jobs import Ending, Jobs, Stopped, claimed, clock, makespan
+from tools.paper.jobs import Ending, Jobs, Stopped, claimed, makespan
 from tools.paper.outcomes import outcome
 from tools.paper.plan import (
     Choice,
@@ -43,6 +43,7 @@ from tools.paper.plan import (
 from tools.paper.report import Report, studies_report, table_report, to_markdown
 from tools.paper.timing import Costs, expected_seconds, measured, rows_of
 from train.run.exits import guard
+from train.watch.text import clock
 
 TABLE, STUDIES = "cifar100-lt", "cifar100-lt-studies"
 

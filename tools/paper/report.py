@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pipelines.files import read_json
 from tools.paper.datasets import METHODS, PAPER_SOURCE, Dataset
-from tools.paper.jobs import Ending, clock
+from tools.paper.jobs import Ending
 from tools.paper.outcomes import (
     GROUPS,
     CacheFacts,
@@ -26,6 +26,7 @@ from tools.paper.outcomes import (
 from tools.paper.plan import ANY_SAMPLES, STUDIES, STUDIES_DATASET, Task
 from train.data import views_of
 from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE
+from train.watch.text import clock, markdown_table, percent
 
 NAMES = {"ce": "CE", "bsce": "BSCE", "dive": "DiVE"}
 
@@ -282,7 +283,7 @@ def _runs_table(runs: Sequence[Outcome]) -> Table:
             continue
         figures = ["-" if run.accuracy[group] is None else f"{run.accuracy[group]:.2f}" for group in GROUPS]
         speed, share, memory = (run.speed.get(name) for name in ("images_per_s", "of_ceiling", "peak_memory_gb"))
-        ends = ["-" if speed is None else f"{speed:,.0f}", "-" if share is None else f"{share:.0%}"]
+        ends = ["-" if speed is None else f"{speed:,.0f}", percent(share, 0)]
         ends.append("-" if memory is None else f"{memory:.1f} GB")
         lines.append([*start, *figures, clock(run.wall_s), str(len(run.sessions)), *ends])
     return Table("Runs", columns, lines)
@@ -292,8 +293,6 @@ def to_markdown(report: Report) -> str:
     """For docs/results."""
     parts = [f"# {report.title}", "\n".join(f"* {name}: {value}" for name, value in report.facts.items())]
     for table in report.tables:
-        lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-        text = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
-        parts += [f"## {table.title}", "\n".join(f"| {line} |" for line in text)]
+        parts += [f"## {table.title}", markdown_table(table.columns, table.rows)]
     parts += ["## How to read this", "\n".join(f"* {note}" for note in report.notes)]
     return "\n\n".join(parts) + "\n"

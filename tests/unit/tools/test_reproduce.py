@@ -27,7 +27,7 @@ from tools.paper import outcomes as reproduce_outcomes
 from tools.paper import plan as reproduce_plan
 from tools.paper import timing as reproduce_timing
 from tools.paper.datasets import CIFAR100_LT, METHODS
-from tools.paper.jobs import Ending, Jobs, Stopped, claimed, clock, makespan, start_process
+from tools.paper.jobs import Ending, Jobs, Stopped, claimed, makespan, start_process
 from tools.paper.outcomes import outcome, spread
 from tools.paper.plan import Choice, Task, scaled_schedule, study_tasks, table_tasks, wanted
 from tools.paper.report import table_report, to_markdown
@@ -35,6 +35,7 @@ from tools.paper.timing import Cost, Costs, Rows, expected_seconds
 from train.config import Config
 from train.run.exits import guard
 from train.settings import diff, load
+from train.watch.text import clock
 
 ROOT = Path(__file__).resolve().parents[3]
 IF10, IF100 = CIFAR100_LT[10], CIFAR100_LT[100]
