@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 
 from pipelines.errors import UserError
+from train.run.endings import exit_code
+from train.watch.progress import Bar
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,15 +43,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None, int
     interrupted: what Ctrl-C has left undone.
     """
     args = parser.parse_args(argv)
-    try:
-        args.run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"interrupted; {interrupted}", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: args.run(args), f"interrupted; {interrupted}")
 
 
 def exit_cleanly_when_terminated() -> None:
@@ -61,24 +54,15 @@ def exit_cleanly_when_terminated() -> None:
 @contextmanager
 def progress_bar(what: str, total: int) -> Iterator[Callable[[], None]]:
     """A function to call once per image done: a bar on a terminal, else a line at each tenth; on stderr."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        done = 0
+    done = 0
+    with Bar(total, Console(stderr=True), TimeRemainingColumn(), before=what) as bar:
 
         def count() -> None:
             nonlocal done
             done += 1
-            if done * 10 // total > (done - 1) * 10 // total:
+            if bar.shown:
+                bar.update(done)
+            elif done * 10 // total > (done - 1) * 10 // total:
                 print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
 
         yield count
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(escape(what), total=total)
-        yield lambda: progress.advance(task)
-
-
-def megabytes(size: int) -> str:
-    """Of so many bytes."""
-    return f"{size / 1e6:.1f} MB"

@@ -27,11 +27,13 @@ from pipelines.errors import UserError
 from pipelines.records.encoding import AS_THEY_ARE, Encoding
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, UnreadableImages, check_output, write_records
-from tools.command_line import exit_cleanly_when_terminated, megabytes, progress_bar, run_command, whole
+from tools.command_line import exit_cleanly_when_terminated, progress_bar, run_command, whole
 from tools.conversion.cifar import Split, draw_long_tail, long_tail_counts, read_cifar
 from tools.conversion.demo_images import write_demo
 from tools.conversion.repair import Damaged, find_damaged, rebuild
 from tools.conversion.splits import PARTS, split_samples
+from train.run.endings import script
+from train.watch.text import megabytes
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 MAX_CLASSES = 1_000_000  # a larger label is a mistake, such as a key in the label's place
@@ -521,4 +523,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     exit_cleanly_when_terminated()
-    sys.exit(main())
+    sys.exit(script(main))

@@ -26,6 +26,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from train.run.endings import script
+
 # run's name, its title, how it is started
 RUNS = [
     ("ce", "cross-entropy", ["train/teacher.py", "configs/demo/ce.yaml"]),
@@ -39,7 +41,7 @@ GROUPS = ("top1", "many", "medium", "few")
 def step(console: Console, title: str, command: list[str]) -> None:
     """Say what is run, run it, stop the demo if it fails."""
     console.rule(f"[bold]{title}")
-    console.print(f"python {shlex.join(command)}", style="dim", highlight=False, soft_wrap=True)
+    console.print(f"python {shlex.join(command)}", style="dim", markup=False, highlight=False, soft_wrap=True)
     done = subprocess.run([sys.executable, *command], cwd=ROOT)
     if done.returncode:
         raise SystemExit(f"error: the demo stopped: `python {shlex.join(command)}` ended with {done.returncode}")
@@ -92,10 +94,10 @@ def draw(path: Path, results: dict[str, dict[str, Any]], counts: np.ndarray) -> 
     plt.close(figure)
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="delete the results of an earlier demo first")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     folder = ROOT / "demo"
     if options.fresh:
         shutil.rmtree(folder, ignore_errors=True)
@@ -122,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(script(main))

@@ -34,10 +34,12 @@ from pipelines.logits.reader import LOSS_BUDGET
 from pipelines.records.reader import Records
 from tools.caches.check import Bad, Survey, check_blocks, compare_pixels, remove, require_own_identity, survey, to_check
 from tools.caches.flatness import draw, measure, show, write_json
-from tools.command_line import exit_cleanly_when_terminated, megabytes, progress_bar, run_command, whole
+from tools.command_line import exit_cleanly_when_terminated, progress_bar, run_command, whole
 from train.objectives.methods import DistillConfig
+from train.run.endings import script
+from train.watch.text import counted, megabytes, short_list
 
-SHOWN = 3  # files named in a one-line error
+SHOWN = 3  # classes named
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -50,15 +52,6 @@ def cache_folder(path: Path) -> Path:
 
 def device_here() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def short_list(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 # ---- info ----
@@ -325,4 +318,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     exit_cleanly_when_terminated()
-    sys.exit(main())
+    sys.exit(script(main))

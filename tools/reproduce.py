@@ -27,11 +27,10 @@ if __name__ == "__main__":  # replaces this folder, whose module names are gener
 from pipelines.errors import UserError
 from pipelines.files import write_bytes_atomic, write_json_atomic
 from tools.command_line import Parser, whole
-from tools.paper.jobs import Ending, Jobs, Stopped, claimed, clock, makespan
+from tools.paper.datasets import CIFAR100_LT, METHODS
+from tools.paper.jobs import Ending, Jobs, Stopped, claimed, makespan
 from tools.paper.outcomes import outcome
 from tools.paper.plan import (
-    IMBALANCES,
-    METHODS,
     Choice,
     Task,
     check_settings,
@@ -44,6 +43,7 @@ from tools.paper.plan import (
 from tools.paper.report import Report, studies_report, table_report, to_markdown
 from tools.paper.timing import Costs, expected_seconds, measured, rows_of
 from train.run.exits import guard
+from train.watch.text import clock
 
 TABLE, STUDIES = "cifar100-lt", "cifar100-lt-studies"
 
@@ -77,7 +77,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--plan", action="store_true", help="convert and measure, print the plan and how long it will take, and stop")
     add("--table-only", action="store_true", help="run nothing: write the table of what is finished")
     table = commands.add_parser(TABLE, parents=[common], help="Table 1: paper against ours")
-    table.add_argument("--imbalance", type=int, nargs="+", choices=IMBALANCES, default=list(IMBALANCES))
+    table.add_argument("--imbalance", type=int, nargs="+", choices=CIFAR100_LT, default=list(CIFAR100_LT))
     table.add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2])
     table.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="dive trains its bsce too")
     studies = commands.add_parser(
@@ -138,8 +138,9 @@ def plan_tasks(options: argparse.Namespace, choice: Choice) -> tuple[list[Task],
     if options.command == STUDIES:
         tasks = study_tasks(choice, seeds, options.teacher)
         return tasks, tasks
-    tasks = table_tasks(choice, list(dict.fromkeys(options.imbalance)), seeds, options.methods)
-    return tasks, table_tasks(choice, IMBALANCES, sorted({*seeds, *seeds_found(choice, options.out)}))
+    datasets, asked = list(CIFAR100_LT.values()), [CIFAR100_LT[factor] for factor in dict.fromkeys(options.imbalance)]
+    tasks = table_tasks(choice, asked, seeds, options.methods)
+    return tasks, table_tasks(choice, datasets, sorted({*seeds, *seeds_found(choice, datasets, options.out)}))
 
 
 def show_plan(tasks: Sequence[Task], missing: Sequence[Task], out: Path, seconds: dict[str, float]) -> None:
@@ -164,7 +165,7 @@ class Expectation:
     def __init__(self, out: Path, slots: int, costs: Costs, tasks: Sequence[Task]):
         rows = rows_of(tasks, out)
         self.slots, self.costs = slots, costs
-        self._seconds = lambda task: expected_seconds(task, out, costs, rows[task.imbalance])
+        self._seconds = lambda task: expected_seconds(task, out, costs, rows[task.dataset.name])
 
     def seconds(self, task: Task) -> float:
         return self._seconds(task)
@@ -190,7 +191,7 @@ def convert_missing(missing: Sequence[Task], out: Path, options: argparse.Namesp
     """The records that anything missing needs: measuring needs them as well."""
     tasks = [task for task in missing if task.kind == "data"]
     if tasks and options.archive is None:
-        raise UserError(f"{out} has no records of imbalance {tasks[0].imbalance} yet: give --archive")
+        raise UserError(f"{out} has no records of {tasks[0].dataset.label} yet: give --archive")
     for name, end in Jobs(out, options.jobs, choice.threads, say).run(tasks).items():
         if end.code != 0:
             raise UserError(f"{name} was not converted: {end.words.removeprefix('error: ')}")
@@ -214,7 +215,7 @@ def run_missing(tasks: Sequence[Task], options: argparse.Namespace, choice: Choi
     convert_missing(missing, out, options, choice)
     refuse_strangers(tasks, out)
     missing = [task for task in missing if task.kind != "data"]
-    costs = measured(choice, missing[0].imbalance, out, options.jobs, say)
+    costs = measured(choice, missing[0].dataset, out, options.jobs, say)
     expected = Expectation(out, options.jobs, costs, [task for task in tasks if task.kind == "data"])
     show_plan(tasks, missing, out, {task.name: expected.seconds(task) for task in missing})
     expected.say(missing)

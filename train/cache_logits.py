@@ -25,11 +25,12 @@ from pipelines.logits.identity import cache_identity, view_identity
 from pipelines.records.reader import Records
 from train.config import Config
 from train.data import make_loader, views_of
-from train.objectives.caching import all_cells, size_text, write_cache
+from train.objectives.caching import all_cells, write_cache
 from train.objectives.sources import make_teacher
 from train.run.environment import make_accelerator
 from train.run.exits import guard
 from train.settings import parse_args
+from train.watch.text import size_text
 
 _CERTIFYING = 4  # threads that certify a block beside the teacher's forward passes; more gain little
 

@@ -20,6 +20,7 @@ from pipelines.records.reader import Records
 from tools.benchmark.items import Row
 from train.config import Config
 from train.run.environment import describe_environment, device_name
+from train.watch.text import markdown_table
 
 _COLUMNS = ("", "measured", "images/s", "min to max", "cores", "images/s per core", "note")
 _RATIO_COLUMNS = ("ratio of the medians", "", "min to max of a round")
@@ -174,8 +175,7 @@ def to_markdown(report: Report) -> str:
     """For a page of results."""
     parts = ["\n".join(f"* {name}: {value}" for name, value in report.about.items())]
     for titles, lines, text in _tables(report):
-        rule = ["---" if title in text else "---:" for title in titles]
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in (titles, rule, *lines)))
+        parts.append(markdown_table(titles, lines, right=set(titles) - set(text)))
     if report.limit:
         parts.append(report.limit[1])
     return "\n\n".join(parts) + "\n"

@@ -22,6 +22,7 @@ from pipelines.errors import UserError
 from pipelines.files import Held, lock
 from tools.paper.plan import Task
 from train.run.lock import holder_line
+from train.watch.text import clock
 
 LOGS = "logs"
 _PROMPT = "$ python "  # begins a session in a log
@@ -265,13 +266,6 @@ def _last_words(log: Path) -> str:
     lines = [line.strip() for line in session.splitlines()[1:] if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or ["it said nothing"])[-1]
-
-
-def clock(seconds: float) -> str:
-    """H:MM:SS."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
 
 
 def makespan(tasks: Sequence[Task], seconds: Callable[[Task], float], slots: int) -> float:

@@ -15,8 +15,9 @@ from pipelines.errors import UserError
 from pipelines.files import read_json
 from pipelines.records.reader import Records
 from tools.paper.jobs import Ending
-from tools.paper.plan import Task, is_done, views_of
+from tools.paper.plan import ANY_SAMPLES, Task, is_done
 from tools.paper.timing import epochs_done
+from train.data import views_of
 
 GROUPS = ("top1", "many", "medium", "few")
 PUBLISHED_TRAIN_MD5 = "16019d7e3df5f24257cddd939b257f8d"  # of the file `train` in the published cifar-100-python.tar.gz
@@ -54,7 +55,7 @@ class Outcome:
     def as_json(self) -> dict[str, Any]:
         task = self.task
         return {
-            **{"run": task.name, "role": task.role, "imbalance": task.imbalance, "seed": task.seed},
+            **{"run": task.name, "role": task.role, task.dataset.column: task.dataset.value, "seed": task.seed},
             **{"teacher": task.teacher, "state": self.state, "words": self.words, **self.accuracy, "tau": self.tau},
             **{"speed": self.speed, "wall_s": self.wall_s, "sessions": len(self.sessions)},
             **{"computed": self.computed, "records": self.records},
@@ -110,7 +111,7 @@ class CacheFacts(NamedTuple):
 
 def cache_facts(task: Task, out: Path) -> CacheFacts | None:
     """None when it is not there, whole."""
-    views = views_of(task.settings)
+    views = views_of(task.settings, ANY_SAMPLES)
     for done in (out / task.folder).glob("*/done.json"):
         if read_json(done)["views"] >= views:
             size = sum(path.stat().st_size for path in done.parent.rglob("*") if path.is_file())

@@ -3,8 +3,8 @@
 A task is one command of a user's: a conversion, a training, a cache. Everything lies below one folder, OUT, which is also the
 working directory of all commands, so that the shipped configurations are used as they are:
 
-    OUT/data/cifar100_lt_ifI/        records             OUT/caches/TEACHER-vV/    V views of one teacher
-    OUT/runs/METHOD_ifI-sS/          runs of 200 epochs  OUT/runs/..-eE-sS/        runs of E epochs (--epochs-scale)
+    OUT/data/DATASET/                records             OUT/caches/TEACHER-vV/    V views of one teacher
+    OUT/runs/METHOD_TAG-sS/          of a full length    OUT/runs/..-eE-sS/        runs of E epochs (--epochs-scale)
 
 Invariant: a run in its place is the one that is asked for (settings, records, teacher) or is refused. Whether a cache is whole is
 for train/cache_logits.py to say, which is started for every student that is missing and is quick where nothing is.
@@ -19,16 +19,16 @@ from typing import Literal, NamedTuple
 
 from pipelines.errors import UserError
 from pipelines.records.reader import Records
+from tools.paper.datasets import CIFAR100_LT, METHODS, ROOT, Dataset
 from train.config import Config
+from train.data import epochs_of, views_of
 from train.networks.final import load_final
 from train.networks.weights import weights_hash
 from train.run.facts import Facts
+from train.run.folder import FREE_KEYS as RESUMABLE
 from train.run.folder import binding
 from train.settings import diff, load, value_text
 
-ROOT = Path(__file__).resolve().parents[2]
-IMBALANCES = (100, 50, 10)
-METHODS = ("ce", "bsce", "dive")
 SCRIPTS = {
     "data": "tools/convert.py",
     "teacher": "train/teacher.py",
@@ -40,15 +40,22 @@ OWN_KEYS = (
     *("run", "resume", "eval_only", "seed", "data.train", "data.test", "data.seed", "data.views"),
     *("distill", "cache.paths", "cache.dir"),
 )
-# What may differ between a run and what is asked for. Less than a run may be resumed with: a row of the table is one setting.
-FREE_KEYS = ("run", "save", "eval", "track", "profile", "data.workers", "data.verify", "cache.check")
+# What may differ between a run and what is asked for. Less than a run may be resumed with: a row of the table is one setting, and
+# another optim.accumulate rounds otherwise.
+FREE_KEYS = tuple(key for key in RESUMABLE if key != "optim.accumulate")
+# For train/data.py, which asks how many images there are: before a conversion that is not known, and of a schedule in epochs, as
+# all are here, it does not matter.
+ANY_SAMPLES = 1
 _SAVE_EVERY = "save.every_epochs=10"  # these epochs are short, and a run that is asked to stop saves anyway
 
 
 @functools.cache
 def settings_of(arguments: tuple[str, ...]) -> Config:
     """Of a configuration's file and KEY=VALUEs; a UserError names one that is wrong."""
-    return load(Config, arguments[0], arguments[1:])
+    config = load(Config, arguments[0], arguments[1:])
+    if config.schedule.epochs is None:
+        raise UserError("schedule.epochs=null: tools/reproduce.py plans in epochs; shorten by --epochs-scale")
+    return config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +68,7 @@ class Task:
     name: str
     kind: Literal["data", "teacher", "cache", "distill"]
     role: str
-    imbalance: int
+    dataset: Dataset
     folder: str
     arguments: tuple[str, ...]
     needs: tuple[str, ...] = ()
@@ -105,18 +112,6 @@ def check_settings(settings: Sequence[str]) -> None:
                 raise UserError(f"{setting}: {own} is set by this tool or is part of what it reproduces; leave it out")
 
 
-def epochs_of(config: Config) -> int:
-    """The length of a training, which this tool plans in epochs."""
-    if config.schedule.epochs is None:
-        raise UserError("schedule.epochs=null: tools/reproduce.py plans in epochs; shorten by --epochs-scale")
-    return config.schedule.epochs
-
-
-def views_of(config: Config) -> int:
-    """V, as train/experiment.py finds it."""
-    return config.data.views or epochs_of(config)
-
-
 @functools.cache
 def scaled_schedule(config_file: Path, scale: float) -> list[str]:
     """Settings that shorten (or lengthen) a schedule: epochs, warm-up and milestones; none at scale 1.
@@ -128,7 +123,8 @@ def scaled_schedule(config_file: Path, scale: float) -> list[str]:
     config = load(Config, config_file)
     schedule = config.schedule
     epochs, warmup, *milestones = (
-        int(value * scale + 0.5) for value in (epochs_of(config), schedule.warmup_epochs, *schedule.milestones)
+        int(value * scale + 0.5)
+        for value in (epochs_of(config, ANY_SAMPLES), schedule.warmup_epochs, *schedule.milestones)
     )
     epochs = max(1, epochs)
     kept = sorted({milestone for milestone in milestones if 0 < milestone < epochs})
@@ -137,27 +133,23 @@ def scaled_schedule(config_file: Path, scale: float) -> list[str]:
     return [*kind, *(f"schedule.{name}={value}" for name, value in numbers.items())]
 
 
-def _config_file(method: str, imbalance: int) -> Path:
-    return ROOT / "configs" / "cifar100_lt" / f"{method}_if{imbalance}.yaml"
-
-
-def _arguments(choice: Choice, method: str, imbalance: int, *own: str) -> tuple[str, ...]:
+def _arguments(choice: Choice, method: str, dataset: Dataset, *own: str) -> tuple[str, ...]:
     """Configuration and settings of a command; later ones win."""
-    file = _config_file(method, imbalance)
+    file = dataset.configs[method]
     common = (*scaled_schedule(file, choice.scale), f"data.workers={choice.threads}", _SAVE_EVERY)
     return str(file), *common, *choice.settings, *own
 
 
-def run_stem(choice: Choice, method: str, imbalance: int) -> str:
+def run_stem(choice: Choice, method: str, dataset: Dataset) -> str:
     """The name of a run without its seed: the entry scripts' default; runs of another length have that in their name."""
-    settings = settings_of(_arguments(choice, method, imbalance))
+    settings = settings_of(_arguments(choice, method, dataset))
     length = "" if choice.scale == 1 else f"-e{settings.schedule.epochs}"
-    return f"{method}_if{imbalance}{length}"
+    return f"{method}_{dataset.tag}{length}"
 
 
-def seeds_found(choice: Choice, out: Path) -> set[int]:
-    """Seeds of which any run of Table 1 has been begun."""
-    stems = {run_stem(choice, method, imbalance) for method in METHODS for imbalance in IMBALANCES}
+def seeds_found(choice: Choice, datasets: Sequence[Dataset], out: Path) -> set[int]:
+    """Seeds of which any run on one of the data sets has been begun."""
+    stems = {run_stem(choice, method, dataset) for method in METHODS for dataset in datasets}
     names = (re.fullmatch(r"(.+)-s(\d+)", folder.name) for folder in (out / "runs").glob("*"))
     return {int(name[2]) for name in names if name and name[1] in stems}
 
@@ -165,27 +157,30 @@ def seeds_found(choice: Choice, out: Path) -> set[int]:
 # ---- tasks ----
 
 
-def data_task(choice: Choice, imbalance: int) -> Task:
-    """Records of one imbalance factor."""
-    folder = f"data/cifar100_lt_if{imbalance}"
-    options = ["--archive", str(choice.archive), "--imbalance", str(imbalance), "--out", folder, "--force"]
-    arguments = ("cifar100-lt", *options, "--workers", str(choice.threads))
+def data_task(choice: Choice, dataset: Dataset) -> Task:
+    """Records of a data set."""
+    places = ("--archive", str(choice.archive), "--out", dataset.folder, "--force")
     return Task(
-        name=f"data_if{imbalance}", kind="data", role="data", imbalance=imbalance, folder=folder, arguments=arguments
+        name=f"data_{dataset.tag}",
+        kind="data",
+        role="data",
+        dataset=dataset,
+        folder=dataset.folder,
+        arguments=(*dataset.convert, *places, "--workers", str(choice.threads)),
     )
 
 
-def teacher_task(choice: Choice, method: str, imbalance: int, seed: int) -> Task:
+def teacher_task(choice: Choice, method: str, dataset: Dataset, seed: int) -> Task:
     """A training on hard labels."""
-    name = f"{run_stem(choice, method, imbalance)}-s{seed}"
+    name = f"{run_stem(choice, method, dataset)}-s{seed}"
     return Task(
         name=name,
         kind="teacher",
         role=method,
-        imbalance=imbalance,
+        dataset=dataset,
         folder=f"runs/{name}",
-        arguments=_arguments(choice, method, imbalance, f"run={name}", f"seed={seed}"),
-        needs=(f"data_if{imbalance}",),
+        arguments=_arguments(choice, method, dataset, f"run={name}", f"seed={seed}"),
+        needs=(data_task(choice, dataset).name,),
         seed=seed,
     )
 
@@ -198,26 +193,26 @@ class Teacher(NamedTuple):
     task: str | None
 
 
-def cache_task(choice: Choice, teacher: Teacher, imbalance: int, seed: int, *own: str) -> Task:
+def cache_task(choice: Choice, teacher: Teacher, dataset: Dataset, seed: int, *own: str) -> Task:
     """The teacher's logits for all views of a student whose settings are the configuration's and `own`."""
-    common = _arguments(choice, "dive", imbalance, *own)
-    views = views_of(settings_of(common))
+    common = _arguments(choice, "dive", dataset, *own)
+    views = views_of(settings_of(common), ANY_SAMPLES)
     folder = f"caches/{teacher.name}-v{views}"
     return Task(
         name=f"cache_{teacher.name}-v{views}",
         kind="cache",
         role="cache",
-        imbalance=imbalance,
+        dataset=dataset,
         folder=folder,
         arguments=(*common, f"distill.teacher={teacher.given}", f"cache.dir={folder}"),
-        needs=(f"data_if{imbalance}", *((teacher.task,) if teacher.task else ())),
+        needs=(data_task(choice, dataset).name, *((teacher.task,) if teacher.task else ())),
         seed=seed,
         teacher=teacher.name,
     )
 
 
 def student_task(
-    choice: Choice, name: str, role: str, teacher: Teacher, cache: Task | None, imbalance: int, seed: int, *own: str
+    choice: Choice, name: str, role: str, teacher: Teacher, cache: Task | None, dataset: Dataset, seed: int, *own: str
 ) -> Task:
     """A student of a cache, or without one of the online teacher. Named with a cache, the teacher has to be that of the cache."""
     sources = (f"distill.teacher={teacher.given}", *((f"cache.paths=[{cache.folder}]",) if cache else ()))
@@ -226,37 +221,37 @@ def student_task(
         name=name,
         kind="distill",
         role=role,
-        imbalance=imbalance,
+        dataset=dataset,
         folder=f"runs/{name}",
-        arguments=_arguments(choice, "dive", imbalance, *own, f"run={name}", f"seed={seed}", *sources),
-        needs=(f"data_if{imbalance}", *((before,) if before else ())),
+        arguments=_arguments(choice, "dive", dataset, *own, f"run={name}", f"seed={seed}", *sources),
+        needs=(data_task(choice, dataset).name, *((before,) if before else ())),
         seed=seed,
         teacher=teacher.name,
     )
 
 
 def table_tasks(
-    choice: Choice, imbalances: Sequence[int], seeds: Sequence[int], methods: Sequence[str] = METHODS
+    choice: Choice, datasets: Sequence[Dataset], seeds: Sequence[int], methods: Sequence[str] = METHODS
 ) -> list[Task]:
     """Table 1: the chains of teacher, cache and student first, and cross-entropy, for which nothing waits, last."""
-    tasks = [data_task(choice, imbalance) for imbalance in imbalances]
-    pairs = [(imbalance, seed) for imbalance in imbalances for seed in seeds]
-    for imbalance, seed in pairs:
+    tasks = [data_task(choice, dataset) for dataset in datasets]
+    pairs = [(dataset, seed) for dataset in datasets for seed in seeds]
+    for dataset, seed in pairs:
         if "bsce" in methods or "dive" in methods:
-            tasks.append(teacher_task(choice, "bsce", imbalance, seed))
+            tasks.append(teacher_task(choice, "bsce", dataset, seed))
         if "dive" in methods:
             teacher = Teacher(tasks[-1].name, tasks[-1].name, tasks[-1].name)
-            cache = cache_task(choice, teacher, imbalance, seed)
-            name = f"{run_stem(choice, 'dive', imbalance)}-s{seed}"
-            tasks += [cache, student_task(choice, name, "dive", teacher, cache, imbalance, seed)]
+            cache = cache_task(choice, teacher, dataset, seed)
+            name = f"{run_stem(choice, 'dive', dataset)}-s{seed}"
+            tasks += [cache, student_task(choice, name, "dive", teacher, cache, dataset, seed)]
     if "ce" in methods:
-        tasks += [teacher_task(choice, "ce", imbalance, seed) for imbalance, seed in pairs]
+        tasks += [teacher_task(choice, "ce", dataset, seed) for dataset, seed in pairs]
     return tasks
 
 
 # ---- the studies ----
 
-STUDIES_IMBALANCE = 100
+STUDIES_DATASET = CIFAR100_LT[100]
 # role: title
 STUDIES = {
     "online": "(a) online teacher",
@@ -269,10 +264,10 @@ STUDIES = {
 
 def study_tasks(choice: Choice, seeds: Sequence[int], given: Path | None) -> list[Task]:
     """Students of one teacher (that of their seed, or `given`, a finished run) that differ in one thing each."""
-    tasks = [data_task(choice, STUDIES_IMBALANCE)]
+    tasks = [data_task(choice, STUDIES_DATASET)]
     for seed in seeds:
         if given is None:
-            trained = teacher_task(choice, "bsce", STUDIES_IMBALANCE, seed)
+            trained = teacher_task(choice, "bsce", STUDIES_DATASET, seed)
             tasks.append(trained)
             teacher = Teacher(trained.name, trained.name, trained.name)
         else:
@@ -283,12 +278,12 @@ def study_tasks(choice: Choice, seeds: Sequence[int], given: Path | None) -> lis
 
 
 def _students(choice: Choice, teacher: Teacher, seed: int) -> Iterator[Task]:
-    config = settings_of(_arguments(choice, "dive", STUDIES_IMBALANCE))
-    epochs, distill = epochs_of(config), config.distill
+    config = settings_of(_arguments(choice, "dive", STUDIES_DATASET))
+    epochs, distill = epochs_of(config, ANY_SAMPLES), config.distill
     assert distill.tau is not None
     tenth = f"data.views={max(1, epochs // 10)}"
-    full = cache_task(choice, teacher, STUDIES_IMBALANCE, seed, "cache.codec=u8")
-    small = cache_task(choice, teacher, STUDIES_IMBALANCE, seed, "cache.codec=u8", tenth)
+    full = cache_task(choice, teacher, STUDIES_DATASET, seed, "cache.codec=u8")
+    small = cache_task(choice, teacher, STUDIES_DATASET, seed, "cache.codec=u8", tenth)
     differing: dict[str, tuple[Task | None, list[str]]] = {
         "online": (None, []),
         "cache": (full, []),
@@ -299,7 +294,7 @@ def _students(choice: Choice, teacher: Teacher, seed: int) -> Iterator[Task]:
     yield from (full, small)
     for role, (cache, own) in differing.items():
         name = f"study_{role}-e{epochs}-s{seed}-of-{teacher.name}"
-        yield student_task(choice, name, role, teacher, cache, STUDIES_IMBALANCE, seed, *own)
+        yield student_task(choice, name, role, teacher, cache, STUDIES_DATASET, seed, *own)
 
 
 # ---- what lies there already ----
@@ -326,8 +321,8 @@ def wanted(tasks: Sequence[Task], out: Path) -> list[Task]:
 def refuse_strangers(tasks: Sequence[Task], out: Path) -> None:
     """Every run folder that exists must be the run that is meant, on the records and of the teacher that lie there."""
     folders = {task.name: out / task.folder for task in tasks}
-    data = {task.imbalance: folders[task.name] for task in tasks if task.kind == "data" and is_done(task, out)}
-    digests = {imbalance: Records(folder / "train.beton").digest for imbalance, folder in data.items()}
+    data = {task.dataset.name: folders[task.name] for task in tasks if task.kind == "data" and is_done(task, out)}
+    digests = {name: Records(folder / "train.beton").digest for name, folder in data.items()}
     for task in tasks:
         folder = folders[task.name]
         if not task.is_run or not (folder / "config.yaml").exists():
@@ -340,10 +335,10 @@ def refuse_strangers(tasks: Sequence[Task], out: Path) -> None:
             )
         facts = Facts.of_run(folder)
         trained_on = facts.digests.get("train")
-        if None not in (trained_on, digests.get(task.imbalance)) and trained_on != digests[task.imbalance]:
+        if None not in (trained_on, digests.get(task.dataset.name)) and trained_on != digests[task.dataset.name]:
             raise UserError(
                 f"{folder} was trained on other records than {out}/data holds (digest {trained_on}, not "
-                f"{digests[task.imbalance]}): give another --out"
+                f"{digests[task.dataset.name]}): give another --out"
             )
         if facts.teachers:
             _refuse_another_teacher(task, folder, out, facts.teachers)

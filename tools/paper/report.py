@@ -1,6 +1,6 @@
 """The tables of tools/reproduce.py, as Markdown for people and JSON for programs: paper against ours, and the studies.
 
-Owns the paper's figures and the layout; ours come from reproduce_outcomes.py. Invariant: what was not run has a row that says
+Owns the layout; the paper's figures come from datasets.py, ours from outcomes.py. Invariant: what was not run has a row that says
 so. Accuracies are in percent.
 """
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.files import read_json
-from tools.paper.jobs import Ending, clock
+from tools.paper.datasets import METHODS, PAPER_SOURCE, Dataset
+from tools.paper.jobs import Ending
 from tools.paper.outcomes import (
     GROUPS,
     CacheFacts,
@@ -22,17 +23,11 @@ from tools.paper.outcomes import (
     outcome,
     spread,
 )
-from tools.paper.plan import IMBALANCES, METHODS, STUDIES, Task, views_of
+from tools.paper.plan import ANY_SAMPLES, STUDIES, STUDIES_DATASET, Task
+from train.data import views_of
 from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE
+from train.watch.text import clock, markdown_table, percent
 
-# Top-1 in percent on CIFAR-100-LT, ResNet-32, 200 epochs: (method, imbalance).
-PAPER_SOURCE = "He, Wu, Wei, ICCV 2021 (arXiv 2103.15042), Table 1"
-PAPER = {
-    **{("ce", 100): 38.35, ("ce", 50): 42.41, ("ce", 10): 56.51},
-    **{("bsce", 100): 42.39, ("bsce", 50): 47.60, ("bsce", 10): 58.38},
-    **{("dive", 100): 45.35, ("dive", 50): 51.13, ("dive", 10): 62.00},
-}
-PUBLIC_CODE = {("dive", 100): 45.52, ("dive", 50): 50.83}  # what the group's published code reports
 NAMES = {"ce": "CE", "bsce": "BSCE", "dive": "DiVE"}
 
 
@@ -89,76 +84,89 @@ def row_of(runs: Sequence[Outcome]) -> Row:
 # ---- table 1 ----
 
 
+class Line(NamedTuple):
+    """A row of Table 1: a method on a data set, and DiVE's gain over its own teachers."""
+
+    dataset: Dataset
+    method: str
+    row: Row
+    gain: Spread | None
+
+    @property
+    def paper(self) -> float:
+        return self.dataset.paper[self.method]
+
+    @property
+    def paper_gain(self) -> float:
+        return self.paper - self.dataset.paper["bsce"]
+
+    def as_json(self) -> dict[str, Any]:
+        dataset, ours = self.dataset, self.row.accuracy["top1"].mean
+        found: dict[str, Any] = {dataset.column: dataset.value, "method": self.method, "paper": self.paper}
+        found["difference"] = None if ours is None else ours - self.paper
+        if self.gain is not None:
+            found |= {"paper_gain": self.paper_gain, "gain": self.gain._asdict()}
+        return found | self.row.as_json()
+
+
 def table_report(
     tasks: Sequence[Task], out: Path, endings: dict[str, Ending], facts: dict[str, str], notes: Sequence[str]
 ) -> Report:
-    """Paper against ours. facts, notes: what only the command line knows."""
+    """Paper against ours, on the data sets of the tasks. facts, notes: what only the command line knows."""
+    datasets = {task.dataset.name: task.dataset for task in tasks}
     runs = [outcome(task, out, endings.get(task.name)) for task in tasks if task.is_run]
-    rows = {
-        (method, imbalance): row_of([run for run in runs if (run.task.role, run.task.imbalance) == (method, imbalance)])
-        for imbalance in IMBALANCES
+    cells = {
+        (method, name): [run for run in runs if (run.task.role, run.task.dataset.name) == (method, name)]
+        for name in datasets
         for method in METHODS
     }
-    own_gains = {
-        imbalance: spread(
-            gains([run for run in runs if (run.task.role, run.task.imbalance) == ("dive", imbalance)], runs)
-        )
-        for imbalance in IMBALANCES
-    }
-    public = ", ".join(f"{value:.2f} at {imbalance}" for (_, imbalance), value in PUBLIC_CODE.items())
+    lines = [
+        Line(datasets[name], method, row_of(own), spread(gains(own, runs)) if method == "dive" else None)
+        for (method, name), own in cells.items()
+    ]
+    public = ", ".join(f"{one.public['dive']:.2f} at {one.value}" for one in datasets.values() if "dive" in one.public)
     notes = [
         draw_of_images(tasks, out),
         *notes,
-        *_verdicts(rows),
+        *_verdicts(lines),
         f"Paper: {PAPER_SOURCE}. The group's published code reports {public} for DiVE.",
         *_common_notes(runs),
         "The student of seed s learns from the teacher of seed s, through the cache of that teacher.",
     ]
-    data = [_row_json(method, imbalance, row, own_gains) for (method, imbalance), row in rows.items()]
-    tables = [_main_table(rows, own_gains)]
-    return _report("CIFAR-100-LT: Table 1 of the paper", tasks, out, runs, facts, notes, tables, data)
+    data = [line.as_json() for line in lines]
+    return _report("CIFAR-100-LT: Table 1 of the paper", tasks, out, runs, facts, notes, [_main_table(lines)], data)
 
 
-def _row_json(method: str, imbalance: int, row: Row, own_gains: dict[int, Spread]) -> dict[str, Any]:
-    paper, ours = PAPER[method, imbalance], row.accuracy["top1"].mean
-    found: dict[str, Any] = {"imbalance": imbalance, "method": method, "paper": paper}
-    found["difference"] = None if ours is None else ours - paper
-    if method == "dive":
-        found |= {"paper_gain": paper - PAPER["bsce", imbalance], "gain": own_gains[imbalance]._asdict()}
-    return found | row.as_json()
-
-
-def _main_table(rows: dict[tuple[str, int], Row], own_gains: dict[int, Spread]) -> Table:
-    columns = ("imbalance", "method", "paper", "ours", "difference", "many", "medium", "few")
+def _main_table(table: Sequence[Line]) -> Table:
+    columns = (table[0].dataset.column, "method", "paper", "ours", "difference", "many", "medium", "few")
     columns += ("gain over its teacher: paper", "ours", "seeds", "wall time of a run", "images/s of a run")
     lines = []
-    for (method, imbalance), row in rows.items():
-        paper, ours = PAPER[method, imbalance], row.accuracy["top1"].mean
-        start = [str(imbalance), NAMES[method], f"{paper:.2f}"]
+    for line in table:
+        row, ours = line.row, line.row.accuracy["top1"].mean
+        start = [str(line.dataset.value), NAMES[line.method], f"{line.paper:.2f}"]
         if ours is None or row.wall_s.mean is None:
             lines.append([*start, row.state, *[""] * (len(columns) - 4)])
             continue
         overall, *groups = row.groups
-        gain = ["", ""]
-        if method == "dive":
-            gain = [f"{paper - PAPER['bsce', imbalance]:+.2f}", own_gains[imbalance].text()]
+        gain = ["", ""] if line.gain is None else [f"{line.paper_gain:+.2f}", line.gain.text()]
         seeds = str(row.finished) + (f" ({row.state})" if row.state else "")
         rest = [seeds, clock(row.wall_s.mean), row.images_per_s.text(0)]
-        lines.append([*start, overall, f"{ours - paper:+.2f}", *groups, *gain, *rest])
+        lines.append([*start, overall, f"{ours - line.paper:+.2f}", *groups, *gain, *rest])
     return Table("Paper against ours", columns, lines)
 
 
-def _verdicts(rows: dict[tuple[str, int], Row]) -> Iterator[str]:
-    """A sentence for each imbalance factor of which all methods were run with the same seeds."""
-    for imbalance in IMBALANCES:
-        own = {method: rows[method, imbalance] for method in METHODS}
+def _verdicts(table: Sequence[Line]) -> Iterator[str]:
+    """A sentence for each data set of which all methods were run with the same seeds."""
+    for dataset in {line.dataset.name: line.dataset for line in table}.values():
+        own = {line.method: line.row for line in table if line.dataset.name == dataset.name}
         means = [row.accuracy["top1"].mean for row in own.values()]
         known = [value for value in means if value is not None]
         if len(known) < len(means) or any(row.state for row in own.values()):
             continue
         figures = ", ".join(f"{NAMES[method]} {value:.2f}" for method, value in zip(own, known, strict=True))
         ordered = known == sorted(known) and len(set(known)) == len(known)
-        yield f"Imbalance {imbalance}: {figures}: {'in' if ordered else 'NOT in'} the paper's order, CE < BSCE < DiVE."
+        verdict = f"{'in' if ordered else 'NOT in'} the paper's order, CE < BSCE < DiVE."
+        yield f"{dataset.label.capitalize()}: {figures}: {verdict}"
 
 
 # ---- the studies ----
@@ -184,7 +192,7 @@ def studies_report(
         needed = [by_name[name] for run in own for name in run.task.needs if name in by_name]
         caches = [found for task in needed if task.kind == "cache" and (found := cache_facts(task, out))]
         taus = [] if role == "bsce" else sorted({run.tau for run in own if run.tau is not None})
-        power, views, title = settings.distill.p, views_of(settings), STUDIES.get(role, "the teacher")
+        power, views, title = settings.distill.p, views_of(settings, ANY_SAMPLES), STUDIES.get(role, "the teacher")
         lines.append(_study_line(title, taus, None if role == "bsce" else power, views, row, caches))
         found = {"role": role, "tau": taus, "p": power, "views": views, "caches": [one._asdict() for one in caches]}
         data.append(found | row.as_json())
@@ -200,7 +208,7 @@ def studies_report(
     columns = ("", "tau", "p", "T = tau / p", "V", "overall", "many", "medium", "few")
     columns += ("wall time of a run", "images/s", "its cache: written in", "size")
     tables = [Table("Side by side", columns, lines)]
-    title = "CIFAR-100-LT, imbalance 100: sources of targets, and temperatures"
+    title = f"CIFAR-100-LT, {STUDIES_DATASET.label}: sources of targets, and temperatures"
     return _report(title, tasks, out, runs, facts, notes, tables, data)
 
 
@@ -275,7 +283,7 @@ def _runs_table(runs: Sequence[Outcome]) -> Table:
             continue
         figures = ["-" if run.accuracy[group] is None else f"{run.accuracy[group]:.2f}" for group in GROUPS]
         speed, share, memory = (run.speed.get(name) for name in ("images_per_s", "of_ceiling", "peak_memory_gb"))
-        ends = ["-" if speed is None else f"{speed:,.0f}", "-" if share is None else f"{share:.0%}"]
+        ends = ["-" if speed is None else f"{speed:,.0f}", percent(share, 0)]
         ends.append("-" if memory is None else f"{memory:.1f} GB")
         lines.append([*start, *figures, clock(run.wall_s), str(len(run.sessions)), *ends])
     return Table("Runs", columns, lines)
@@ -285,8 +293,6 @@ def to_markdown(report: Report) -> str:
     """For docs/results."""
     parts = [f"# {report.title}", "\n".join(f"* {name}: {value}" for name, value in report.facts.items())]
     for table in report.tables:
-        lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-        text = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
-        parts += [f"## {table.title}", "\n".join(f"| {line} |" for line in text)]
+        parts += [f"## {table.title}", markdown_table(table.columns, table.rows)]
     parts += ["## How to read this", "\n".join(f"* {note}" for note in report.notes)]
     return "\n\n".join(parts) + "\n"

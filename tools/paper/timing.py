@@ -19,8 +19,10 @@ import torch
 from pipelines.errors import UserError
 from pipelines.files import read_json, write_json_atomic
 from pipelines.records.reader import Records
+from tools.paper.datasets import Dataset
 from tools.paper.jobs import Jobs
-from tools.paper.plan import Choice, Task, epochs_of, is_done, table_tasks, views_of
+from tools.paper.plan import Choice, Task, is_done, table_tasks
+from train.data import epochs_of, views_of
 from train.run.environment import device_name
 
 _EPOCHS = {"cpu": 1, "cuda": 20}  # long enough that all chains train at the same time, and for clocks to settle
@@ -52,7 +54,7 @@ class Rows(NamedTuple):
 # ---- measuring ----
 
 
-def measured(choice: Choice, imbalance: int, out: Path, slots: int, say: Callable[[str], None]) -> Costs:
+def measured(choice: Choice, dataset: Dataset, out: Path, slots: int, say: Callable[[str], None]) -> Costs:
     """The costs on this device with `slots` processes at a time: from OUT/timing.json, or measured, in a minute or two."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     key = {
@@ -72,7 +74,7 @@ def measured(choice: Choice, imbalance: int, out: Path, slots: int, say: Callabl
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     (place / "data").symlink_to(Path("..") / "data")
-    tasks = _short_tasks(choice, imbalance, slots, _EPOCHS[device.type])
+    tasks = _short_tasks(choice, dataset, slots, _EPOCHS[device.type])
     jobs = Jobs(place, slots, choice.threads, say)
     ended = jobs.run(tasks)
     for task in tasks:
@@ -86,7 +88,7 @@ def measured(choice: Choice, imbalance: int, out: Path, slots: int, say: Callabl
     return _costs(costs)
 
 
-def _short_tasks(choice: Choice, imbalance: int, slots: int, epochs: int) -> list[Task]:
+def _short_tasks(choice: Choice, dataset: Dataset, slots: int, epochs: int) -> list[Task]:
     """A chain of teacher, cache and student for each slot, told apart by their seeds, without evaluation."""
     short = [
         "schedule.kind=constant",
@@ -96,7 +98,7 @@ def _short_tasks(choice: Choice, imbalance: int, slots: int, epochs: int) -> lis
     ]
     short += ["data.test=null"]
     choice = choice._replace(scale=1.0, settings=(*choice.settings, *short))
-    return [task for task in table_tasks(choice, [imbalance], range(slots), ["dive"]) if task.kind != "data"]
+    return [task for task in table_tasks(choice, [dataset], range(slots), ["dive"]) if task.kind != "data"]
 
 
 def _costs_of(tasks: Sequence[Task], place: Path, seconds: dict[str, float]) -> dict[str, Any]:
@@ -144,10 +146,10 @@ def views_done(task: Task, out: Path) -> int:
     return max((len(list(cache.glob("v*"))) for cache in (out / task.folder).glob("*")), default=0)
 
 
-def rows_of(tasks: Sequence[Task], out: Path) -> dict[int, Rows]:
-    """{imbalance: images} of the data that are there."""
+def rows_of(tasks: Sequence[Task], out: Path) -> dict[str, Rows]:
+    """{data set: images} of the data that are there."""
     return {
-        task.imbalance: Rows(*(len(Records(out / task.folder / f"{split}.beton")) for split in ("train", "test")))
+        task.dataset.name: Rows(*(len(Records(out / task.folder / f"{split}.beton")) for split in ("train", "test")))
         for task in tasks
         if task.kind == "data" and is_done(task, out)
     }
@@ -157,9 +159,9 @@ def expected_seconds(task: Task, out: Path, costs: Costs, rows: Rows) -> float:
     """What is left of a task, from its last whole epoch or view on; evaluations are forward passes, as a cache is."""
     config = task.settings
     if task.kind == "cache":
-        left = max(0, views_of(config) - views_done(task, out))
+        left = max(0, views_of(config, rows.train) - views_done(task, out))
         return costs.cache.start_s + left * rows.train * costs.cache.image_s
-    batch, epochs = config.optim.batch, epochs_of(config)
+    batch, epochs = config.optim.batch, epochs_of(config, rows.train)
     cost = costs.teacher if task.kind == "teacher" else costs.distill
     image_s = cost.image_s
     if task.kind == "distill" and not config.cache.paths:  # the online teacher answers for each image

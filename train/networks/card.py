@@ -11,6 +11,7 @@ from train.config import Config
 from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
 from train.networks.info import ModelInfo
 from train.objectives.methods import METHODS
+from train.watch.text import markdown_table, percent
 
 _KINDS = {
     "ema": "the moving average of the trained weights",
@@ -47,9 +48,9 @@ def _summary(info: ModelInfo) -> str:
 def _figures(info: ModelInfo) -> str:
     found = info.evaluation
     groups = shot_groups(np.array(info.train_counts))
-    rows = [("all", _percent(found["top1"]), f"{found['samples']:,} images, each counted once")]
+    rows = [("all", percent(found["top1"]), f"{found['samples']:,} images, each counted once")]
     for group, words in _GROUPS.items():
-        rows.append((group, _percent(found[group]), f"mean over the {int(groups[group].sum()):,} classes with {words}"))
+        rows.append((group, percent(found[group]), f"mean over the {int(groups[group].sum()):,} classes with {words}"))
     unseen = (
         f" {n} classes have no images here and are in no mean." if (n := found["classes_without_test_images"]) else ""
     )
@@ -60,7 +61,7 @@ def _figures(info: ModelInfo) -> str:
         **({"other settings than the run's": "; ".join(found["other_settings"])} if found["other_settings"] else {}),
     }
     return (
-        f"{_table(('classes', 'top-1 accuracy', 'of'), rows)}\n\n{_table(('', ''), how.items())}\n\n"
+        f"{markdown_table(('classes', 'top-1 accuracy', 'of'), rows)}\n\n{markdown_table(('', ''), how.items())}\n\n"
         f"The largest raw logit decides.{unseen} These are figures of one run: how far they vary with the seed was not measured. "
         "Accuracy of each class: `evaluation.classes` in model.json."
     )
@@ -89,7 +90,8 @@ def _trained(info: ModelInfo, config: Config) -> str:
         "data": {name: settings["data"][name] for name in ("recipe", "seed", "views", "sampling")},
         **{name: settings[name] for name in ("optim", "schedule", "seed", "precision")},
     }
-    return f"{_table(('', ''), rows.items())}\n\nAll settings are in config.yaml, among them:\n\n```yaml\n{_yaml(shown)}```"
+    table = markdown_table(("", ""), rows.items())
+    return f"{table}\n\nAll settings are in config.yaml, among them:\n\n```yaml\n{_yaml(shown)}```"
 
 
 def _use(info: ModelInfo) -> str:
@@ -127,20 +129,7 @@ def _versions(info: ModelInfo) -> str:
     columns = [*info.training["environments"], info.evaluation["environment"]]
     names = list(dict.fromkeys(name for column in columns for name in column))
     heads = ["training"] * (len(columns) - 1) + ["evaluation"]
-    return _table(("", *heads), [(name, *(column.get(name) for column in columns)) for name in names])
-
-
-def _table(head: Any, rows: Any) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(_cell(value) for value in line)} |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    return "-" if value is None else str(value).replace("|", "\\|")
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.2%}"
+    return markdown_table(("", *heads), [(name, *(column.get(name) for column in columns)) for name in names])
 
 
 def _plain(recipe: dict[str, Any]) -> str:

@@ -12,7 +12,8 @@ from torch import nn
 from models import ModelSpec
 from pipelines.errors import UserError
 from train.networks.tensor_files import Tensors
-from train.networks.weights import build, is_counter, misfits, read_state, shortened, weights_hash
+from train.networks.weights import build, is_counter, misfits, read_state, weights_hash
+from train.watch.text import short_list
 
 KEY = "model.init"
 _LISTED = 8  # names on one line of the report
@@ -39,7 +40,7 @@ def initialise(network: nn.Module, source: str, spec: ModelSpec, class_names: li
     there, own = ({n: t for n, t in state.items() if n not in skipped} for state in (stored.state, drawn))
     taken = {name: there[name] for name in own if name in there and there[name].shape == own[name].shape}
     wrong = {"of other classes": skipped} | misfits(there, own)
-    lines = [f"{kind}: {shortened(names, _LISTED)}" for kind, names in wrong.items() if names]
+    lines = [f"{kind}: {short_list(names, _LISTED)}" for kind, names in wrong.items() if names]
     if all(name in classifier or is_counter(name) for name in taken):
         what = "nothing" if classifier.isdisjoint(taken) else "nothing but the classifier"
         raise UserError(f"{KEY}={source} fits model.name={spec.name} in {what}: {'; '.join(lines)}")

@@ -21,6 +21,7 @@ from models import ModelSpec
 from pipelines.errors import UserError
 from train.networks.final import load_final
 from train.networks.info import ModelInfo
+from train.watch.text import short_list
 
 _NESTED = ("state_dict", "model_state_dict", "model")  # the keys under which training scripts store weights
 # The errors of reading bytes that are no file of weights: torch's reader of its old format checks little.
@@ -134,7 +135,7 @@ def build(spec: ModelSpec, key: str) -> nn.Module:
 def fill(network: nn.Module, state: Mapping[str, torch.Tensor], spec: ModelSpec, origin: str, hint: str = "") -> None:
     """Load strictly, except for the batch counters of batch norm, which old files lack and which change no output."""
     own = network.state_dict()
-    wrong = [f"{kind} {shortened(names, 3)}" for kind, names in misfits(state, own).items() if names]
+    wrong = [f"{kind} {short_list(names, 3)}" for kind, names in misfits(state, own).items() if names]
     if wrong:
         raise UserError(f"{origin} does not fit {spec}: {'; '.join(wrong)}{hint}")
     network.load_state_dict(own | dict(state))
@@ -157,12 +158,6 @@ def misfits(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) 
 def is_counter(name: str) -> bool:
     """Whether the tensor is batch norm's count of batches, on which no output depends here."""
     return name.endswith("num_batches_tracked")
-
-
-def shortened(items: list[str], most: int) -> str:
-    """The first items, and how many more there are."""
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
 
 
 def _is_file_of_weights(path: Path) -> bool:

@@ -20,7 +20,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from pipelines.batch import Batch, Plan
 from pipelines.errors import UserError
@@ -29,15 +28,11 @@ from pipelines.logits.blocks import BLOCK_ROWS
 from pipelines.logits.fingerprint import Fingerprinter, on_host
 from pipelines.logits.writer import CacheWriter, Cell
 from train.objectives.targets import Teacher
+from train.watch.progress import Bar
+from train.watch.text import size_text
 
 _PLAIN_SECONDS = 10.0
 _HELD_UP = 0.1  # share of the time spent waiting from which on it is not the teacher that sets the pace
-
-
-def size_text(size: float) -> str:
-    """Bytes as one would say them."""
-    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if size >= u), (1e3, "kB"))
-    return f"{size / unit:.1f} {name}"
 
 
 def all_cells(writer: CacheWriter, views: int) -> list[Cell]:
@@ -176,27 +171,14 @@ class _CellProgress:
         self._size = size
         self._start = self._printed = time.perf_counter()
         self._waited, self._images = 0.0, 0
-        console = Console()
-        self._main = is_main
-        self._bar = None
-        if is_main and console.is_terminal:
-            columns = (
-                TextColumn("caching"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("blocks {task.fields[text]}"),
-            )
-            self._bar = Progress(*columns, console=console)
-            self._task = self._bar.add_task("", total=len(cells), text="")
+        self._bar = Bar(len(cells), Console(), before="caching", after="blocks") if is_main else None
 
     def __enter__(self) -> "_CellProgress":
-        if self._bar:
-            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._bar:
-            self._bar.stop()
+            self._bar.close()
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The same batches, timed; the first one, which is start-up and compilation, does not count."""
@@ -219,9 +201,11 @@ class _CellProgress:
     def advance(self, cell: Cell) -> None:
         """This cell is computed, and with it all before it in the list, by us or by somebody else."""
         done = self._place[cell]
-        if self._bar:
-            self._bar.update(self._task, completed=done, text=self._text(done))
-        elif self._main and time.perf_counter() - self._printed > _PLAIN_SECONDS:
+        if self._bar is None:
+            return
+        if self._bar.shown:
+            self._bar.update(done, f"blocks {self._text(done)}")
+        elif time.perf_counter() - self._printed > _PLAIN_SECONDS:
             self._printed = time.perf_counter()
             print(f"block {done}/{len(self._place)}, {self._text(done)}", flush=True)
 

@@ -4,46 +4,23 @@ Owns what is printed when a script ends before its work is done. Invariant: the 
 """
 
 import atexit
-import errno
 import os
-import re
 import sys
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch.distributed import TCPStore
 
-from pipelines.errors import UserError
+from train.run.endings import exit_code, script
 from train.run.stops import EXIT_CODE as STOPPED
 from train.run.stops import Stopped
 
 
 def guard(main: Callable[[list[str]], int | None]) -> int:
     """Run an entry script's `main(argv)` and return its exit code: `sys.exit(guard(main))`."""
-    try:
-        code = main(sys.argv[1:]) or 0
-    except Stopped as stop:
-        line = f"{stop}; the same command goes on"
-        if _first_to_say(line):
-            print(line, file=sys.stderr, flush=True)
-        code = STOPPED
-    except UserError as error:
-        line = " ".join(str(error).splitlines())
-        if _first_to_say(line):
-            print(f"error: {line}", file=sys.stderr, flush=True)
-        code = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        code = 130
-    except Exception as error:
-        words = _passing_trouble(error)
-        if words is None:
-            raise
-        print(f"error: {words}: run the same command again", file=sys.stderr, flush=True)
-        code = 2
+    code = script(lambda argv: exit_code(lambda: _until_stopped(main, argv), say=_say_once))
     if torch.distributed.is_initialized():
         if code == 0:
             torch.distributed.destroy_process_group()
@@ -51,22 +28,17 @@ def guard(main: Callable[[list[str]], int | None]) -> int:
     return code
 
 
-def _passing_trouble(error: Exception) -> str | None:
-    """What went wrong and how it is repaired, in words; None if the fault is in the program."""
-    if torn := _torn_library(error):
-        torn.unlink(missing_ok=True)
-        return f"{torn}, compiled by torch, was left half-written by a process that was killed; it is deleted"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"{error.strerror} ({error.filename or 'a file that is open'}); what was saved before is intact; make room"
-        )
-    return None
+def _until_stopped(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None:
+    try:
+        return main(argv)
+    except Stopped as stop:
+        _say_once(f"{stop}; the same command goes on")
+        return STOPPED
 
 
-def _torn_library(error: BaseException) -> Path | None:
-    """The half-written file in torch.compile's cache that does not load: torch writes it without a temporary name."""
-    found = re.search(r"(/\S+\.so): (?:file too short|invalid ELF header)", str(error))
-    return Path(found[1]) if found and Path(found[1]).is_file() else None
+def _say_once(line: str) -> None:
+    if _first_to_say(line):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _leave_at_once(code: int) -> NoReturn:

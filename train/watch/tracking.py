@@ -21,11 +21,12 @@ from typing import Any, BinaryIO, Literal
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from pipelines.files import write_bytes_atomic
 from train.watch.dashboards import Dashboards
+from train.watch.progress import Bar
+from train.watch.text import percent, short_clock
 
 PLAIN_SECONDS = 10.0  # between two plain lines; the last line of an epoch may come after PLAIN_EPOCH_SECONDS
 PLAIN_EPOCH_SECONDS = 1.0
@@ -91,13 +92,13 @@ class Tracker:
         self._printed_at, self._printed_epoch = -math.inf, 0
         self._bar_at = -math.inf
         self._file: BinaryIO | None = None
-        self._progress: Progress | None = None
+        self._bar: Bar | None = None
         if is_main:
             kept = _drop_after(run_dir / "metrics.jsonl", resumed_at)
             if dashboards is not None:
                 dashboards.start(resumed_at, ((line["step"], numbers(line)) for line in map(json.loads, kept)))
             self._file = open(run_dir / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115
-            self._start_bar()
+            self._bar = Bar(total_steps, self._console, done=self._step, after="first step ...")
 
     # ---- the clock ----
 
@@ -140,9 +141,9 @@ class Tracker:
         else:
             for interval in (self._session, self._since_log):
                 interval.images += batch_size
-        if self._progress is not None and now - self._bar_at >= _BAR_SECONDS:
+        if self._bar is not None and now - self._bar_at >= _BAR_SECONDS:
             self._bar_at = now
-            self._progress.update(self._task, completed=step)
+            self._bar.update(step)
 
     def ceiling(self, images_per_s: float | None) -> None:
         """Set the speed that the training could reach (ceiling.py); None: it was not measured."""
@@ -184,8 +185,8 @@ class Tracker:
         self._since_log = _Interval(self._clock())
         self._write(step, {**values, **rates})
         figures = f"{_figures(values)}  [{self._pace(rates)}]"
-        if self._progress is not None:
-            self._progress.update(self._task, completed=step, figures=figures)
+        if self._bar is not None and self._bar.shown:
+            self._bar.update(step, figures)
         elif self._line_due(step):
             self.say(f"step {step}/{self._total_steps}  epoch {step / self._steps_per_epoch:.1f}  {figures}")
 
@@ -207,14 +208,16 @@ class Tracker:
         left = self._seconds_left()
         shown = []
         if rates["images_per_s"] is not None and rates["data_wait"] is not None:
-            of_ceiling = f" ({rates['of_ceiling']:.0%} of the ceiling)" if rates["of_ceiling"] is not None else ""
+            of_ceiling = (
+                f" ({percent(rates['of_ceiling'], 0)} of the ceiling)" if rates["of_ceiling"] is not None else ""
+            )
             shown.append(f"{rates['images_per_s']:,.0f} images/s{of_ceiling}")
-            shown.append(f"waiting {rates['data_wait']:.0%}")
+            shown.append(f"waiting {percent(rates['data_wait'], 0)}")
         elif self._first_step_s is not None:
             shown.append(f"first step {self._first_step_s:.1f} s")
         shown.append(f"{rates['peak_memory_gb']:.1f} GB")
         if left is not None:
-            shown.append(f"{_duration(left)} left")
+            shown.append(f"{short_clock(left)} left")
         return ", ".join(shown)
 
     def _line_due(self, step: int) -> bool:
@@ -228,16 +231,6 @@ class Tracker:
 
     # ---- the screen ----
 
-    def _start_bar(self) -> None:
-        if not self._console.is_terminal:
-            return
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}", markup=False))
-        self._progress = Progress(*columns, console=self._console, refresh_per_second=4)
-        self._task = self._progress.add_task(
-            "", total=self._total_steps, completed=self._step, figures="first step ..."
-        )
-        self._progress.start()
-
     def say(self, text: str) -> None:
         """Print a line for people (above the bar)."""
         if self._main:
@@ -250,10 +243,9 @@ class Tracker:
 
     def close(self) -> None:
         """End the bar and close the file; may be called twice."""
-        if self._progress is not None:
-            self._progress.update(self._task, completed=self._step)
-            self._progress.stop()
-            self._progress = None
+        if self._bar is not None:
+            self._bar.update(self._step)
+            self._bar.close()
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -327,12 +319,6 @@ def _value(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if name.endswith("images_per_s") else f"{value:.4g}"
     return "-" if value is None else str(value)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def _finite(value: Any) -> Any:

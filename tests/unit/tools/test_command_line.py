@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from pipelines.errors import UserError
-from tools.command_line import Parser, megabytes, progress_bar, run_command, whole
+from tools.command_line import Parser, progress_bar, run_command, whole
 
 
 def test_how_commands_end(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,4 +38,3 @@ def test_progress_without_a_terminal_is_a_line_at_each_tenth(capsys: pytest.Capt
             step()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 10 and lines[0] == "train.beton: 3/25" and lines[-1] == "train.beton: 25/25"
-    assert megabytes(2_345_678) == "2.3 MB"

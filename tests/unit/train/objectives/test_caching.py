@@ -35,8 +35,9 @@ from pipelines.records.writing import Sample, write_records
 from train.networks.final import save_final
 from train.networks.info import ModelInfo
 from train.networks.weights import read_run
-from train.objectives.caching import _CellProgress, _plan, _Publisher, _shared_list, size_text, write_cache
+from train.objectives.caching import _CellProgress, _plan, _Publisher, _shared_list, write_cache
 from train.objectives.targets import CachedTargets, Teacher
+from train.watch.text import size_text
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(crop="pad_crop", size=8, pad=1)

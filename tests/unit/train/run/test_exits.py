@@ -1,4 +1,6 @@
 import ctypes
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -88,3 +90,57 @@ def test_a_full_disk_is_no_fault_of_the_program(capsys):
     assert guard(main) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: No space left on device") and "make room: run the same command again" in said
+
+
+def gone_reader() -> int:
+    """The end to write to of a pipe that is not read any more."""
+    source, target = os.pipe()
+    os.close(source)
+    return target
+
+
+# As users have it: unbuffered, argparse meets the closed pipe by itself, and leaves with 0.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+PROGRAM = """
+import sys
+from train.run.exits import guard
+
+def main(argv):
+    {body}
+
+sys.exit(guard(main))
+"""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "print('x')",  # stays in the buffer until the end
+        "[print('x' * 1000) for _ in range(1000)]",
+        "import rich.console; rich.console.Console().print('x')",
+        "import argparse; argparse.ArgumentParser().parse_args(['--help'])",
+    ],
+)
+def test_a_reader_that_has_gone_ends_it_quietly(body: str) -> None:
+    pipe = gone_reader()
+    program = PROGRAM.format(body=body)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE, text=True, env=BUFFERED
+    )
+    os.close(pipe)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize("script", ["train/teacher.py", "tools/convert.py", "tools/demo.py"])
+def test_help_that_is_not_read_to_its_end(script: str) -> None:
+    pipe = gone_reader()
+    command = [sys.executable, str(ROOT / script), "--help"]
+    done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, env=BUFFERED)
+    os.close(pipe)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_another_broken_pipe_is_no_reader_that_has_gone() -> None:
+    program = PROGRAM.format(body="raise BrokenPipeError('of a worker')")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "BrokenPipeError: of a worker" in done.stderr
