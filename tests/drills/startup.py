@@ -143,7 +143,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.measure:
         path, backend, batch, size = options.measure
-        importlib.import_module(f"pipelines.{backend}_backend")  # and with it its libraries, which do not count
+        importlib.import_module(f"pipelines.backends.{backend}")  # and with it its libraries, which do not count
         print(json.dumps(measure(Path(path), backend, int(batch), int(size))))
         return
     with tempfile.TemporaryDirectory() as temporary:
