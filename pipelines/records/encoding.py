@@ -11,7 +11,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import PIL
@@ -30,6 +30,15 @@ MAX_STORED_PIXELS = (
 MAX_READ_PIXELS = 1 << 29  # 1.5 GiB as RGB: a 200-megapixel photo passes, a forged header does not exhaust the memory
 
 StrPath = str | os.PathLike[str]
+
+
+class Lazy(Protocol):
+    """An image that is read when its turn comes, where it is encoded: a small object that can be pickled.
+
+    It returns an image file's bytes or pixels uint8[height, width, 3]; whatever it raises makes the image an unreadable one.
+    """
+
+    def __call__(self) -> bytes | np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -224,6 +233,15 @@ def store_array(pixels: np.ndarray) -> Stored:
         raise UserError(f"{width}x{height} raw pixels do not fit a page of {layout.PAGE_SIZE} bytes")
     payload = pixels.tobytes()
     return Stored(payload, layout.MODE_RAW, width, height, width, height, layout.hash63(payload))
+
+
+def read_lazy(image: Lazy) -> bytes | np.ndarray:
+    """What a lazy image returns; Broken if it raises or has no bytes."""
+    with _decoding():
+        data = image()
+    if not len(data):
+        raise Broken("empty file")
+    return data
 
 
 def read_file(path: StrPath) -> bytes:

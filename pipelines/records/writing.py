@@ -7,6 +7,7 @@ the number of workers, the host or the time; and a file under its final name is 
 """
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ from dataclasses import asdict
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 import PIL
@@ -32,10 +33,12 @@ from pipelines.records.encoding import (
     AS_THEY_ARE,
     Broken,
     Encoding,
+    Lazy,
     Stored,
     StrPath,
     decoder_name,
     read_file,
+    read_lazy,
     store_array,
     store_file,
 )
@@ -46,11 +49,19 @@ CHUNKS_PER_WORKER = 3  # being encoded, or waiting to be written
 
 
 class Sample(NamedTuple):
-    """One image to write: a file's path, or RGB pixels uint8[height, width, 3]."""
+    """One image to write: a file's path, RGB pixels uint8[height, width, 3], or what reads either when its turn comes."""
 
     name: str
     label: int
-    image: StrPath | np.ndarray
+    image: StrPath | np.ndarray | Lazy
+
+
+class Samples(Protocol):
+    """Samples that can be counted, and walked through again and again: a list, or what makes them anew each time."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Sample]: ...
 
 
 class Unreadable(NamedTuple):
@@ -80,9 +91,12 @@ class UnreadableImages(UserError):
 def encode_sample(sample: Sample, encoding: Encoding) -> Stored | Unreadable:
     """What to store for one sample. Raises UserError for an image that can be read but not stored."""
     try:
-        if isinstance(sample.image, np.ndarray):
-            return store_array(sample.image)
-        return store_file(read_file(sample.image), encoding)
+        image = sample.image
+        if isinstance(image, (str, os.PathLike)):
+            image = read_file(image)
+        elif not isinstance(image, np.ndarray):
+            image = read_lazy(image)
+        return store_array(image) if isinstance(image, np.ndarray) else store_file(image, encoding)
     except Broken as error:
         return Unreadable(sample.name, str(error))
     except UserError as error:
@@ -156,14 +170,13 @@ class _Worker:
         self.process.join()
 
 
-def _encode_parallel(
-    samples: Sequence[Sample], encoding: Encoding, workers: int
-) -> Generator[Stored | Unreadable, None, None]:
-    """_encode_quietly of each sample, in several processes, in the order of the samples, with bounded memory."""
+def _encode_parallel(samples: Samples, encoding: Encoding, workers: int) -> Generator[Stored | Unreadable, None, None]:
+    """As _encode_quietly, in processes, in the order of the samples, with bounded memory."""
     team: dict[Any, _Worker] = {}
     ahead = workers * CHUNKS_PER_WORKER * CHUNK
     answers: dict[int, Answer] = {}
     given = taken = 0
+    source = iter(samples)
     try:
         for _ in range(min(workers, -(-len(samples) // CHUNK))):
             worker = _Worker(encoding)
@@ -171,8 +184,11 @@ def _encode_parallel(
         while taken < len(samples):
             for worker in team.values():
                 if not worker.todo and given < len(samples) and given + CHUNK <= taken + ahead:
-                    worker.give(given, samples[given : given + CHUNK])
-                    given += CHUNK
+                    chunk = list(itertools.islice(source, CHUNK))
+                    if not chunk:
+                        raise ValueError(f"{len(samples)} samples were promised, {given} came")
+                    worker.give(given, chunk)
+                    given += len(chunk)
             for line in connection.wait([line for line, worker in team.items() if worker.todo]):
                 number, answer = team[line].take()
                 answers[number] = answer
@@ -187,7 +203,7 @@ def _encode_parallel(
             worker.stop()
 
 
-def _encode(samples: Sequence[Sample], encoding: Encoding, workers: int) -> Generator[Stored | Unreadable, None, None]:
+def _encode(samples: Samples, encoding: Encoding, workers: int) -> Generator[Stored | Unreadable, None, None]:
     if workers > 1:
         yield from _encode_parallel(samples, encoding, workers)
     else:
@@ -237,21 +253,25 @@ def _lock(file: IO[bytes], path: Path) -> None:
         raise UserError(f"{path}: another conversion is writing this file; wait for its end")
 
 
-def _check_samples(samples: Sequence[Sample], num_classes: int) -> np.ndarray:
-    """The samples' keys, int64[N]; UserError unless there are samples, with valid labels and distinct keys."""
-    if not samples:
+def _check_samples(samples: Samples, num_classes: int) -> np.ndarray:
+    """The samples' keys, int64[N], after checking that there are some, with fit labels and different keys."""
+    if not len(samples):
         raise UserError("there are no images to write")
-    for sample in samples:
+    if iter(samples) is samples:
+        raise ValueError("samples are walked through more than once: an iterator will not do")
+    keys = np.empty(len(samples), np.int64)
+    for number, sample in enumerate(samples):
+        keys[number] = layout.sample_key(sample.name)
         if not 0 <= sample.label < num_classes:
             raise UserError(f"{sample.name}: label {sample.label} is not in 0..{num_classes - 1}, the classes given")
-    keys = np.fromiter((layout.sample_key(sample.name) for sample in samples), np.int64, len(samples))
     order = np.argsort(keys, kind="stable")
     equal = np.flatnonzero(np.diff(keys[order]) == 0)
     if equal.size:
-        first, second = order[equal[0] : equal[0] + 2]
+        first, second = order[equal[0] : equal[0] + 2].tolist()
+        names = {number: sample.name for number, sample in enumerate(samples) if number in (first, second)}
         raise UserError(
-            f"{equal.size} images have the key of another, such as {samples[first].name} (image {first + 1}) "
-            f"and {samples[second].name} (image {second + 1}); every image needs a name of its own"
+            f"{equal.size} images have the key of another, such as {names[first]} (image {first + 1}) "
+            f"and {names[second]} (image {second + 1}); every image needs a name of its own"
         )
     return keys
 
@@ -339,7 +359,7 @@ def _manifest(table: np.ndarray, class_names: Sequence[str], made: dict[str, Any
 
 def write_records(
     path: StrPath,
-    samples: Sequence[Sample],
+    samples: Samples,
     class_names: Sequence[str],
     *,
     kind: str,
@@ -352,7 +372,8 @@ def write_records(
 ) -> list[Unreadable]:
     """Write one record file, whole or not at all, and return the unreadable images that `skip_bad` left out.
 
-    samples: all files, or all arrays; they keep their order.
+    samples: all files or all arrays, whether lazy or not; they keep their order. Only a few are held at a time: an iterable with
+    a length need not hold them either.
     kind, options: how the data set was made, for the manifest; no paths of this machine, no times.
     encoding: for files. workers: processes that read and encode, 0 or 1 = none. progress: called per image.
     Raises UnreadableImages after trying every sample; UserError for labels, names, sizes, an existing file, a
@@ -362,22 +383,23 @@ def write_records(
     check_output(target, force)
     keys = _check_samples(samples, len(class_names))
     made: dict[str, Any] = {"kind": kind, "options": options or {}}
-    arrays = {isinstance(sample.image, np.ndarray) for sample in samples}
-    if len(arrays) != 1:
-        raise ValueError("a record file holds either files or arrays, not both")
-    if not arrays.pop():
-        made |= {"encoding": asdict(encoding), "decoder": decoder_name(), "pillow": PIL.__version__}
     bad: list[Unreadable] = []
+    modes: set[int] = set()
     with _new_file(target, len(samples)) as writer, contextlib.closing(_encode(samples, encoding, workers)) as encoded:
         for sample, key, stored in zip(samples, keys, encoded, strict=True):
             if isinstance(stored, Unreadable):
                 bad.append(stored)
             else:
                 writer.add(sample.name, sample.label, key, stored)
+                modes.add(stored.mode)
+                if len(modes) > 1:
+                    raise ValueError("a record file holds either files or arrays, not both")
             if progress:
                 progress()
         if bad and (not skip_bad or len(bad) == len(samples)):
             raise UnreadableImages(bad, len(samples))
+        if layout.MODE_JPEG in modes:
+            made |= {"encoding": asdict(encoding), "decoder": decoder_name(), "pillow": PIL.__version__}
         writer.finish(class_names, made | {"skipped": [image.name for image in bad]})
     return bad
 

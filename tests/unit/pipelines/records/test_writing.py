@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.odd_files import odd_files, picture, unpacked, write_odd_files
+from helpers.tar_members import TarSamples
 from PIL import Image
 
 from pipelines.errors import UserError
 from pipelines.records import encoding, layout, writing
 from pipelines.records.encoding import Encoding
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, UnreadableImages, write_records
+from pipelines.records.writing import CHUNK, Sample, UnreadableImages, write_records
 
 needs_libffcv = pytest.mark.skipif(encoding.decoder_name() != "libffcv", reason="FFCV is not installed")
 
@@ -34,6 +36,56 @@ def jpegs(folder: Path, count: int, side: int = 40) -> list[Path]:
 
 def samples_of(paths: list[Path]) -> list[Sample]:
     return [Sample(f"a/{path.name}", 0, path) for path in paths]
+
+
+def tar_of(paths: list[Path], path: Path) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for one in paths:
+            archive.add(one, f"a/{one.name}")
+    return path
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_members_of_a_tar_are_stored_as_the_files_of_a_folder(tmp_path: Path, workers: int) -> None:
+    """Byte for byte, read in the workers, from samples that are made as they are needed."""
+    paths = jpegs(tmp_path, 3 * CHUNK + 1)
+    write_records(tmp_path / "folder.beton", samples_of(paths), ["a"], kind="test")
+    samples = TarSamples(tar_of(paths, tmp_path / "a.tar"))
+    assert write_records(tmp_path / "tar.beton", samples, ["a"], kind="test", workers=workers) == []
+    assert (tmp_path / "tar.beton").read_bytes() == (tmp_path / "folder.beton").read_bytes()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_member_that_cannot_be_read_is_unreadable_by_its_name(tmp_path: Path, workers: int) -> None:
+    archive = tar_of(jpegs(tmp_path, 3), tmp_path / "a.tar")
+    samples = TarSamples(archive)
+    os.truncate(archive, samples._members[2][1] + 10)
+    bad = write_records(tmp_path / "t.beton", samples, ["a"], kind="test", workers=workers, skip_bad=True)
+    assert bad == [("a/0002.jpg", "the archive is truncated")]
+    with pytest.raises(UnreadableImages, match="1 of 3 images cannot be read, first a/0002.jpg"):
+        write_records(tmp_path / "u.beton", samples, ["a"], kind="test", workers=workers)
+
+
+def test_a_lazy_image_may_be_pixels(tmp_path: Path) -> None:
+    pixels = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
+    write_records(tmp_path / "a.beton", [Sample("x", 0, pixels)], ["a"], kind="test")
+    write_records(tmp_path / "b.beton", [Sample("x", 0, lambda: pixels)], ["a"], kind="test")
+    assert (tmp_path / "a.beton").read_bytes() == (tmp_path / "b.beton").read_bytes()
+
+
+def test_an_iterator_which_ends_after_one_walk_is_refused(tmp_path: Path) -> None:
+    class Once:
+        def __len__(self) -> int:
+            return 1
+
+        def __iter__(self) -> "Once":
+            return self
+
+        def __next__(self) -> Sample:
+            raise StopIteration
+
+    with pytest.raises(ValueError, match="an iterator will not do"):
+        write_records(tmp_path / "b.beton", Once(), ["a"], kind="test")
 
 
 # Files that act when they are opened, in whatever process that is.
@@ -124,10 +176,10 @@ def test_arrays(tmp_path: Path) -> None:
         write_records(out, [Sample("a", 0, np.zeros((1700, 1700, 3), np.uint8))], ["a"], kind="test")
     with pytest.raises(RuntimeError, match="while converting a"):
         write_records(out, [Sample("a", 0, np.zeros((4, 4), np.uint8))], ["a"], kind="test")
-    mixed = [Sample("a", 0, np.zeros((4, 4, 3), np.uint8)), Sample("b", 0, "b.jpg")]
+    mixed = [Sample("a", 0, np.zeros((4, 4, 3), np.uint8)), Sample("b", 0, jpegs(tmp_path, 1)[0])]
     with pytest.raises(ValueError, match="either files or arrays"):
         write_records(out, mixed, ["a"], kind="test")
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["0000.jpg"]
 
 
 def test_what_cannot_be_stored_is_named_and_stops_at_once(tmp_path: Path) -> None:
