@@ -25,37 +25,22 @@ import argparse
 import os
 import signal
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 if __name__ == "__main__":  # replaces this folder, whose module names are generic
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
 
 from pipelines.errors import UserError
 from pipelines.files import write_bytes_atomic, write_json_atomic
-from pipelines.loader import default_workers
-from pipelines.records.reader import Records
-from tools.benchmark.baselines import Baseline, Job, Unavailable
-from tools.benchmark.items import Ours, Row
-from tools.benchmark.report import Report, facts, limits, ratios, show, to_json, to_markdown
+from tools.benchmark.report import show, to_json, to_markdown
+from tools.benchmark.session import SECTIONS, run
 from tools.command_line import Parser
 from train.config import Config
-from train.data import views_of
 from train.run.environment import make_accelerator
 from train.run.exits import guard
 from train.settings import parse_args
-
-SECTIONS = "abcdef"
-COMPARISONS = {
-    "pil": "torch DataLoader, PIL",
-    "pil_whole": "torch DataLoader, PIL, whole recipe",
-    "ffcv": "stock FFCV Loader",
-}
 
 
 class Flags(NamedTuple):
@@ -67,9 +52,6 @@ class Flags(NamedTuple):
     only: str
     json: Path | None
     markdown: Path | None
-
-
-# ---- the command line ----
 
 
 def _sections(text: str) -> str:
@@ -101,74 +83,6 @@ def parse_flags(argv: list[str]) -> tuple[Flags, list[str]]:
     return flags, rest
 
 
-# ---- measuring ----
-
-
-def draw_pool(records: Records, images: int) -> np.ndarray:
-    """int64 positions of one pass: all records again and again up to at least `images`, or so many drawn from more."""
-    if len(records) >= images:
-        return np.sort(np.random.default_rng(0).permutation(len(records))[:images]).astype(np.int64)
-    return np.tile(np.arange(len(records), dtype=np.int64), -(-images // len(records)))
-
-
-def start_baselines(stack: ExitStack, job: Job) -> dict[str, Baseline]:
-    """Both processes, starting up side by side with what follows here."""
-    found = {}
-    for kind in COMPARISONS:
-        folder = job.folder / kind
-        folder.mkdir()
-        found[kind] = Baseline(kind, job._replace(folder=folder))
-        stack.callback(found[kind].close)
-    return found
-
-
-def baseline_rows(baselines: dict[str, Baseline], images: int) -> Iterator[Row]:
-    """(f), when each is warm."""
-    for kind, baseline in baselines.items():
-        row = Row(f"f.{kind}", COMPARISONS[kind], source=baseline, images=images)
-        try:
-            row.note = baseline.ready()
-        except Unavailable as reason:
-            row.give_up(str(reason))
-        yield row
-
-
-def prepare(ours: Ours, only: str, baselines: dict[str, Baseline], images: int) -> list[Row]:
-    """All rows asked for, each ready to be measured."""
-    rows: list[Row] = []
-    makers: dict[str, Any] = {
-        "a": ours.loaders,
-        "b": ours.device_alone,
-        "c": lambda: [ours.training()],
-        "d": lambda: [ours.cached()],
-        "e": lambda: [ours.online()],
-        "f": lambda: baseline_rows(baselines, images),
-    }
-    for letter in SECTIONS:
-        if letter in only:
-            _say(f"preparing ({letter})")
-            rows += makers[letter]()
-    return rows
-
-
-def measure(rows: Iterable[Row], rounds: int, seconds: float) -> None:
-    """Each row `rounds` times, in turns, so that a slow spell of the machine does not fall on one row alone."""
-    for number in range(rounds):
-        for row in rows:
-            if row.source is None:
-                continue
-            try:
-                row.timings.append(row.source.measure(seconds, row.images))
-            except Unavailable as reason:
-                row.give_up(str(reason))
-            else:
-                _say(f"round {number + 1}/{rounds}: {row.id} {row.timings[-1].images_per_s:,.0f} images/s")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def main(argv: list[str]) -> None:
     flags, rest = parse_flags(argv)
     config, options = parse_args(rest, __doc__ or "", Config)
@@ -177,38 +91,10 @@ def main(argv: list[str]) -> None:
     accelerator = make_accelerator(config)
     if accelerator.num_processes > 1:
         raise UserError("the bench measures one process: start it with plain `python tools/bench.py ...`")
-    records = Records(config.data.train)
-    pool = draw_pool(records, flags.images)
-    for position in np.unique(pool):
-        records.verify(position)  # and with it comes into the page cache
-    device = accelerator.device
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        ours = Ours(config, records, pool, accelerator, folder)
-        about = facts(config, accelerator, records, pool, ours.backend)
-        for line in ours.notes:
-            _say(line)
-        if options.dry_run:
-            show(Report(about, [], [], None))
-            return
-        baselines = {}
-        if "f" in flags.only:
-            job = Job(
-                records=records.path,
-                pool=pool,
-                recipe=config.data.recipe,
-                data_seed=config.data.seed,
-                views=views_of(config, len(records)),
-                batch=config.optim.batch,
-                workers=config.data.workers or default_workers(),
-                device=device,
-                folder=folder,
-            )
-            baselines = start_baselines(stack, job)
-        rows = prepare(ours, flags.only, baselines, len(pool))
-        measure(rows, flags.rounds, flags.seconds)
-    report = Report(about, rows, ratios(rows), limits(rows, ours.backend, device.type == "cpu"))
+    report = run(config, accelerator, flags.only, flags.images, flags.rounds, flags.seconds, options.dry_run)
     show(report)
+    if options.dry_run:
+        return
     if flags.json:
         write_json_atomic(flags.json, to_json(report))
     if flags.markdown:

@@ -30,6 +30,7 @@ from pipelines.records.writing import Sample, write_records
 from tools import bench
 from tools.benchmark import baselines as bench_baselines
 from tools.benchmark import report as bench_report
+from tools.benchmark import session
 from tools.benchmark.baselines import Baseline, ImageFiles, Job, Unavailable
 from tools.benchmark.clock import Stream, Timing, endless
 from tools.benchmark.items import Row
@@ -270,8 +271,8 @@ def test_the_endless_order_repeats_the_pool_under_the_next_view() -> None:
 
 def test_a_pass_repeats_a_small_file_and_draws_from_a_large_one(work: Path) -> None:
     records = Records(work / "train.beton")
-    assert np.bincount(bench.draw_pool(records, 30)).tolist() == [3] * COUNT
-    drawn = bench.draw_pool(records, 5)
+    assert np.bincount(session.draw_pool(records, 30)).tolist() == [3] * COUNT
+    drawn = session.draw_pool(records, 5)
     assert len(set(drawn.tolist())) == 5 and (np.diff(drawn) > 0).all()
 
 
@@ -341,7 +342,7 @@ def test_a_comparison_that_dies_costs_its_row_alone(work: Path, tmp_path: Path) 
             return Timing(10, 1.0, 2.0)
 
     dead, alive = Row("f.pil", "dead", source=Dies()), Row("a.ffcv", "alive", source=Lives())
-    bench.measure([dead, alive], rounds=2, seconds=0)
+    session.measure([dead, alive], rounds=2, seconds=0)
     assert dead.absent == "gone" and not dead.timings
     assert [timing.images_per_core_s for timing in alive.timings] == [5.0, 5.0]
 
