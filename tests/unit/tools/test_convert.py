@@ -25,6 +25,8 @@ from pipelines.records.layout import TABLE_START, sample_key
 from pipelines.records.reader import Records
 from tools import convert
 from tools.conversion import demo_images
+from tools.conversion.names import stripped
+from tools.conversion.storage import RECIPES
 from train.config import Config
 from train.settings import load
 
@@ -139,17 +141,17 @@ def test_recipes_store_what_the_configurations_need() -> None:
         if recipe.crop == "resize_crop":
             name += "_resize"
         short_side = recipe.resolved_short_side() if recipe.crop == "resize_crop" else None
-        assert convert.RECIPES[name].encoding == Encoding(short_side=short_side)
-        assert convert.RECIPES["evaluation"].encoding == Encoding(short_side=recipe.evaluation().resolved_short_side())
+        assert RECIPES[name].encoding == Encoding(short_side=short_side)
+        assert RECIPES["evaluation"].encoding == Encoding(short_side=recipe.evaluation().resolved_short_side())
         seen.add(name)
     assert {"imagenet_lt", "inat18"} <= seen
     resize = Recipe(crop="resize_crop").resolved_short_side()
-    assert convert.RECIPES["imagenet_lt_resize"].encoding == Encoding(short_side=resize)
+    assert RECIPES["imagenet_lt_resize"].encoding == Encoding(short_side=resize)
 
 
 def test_the_documentation_lists_every_recipe() -> None:
     text = (ROOT / "docs" / "storage.md").read_text()
-    for name, storage in convert.RECIPES.items():
+    for name, storage in RECIPES.items():
         short = storage.encoding.short_side
         assert f"| `{name}` | {f'short side {short}' if short else 'files as they are'} |" in text
 
@@ -179,7 +181,7 @@ def test_recipes_are_explained_and_exclude_sizes(
         with pytest.raises(SystemExit, match="0"):
             convert.main([command, "--help"])
         text = capsys.readouterr().out
-        for name, storage in convert.RECIPES.items():
+        for name, storage in RECIPES.items():
             assert any(
                 line.split()[:1] == [name] and str(storage.encoding) in line and line.endswith(storage.use)
                 for line in text.splitlines()
@@ -615,10 +617,10 @@ def test_bad_arguments(arguments: str, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_prefixes_are_prefixes_not_sets_of_letters() -> None:
-    assert convert.stripped("train/rain.jpg", "train/", "") == "rain.jpg"
-    assert convert.stripped("a.jpg", "", "") == "a.jpg"
+    assert stripped("train/rain.jpg", "train/", "") == "rain.jpg"
+    assert stripped("a.jpg", "", "") == "a.jpg"
     with pytest.raises(UserError):
-        convert.stripped("rain/train.jpg", "train/", "")
+        stripped("rain/train.jpg", "train/", "")
 
 
 def test_a_foreign_module_beside_the_script_is_not_imported(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""The options of tools/convert.py's commands, and their types. Owns no work."""
+
+import argparse
+import os
+from pathlib import Path
+
+from tools.command_line import whole
+from tools.conversion.storage import RECIPES
+
+
+def imbalance(text: str) -> int | float:
+    """Images of the largest class per image of the smallest; whole numbers stay whole in the manifest."""
+    value = float(text)
+    if not 1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} given, at least 1 allowed")
+    return int(value) if value.is_integer() else value
+
+
+def share(text: str) -> float:
+    """An argparse type: a part of a whole, less than all of it."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} given, at least 0 and less than 1 allowed")
+    return value
+
+
+def common_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--workers", type=whole(0), default=cores, help="processes that encode (default: %(default)s)")
+    parser.add_argument("--force", action="store_true", help="overwrite what exists")
+    return parser
+
+
+def image_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    add = parser.add_argument
+    add("--classes", type=Path, metavar="FILE", help="class names in label order, one per line")
+    add("--recipe", choices=list(RECIPES), help="store what this recipe needs and no more, see below")
+    add("--short-side", type=whole(1), metavar="N", help="shrink images until the short side is N pixels")
+    add("--max-side", type=whole(1), metavar="N", help="shrink images until the long side is at most N pixels")
+    add(
+        "--quality",
+        type=whole(1, 100),
+        default=95,
+        help="of images encoded anew, 4:4:4 (default: %(default)s)",
+    )
+    add(
+        "--strip-prefix",
+        default="",
+        metavar="P",
+        help="leave P out of the samples' names, on which keys depend",
+    )
+    add("--skip-bad", action="store_true", help="leave unreadable images out instead of failing")
+    return parser
+
+
+def cifar_options(parser: argparse.ArgumentParser, archive: str) -> None:
+    parser.add_argument("--archive", type=Path, required=True, help=f"{archive} .tar.gz, .tar.xz or unpacked folder")
+    parser.add_argument(
+        "--imbalance", type=imbalance, required=True, help="largest class / smallest class, such as 100"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for train.beton and test.beton")
+
+
+def folder_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of class folders")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE|DIR",
+        help="record file to write, such as train.beton; with --val or --test the folder for train.beton and the others",
+    )
+    for part in ("val", "test"):
+        parser.add_argument(
+            f"--{part}",
+            type=share,
+            default=0,
+            metavar="SHARE",
+            help=f"share of each class for {part}.beton, such as 0.1",
+        )
+    parser.add_argument(
+        "--split-seed",
+        type=whole(0, 2**63 - 1),
+        default=0,
+        metavar="N",
+        help="another seed, another split (default: 0)",
+    )
