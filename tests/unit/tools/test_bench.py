@@ -86,7 +86,7 @@ def call(folder: Path, *arguments: object) -> tuple[int, str, str]:
 def outputs(work: Path) -> tuple[dict, str, str]:
     """(JSON, Markdown, screen) of everything but the stock FFCV Loader, which compiles for ten seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "COMPARISONS", {name: name for name in ("pil", "pil_whole")})
+        patch.setattr(session, "COMPARISONS", {name: name for name in ("pil", "pil_whole")})
         flags = ("--seconds", 0.05, "--rounds", 2, "--images", 20, "--json", "b.json", "--markdown", "b.md")
         code, screen, errors = call(work, "bench.yaml", "optim.accumulate=2", "optim.clip=5", *flags)
     assert code == 0, errors
