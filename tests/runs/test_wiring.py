@@ -50,6 +50,7 @@ PLAIN = ("data.recipe.pad=0", "data.recipe.flip=false")  # images reach the netw
 WHOLE = ("data.recipe.crop=random_resized_crop", "data.recipe.scale=[1,1]", "data.recipe.ratio=[1,1]", PLAIN[1])
 STILL = ("optim.lr=1e-9", "optim.weight_decay=0")  # the weights stay: what differs is not their doing
 SHORT = "schedule.epochs=1"
+READS = "data.backend=reference"  # from the file at every step, a few batches ahead; what is resident is read once
 
 Check = Callable[["Lab"], None]
 
@@ -493,7 +494,7 @@ def _(lab: Lab) -> None:
             lab.damage(name)
         happens = {damaged_at: lambda: lab.damage(name)} if damaged_at is not None else {}
         settings = (f"data.train={name}", f"data.verify={verify}", "schedule.epochs=4", f"run={verify}-{damaged_at}")
-        return lab.teacher(*settings, *STILL, fails=fails, at_step=happens)
+        return lab.teacher(*settings, READS, *STILL, fails=fails, at_step=happens)
 
     assert len(trained("off.beton", "off", None, fails=False).steps) == 12
     assert "CRC" in trained("at_once.beton", "first", None, fails=True).out
@@ -760,7 +761,7 @@ def _(lab: Lab) -> None:
     def steps(check: str) -> int:
         name = f"{check}.beton"
         shutil.copy(lab.folder / "train.beton", lab.folder / name)
-        settings = (f"data.train={name}", "data.verify=off", "optim.batch=2", f"cache.check={check}")
+        settings = (f"data.train={name}", READS, "data.verify=off", "optim.batch=2", f"cache.check={check}")
         seen = lab.student(
             *settings, *STILL, f"run={check}", at_step={2: lambda: lab.damage(name)}, fails=check != "open"
         )
