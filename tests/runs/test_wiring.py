@@ -50,6 +50,7 @@ PLAIN = ("data.recipe.pad=0", "data.recipe.flip=false")  # images reach the netw
 WHOLE = ("data.recipe.crop=random_resized_crop", "data.recipe.scale=[1,1]", "data.recipe.ratio=[1,1]", PLAIN[1])
 STILL = ("optim.lr=1e-9", "optim.weight_decay=0")  # the weights stay: what differs is not their doing
 SHORT = "schedule.epochs=1"
+READS = "data.backend=reference"  # from the file at every step, a few batches ahead; what is resident is read once
 
 Check = Callable[["Lab"], None]
 
@@ -412,18 +413,26 @@ def _(lab: Lab) -> None:
     assert all(either) and None in sum(found, []) and None in sum(mirrored, [])
 
 
+def first_batch(lab: Lab, scale: str, ratio: str) -> torch.Tensor:
+    cut = (f"data.recipe.scale={scale}", f"data.recipe.ratio={ratio}")
+    return lab.teacher(*WHOLE, *cut, *STILL, SHORT).training[0].images
+
+
 @wire("data.recipe.scale")
 def _(lab: Lab) -> None:
     assert None not in lab.order(lab.teacher(*WHOLE, *STILL, SHORT))
-    part = lab.teacher(*WHOLE, "data.recipe.scale=[0.3,0.5]", *STILL, SHORT)
-    assert set(lab.order(part)) == {None}
+    base = first_batch(lab, "[0.3,0.5]", "[1,1]")
+    assert set(lab.stored(base)) == {None}
+    assert not same(base, first_batch(lab, "[0.1,0.5]", "[1,1]")) and not same(
+        base, first_batch(lab, "[0.3,0.8]", "[1,1]")
+    )
 
 
 @wire("data.recipe.ratio")
 def _(lab: Lab) -> None:
-    square = lab.teacher(*WHOLE, "data.recipe.scale=[0.3,0.5]", *STILL, SHORT)
-    wide = lab.teacher(*WHOLE, "data.recipe.scale=[0.3,0.5]", "data.recipe.ratio=[2,2]", *STILL, SHORT)
-    assert not same(square.training[0].images, wide.training[0].images)
+    base = first_batch(lab, "[0.3,0.5]", "[1,1]")
+    for ratio in ("[0.5,1]", "[1,2]"):
+        assert not same(base, first_batch(lab, "[0.3,0.5]", ratio)), ratio
 
 
 @wire("data.recipe.short_side")
@@ -438,8 +447,9 @@ def _(lab: Lab) -> None:
 
 @wire("data.recipe.jitter")
 def _(lab: Lab) -> None:
-    seen = lab.teacher(*PLAIN, "data.recipe.jitter=[0.4,0.4,0.4]", *STILL, SHORT)
-    assert None in lab.order(seen) and None not in lab.stored(seen.evaluating[-1].images, "test")
+    for jitter in ("[0.4,0,0]", "[0,0.4,0]", "[0,0,0.4]"):
+        seen = lab.teacher(*PLAIN, f"data.recipe.jitter={jitter}", *STILL, SHORT)
+        assert None in lab.order(seen) and None not in lab.stored(seen.evaluating[-1].images, "test"), jitter
     cells = lab.cache("data.recipe.jitter=[0.4,0.4,0.4]", "cache.dir=jittered")
     assert not same(cells.asking[0].images, lab.cache().asking[0].images)
 
@@ -493,7 +503,7 @@ def _(lab: Lab) -> None:
             lab.damage(name)
         happens = {damaged_at: lambda: lab.damage(name)} if damaged_at is not None else {}
         settings = (f"data.train={name}", f"data.verify={verify}", "schedule.epochs=4", f"run={verify}-{damaged_at}")
-        return lab.teacher(*settings, *STILL, fails=fails, at_step=happens)
+        return lab.teacher(*settings, READS, *STILL, fails=fails, at_step=happens)
 
     assert len(trained("off.beton", "off", None, fails=False).steps) == 12
     assert "CRC" in trained("at_once.beton", "first", None, fails=True).out
@@ -762,7 +772,7 @@ def _(lab: Lab) -> None:
     def steps(check: str) -> int:
         name = f"{check}.beton"
         shutil.copy(lab.folder / "train.beton", lab.folder / name)
-        settings = (f"data.train={name}", "data.verify=off", "optim.batch=2", f"cache.check={check}")
+        settings = (f"data.train={name}", READS, "data.verify=off", "optim.batch=2", f"cache.check={check}")
         seen = lab.student(
             *settings, *STILL, f"run={check}", at_step={2: lambda: lab.damage(name)}, fails=check != "open"
         )
