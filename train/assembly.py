@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from pipelines.backends.choice import pixel_source, resolve_backend
+from pipelines.backends import pixel_source, resolve_backend
 from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.logits import Ensemble
@@ -134,7 +134,7 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
     source = make_source(config, splits.train, accelerator, caches, order.steps_per_epoch)
     facts = Facts(
         backend=backend,
-        pixels=pixel_source(backend, splits.train, device),
+        pixels=str(pixel_source(backend, splits.train, device)),
         tau=distill.tau,
         init=init,
         precision=precision_of(accelerator),

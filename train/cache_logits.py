@@ -17,7 +17,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 
-from pipelines.backends.choice import pixel_source, resolve_backend
+from pipelines.backends import pixel_source, resolve_backend
 from pipelines.errors import UserError
 from pipelines.loader import default_workers
 from pipelines.logits import CacheWriter

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from pipelines.philox import log
 
-PAD_CROP, RANDOM_RESIZED_CROP, RESIZE_CROP, CENTER = range(4)
+PAD_CROP, RANDOM_RESIZED_CROP, RESIZE_CROP, CENTER = range(4)  # in @exact code, which a change must compile anew
 KINDS = {
     "pad_crop": PAD_CROP,
     "random_resized_crop": RANDOM_RESIZED_CROP,

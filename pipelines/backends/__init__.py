@@ -1,7 +1,8 @@
 """Who decodes and crops: four backends, one contract."""
 
-from pipelines.backends.choice import available_backends, make_backend, pixel_source, refusal, resolve_backend
+from pipelines.backends.choice import available_backends, make_backend, refusal, resolve_backend
 from pipelines.backends.contract import Backend, Crops, Drawn, to_device
+from pipelines.backends.pixels import PixelSource, pixel_source
 
 __all__ = [
     "Backend",
@@ -9,6 +10,7 @@ __all__ = [
     "Drawn",
     "available_backends",
     "make_backend",
+    "PixelSource",
     "pixel_source",
     "refusal",
     "resolve_backend",

@@ -11,6 +11,7 @@ import torch
 
 from pipelines.augment.recipe import Recipe, ViewParams, view_params
 from pipelines.backends.contract import Backend, OnHost
+from pipelines.backends.pixels import PixelSource
 from pipelines.errors import UserError
 from pipelines.libffcv import library_path
 from pipelines.records.reader import Records
@@ -71,38 +72,21 @@ def available_backends(records: Records, recipe: Recipe, device: torch.device) -
 
 
 def resolve_backend(
-    setting: str, records: Records, recipe: Recipe, device: torch.device, cached: str | None = None
+    setting: str, records: Records, recipe: Recipe, device: torch.device, cached: PixelSource | None = None
 ) -> str:
     """The backend that `data.backend` means for these records here.
 
-    cached: the pixel source (`pixel_source`) of the cache that is read, if there is one. Raises UserError when the backend
+    cached: the pixel source of the cache that is read, if there is one. Raises UserError when the backend
     cannot serve the records.
     """
     available = available_backends(records, recipe, device)
     if setting == "auto":
-        setting = available[0] if cached in (None, RAW) else cached.split()[0]
+        setting = (cached and cached.backend) or available[0]
     if setting not in available:
         why = refusal(setting, records, recipe, device)
         others = " or ".join(f"data.backend={name}" for name in available)
         raise UserError(f"data.backend={setting}: {why}; or use {others}")
     return setting
-
-
-RAW = "raw"
-
-
-def pixel_source(backend: str, records: Records, device: torch.device) -> str:
-    """What decides the pixels of a view beside recipe and record: part of a cache's identity.
-
-    Raw records pass through no decoder and the same resampler in every backend that reads them: their pixels are equal.
-    """
-    if records.raw.all():
-        return RAW
-    if backend == "dali":
-        from nvidia.dali import __version__
-
-        return f"dali {'mixed' if device.type == 'cuda' else 'cpu'} {__version__}"
-    return backend
 
 
 def make_backend(

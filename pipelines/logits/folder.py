@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipelines.backends.pixels import PixelSource
 from pipelines.errors import UserError
 from pipelines.files import read_json, write_bytes_atomic
 from pipelines.logits.blocks import (
@@ -36,6 +37,10 @@ class Wanted(NamedTuple):
     view: dict[str, Any]
     rows: np.ndarray
     weights: str | None = None
+
+    def with_pixels(self, source: PixelSource) -> "Wanted":
+        """The same, of pixels from this source."""
+        return self._replace(view=self.view | {"backend": str(source)})
 
 
 def open_folder(folder: Path) -> Opened:

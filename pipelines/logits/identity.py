@@ -13,6 +13,7 @@ from pipelines.augment.finish import FINISH_VERSION
 from pipelines.augment.geometry import VIEWS_VERSION
 from pipelines.augment.recipe import Recipe
 from pipelines.augment.resample import RESAMPLE_VERSION
+from pipelines.backends.pixels import PixelSource
 from pipelines.records.reader import Records
 
 FORMAT = 2
@@ -20,14 +21,19 @@ FORMAT = 2
 PIXEL_FIELDS = ("backend", "versions.resample", "size_rule")
 
 
-def view_identity(records: Records, recipe: Recipe, data_seed: int, pixels: str) -> dict[str, Any]:
-    """The part of an identity that a student knows: the pixels that belong to (key, view); pixels: backends.pixel_source."""
-    return {
+def view_identity(
+    records: Records, recipe: Recipe, data_seed: int, pixels: PixelSource | str | None = None
+) -> dict[str, Any]:
+    """The part of an identity that a student knows: the pixels that belong to (key, view).
+
+    pixels: their source, or its text, such as "reference"; None = not yet known: the entry is left out and not compared.
+    """
+    source = {} if pixels is None else {"backend": str(pixels)}
+    return source | {
         "dataset": {"digest": records.digest, "class_names": list(records.class_names)},
         "recipe": transforms.identity(recipe),
         "data_seed": data_seed,
         "size_rule": _size_rule(records),
-        "backend": pixels,
         "versions": {"views": VIEWS_VERSION, "resample": RESAMPLE_VERSION, "finish": FINISH_VERSION},
     }
 

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from pipelines.backends.pixels import PixelSource
 from pipelines.errors import UserError
 from pipelines.logits.blocks import (
     BLOCK_ROWS,
@@ -85,6 +86,7 @@ class LogitCache:
         self.identity, self._rows, self._kind = self._opened
         self.views, self.certificate = read_done(self.folder, self._kind)
         self.classes = self._kind.classes
+        self.pixels = PixelSource.parse(self.identity["backend"])
         self._keys = np.ascontiguousarray(self._rows["key"])
         self._blocks = -(-len(self._rows) // BLOCK_ROWS)  # of one view
         self._maps = BlockMaps(self.views * self._blocks, _OPEN_BLOCKS)  # by view * self._blocks + block

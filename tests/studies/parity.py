@@ -21,7 +21,7 @@ import torch
 
 from pipelines.augment.finish import Finish
 from pipelines.augment.recipe import Recipe
-from pipelines.backends.choice import available_backends, pixel_source
+from pipelines.backends import available_backends, pixel_source
 from pipelines.batch import Batch
 from pipelines.files import write_bytes_atomic
 from pipelines.loader import Loader

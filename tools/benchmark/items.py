@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from models import set_training
-from pipelines.backends.choice import available_backends, pixel_source, refusal, resolve_backend
+from pipelines.backends import PixelSource, available_backends, pixel_source, refusal, resolve_backend
 from pipelines.batch import Batch, Plan
 from pipelines.errors import UserError
 from pipelines.loader import Loader
@@ -111,7 +111,9 @@ class _Gathered:
         return self._cache.gather(batch.keys, batch.views, self._device)
 
 
-def temporary_cache(folder: Path, config: Config, records: Records, pool: np.ndarray, source: str) -> LogitCache:
+def temporary_cache(
+    folder: Path, config: Config, records: Records, pool: np.ndarray, source: PixelSource
+) -> LogitCache:
     """One view of the samples of `pool`, written by the real writer; its logits are noise, which costs the same to read."""
     rows = records.rows()
     rows = rows[np.isin(rows["key"], records.keys[pool])]

@@ -17,7 +17,7 @@ import torch
 
 from pipelines.augment.finish import Finish
 from pipelines.augment.recipe import Recipe
-from pipelines.backends.choice import available_backends, pixel_source, resolve_backend
+from pipelines.backends import PixelSource, available_backends, pixel_source, resolve_backend
 from pipelines.errors import UserError
 from pipelines.files import fsync_folder, is_temporary, read_json
 from pipelines.loader import Loader
@@ -191,8 +191,8 @@ def compare_pixels(
     """
     identity = found.opened.identity
     recipe, seed = Recipe(**identity["recipe"]), identity["data_seed"]
-    cached = identity["backend"]
-    here = cached.split()[0] in available_backends(records, recipe, device)
+    cached = PixelSource.parse(identity["backend"])
+    here = cached.backend in available_backends(records, recipe, device)
     backend = resolve_backend("auto", records, recipe, device, cached if here else None)
     view = view_identity(records, recipe, seed, pixel_source(backend, records, device))
     differing = misfits(found.opened, Wanted(view, records.rows()))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from pipelines.backends.choice import pixel_source, resolve_backend
+from pipelines.backends import pixel_source, resolve_backend
 from pipelines.errors import UserError
 from pipelines.logits import Ensemble, LogitCache
 from pipelines.logits.flatness import TEMPERATURES, recommend, virtual_examples
@@ -119,12 +119,11 @@ def open_cache(config: Config, train: Records, device: torch.device) -> tuple[En
             "leave distill.teacher out"
         )
     weights = weights_hash(read_teacher(config).network.state_dict()) if config.distill.teacher else None
-    view = view_identity(train, recipe, config.data.seed, config.data.backend)
-    wanted = Wanted(view, train.rows(), weights)
+    wanted = Wanted(view_identity(train, recipe, config.data.seed), train.rows(), weights)
     caches = [LogitCache(path, wanted) for path in settings.paths]
     _require_different_teachers(caches)
-    backend = resolve_backend(config.data.backend, train, recipe, device, cached=caches[0].identity["backend"])
-    wanted = wanted._replace(view=view | {"backend": pixel_source(backend, train, device)})
+    backend = resolve_backend(config.data.backend, train, recipe, device, cached=caches[0].pixels)
+    wanted = wanted.with_pixels(pixel_source(backend, train, device))
     differing = [cache.require(wanted, views_of(config, len(train)), settings.pixels) for cache in caches]
     distill, chosen = resolve_tau(config.distill, Ensemble(caches, settings.weights, settings.average), train)
     assert distill.tau is not None

@@ -73,9 +73,12 @@ def append(path: Path) -> None:
     path.write_text(path.read_text() + "\n# another line\n")
 
 
+SOURCES = ("geometry", "recipe", "resample")
+
+
 @pytest.mark.parametrize(
     "source",
-    ["augment/geometry.py", "augment/resample.py", "crc32.py", "logits/blocks.py", "libffcv.py", "compiled.py"],
+    [*(f"augment/{name}.py" for name in SOURCES), "crc32.py", "logits/blocks.py", "libffcv.py", "compiled.py"],
 )
 def test_changed_source_means_another_folder(copy: Path, source: str) -> None:
     before = folder_of(copy)

@@ -9,8 +9,8 @@ from PIL import Image
 
 from pipelines.augment import view_params
 from pipelines.augment.recipe import Recipe
-from pipelines.backends import choice
-from pipelines.backends.choice import available_backends, pixel_source, refusal, resolve_backend
+from pipelines.backends import PixelSource, choice
+from pipelines.backends.choice import available_backends, refusal, resolve_backend
 from pipelines.backends.contract import to_device
 from pipelines.errors import UserError
 from pipelines.records.reader import Records
@@ -46,7 +46,7 @@ def everything(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("everything")
 def test_auto_is_a_rule(raw: Records, jpeg: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     def auto(records: Records, recipe: Recipe, device: torch.device, cached: str | None = None) -> str:
-        return resolve_backend("auto", records, recipe, device, cached)
+        return resolve_backend("auto", records, recipe, device, cached and PixelSource.parse(cached))
 
     assert auto(raw, CIFAR, CUDA) == "resident" and auto(raw, CIFAR, CPU) == "ffcv"
     assert auto(raw, IMAGENET, CUDA) == "ffcv", "random_resized_crop resizes"
@@ -71,7 +71,7 @@ def test_a_setting_is_obeyed_or_refused_with_what_would_do(
     assert available_backends(raw, CIFAR, CPU) == ["ffcv", "resident", "reference"]
     assert available_backends(jpeg, IMAGENET, CUDA) == ["dali", "ffcv", "reference"]
     for setting in available_backends(jpeg, IMAGENET, CPU):
-        assert resolve_backend(setting, jpeg, IMAGENET, CPU, cached="reference") == setting
+        assert resolve_backend(setting, jpeg, IMAGENET, CPU, cached=PixelSource("reference")) == setting
     for setting, records, recipe, words in (
         ("resident", jpeg, CIFAR, "it needs raw records, and these are JPEG; or use data.backend=ffcv"),
         ("resident", raw, IMAGENET, "cannot resize, as recipe random_resized_crop 32 .*; or use data.backend=ffcv"),
@@ -86,7 +86,7 @@ def test_a_setting_is_obeyed_or_refused_with_what_would_do(
     monkeypatch.setattr(choice, "_dali_installed", lambda: False)
     for setting, cached in (("ffcv", None), ("auto", "ffcv"), ("dali", None), ("auto", "dali cpu 2.4.0")):
         with pytest.raises(UserError, match="not installed; run `bash tools/setup.sh`; or use data.backend=reference"):
-            resolve_backend(setting, jpeg, IMAGENET, CPU, cached)
+            resolve_backend(setting, jpeg, IMAGENET, CPU, cached and PixelSource.parse(cached))
 
 
 def test_what_is_installed_here_is_found(jpeg: Records) -> None:
@@ -94,14 +94,6 @@ def test_what_is_installed_here_is_found(jpeg: Records) -> None:
     for name in available_backends(jpeg, IMAGENET, CPU):
         assert refusal(name, jpeg, IMAGENET, CPU) is None
         choice.make_backend(name, jpeg, view_params(IMAGENET, 0), 1, "first", CPU, 0.5)
-
-
-def test_pixel_source(raw: Records, jpeg: Records) -> None:
-    assert {pixel_source(name, raw, CPU) for name in ("resident", "ffcv", "reference")} == {"raw"}
-    assert pixel_source("ffcv", jpeg, CPU) == "ffcv" and pixel_source("reference", jpeg, CUDA) == "reference"
-    version = pytest.importorskip("nvidia.dali").__version__
-    assert pixel_source("dali", jpeg, CPU) == f"dali cpu {version}"
-    assert pixel_source("dali", jpeg, CUDA) == f"dali mixed {version}"
 
 
 def test_to_device_copies_what_is_not_contiguous() -> None:
