@@ -9,13 +9,14 @@ from train import loop
 from train.assembly import Assembled, assemble, check_method
 from train.config import Config
 from train.evaluation.counting import evaluate
+from train.evaluation.subject import evaluate_only
 from train.networks.final import save_final
 from train.objectives.methods import METHODS
 from train.run.environment import device_name, make_accelerator
 from train.run.folder import Run
 from train.run.place import note_on_place, run_folder, run_name
 from train.run.stops import Stopped, Stops
-from train.settings import Options, flatten
+from train.settings import Options, flatten, parse_args
 from train.watch import tracking
 from train.watch.dashboards import Dashboards
 
@@ -124,6 +125,16 @@ class Experiment:
             f"{training.order.steps_per_epoch} steps an epoch, {training.schedule.total_steps} in all; would train into "
             f"{self.folder}"
         )
+
+
+def train_or_evaluate(script: str, argv: list[str], description: str) -> None:
+    """What the entry script `script` (e.g. train/distill.py) does with its command line."""
+    config, options = parse_args(argv, description, Config)
+    experiment = Experiment(config, options, script)
+    if config.eval_only:
+        evaluate_only(config, options, experiment.folder, experiment.accelerator)
+    else:
+        experiment.run()
 
 
 def progress(assembled: Assembled, stops: Stops) -> loop.Evaluated:

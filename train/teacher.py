@@ -12,20 +12,12 @@ from pathlib import Path
 # `accelerate launch` puts this script's folder first; a foreign `models` or `train` must not win over ours.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from train.config import Config
-from train.evaluation.subject import evaluate_only
-from train.experiment import Experiment
+from train.experiment import train_or_evaluate
 from train.run.exits import guard
-from train.settings import parse_args
 
 
 def main(argv: list[str]) -> None:
-    config, options = parse_args(argv, __doc__ or "", Config)
-    experiment = Experiment(config, options, "train/teacher.py")
-    if config.eval_only:
-        evaluate_only(config, options, experiment.folder, experiment.accelerator)
-    else:
-        experiment.run()
+    train_or_evaluate("train/teacher.py", argv, __doc__ or "")
 
 
 if __name__ == "__main__":

@@ -12,14 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from pipelines.errors import UserError
 from pipelines.files import write_json_atomic
 from train.config import Config
 from train.optim import OptimConfig
 from train.run.checkpoint import SaveConfig
-from train.run.environment import make_accelerator
 from train.run.facts import Facts
 from train.run.folder import FREE_KEYS, PLACES, Run
 from train.run.lock import Lock
@@ -29,11 +27,6 @@ ROOT = Path(__file__).parents[4]
 SCRIPT = "train/distill.py"
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
-
-
-@pytest.fixture
-def accelerator(bare_environment) -> Accelerator:
-    return make_accelerator(Config())
 
 
 def record(folder: Path) -> dict:

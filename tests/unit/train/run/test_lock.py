@@ -11,18 +11,12 @@ from accelerate import Accelerator
 
 from pipelines.errors import UserError
 from train.config import Config
-from train.run.environment import make_accelerator
 from train.run.folder import Run
 
 ROOT = Path(__file__).parents[4]
 SCRIPT = "train/distill.py"
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
-
-
-@pytest.fixture
-def accelerator(bare_environment) -> Accelerator:
-    return make_accelerator(Config())
 
 
 def refusal(name: str, accelerator: Accelerator) -> str:
