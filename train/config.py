@@ -1,6 +1,6 @@
 """The settings of a run: one tree for all entry scripts.
 
-Every section's dataclass lives beside the component that it configures; reading, checking and printing are settings.py's.
+Every section's dataclass lives beside the component that it configures; settings.py reads, checks and prints them.
 """
 
 from dataclasses import dataclass, field
