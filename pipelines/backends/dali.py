@@ -53,7 +53,7 @@ class _Decodable:
 
 
 class DaliBackend:
-    """See backends.Backend; for JPEG records.
+    """See contract.Backend; for JPEG records.
 
     workers: threads of each of the two pipelines. hw_decoder_load: share of the images that the GPU's JPEG decoder takes, 0..1.
     """
