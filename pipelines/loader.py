@@ -38,7 +38,7 @@ class DataConfig:
     test: str | None = None
     "test records"
     backend: Literal["auto", "ffcv", "dali", "resident", "reference"] = "auto"
-    "who decodes and crops; auto = the cache's; else resident for raw images that fit, dali on a GPU, ffcv, reference"
+    "what decodes and crops; auto = the cache's; else resident for raw images that fit, dali on a GPU, ffcv, reference"
     recipe: Recipe = field(default_factory=Recipe)
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     "per-channel mean of the pixels, 0..1"
@@ -183,7 +183,7 @@ def ahead_of(source: Generator[Item, None, None], ahead: int) -> Generator[Item,
                     if stop.is_set():
                         return
             offer("end")
-        except BaseException as error:  # of whatever kind: the consumer must receive it
+        except BaseException as error:  # of any kind: the consumer must receive it
             offer("error", error)
 
     thread = threading.Thread(target=run, name="loader", daemon=True)

@@ -1,6 +1,6 @@
 """Holds the repository to its own rules: imports, short scripts, the tests' places, no unsafe loads, no machine paths.
 
-Each checker is a function of source text, tested on a made-up offender first: none of them can pass for ever.
+Each checker is a function of source text, tested on a made-up offender first, so that none can pass always.
 """
 
 import ast

@@ -686,7 +686,7 @@ BETWEEN_BACKENDS, FROM_THE_PICTURE = 2.5, 5.0  # grey levels, mean over a view
 @needs_ffcv
 @needs_dali
 def test_odd_files_look_alike_on_every_backend(tmp_path: Path) -> None:
-    """Whatever conversion keeps or encodes anew shows the picture that was drawn, EXIF orientation ignored.
+    """Every file that conversion keeps or encodes again shows the picture that was drawn, EXIF orientation ignored.
 
     Measured: at most 1.7 grey levels in the mean of a view between backends; 3.8 from the picture drawn (JPEG coding).
     """

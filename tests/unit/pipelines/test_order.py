@@ -1,4 +1,4 @@
-"""The order of samples and views: one global sequence, whatever the file, the world size or the place to start."""
+"""The order of samples and views: one global sequence for any file, world size or starting place."""
 
 import sys
 import tracemalloc

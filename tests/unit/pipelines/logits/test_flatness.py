@@ -70,7 +70,7 @@ def test_part_of_the_samples(tmp_path: Path, records: Records) -> None:
 
 
 def test_many_blocks_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same bits whatever the order of the keys; at every temperature each image counts once; float64 by definition."""
+    """The same bits for any order of the keys; at every temperature each image counts once; float64 by definition."""
     many = make_records(tmp_path / "a.beton", some_samples(BLOCK_ROWS + 37))
     cache = LogitCache(make_cache(tmp_path, many))
     found = virtual_examples(cache, many.keys)

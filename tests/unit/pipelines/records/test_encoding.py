@@ -195,7 +195,7 @@ def test_stored_size(size: tuple[int, int], limits: dict[str, int], expected: tu
 
 @pytest.mark.parametrize("crop", ["resize_crop", "center"])
 def test_views_of_a_fixed_short_side_copy_what_is_stored_at_it(crop: Literal["resize_crop", "center"]) -> None:
-    """No second resampling, whatever the sides: torchvision's size, to the pixel."""
+    """No second resampling for any sides: torchvision's size, to the pixel."""
     params = view_params(Recipe(crop=crop), 0)
     rng = np.random.default_rng(0)
     for width, height in rng.integers(256, 3000, (300, 2)).tolist():
