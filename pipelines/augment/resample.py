@@ -83,7 +83,7 @@ def _transpose(lines, columns):
             for r in range(8):
                 word |= _U(lines[_U(8) * g + _U(r), j]) << _U(8 * r)
             packed[j] = word
-        for j in range(_U(len(words))):  # a separate loop: it cannot be vectorised, and would stop the one above
+        for j in range(_U(len(words))):  # separate: this loop cannot be vectorised, the one above can
             words[j, g] = packed[j]
 
 
