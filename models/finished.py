@@ -1,4 +1,4 @@
-"""A finished network from its folder, with nothing of the trainer but this package: for a program of one's own.
+"""Loads a finished network from its folder, for use in other programs; of the trainer, only this package is needed.
 
 The folder is a run's (runs/NAME) or an export's; it holds model.safetensors and model.json (docs/export.md). Invariant: a
 network comes back only if the file is the one that was written, and its tensors fit name for name and shape for shape.

@@ -12,27 +12,27 @@ from torch import Tensor, nn
 
 
 class Outputs(NamedTuple):
-    """What an objective sees of one forward pass; None: the network has no such thing."""
+    """What an objective sees of one forward pass; None: the network does not produce this."""
 
     logits: Tensor
-    "[B, C]: the answer; of several experts their mean"
+    "[B, C]: the answer; with several experts, their mean"
     features: Tensor | None = None
-    "[B, D]: what the last layer was given"
+    "[B, D]: the input of the last layer"
     experts: Tensor | None = None
     "[B, E, C]: the logits of each expert"
     router: Tensor | None = None
-    "[B, E - 1]: logits of going on to the next expert"
+    "[B, E - 1]: logits for going on to the next expert"
 
 
 def outputs_of(returned: Tensor | Outputs) -> Outputs:
-    """The same form for every network."""
+    """Bring what any network returns into one form."""
     return returned if isinstance(returned, Outputs) else Outputs(returned)
 
 
 def set_training(network: nn.Module) -> None:
-    """Training mode for what is trained. A part whose parameters are all frozen (`requires_grad` false) stays in eval mode.
+    """Put what is trained into training mode. A part whose parameters are all frozen (`requires_grad` false) stays in eval mode.
 
-    Otherwise a frozen trunk would go on moving the running statistics of its batch norm, and answer differently afterwards.
+    Otherwise a frozen trunk would keep updating the running statistics of its batch norm, and answer differently afterwards.
     """
     network.train()
     for part in network.modules():

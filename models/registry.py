@@ -1,9 +1,9 @@
-"""Names of networks, and all that decides a network but its weights (`ModelSpec`).
+"""Names of networks, and everything that determines a network except its weights (`ModelSpec`).
 
 Owns the table of names and the error for an unknown name; does not own any network.
 A network is added by writing `def NAME(num_classes: int) -> nn.Module` in this folder and one row in MODELS.
-Invariant: every network maps images[B, 3, H, W] to logits[B, num_classes] (in training perhaps to more, outputs.py), with freshly
-drawn weights.
+Invariant: every network maps images[B, 3, H, W] to logits[B, num_classes] (in training possibly to more: outputs.py), and its
+weights are freshly drawn.
 """
 
 import difflib
@@ -21,9 +21,9 @@ class Architecture(NamedTuple):
     """One row of the table."""
 
     build: Callable[[int], nn.Module]
-    "from the number of classes"
+    "builds the network, given the number of classes"
     torchvision: bool = False
-    "whether torchvision has it, weight for weight"
+    "whether torchvision has the same network, weight for weight"
 
 
 MODELS: dict[str, Architecture] = {
@@ -45,7 +45,7 @@ TIMM_PREFIX = "timm/"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """All that decides a network but its weights. Settings, model.json and a cache's identity name a network by it."""
+    """What determines a network except its weights. Settings, model.json and a cache's identity name a network by it."""
 
     name: str
     "a name in MODELS, or timm/NAME"
@@ -53,14 +53,14 @@ class ModelSpec:
 
     @classmethod
     def of(cls, meta: Mapping[str, Any]) -> "ModelSpec":
-        """Of the network that a model.json describes; KeyError where it does not."""
+        """The spec of the network that a model.json describes; KeyError where an entry is missing."""
         return cls(meta["architecture"], len(meta["class_names"]))
 
     def __str__(self) -> str:
         return f"{self.name} with {self.num_classes} classes"
 
     def build(self) -> nn.Module:
-        """A fresh network; ValueError, worded for the user, on an unknown name."""
+        """A freshly initialised network; ValueError, worded for the user, on an unknown name."""
         if self.name.startswith(TIMM_PREFIX):
             return _build_timm(self.name, self.num_classes)
         if self.name not in MODELS:
@@ -81,7 +81,7 @@ class ModelConfig:
     "synchronised batch norm: statistics over the images of all GPUs, for when each GPU has few images"
 
     def spec(self, num_classes: int) -> ModelSpec:
-        """Of the network that these settings ask for."""
+        """The spec of the network that these settings ask for."""
         return ModelSpec(self.name, num_classes)
 
 
@@ -96,7 +96,7 @@ def in_torchvision(name: str) -> bool:
 
 
 def build_model(name: str, num_classes: int) -> nn.Module:
-    """`ModelSpec.build` for short."""
+    """Shorthand for `ModelSpec.build`."""
     return ModelSpec(name, num_classes).build()
 
 

@@ -107,7 +107,7 @@ class ResNet(nn.Module):
 
 
 def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """The projection of a shortcut that changes the shape, else None."""
+    """The projection for a shortcut that changes the shape; None where the shape stays."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))

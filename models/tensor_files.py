@@ -1,4 +1,4 @@
-"""Named tensors as safetensors bytes, with the digest by which a reader tells that they are whole. Nothing is unpickled."""
+"""Named tensors as safetensors bytes, with the digest by which a reader checks that they are intact. Nothing is unpickled."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def encode(named: Tensors) -> bytes:
-    """safetensors wants contiguous tensors that share no memory: channels_last and tied ones are copied."""
+    """safetensors needs contiguous tensors that share no memory: channels_last and tied tensors are copied."""
     copies = {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in named.items()
@@ -25,7 +25,7 @@ def sha256_of(data: bytes) -> str:
 
 
 def read_tensors(path: Path, sha256: str) -> dict[str, torch.Tensor]:
-    """The tensors of a file, on the CPU; ValueError when it cannot be read or is not the one that was written."""
+    """The tensors of a file, on the CPU; ValueError when it cannot be read or differs from what was written."""
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What passes through a loader: what a batch is to be (order.py), what chance decides about it, and the batch itself."""
+"""What passes through a loader: the plan of a batch (order.py), its random draws, and the batch itself."""
 
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """What chance has decided about each view of a batch (augment/transforms.py), on the host; rows are those of its Plan."""
+    """The random draws for each view of a batch (augment/transforms.py), on the host; rows are those of its Plan."""
 
     boxes: np.ndarray
     "int32 [B, 5]: x, y, w, h of the box on the stored image, in pixels, and whether it is flipped (geometry.py)"
@@ -47,10 +47,10 @@ class Colours(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B views with what joins them to labels and cached targets; row i of every field belongs to one sample."""
+    """B views with what links them to labels and cached targets; row i of every field belongs to one sample."""
 
     images: torch.Tensor
-    "float32 [B, 3, S, S], finished (jittered, normalised), on the device; the same as pixels where a loader finishes nothing"
+    "float32 [B, 3, S, S], finished (jittered, normalised), on the device; the same as pixels where the loader has no finish"
     labels: torch.Tensor
     "int64 [B], on the device"
     keys: np.ndarray
@@ -60,7 +60,7 @@ class Batch(NamedTuple):
     pixels: torch.Tensor
     "uint8 [B, S, S, 3], on the device: the crops before colour jitter and normalisation"
     colours: Colours | None = None
-    "what jitter did to them; None without jitter"
+    "the jitter applied to them; None without jitter"
     partners: "Batch | None" = None
     "B more views, the second of each mixture; None where the plan has none"
 

@@ -1,7 +1,7 @@
-"""How our numba functions are compiled: exact arithmetic, without the GIL, the machine code kept on disk.
+"""How our numba functions are compiled: exact arithmetic, no GIL, machine code kept on disk.
 
-fastmath=False is said explicitly because numba lets a function that does not say it inherit the option from whoever calls
-it first, and stores the result for everybody: called from FFCV, which compiles with fastmath, boxes came out a pixel off.
+fastmath=False is stated explicitly because numba otherwise lets a function inherit the option from its first caller, and
+stores the result for all callers: called from FFCV, which compiles with fastmath, boxes came out a pixel off.
 The folder of the stored code is named by a hash over every file with compiled functions, because numba itself notices
 only a change in the function's own file: code inlined from another one would go stale.
 """
@@ -24,13 +24,13 @@ def _source_hash() -> str:
 
 
 def _code_folder() -> str:
-    """The first place that can be written: NUMBA_CACHE_DIR, beside the sources, the user's cache, a temporary folder."""
+    """The first writable place: NUMBA_CACHE_DIR, beside the sources, the user's cache, a temporary folder."""
     name = f"numba-{_source_hash()}"
     places = [
         config.CACHE_DIR,  # pyright: ignore[reportAttributeAccessIssue]
         Path(__file__).parent / "__pycache__",
     ]
-    # Path.home() raises where there is no home, as in a container run under a number that has no account.
+    # Path.home() raises where there is no home, as in a container run under a user id without an account.
     users = {"XDG_CACHE_HOME": "dive-trainer", "HOME": ".cache/dive-trainer"}
     places += [Path(os.environ[name], part) for name, part in users.items() if os.environ.get(name)]
     for place in filter(None, places):

@@ -1,4 +1,4 @@
-"""CRC-32 (the one of zlib) as compiled code, so that loaders can check bytes inside their compiled, parallel loops."""
+"""CRC-32 (zlib's) as compiled code, so that loaders can check bytes inside their compiled, parallel loops."""
 
 import zlib
 

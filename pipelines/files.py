@@ -1,8 +1,8 @@
-"""Writing a file so that it is either the old one or the whole new one, and keeping others out meanwhile.
+"""Atomic file writes (readers see the old file or the whole new one), and locks that keep other processes out.
 
 Owns the four steps that make a write survive a kill or a power cut: a temporary file in the same folder,
 fsync, rename, fsync of the folder; and the locks, which the kernel drops when their holder dies, however it dies.
-Knows nothing of what is written. Invariant: a visible name is a complete file; what a killed writer leaves behind
+Does not interpret what is written. Invariant: a visible name is a complete file; what a killed writer leaves behind
 has a name that `is_temporary` recognises.
 """
 
@@ -26,7 +26,7 @@ def temporary_path(path: Path) -> Path:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether the name is one that `temporary_path` gives."""
+    """Whether `temporary_path` made this name."""
     return path.name.startswith(".") and path.name.endswith(_SUFFIX)
 
 
@@ -40,7 +40,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_durable(path: Path, data: bytes) -> None:
-    """A new file, on the disk when this returns. Visible while it grows: only for temporary folders."""
+    """Write a new file that is on the disk when this returns. It is visible while it grows: only for temporary folders."""
     with open(path, "xb") as file:
         file.write(data)
         file.flush()
@@ -64,18 +64,18 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """`path` holds exactly `data`, or what it held before."""
+    """Replace the content of `path` by `data`; after a failure it holds what it held before."""
     with atomic_writer(path) as file:
         file.write(data)
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """`value` as indented ASCII JSON (names need not be UTF-8). NaN and infinities, which are no JSON, are a ValueError."""
+    """Write `value` as indented ASCII JSON (names need not be UTF-8). NaN and infinities, which JSON lacks, are a ValueError."""
     write_bytes_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file; UserError when it cannot be read or is no JSON."""
+    """The value in a JSON file; UserError when it cannot be read or is not JSON."""
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
@@ -85,21 +85,21 @@ def read_json(path: Path) -> Any:
 
 
 class Held(Exception):
-    """Another has the lock; `str(error)` is what it wrote into the file of itself, perhaps nothing."""
+    """Another process has the lock; `str(error)` is the line that it wrote into the file, which may be empty."""
 
 
 def lock(handle: int, *, by_process: bool = False, wait: bool = False, holder: str | None = None) -> None:
-    """Lock an open file or folder for us alone, until it is closed or we die.
+    """Lock an open file or folder exclusively, until it is closed or this process dies.
 
-    by_process: the lock is this process's: forked ones do not inherit it, it excludes nothing within the process, and closing any
-    other handle of the file drops it. Otherwise it goes with the handle, to every process that inherits that.
-    wait: until it is free. holder: a line of ours to write into the file, for those whom it refuses.
+    by_process: the lock belongs to this process: forked ones do not inherit it, it excludes nothing within the process, and
+    closing any other handle of the file drops it. Otherwise it belongs to the handle, and to every process that inherits that.
+    wait: wait until it is free. holder: a line to write into the file, shown to processes that are refused.
     Raises Held, or OSError where the file system has no such locks.
     """
     take = fcntl.lockf if by_process else fcntl.flock
     try:
         take(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except (BlockingIOError, PermissionError) as error:  # which of them, for a record lock, depends on the system
+    except (BlockingIOError, PermissionError) as error:  # which of the two a record lock raises depends on the system
         raise Held(os.pread(handle, 1000, 0).decode(errors="replace").strip() if holder else "") from error
     if holder:
         os.ftruncate(handle, 0)
@@ -108,7 +108,7 @@ def lock(handle: int, *, by_process: bool = False, wait: bool = False, holder: s
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """One process at a time in the block, where the file system has locks for folders; elsewhere as many as come."""
+    """Only one process at a time is in the block, where the file system can lock folders; elsewhere there is no limit."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError, Held):

@@ -1,10 +1,10 @@
-"""FFCV's JPEG decoder, without importing FFCV: where its native library lies, and every way in which ours call it.
+"""FFCV's JPEG decoder, without importing FFCV: where its native library lies, and every way in which we call it.
 
 `import ffcv` compiles numba code (3.7 CPU seconds measured), loads OpenCV's Python module and sets torch to one thread;
-the decoder in its native library needs none of that. Whoever only asks where it lies imports no numba either.
+the decoder in its native library needs none of that. Finding the library does not import numba either.
 
 int imdecode(source, bytes, height, width, destination, crop height, crop width, x, y, scale numerator, denominator, bool crop,
-bool flip); 0 = decoded without so much as a warning.
+bool flip); 0 = decoded without even a warning.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ def decoder() -> Any:
         return None
     try:
         decode = ctypes.CDLL(str(path)).imdecode
-    except OSError:  # OpenCV or turbojpeg were removed after the installation
+    except OSError:  # OpenCV or turbojpeg was removed after the installation
         return None
     decode.restype = ctypes.c_int
     decode.argtypes = (

@@ -1,8 +1,8 @@
 """From positions and views to finished batches, on any backend.
 
 Owns the data settings, the choice of a backend and the background thread that keeps batches ahead. One contract for every
-backend: batches in the given order with exact counts (the last may be short), errors raised in the caller, closing early
-leaves no thread behind. A loader knows nothing of epochs or of caches: order.py decides what is loaded.
+backend: batches in the given order with exact counts (the last may be short), errors raised in the caller, no thread left
+behind after closing early. A loader knows nothing of epochs or caches: order.py decides what is loaded.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ class DataConfig:
     test: str | None = None
     "test records"
     backend: Literal["auto", "ffcv", "dali", "resident", "reference"] = "auto"
-    "who decodes and crops; auto = the cache's; else resident for raw images that fit, dali on a GPU, ffcv, reference"
+    "what decodes and crops; auto = the cache's; else resident for raw images that fit, dali on a GPU, ffcv, reference"
     recipe: Recipe = field(default_factory=Recipe)
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     "per-channel mean of the pixels, 0..1"
@@ -77,7 +77,7 @@ def default_workers() -> int:
 class Loader:
     """Batches of one records file under one recipe.
 
-    seed: data.seed. finish: what makes images of the crops; None = the crops themselves are the images. device: where batches
+    seed: data.seed. finish: turns crops into images; None = the crops themselves are the images. device: where batches
     end up. Several streams may be open at a time (training and evaluation have loaders of their own). A sample that the recipe
     cannot cut (pad_crop on another size) is a UserError at once.
     """
@@ -121,7 +121,7 @@ class Loader:
         return self.stream(Plan(positions[i : i + batch_size], views[i : i + batch_size]) for i in cuts)
 
     def stream(self, plans: Iterable[Plan]) -> Generator[Batch, None, None]:
-        """One batch for each of `plans`, with partners where it has them; read a few batches ahead, in another thread."""
+        """One batch for each of `plans`, with partners where the plan has them; made a few batches ahead in another thread."""
         drawn = self._drawn(plans)
         if self._backend.in_background:
             crops = ahead_of(self._backend.crops(drawn), self._ahead)
@@ -131,21 +131,21 @@ class Loader:
         with contextlib.closing(drawn), contextlib.closing(crops):
             for item in crops:
                 batch = self._batch(*item)
-                if item[1].partners is not None:  # they are the next item
+                if item[1].partners is not None:  # the partners are the next item
                     batch = batch._replace(partners=self._batch(*next(crops)))
                 yield batch
 
     def _drawn(self, plans: Iterable[Plan]) -> Generator[Drawn, None, None]:
-        """Each plan with its draws, and then its partners, where it has any, with theirs: so all have the same size."""
+        """Each plan with its draws, followed by the plan of its partners, if any, with theirs: all items have the same size."""
         for plan in plans:
             for part in (plan, plan.of_partners()):
                 if part is not None:
                     yield part, draw(self._params, self.records, part)
 
     def _batch(self, pixels: torch.Tensor, plan: Plan, draws: Draws) -> Batch:
-        """The crops of a plan, finished; its partners are left out."""
+        """The finished batch of a plan, without its partners."""
         pixels = pixels.to(self.device, non_blocking=True)
-        if pixels.is_cuda:  # perhaps made on another stream: its memory is free only when this one is done, too
+        if pixels.is_cuda:  # possibly made on another stream: memory must not be reused before this one is done
             pixels.record_stream(torch.cuda.current_stream(self.device))
         jitter = draws.colours and Colours(*(to_device(part, self.device) for part in draws.colours))
         return Batch(
@@ -183,7 +183,7 @@ def ahead_of(source: Generator[Item, None, None], ahead: int) -> Generator[Item,
                     if stop.is_set():
                         return
             offer("end")
-        except BaseException as error:  # whatever it is, the consumer must hear of it
+        except BaseException as error:  # of any kind: the consumer must receive it
             offer("error", error)
 
     thread = threading.Thread(target=run, name="loader", daemon=True)

@@ -1,9 +1,9 @@
-"""The order of training and evaluation: which sample, and which of its views, comes at which place.
+"""The order of training and evaluation: which sample, and which of its views, comes when.
 
-Training order is a pure function of (seed, epoch, keys, labels), whatever the places in the file: one global sequence, cut
+Training order is a pure function of (seed, epoch, keys, labels), independent of positions in the file: one global sequence, cut
 into full global batches; rank r of w takes rows [r*g/w, (r+1)*g/w) of each global batch of size g, so any world size walks
 the same sequence. The k-th occurrence of a sample in epoch e shows view (e + k) mod V. Partners for
-mixtures are drawn for each view by itself, whatever batch it is in. Evaluation counts every sample once.
+mixtures are drawn for each view independently of its batch. Evaluation counts every sample once.
 """
 
 from collections.abc import Iterable, Iterator
@@ -31,7 +31,7 @@ def _shuffle_words(seed, keys, epoch):
 
 @exact
 def _shuffle_step(items, place, high, low):
-    """One step of Fisher and Yates's shuffle: bring one of items[place:], chosen by 64 random bits, to `place`."""
+    """One step of the Fisher-Yates shuffle: bring one of items[place:], chosen by 64 random bits, to `place`."""
     other = place + np.int64((high << np.uint64(32) | low) % np.uint64(len(items) - place))
     items[place], items[other] = items[other], items[place]
     return items[place]
@@ -39,11 +39,11 @@ def _shuffle_step(items, place, high, low):
 
 @exact
 def _class_balanced(seed, epoch, samples, starts, places):
-    """(sample, occurrence number) int64[places] of an epoch in which classes come in equal share.
+    """(sample, occurrence number) int64[places] of an epoch in which all classes have equal shares.
 
     samples: positions grouped by class; class c has samples[starts[c]:starts[c + 1]]. Classes come in rounds, each a
     permutation of all; a class walks through its samples in cycles, each a permutation of all. Both are shuffled as they
-    are walked: a step of a shuffle needs no more than the arrangement that the round or cycle before has left.
+    are walked: a step of a shuffle needs only the arrangement that the previous round or cycle has left.
     """
     classes = np.arange(len(starts) - 1)
     samples = samples.copy()
@@ -65,7 +65,7 @@ class TrainOrder:
 
     keys: int64[N] sample keys by position; seed: `seed` (not data.seed); batch: global batch size; views: V.
     sampling: "instance" shows a sample at most once an epoch; "class_balanced" shows classes equally often (counts differ
-    by at most one), and the samples of a class, and needs labels int64[N] by position. An epoch has the same length in both.
+    by at most one), likewise the samples of a class, and needs labels int64[N] by position. An epoch has the same length in both.
     """
 
     keys: np.ndarray
@@ -86,12 +86,12 @@ class TrainOrder:
             raise ValueError(f"data.views={self.views}: must be at least 1")
 
     def whole(self) -> "TrainOrder":
-        """The same order, of all ranks together."""
+        """The same order for all ranks together."""
         return replace(self, rank=0, world=1)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full global batches in an epoch; the rest of the epoch is left out."""
+        """Full global batches in an epoch; the samples that remain are left out."""
         return len(self.keys) // self.batch
 
     @cached_property
@@ -107,7 +107,7 @@ class TrainOrder:
         if self.sampling == "class_balanced":
             return _class_balanced(self.seed, epoch, *self._by_class, places)
         words = _shuffle_words(self.seed, self.keys, epoch)
-        # Ties of 64-bit words (and only they) fall back on the key, so that the order never depends on positions.
+        # Ties of 64-bit words (and only those) are broken by key, so that the order never depends on positions.
         return np.lexsort((self.keys, words))[:places], np.zeros(places, np.int64)
 
     def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -144,10 +144,10 @@ def _partner_ranks(seed, keys, views, samples):
 
 
 def with_partners(plans: Iterable[Plan], keys: np.ndarray, data_seed: int) -> Iterator[Plan]:
-    """The same plans, with a partner for each view: any sample of the file (itself too), equally likely, under the same view.
+    """The same plans, with a partner for each view: any sample of the file (including itself), equally likely, same view.
 
     keys: int64[N] sample keys by position. The partner's key is a pure function of (data.seed, key, view) and of the set of
-    keys: batches, ranks, world size and places in the file do not matter.
+    keys: batches, ranks, world size and positions in the file do not matter.
     """
     by_key = np.argsort(keys, kind="stable")
     for plan in plans:

@@ -1,7 +1,7 @@
-"""Random draws by number, the same on every machine: which lane, which draw, of which view of which sample.
+"""Counter-based random draws, the same on every machine, addressed by sample, view, lane and draw number.
 
 Philox4x32-10 with key = data.seed and counter = (key low, key high, view, lane << 16 | draw). One lane per transform, so that
-adding a transform never moves another's draws. Only integers, + - * /, sqrt and comparisons, compiled without fastmath.
+adding a transform never changes another's draws. Only integers, + - * /, sqrt and comparisons, compiled without fastmath.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from pipelines.compiled import exact
 
 LANE_CROP, LANE_FLIP = 0, 1
 LANE_COLOUR_ORDER, LANE_BRIGHTNESS, LANE_CONTRAST, LANE_SATURATION = 2, 3, 4, 5  # 6 is reserved for hue
-# What order.py draws, the order of an epoch and the partners of a mixture: far from the lanes of transforms.
+# Lanes of order.py, for the order of an epoch and the partners of a mixture: far from those of transforms.
 LANE_ORDER, LANE_CLASS_BALANCED, LANE_PARTNER = 0xFFFF, 0xFFFE, 0xFFFD
 
 

@@ -33,7 +33,7 @@ LONGEST = (  # the files that take longest, longest first
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Torch on one thread: on small tensors more gain nothing, and on a busy machine they wait for each other for ever."""
+    """Torch on one thread: on small tensors more gain nothing, and on a busy machine they wait endlessly for each other."""
     import torch
 
     torch.set_num_threads(1)
@@ -41,20 +41,20 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data beside the repository; users have none, their tests skip."""
+    """The folder of real data beside the repository; users have none, so these tests skip."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no data folder beside the repository: {SHARED_DATA}")
     return SHARED_DATA
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where several processes take whole files, pytest-xdist keeps our order instead of most tests first."""
+    """Where several processes take whole files, pytest-xdist keeps our order instead of starting with the files of most tests."""
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that no process begins one when the others are through; no `gpu` test without a GPU."""
+    """Put the longest files first, so that no process starts one when the others are done; skip `gpu` tests without a GPU."""
     place = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
     wanted = [item for item in items if item.get_closest_marker("gpu")]
@@ -79,7 +79,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bare_environment(tmp_path: Path, monkeypatch):
-    """An empty current directory, the CPU, no launcher, and torch's switches as they were afterwards."""
+    """An empty current directory, the CPU, no launcher; torch's switches are restored afterwards."""
     import torch
     from accelerate.state import AcceleratorState
 

@@ -78,7 +78,7 @@ def parse_flags(argv: list[str]) -> tuple[Flags, list[str]]:
         if (value := getattr(flags, name)) < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
     for path in filter(None, (flags.json, flags.markdown)):
-        if path.is_dir() or not os.access(path.parent, os.W_OK):  # said before the minutes of measuring, not after
+        if path.is_dir() or not os.access(path.parent, os.W_OK):  # refuse before the minutes of measuring, not after
             raise UserError(f"cannot write {path}: give a file in a folder that exists and can be written")
     return flags, rest
 
@@ -102,5 +102,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit ends processes and removes temporary files
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exiting ends child processes and removes temporary files
     sys.exit(guard(main))

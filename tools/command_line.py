@@ -1,6 +1,6 @@
-"""What the offline programs' command lines have in common: types of options, a progress bar, how a command ends.
+"""What the offline programs' command lines share: option types, a progress bar, how a command ends.
 
-Owns no command. Invariant: a mistake of the user's is one line on stderr and exit code 2.
+Owns no command. Invariant: a user's mistake gives one line on stderr and exit code 2.
 """
 
 import argparse
@@ -38,22 +38,22 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None, interrupted: str) -> int:
-    """Call the function that the chosen command has set as `run`; exit code 2 for a mistake of the user's, 130 after Ctrl-C.
+    """Call the function that the chosen command has set as `run`; exit code 2 for a user's mistake, 130 after Ctrl-C.
 
-    interrupted: what Ctrl-C has left undone.
+    interrupted: completes the message after Ctrl-C ("interrupted; ...").
     """
     args = parser.parse_args(argv)
     return exit_code(lambda: args.run(args), f"interrupted; {interrupted}")
 
 
 def exit_cleanly_when_terminated() -> None:
-    """For a script of its own: an exit cleans up, a plain SIGTERM does not."""
+    """Turn SIGTERM into an exit, which cleans up; only for a program that runs on its own."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 @contextmanager
 def progress_bar(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A function to call once per image done: a bar on a terminal, else a line at each tenth; on stderr."""
+    """Gives a function to call once per finished image; shows a bar on a terminal, else a line at each tenth, on stderr."""
     done = 0
     with Bar(total, Console(stderr=True), TimeRemainingColumn(), before=what) as bar:
 

@@ -2,8 +2,8 @@
 
     python tools/convert.py {cifar100-lt,cifar10-lt,folder,list,demo,info,repair} --help
 
-Owns the commands; what they do lies in tools/conversion. Invariant: names and labels depend on what is given (a list's lines,
-paths inside a folder, an archive), not on where it lies or in which order the file system lists it.
+Owns the commands; tools/conversion does their work. Invariant: names and labels depend on the input (a list's lines, paths
+inside a folder, an archive), not on where it lies or in which order the file system lists it.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _record_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Those that read a record file."""
+    """Add the commands that read a record file."""
     info = commands.add_parser("info", help="what a record file holds and how it was made")
     info.add_argument("file", type=Path, metavar="FILE")
     info.add_argument("--check", action="store_true", help="check as well that every image is whole and decodes")
@@ -67,7 +67,7 @@ def _record_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code."""
+    """Run one command and return its exit code."""
     return run_command(build_parser(), argv, "the file at work was not written")
 
 

@@ -1,7 +1,7 @@
-"""The demo: every step of DiVE on generated images, run with the same commands a user types, and what came out.
+"""The demo: runs every step of DiVE on generated images, with the same commands a user types, and shows the results.
 
-Run it as `bash tools/demo.sh`. Owns the list of steps; every figure is read from the files that the steps wrote. Interrupted, it
-goes on where it stopped; --fresh starts over.
+Run it as `bash tools/demo.sh`. Owns the list of steps; every figure is read from the files that the steps wrote. After an
+interruption it continues where it stopped; --fresh starts over.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from rich.console import Console
 from tools.report.accuracy import draw, seconds, show_table
 from train.run.endings import script
 
-# run's name, its title, how it is started
+# the run's name, its title, the command that starts it
 RUNS = [
     ("ce", "cross-entropy", ["train/teacher.py", "configs/demo/ce.yaml"]),
     ("bsce", "balanced softmax (teacher)", ["train/teacher.py", "configs/demo/bsce.yaml"]),
@@ -32,7 +32,7 @@ RUNS = [
 
 
 def step(console: Console, title: str, command: list[str]) -> None:
-    """Say what is run, run it, stop the demo if it fails."""
+    """Print a command, run it, and stop the demo if it fails."""
     console.rule(f"[bold]{title}")
     console.print(f"python {shlex.join(command)}", style="dim", markup=False, highlight=False, soft_wrap=True)
     done = subprocess.run([sys.executable, *command], cwd=ROOT)
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
         step(console, "1. images", ["tools/convert.py", "demo", "--out", "demo/data", "--force"])
     for number, (name, title, command) in enumerate(RUNS[:2], 2):
         step(console, f"{number}. {title}", [*command, f"run=./demo/{name}"])
-    # The configuration of one student serves: the other has the same recipe, data.seed and views.
+    # One student's configuration is enough: the other has the same recipe, data.seed and views.
     cache = ["train/cache_logits.py", "configs/demo/dive.yaml", "distill.teacher=./demo/bsce", "cache.dir=demo/caches"]
     step(console, "4. the teacher's logits, once", cache)
     for number, (name, title, command) in enumerate(RUNS[2:], 5):

@@ -1,6 +1,6 @@
-"""From settings to all that a training consists of: records, loaders, order, schedule, network, optimizer, objective, facts.
+"""Builds all parts of a training from its settings: records, loaders, order, schedule, network, optimizer, objective, facts.
 
-Everything that can be refused is refused here, before a run directory exists. Trains nothing and writes nothing.
+Everything that can be refused is refused here, before a run directory exists. It does not train or write anything.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ Say = Callable[[str], None]
 
 
 class Split(NamedTuple):
-    """Records to be evaluated, and who loads them."""
+    """Records to be evaluated, and their loader."""
 
     loader: Loader
     backend: str
@@ -49,20 +49,20 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Assembled:
-    """A training that may begin."""
+    """All parts of a training that is ready to begin."""
 
     training: Training
     distill: DistillConfig
     "with the temperature resolved"
     source: Source
-    "of the soft targets"
+    "where the soft targets come from"
     splits: Splits
     evaluation: dict[str, Split]
-    "val and test, those that the configuration names"
+    "val and test, as far as the configuration names them"
     facts: Facts
 
     def model_info(self) -> ModelInfo:
-        """What a user of the final weights must know."""
+        """What users of the final weights need to know."""
         config, train = self.training.config, self.splits.train
         init = {"source": config.model.init, "weights": self.facts.init or ""} if config.model.init else None
         return ModelInfo(
@@ -160,7 +160,7 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
 
 
 def _with_the_runs_backend(config: Config, folder: Path) -> Config:
-    """`auto` is asked once in a run's life."""
+    """The settings with the backend that the run began with: `auto` is resolved once per run."""
     before = Facts.of_run(folder).backend
     if config.data.backend != "auto" or not before:
         return config
@@ -170,7 +170,7 @@ def _with_the_runs_backend(config: Config, folder: Path) -> Config:
 def _caches(
     config: Config, train: Records, device: torch.device, say: Say
 ) -> tuple[Ensemble | None, str | None, DistillConfig]:
-    """(caches, the backend that they want, settings with a temperature); no caches: (None, None, the settings)."""
+    """(caches, the backend that they need, settings with a temperature); no caches: (None, None, the settings)."""
     if not METHODS[config.distill.method].targets or not config.cache.paths:
         return None, None, config.distill
     caches, backend, distill, notes = open_cache(config, train, device)
@@ -197,7 +197,7 @@ def _check_choices(config: Config, folder: Path, evaluation: dict[str, Split]) -
                 f"save.keep_best={config.save.keep_best}: needs data.{split}, and eval.every_epochs or every_steps above 0"
             )
     if config.resume not in ("auto", "never") and not checkpoint.has_checkpoint(folder):
-        checkpoint.load_from(config.resume)  # refused now rather than in the run's folder
+        checkpoint.load_from(config.resume)  # refuse it now, before the run's folder exists
 
 
 def _order(config: Config, train: Records, accelerator: Accelerator) -> TrainOrder:
@@ -241,7 +241,7 @@ def _network(config: Config, train: Records, folder: Path, accelerator: Accelera
 
 
 def _initialised(network: nn.Module, config: Config, train: Records, folder: Path, say: Say) -> str | None:
-    """Fill the network as model.init says, unless a checkpoint will; the hash of what the run's first session took."""
+    """Fill the network as model.init says, unless a checkpoint will; returns the hash of the first session's weights."""
     if config.model.init is None:
         return None
     if checkpoint.has_checkpoint(folder):

@@ -12,7 +12,7 @@ the same versions give the same bytes.
 import sys
 from pathlib import Path
 
-# `accelerate launch` puts this script's folder first; a foreign `models` or `train` must not win over ours.
+# `accelerate launch` puts this script's folder first; a foreign `models` or `train` must not hide ours.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
@@ -32,7 +32,7 @@ from train.run.exits import guard
 from train.settings import parse_args
 from train.watch.text import size_text
 
-_CERTIFYING = 4  # threads that certify a block beside the teacher's forward passes; more gain little
+_CERTIFYING = 4  # threads that certify a block during the teacher's forward passes; more gain little
 
 
 def main(argv: list[str]) -> None:
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     teacher = make_teacher(config, records, accelerator)
     recipe, device = config.data.recipe, accelerator.device
     backend = resolve_backend(config.data.backend, records, recipe, device)
-    # Not finished: the teacher finishes them by its own normalisation.
+    # Crops are not finished: the teacher normalises them itself.
     loader = make_loader(config, records, recipe, backend, accelerator, finished=False)
     view = view_identity(records, recipe, config.data.seed, pixel_source(backend, records, device))
     identity = cache_identity(view, teacher.identity, config.cache.codec, config.cache.batch)

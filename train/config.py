@@ -1,6 +1,6 @@
 """The settings of a run: one tree for all entry scripts.
 
-Every section's dataclass lives beside the component that it configures; reading, checking and printing are settings.py's.
+Every section's dataclass lives beside the component that it configures; settings.py reads, checks and prints them.
 """
 
 from dataclasses import dataclass, field
@@ -35,14 +35,14 @@ class Config:
     track: TrackConfig = field(default_factory=TrackConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     run: str | None = None
-    """name of the run, kept in runs/NAME; what begins with ./, ../, / or ~ is the folder itself; null = CONFIG's stem, the method
+    """name of the run, kept in runs/NAME; after ./, ../, / or ~ it is the folder itself; null = CONFIG's stem, the method
     unless the stem names it, and -s<seed>"""
     seed: int = 0
     "seed of the initialisation and of the order of images (the views have data.seed)"
     deterministic: bool = False
     "the same bits in every run on a GPU too, at some cost in speed"
     resume: str = "auto"
-    """auto: go on with the run where there is one; never: refuse then; PATH of a run or of a folder RUN/checkpoints/step_N: a new
+    """auto: continue the run if there is one; never: refuse then; PATH of a run or of a folder RUN/checkpoints/step_N: a new
     run begins from that checkpoint"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """arithmetic of the forward and backward pass, the teacher's too; weights are always fp32; auto = bf16 on a GPU that has it,

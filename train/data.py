@@ -18,14 +18,14 @@ from train.schedule import begun_epochs
 
 
 class Splits(NamedTuple):
-    """Opened record files; the classes of all are equal."""
+    """Opened record files, which all have the same classes."""
 
     train: Records
     evaluation: dict[str, Records]
-    "val and test, those that the configuration names"
+    "val and test, as far as the configuration names them"
 
     def all(self) -> dict[str, Records]:
-        """By split, `train` first."""
+        """{split: records}, `train` first."""
         return {"train": self.train, **self.evaluation}
 
 
@@ -54,13 +54,13 @@ def open_splits(config: Config) -> Splits:
 
 
 def epochs_of(config: Config, samples: int) -> int:
-    """How many epochs of `samples` training images are begun; of a batch too large for one, `TrainOrder` speaks."""
+    """How many epochs of `samples` training images are begun; `TrainOrder` refuses a batch that is larger than an epoch."""
     batch = config.optim.batch
     return begun_epochs(config.schedule, max(1, samples // batch), batch)
 
 
 def stored_digest(records: Records) -> str:
-    """Hash of the bytes as they are stored, by key: what `Records.digest`, of the originals, does not tell."""
+    """Hash of the stored bytes, by key; `Records.digest`, the hash of the originals, does not cover them."""
     order = np.argsort(records.keys)
     columns = (records.keys, records.stored_widths, records.stored_heights, records.crcs)
     digest = hashlib.blake2b(digest_size=16)
@@ -70,12 +70,12 @@ def stored_digest(records: Records) -> str:
 
 
 def views_of(config: Config, samples: int) -> int:
-    """V: how many different views of a sample the training on `samples` images walks through."""
+    """V: how many different views of each sample a training on `samples` images uses."""
     return config.data.views or epochs_of(config, samples)
 
 
 def reuse_of_views(config: Config, samples: int) -> str | None:
-    """A line that says how often each view is used; None when there is one for every epoch."""
+    """A line that says how often each view is used; None when every epoch has its own."""
     views, epochs = views_of(config, samples), epochs_of(config, samples)
     if views >= epochs:
         return None
@@ -87,7 +87,7 @@ def reuse_of_views(config: Config, samples: int) -> str | None:
 def make_loader(
     config: Config, records: Records, recipe: Recipe, backend: str, accelerator: Accelerator, finished: bool = True
 ) -> Loader:
-    """A loader with the configuration's normalisation, workers and checks; not finished: its images are the crops alone."""
+    """A loader with the configuration's normalisation, workers and checks; without a finish: its images are the crops."""
     data, device = config.data, accelerator.device
     try:
         finish = Finish(data.mean, data.std, device, channels_last=True, compile=config.compile) if finished else None
@@ -107,6 +107,6 @@ def make_loader(
 
 
 def evaluation_backend(trained: str, records: Records, recipe: Recipe, device: torch.device) -> str:
-    """The backend of the training where it can serve the records, as it nearly always can; else what auto means."""
+    """The backend of the training if it can serve the records, as it nearly always can; else what auto means."""
     able = trained in available_backends(records, recipe, device)
     return trained if able else resolve_backend("auto", records, recipe, device)

@@ -1,7 +1,7 @@
 """An exponential moving average of the weights, kept beside the trained weights.
 
 Owns the average and its arithmetic; the loop decides when it is evaluated and saved. Batch-norm statistics are averaged
-like weights, counters are copied. Invariant: the training is bit for bit the same as without an average.
+like weights, counters are copied. Invariant: training is bit for bit the same with and without an average.
 """
 
 from collections.abc import Iterator, Mapping
@@ -48,7 +48,7 @@ class Ema:
     @contextmanager
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
-        """Within the block the network has the averaged weights, in the same tensors; after it, its own again."""
+        """Within the block the network has the averaged weights, in the same tensors; afterwards it has its own again."""
         own = {name: tensor.detach().clone() for name, tensor in self._live.items()}
         try:
             for name, tensor in self._live.items():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-# `accelerate launch` puts this script's folder first; a foreign `models` or `train` must not win over ours.
+# `accelerate launch` puts this script's folder first; a foreign `models` or `train` must not hide ours.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""One run of training: assembled, trained, evaluated, its result written; or only tried, or only shown."""
+"""One training run: it is assembled, trained and evaluated, and its result is written; or it is only tried, or only shown."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ from train.watch.dashboards import Dashboards
 class Experiment:
     """One training run of an entry script, from settings to result.json.
 
-    Raises UserError for whatever the user can mend, before the run directory is made wherever possible.
+    Raises UserError for everything that the user can correct, before the run directory is made wherever possible.
     """
 
     def __init__(self, config: Config, options: Options, script: str):
@@ -38,7 +38,7 @@ class Experiment:
             self.say(note)
 
     def run(self) -> None:
-        """Train what is left to train, evaluate, write the result; a finished run only prints its result."""
+        """Train the remaining steps, evaluate, write the result; a finished run only prints its result."""
         if not self.options.dry_run and (self.folder / "result.json").exists():
             with Run.open(self.config, self.name, self.script, self.accelerator) as run:
                 self.say(f"run {self.folder} is finished; its result:")
@@ -107,7 +107,7 @@ class Experiment:
         }
 
     def _dry_run(self, assembled: Assembled) -> None:
-        """One micro-batch through everything, forward and backward, one evaluation; no step, no file."""
+        """Run one micro-batch forward and backward, and one evaluation; takes no step and writes no file."""
         training = assembled.training
         batches = training.loader.stream(training.order.plan(0, 1))
         try:
@@ -138,7 +138,7 @@ def train_or_evaluate(script: str, argv: list[str], description: str) -> None:
 
 
 def progress(assembled: Assembled, stops: Stops) -> loop.Evaluated:
-    """Figures of an evaluation in between: on val if there is one, else on test; only save.keep_best selects by it."""
+    """Figures of an evaluation during training: on val if there is one, else on test; only save.keep_best selects by them."""
     keep_best = assembled.training.config.save.keep_best
     split = {"no": "val", "val": "val", "test_split_knowingly": "test"}[keep_best]
     split = split if split in assembled.evaluation else "test"
@@ -163,5 +163,5 @@ def _evaluated(assembled: Assembled, split: str, stops: Stops | None) -> dict[st
 
 
 def headline(figures: dict[str, Any]) -> dict[str, Any]:
-    """The figures that one looks at first."""
+    """The most important figures."""
     return {name: figures[name] for name in ("top1", "many", "medium", "few")}

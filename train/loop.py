@@ -1,6 +1,6 @@
-"""The training loop: batches in, optimizer steps out, checkpoints on the way.
+"""The training loop: takes batches, makes optimizer steps, saves checkpoints on the way.
 
-Straight-line code without callbacks. Steps are the clock; whatever is periodic asks `due`. The loop knows neither priors nor
+Straight-line code without callbacks. Steps are the clock; everything periodic asks `due`. The loop knows neither priors nor
 where soft targets come from: the objective owns them. Invariant: a run that is killed and resumed takes the same steps on
 the same views as one that is not, and no checkpoint ever holds a step whose loss was not finite.
 """
@@ -44,7 +44,7 @@ def due(done: int, every: int, total: int) -> bool:
 
 
 class Best(NamedTuple):
-    """The step after which the selected split scored highest, its score, and which `save.keep_best` that was."""
+    """The step after which the selected split scored highest, its score, and the `save.keep_best` that selected it."""
 
     step: int
     score: float
@@ -52,7 +52,7 @@ class Best(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """figures: for the log; score: what `save.keep_best` goes by, None when nothing is selected."""
+    """figures: for the log; score: what `save.keep_best` selects by, None when nothing is selected."""
 
     figures: dict[str, Any]
     score: float | None
@@ -62,7 +62,7 @@ class Evaluated(NamedTuple):
 def _tensors(
     network: nn.Module, optimizer: Any, ema: Ema | None, sums: dict[str, torch.Tensor], device: torch.device
 ) -> dict[str, Any]:
-    """Everything of a checkpoint that is a tensor, by group."""
+    """All tensors of a checkpoint, by group."""
     rng = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state()
@@ -77,12 +77,12 @@ def _tensors(
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """All that a training consists of, put together and checked (experiment.py)."""
+    """All parts of a training, put together and checked (experiment.py)."""
 
     config: Config
     accelerator: Accelerator
     model: nn.Module
-    "as `accelerator.prepare` gave it"
+    "as `accelerator.prepare` returned it"
     optimizer: Any
     "likewise"
     objective: Objective
@@ -93,7 +93,7 @@ class Training:
 
     @property
     def network(self) -> nn.Module:
-        """The model without what wraps it for several processes."""
+        """The model without its wrapper for several processes."""
         return self.accelerator.unwrap_model(self.model)
 
 
@@ -106,7 +106,7 @@ def fit(
 ) -> dict[str, float | None]:
     """Train from the newest checkpoint in `folder` (or from `resume`, or from the start) to the end of the schedule.
 
-    evaluate: figures as often as `eval` says; it may raise Stopped.
+    evaluate: called as often as `eval` says; it may raise Stopped.
     Returns the session's speed. Raises Stopped after everything is saved.
     """
     config, accelerator, ema = training.config, training.accelerator, training.ema
@@ -122,7 +122,7 @@ def fit(
     if checkpoint:
         first = checkpoint.step
         best, unevaluated = _restore(checkpoint, network, optimizer, ema, meters, accelerator)
-        # Of another run (resume=PATH), or chosen on another split, it says nothing here.
+        # A best evaluation of another run (resume=PATH), or on another split, means nothing here.
         if best and (best.chosen_on != config.save.keep_best or not step_folder(folder, best.step).is_dir()):
             best = None
     batches = loader.stream(order.plan(first, total))
@@ -176,7 +176,7 @@ def fit(
             with tracker.waiting():
                 batch = next(batches)
             if step == first:
-                with tracker.evaluating():  # neither training nor waiting
+                with tracker.evaluating():  # counts neither as training nor as waiting
                     if step == 0 and config.track.show_batch and accelerator.is_main_process:
                         tracker.say(save_picture(folder, batch, config.data, loader.records.class_names))
                     tracker.ceiling(measure_ceiling(config, accelerator, training.model, optimizer, objective, batch))
@@ -184,10 +184,10 @@ def fit(
             train(batch, step, lr)
             done = step + 1
             tracker.step(done, config.optim.batch)
-            if due(done % epoch_steps, LOG_STEPS, total=0) or done == total:  # due: and at the end of each epoch
+            if due(done % epoch_steps, LOG_STEPS, total=0) or done == total:  # due: also at the end of each epoch
                 tracker.log(done, lr=lr, **meters.read(accelerator))
             stop = stops.agreed()
-            # The figures of the last step belong to the result; here only if they are to be chosen among.
+            # The result evaluates the last step anyway; it is evaluated here only if the best is to be selected.
             last = total if config.save.keep_best != "no" else total - 1
             unevaluated = bool(evaluate) and done <= last and due(done, config.eval.period(epoch_steps), total)
             if unevaluated and not stop:
@@ -212,7 +212,7 @@ def fit(
 
 @torch.no_grad()
 def _require_finite_update(step: int, network: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
-    """NotFinite where the loss of `step` was finite and what it did to the weights was not: a gradient may overflow."""
+    """NotFinite where the loss of `step` was finite but the updated weights are not: a gradient may overflow."""
     tensors = [*network.state_dict().values(), *optimizer_tensors(network, optimizer.optimizer).values()]
     sums = [tensor.sum(dtype=torch.float64) for tensor in tensors if tensor.is_floating_point()]
     fine = torch.isfinite(torch.stack([one.to(accelerator.device) for one in sums])).all()
@@ -235,7 +235,7 @@ def _save(folder: Path, done: int, tensors: dict[str, Any], state: dict[str, Any
 
 
 def _newest(folder: Path, resume: str, total: int, accelerator: Accelerator) -> Checkpoint | None:
-    """The checkpoint to go on from: the run's own; if it has none, that which `resume` names."""
+    """The checkpoint to continue from: the run's own; if it has none, the one that `resume` names."""
     found = load_latest(folder)
     if found is None and resume not in ("auto", "never"):
         found = load_from(resume)
@@ -261,7 +261,7 @@ def _restore(
     meters: Meters,
     accelerator: Accelerator,
 ) -> tuple[Best | None, bool]:
-    """Everything that `checkpoint_now` saved; returns the best evaluation and whether the one at this step is to come."""
+    """Everything that `checkpoint_now` saved; returns the best evaluation, and whether this step's is still to come."""
     tensors, state = checkpoint.tensors, checkpoint.state
     try:
         network.load_state_dict(tensors["model"])
@@ -280,7 +280,7 @@ def _restore(
 
 
 def _not_finite(step: int, folder: Path, order: TrainOrder, loader: Loader, accelerator: Accelerator) -> UserError:
-    """What happened, in words; the images of that step, recomputed from the order, are in a file."""
+    """The error for the user; writes the images of that step, recomputed from the order, to a file."""
     (plan,) = order.whole().plan(step, step + 1)
     records, path, images = loader.records, folder / "not_finite.json", len(plan.positions)
     if accelerator.is_main_process:

@@ -15,7 +15,7 @@ class NotFinite(Exception):
 
 
 class Meters:
-    """Sums of losses, and the first step whose loss was not finite, kept on the device until somebody asks."""
+    """Sums of losses, and the first step whose loss was not finite, kept on the device until they are read."""
 
     def __init__(self, device: torch.device):
         self._sums: dict[str, torch.Tensor] = {}
@@ -23,7 +23,7 @@ class Meters:
         self._bad_step = torch.full((), torch.iinfo(torch.int64).max, dtype=torch.int64, device=device)
 
     def add(self, step: int, loss: torch.Tensor, parts: dict[str, torch.Tensor]) -> None:
-        """One (micro-)batch of step number `step`."""
+        """Add one (micro-)batch of step number `step`."""
         for name, value in {"loss": loss.detach(), **parts}.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
         self._count += 1
@@ -31,7 +31,7 @@ class Meters:
         self._bad_step = torch.where(fine, self._bad_step, self._bad_step.clamp(max=step))
 
     def require_finite(self, accelerator: Accelerator) -> None:
-        """NotFinite, on every process, if the loss of any was not finite in any step so far."""
+        """Raise NotFinite on every process if a loss on any of them was not finite in any step so far."""
         bad = int(accelerator.gather(self._bad_step.reshape(1)).min())  # type: ignore[union-attr]
         if bad < torch.iinfo(torch.int64).max:
             raise NotFinite(bad)
@@ -45,12 +45,12 @@ class Meters:
         return dict(zip(names, means.tolist(), strict=True))
 
     def state(self, accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], int]:
-        """(sums of every process {name: [processes]}, how many steps they are over): what the next `read` will need."""
+        """(sums of every process {name: [processes]}, the number of steps they cover): what the next `read` will need."""
         sums = {name: accelerator.gather(value.reshape(1)) for name, value in self._sums.items()}
         return sums, self._count  # type: ignore[return-value]
 
     def restore(self, sums: dict[str, torch.Tensor], count: int, accelerator: Accelerator) -> None:
-        """Each process its own sums; on another number of processes the mean, which gives the same mean of all."""
+        """Give each process its own sums; on another number of processes, their mean, which keeps the mean over all."""
         for name, values in sums.items():
             same = len(values) == accelerator.num_processes
             own = values[accelerator.process_index] if same else values.mean()

@@ -2,7 +2,7 @@
 
 Owns the schedule's settings and its formula (docs/method.md; our choice where the paper is silent: epochs count from 0,
 the rate is constant within an epoch). A length in steps or images may end within an epoch, which then counts as one of
-the `begun_epochs`. Holds no state, so nothing of it is in a checkpoint.
+the `begun_epochs`. Holds no state, so it is not in a checkpoint.
 """
 
 import math
@@ -67,7 +67,7 @@ class ScheduleConfig:
                 raise ValueError(f"schedule.{name}={value}: must be at least 1")
 
     def check_epochs(self, epochs: int, length: str) -> None:
-        """ValueError where the warm-up or a milestone lies outside `epochs` epochs; length: what made them so many."""
+        """ValueError where the warm-up or a milestone lies outside `epochs` epochs; length: the setting that gave this number."""
         if self.warmup_epochs > epochs:
             raise ValueError(f"schedule.warmup_epochs={self.warmup_epochs}: must be from 0 to {epochs} ({length})")
         if any(not 0 < milestone < epochs for milestone in self.milestones):
@@ -95,7 +95,7 @@ def total_steps(config: ScheduleConfig, steps_per_epoch: int, batch: int) -> int
 
 
 def begun_epochs(config: ScheduleConfig, steps_per_epoch: int, batch: int) -> int:
-    """Epochs of the whole training, the last of which may be incomplete."""
+    """Epochs in the whole training; the last one may be incomplete."""
     return math.ceil(total_steps(config, steps_per_epoch, batch) / steps_per_epoch)
 
 
@@ -113,7 +113,7 @@ class Schedule:
         self._check_fit()
 
     def _check_fit(self) -> None:
-        """UserError where the warm-up or a milestone lies beyond the end, which the settings alone cannot tell."""
+        """UserError where the warm-up or a milestone lies beyond the end, which cannot be told from the settings alone."""
         config, length = self.config, f"{self.total_steps} steps in all, {self.steps_per_epoch} an epoch"
         try:
             config.check_epochs(self.epochs, length)

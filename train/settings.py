@@ -1,9 +1,9 @@
 """Settings: from a YAML file and `a.b=c` overrides to typed dataclasses.
 
-Owns the machinery that reads, checks, prints and compares a tree of settings; the tree itself is config.py's. Scalars reach
+Owns the machinery that reads, checks, prints and compares a tree of settings; config.py has the tree itself. Scalars reach
 OmegaConf's structured mode as the text that was written, so the declared type alone decides what they mean: `007` stays a
-name, `1e-3` is a number, `off` a choice. Invariant: what `load` returns has known keys and declared types only, and `to_yaml` of
-it loads as its equal.
+name, `1e-3` is a number, `off` a choice. Invariant: what `load` returns has only known keys and declared types, and loading its
+`to_yaml` gives an equal tree.
 """
 
 import ast
@@ -39,7 +39,7 @@ class Key(NamedTuple):
 
 
 class Leaf(NamedTuple):
-    """One value as written: text, None, lists and dictionaries only; `origin` is for error messages."""
+    """One value as written: only text, None, lists and dictionaries; `origin` is for error messages."""
 
     key: str
     value: Any
@@ -72,9 +72,9 @@ def keys(cls: type, prefix: str = "") -> dict[str, Key]:
     return found
 
 
-@functools.cache  # reading and parsing the source costs a tenth of a second
+@functools.cache  # reading and parsing the source takes a tenth of a second
 def _field_docs(cls: type) -> dict[str, str]:
-    """The bare strings under the fields of a dataclass and its bases, as one line each."""
+    """The bare strings under the fields of a dataclass and its bases, each as one line."""
     docs = {}
     for base in reversed(cls.__mro__):
         if not is_dataclass(base):
@@ -115,7 +115,7 @@ def type_text(hint: Any) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A value as one would type it."""
+    """A value as a user would type it."""
     if value is MISSING:
         return "(must be given)"
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
@@ -165,7 +165,7 @@ def _plain(node: yaml.Node, origin: str) -> Any:
 
 
 def _pairs(node: yaml.MappingNode, origin: str) -> Iterator[tuple[str, yaml.Node]]:
-    """Names and values of a YAML mapping; a name given twice is an error, where YAML would drop the first."""
+    """Names and values of a YAML mapping; a repeated name is an error, where YAML would drop the first."""
     seen = set()
     for name, value in node.value:
         if not isinstance(name, yaml.ScalarNode):
@@ -192,7 +192,7 @@ def _compose(text: str, what: str) -> yaml.Node | None:
 
 def _unknown(key: str, origin: str, cls: type) -> UserError:
     known = list(keys(cls))
-    if key in known:  # only a file can get here: `optim.lr: 1` instead of a section
+    if key in known:  # only a file can cause this: `optim.lr: 1` instead of a section
         section, _, name = key.rpartition(".")
         return UserError(f"'{key}' ({origin}): a file is nested; write `{section}:` and `{name}: ...` below it")
     sections = list(dict.fromkeys(parent for name in known for parent in _parents(name)))
@@ -258,7 +258,7 @@ def _override_leaves(cls: type, override: str) -> Iterator[Leaf]:
         return iter(()) if node is None else _leaves(cls, hint, f"{key}.", node, COMMAND_LINE)
     inner, _ = _without_none(hint)
     if (inner is str or get_origin(inner) is Literal) and text[:1] not in ("'", '"'):
-        # Not through YAML: any character may be in a path or a name.
+        # Not parsed as YAML: a path or a name may hold any character.
         return iter([Leaf(key, None if text in ("", "~", "null") else text, COMMAND_LINE)])
     node = _compose(text, f"{override} ({COMMAND_LINE})")
     return iter([Leaf(key, None if node is None else _plain(node, COMMAND_LINE), COMMAND_LINE)])
@@ -283,7 +283,7 @@ def load(cls: type[C], path: Path | str, overrides: list[str] | tuple[str, ...] 
     for leaf in leaves:
         origins[leaf.key] = leaf.origin
         try:
-            # "???" marks a value that whoever uses the file must give.
+            # "???" marks a value that the user of the file must give.
             OmegaConf.update(tree, leaf.key, leaf.value)
         except OmegaConfBaseException as error:
             raise _rejected(leaf, known[leaf.key].hint) from error
@@ -309,7 +309,7 @@ def _rejected(leaf: Leaf, hint: Any) -> UserError:
 
 
 def _build(cls: type[C], values: Any, prefix: str) -> C:
-    """The dataclass, its sections first; what a `__post_init__` refuses is the user's to mend."""
+    """The dataclass, its sections first; what a `__post_init__` refuses becomes a UserError."""
     hints = get_type_hints(cls)
     arguments = {
         name: _build(hints[name], value, f"{prefix}{name}.") if _is_section(hints[name]) else value
@@ -323,7 +323,7 @@ def _build(cls: type[C], values: Any, prefix: str) -> C:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Sections below each other, lists on one line."""
+    """Writes sections below each other, and lists on one line."""
 
 
 _Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, True))

@@ -1,7 +1,7 @@
-"""The one training step, wherever steps are taken: in the loop, for the ceiling, in the bench.
+"""The one training step, used by the loop, the ceiling and the bench.
 
-Forward and backward over the micro-batches, clipping, the optimizer, the moving average. Owns their order; knows nothing of
-epochs, schedules, checkpoints or where targets come from. Invariant: it never waits for the device.
+Runs forward and backward over the micro-batches, clipping, the optimizer and the moving average. Owns their order; knows
+nothing of epochs, schedules, checkpoints or where targets come from. Invariant: it never waits for the device.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -21,8 +21,8 @@ from train.optim import OptimConfig
 class TrainStep:
     """`step(batch, number, lr)` takes optimizer step `number`, from 0, on this process's share of the batch.
 
-    model: the network, perhaps wrapped for several processes, in training mode. optimizer: torch's own. scaler: the loss scaler
-    of fp16; None: the gradients need none. meters, ema: told of every step, where there are any.
+    model: the network, possibly wrapped for several processes, in training mode. optimizer: torch's own. scaler: the loss scaler
+    of fp16; None: gradients need no scaling. meters, ema: updated at every step, where given.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class TrainStep:
             self._ema.update(number + 1)
 
     def _gradients_shared(self, last: bool) -> AbstractContextManager:
-        """Processes add up their gradients with the last micro-batch alone."""
+        """Gradients are exchanged between processes only with the last micro-batch."""
         if last or not isinstance(self._model, DistributedDataParallel):
             return nullcontext()
         return self._model.no_sync()

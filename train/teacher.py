@@ -9,7 +9,7 @@ with eval_only=true it trains nothing and evaluates what there is.
 import sys
 from pathlib import Path
 
-# `accelerate launch` puts this script's folder first; a foreign `models` or `train` must not win over ours.
+# `accelerate launch` puts this script's folder first; a foreign `models` or `train` must not hide ours.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from train.experiment import train_or_evaluate

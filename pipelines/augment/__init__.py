@@ -1,4 +1,4 @@
-"""Views: what is drawn for each of them, and how it is applied. A transform is one module."""
+"""Views: what is drawn for each view, and how it is applied. Each transform is one module."""
 
 from pipelines.augment.finish import Finish
 from pipelines.augment.geometry import boxes, view_box

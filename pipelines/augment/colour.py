@@ -1,7 +1,7 @@
 """The transform that follows crop and flip: colour jitter (torchvision's ColorJitter without hue).
 
-Owns its draw, per view on the host; its application, to a whole batch on the device, which finish.py asks for; and what it says
-of a recipe.
+Owns its draw, per view on the host; its application to a whole batch on the device, which finish.py calls; and the settings of
+a recipe that decide its colours.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ from pipelines.records.reader import Records
 def colours(p, keys, views):
     """Colour jitter of a batch: (factors float32[B, 3] of brightness, contrast, saturation; order int64[B, 3]).
 
-    torchvision's ColorJitter without hue: each factor uniform in [max(0, 1 - j), 1 + j], the three in any of their six
+    torchvision's ColorJitter without hue: each factor uniform in [max(0, 1 - j), 1 + j], the three in any of the six
     orders; order[i, n] is the n-th transform of sample i (0 brightness, 1 contrast, 2 saturation).
     """
     factors, order = np.empty((len(keys), 3), np.float32), np.empty((len(keys), 3), np.int64)
@@ -36,7 +36,7 @@ def colours(p, keys, views):
             )
         which = below(philox_draw(p.seed, keys[i], views[i], LANE_COLOUR_ORDER, 0)[0], 6)
         first = which // 2
-        low, high = (1 if first == 0 else 0), (1 if first == 2 else 2)  # the two that are left, in order
+        low, high = (1 if first == 0 else 0), (1 if first == 2 else 2)  # the remaining two, in order
         order[i, 0] = first
         order[i, 1], order[i, 2] = (low, high) if which % 2 == 0 else (high, low)
     return factors, order
@@ -56,9 +56,9 @@ def apply(images: torch.Tensor, colours: Colours) -> torch.Tensor:
     """Colour jitter of images [B, 3, S, S] in 0..1, each with its own factors in its own order.
 
     torchvision's tensor definitions: clamp(f x + (1 - f) base) to 0..1 with base = 0 (brightness), the mean grey value of
-    the image (contrast), the grey image (saturation). Every place in the order is one blend with a base chosen per sample.
+    the image (contrast), the grey image (saturation). Each place in the order is one blend, whose base is chosen per sample.
     """
-    # Channel by channel: compiled for a CPU that is three times as fast as on the tensor of four dimensions.
+    # Channel by channel: compiled for a CPU, this is three times as fast as on the four-dimensional tensor.
     channels = list(images.unbind(1))
     for place in range(3):
         which = colours.order[:, place, None]
@@ -72,5 +72,5 @@ def apply(images: torch.Tensor, colours: Colours) -> torch.Tensor:
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe decides its colours: nothing without jitter."""
+    """The settings of a recipe that decide its colours; empty without jitter."""
     return {"jitter": list(recipe.jitter)} if any(recipe.jitter) else {}

@@ -1,6 +1,6 @@
 """The last steps of a view, on the device and the same for every backend: colour jitter, normalise, memory format.
 
-Which colours a view gets was drawn before (colour.py); here they are applied, for a whole batch at once.
+The colours of each view were drawn before (colour.py); here they are applied to a whole batch at once.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ FINISH_VERSION = 1  # raise when any finished value changes; part of a cache's i
 
 
 def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, prefix: str = "data.") -> None:
-    """ValueError unless these are three means and three deviations; None passes. prefix: of the settings' names."""
+    """ValueError unless these are three means and three deviations; None is allowed. prefix: that of the settings' names."""
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and (len(values) != 3 or (name == "std" and min(values) <= 0)):
             raise ValueError(f"{prefix}{name}={list(values)}: needs three numbers, on the 0..1 scale, std above 0")
@@ -33,10 +33,10 @@ def _jitter_and_normalise(
 
 
 class Finish:
-    """uint8 [B, S, S, 3] crops to float32 [B, 3, S, S] = (x / 255 - mean) / std, per channel, x jittered if it is to be.
+    """uint8 [B, S, S, 3] crops to float32 [B, 3, S, S] = (x / 255 - mean) / std, per channel, x jittered if the batch has jitter.
 
-    mean, std: three numbers on the 0..1 scale. channels_last: strides of the result (values are the same). compile: fuse the
-    some thirty element-wise passes of colour jitter into a few; values may differ from those without in the last bit.
+    mean, std: three numbers on the 0..1 scale. channels_last: strides of the result (values are the same). compile: fuse
+    the roughly thirty element-wise passes of colour jitter into a few; values may differ from uncompiled ones in the last bit.
     """
 
     def __init__(

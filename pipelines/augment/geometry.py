@@ -1,7 +1,7 @@
-"""The transform that every view begins with: which box of an image it shows, and whether mirrored.
+"""The transform that every view begins with: which box of an image it shows, and whether it is mirrored.
 
-Owns its draw and what it says of a recipe. It is applied while images are decoded: by `apply` on the CPU (the filter is
-resample.py's), or by a backend's own decoder. Invariant: the same box on every machine and from every backend.
+Owns its draw and the settings of a recipe that decide its boxes. It is applied while images are decoded: by `apply` on the CPU
+(resample.py has the filter), or by a backend's own decoder. Invariant: the same box on every machine and from every backend.
 """
 
 from typing import Any
@@ -55,8 +55,8 @@ def _random_resized(p, key, view, width, height):
 def view_box(p, key, view, width, height, stored_width, stored_height):
     """The box of one view on the STORED image, in pixels: (x, y, w, h, flip).
 
-    width, height are the original size: boxes are fractions of it, so that one view shows the same part of an image
-    whatever size it is stored at. pad_crop boxes may reach outside (those pixels are 0) and are never resized.
+    width, height are the original size: boxes are fractions of it, so that a view shows the same part of an image
+    at whatever size it is stored. pad_crop boxes may reach outside (those pixels are 0) and are never resized.
     """
     flip = np.int64(0)
     if p.flip:
@@ -109,7 +109,7 @@ def apply(image, box, out):
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe decides where its boxes lie."""
+    """The settings of a recipe that decide where its boxes lie."""
     out: dict[str, Any] = {"crop": recipe.crop, "size": recipe.size, "flip": recipe.flip}
     if recipe.crop == "pad_crop":
         out["pad"] = recipe.pad

@@ -1,6 +1,6 @@
 """What a view is made of: the settings of all transforms, and their numbers in the form that compiled code takes.
 
-Owns what may be asked for and what must not; what becomes of the numbers is each transform's own (transforms.py).
+Owns the allowed values; how the numbers are used is up to each transform (transforms.py).
 """
 
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ KINDS = {
 
 @dataclass(kw_only=True)
 class Recipe:
-    """How a training view is cut from an image; `evaluation()` is the view that tests see."""
+    """How a training view is cut from an image; `evaluation()` is the view for validation and test."""
 
     crop: Literal["pad_crop", "random_resized_crop", "resize_crop", "center"] = "random_resized_crop"
     "pad_crop (CIFAR: zero-pad, crop), random_resized_crop, resize_crop (short side, then random crop) or center"
@@ -83,7 +83,7 @@ class ViewParams(NamedTuple):
 
 
 def view_params(recipe: Recipe, seed: int) -> ViewParams:
-    """Numbers for the draws of all transforms; `seed` is data.seed, 0 <= seed < 2**63."""
+    """The numbers that all transforms draw with; `seed` is data.seed, 0 <= seed < 2**63."""
     if not 0 <= seed < 2**63:
         raise ValueError(f"data.seed={seed}: must be at least 0 and less than 2**63")
     return ViewParams(

@@ -1,9 +1,9 @@
 """Crop, resize and flip decoded pixels, for every backend that decodes on the CPU.
 
 The filter is the antialiased triangle (PIL's BILINEAR), computed as PIL computes it: weights in double, rounded to 22-bit
-integers, a pass for each direction, 8-bit rounding after each. Only integers touch pixels, so the result is the same on
-every machine: bit for bit what PIL gives for the vertical pass first (PIL itself mostly starts with the other: within
-1 level). Either pass is a weighted sum of whole lines, which compiles to vector instructions; the second one works on the
+integers, one pass per direction, 8-bit rounding after each. Pixels are computed with integers only, so the result is the same on
+every machine: bit for bit what PIL gives with the vertical pass first (PIL itself mostly starts with the horizontal one: within
+1 level). Each pass is a weighted sum of whole lines, which compiles to vector instructions; the second works on the
 transposed picture.
 """
 
@@ -14,7 +14,7 @@ from pipelines.compiled import exact
 RESAMPLE_VERSION = 2  # raise when any output pixel changes; part of a cache's identity
 _BITS = 22  # 32 bits less 8 for the pixel and 2 for the sum, as in Pillow's Resample.c
 _HALF = np.int32(1 << (_BITS - 1))
-# Indices of pixels are unsigned: a signed one may be negative, as Python's count from the end, and the test for that
+# Pixel indices are unsigned: a signed index may be negative (Python counts those from the end), and the test for that
 # keeps the compiler from using vector instructions (five times slower, measured).
 _U = np.uint64
 
@@ -44,9 +44,9 @@ def _weights(length, size):
 
 @exact
 def _resize_lines(source, start, stride, length, reverse, out):
-    """Turn `length` lines into out[S, N]; they begin at source[start] and lie `stride` bytes apart.
+    """Resize `length` lines into out[S, N]; the first begins at source[start], and they lie `stride` bytes apart.
 
-    All lines in one call: numba counts the references to each array of a call atomically, 50 ns a call (measured).
+    All lines are done in one call: in each call numba counts references to every array atomically, 50 ns a call (measured).
     """
     first, count, weights = _weights(length, out.shape[0])
     n, step, last = _U(out.shape[1]), _U(stride), _U(out.shape[0] - 1)
@@ -66,7 +66,7 @@ def _resize_lines(source, start, stride, length, reverse, out):
 
 @exact
 def _transpose(lines, columns):
-    """columns[j, i] = lines[i, j]; where their number allows it, eight lines are packed into words: half the time.
+    """columns[j, i] = lines[i, j]; as far as their number allows, eight lines at a time are packed into words: half the time.
 
     (The first of the eight is a word's lowest byte: all machines that numba supports are little-endian.)
     """
@@ -83,13 +83,13 @@ def _transpose(lines, columns):
             for r in range(8):
                 word |= _U(lines[_U(8) * g + _U(r), j]) << _U(8 * r)
             packed[j] = word
-        for j in range(_U(len(words))):  # a loop by itself: it has no vector form, and the one above would lose its own
+        for j in range(_U(len(words))):  # separate: this loop cannot be vectorised, the one above can
             words[j, g] = packed[j]
 
 
 @exact
 def _copy(source, x, y, flip, out):
-    """Copy an out-sized window whose corner is (x, y); what lies outside the source is 0."""
+    """Copy a window of the size of `out` whose corner is (x, y); pixels outside the source are 0."""
     height, width, size_y, size_x = source.shape[0], source.shape[1], out.shape[0], out.shape[1]
     left = max(0, -x)
     n = max(0, min(size_x, width - x) - left)
@@ -112,7 +112,7 @@ def _copy(source, x, y, flip, out):
 def crop_resize_flip(source, x, y, w, h, flip, out):
     """Write the box (x, y, w, h) of uint8 source[H, W, 3], resized to out[S, S, 3] and mirrored if `flip`, into `out`.
 
-    A box of the output's size is copied (it may reach outside: zeros); any other box must lie inside the source.
+    A box of the output's size is copied (it may reach outside, where pixels are 0); any other box must lie inside the source.
     Both arrays are C-contiguous.
     """
     size_y, size_x = out.shape[0], out.shape[1]

@@ -1,7 +1,7 @@
-"""The list of transforms, and what all of them together say: what is drawn for a batch, what of a recipe decides its views.
+"""The list of transforms, and their sum: what is drawn for a batch, and which settings of a recipe decide its views.
 
 A transform is one module with its draw, its application and its identity. Draws are made here and nowhere else, for every
-backend. Each is a pure function of (data.seed, sample key, view number): a batch may be drawn in any thread, ahead of its
+backend. Each is a pure function of (data.seed, sample key, view number), so a batch may be drawn in any thread, ahead of its
 decoding.
 """
 
@@ -14,25 +14,25 @@ from pipelines.records.reader import Records
 
 
 class Transform(Protocol):
-    """What a transform's module has, beside its application, which takes what was drawn and the pixels."""
+    """What a transform's module has, besides its application, which takes the draws and the pixels."""
 
     def draw(self, params: ViewParams, records: Records, plan: Plan) -> Any:
-        """What chance decides about each view of a batch, on the host; None where the transform is off."""
+        """The random draws for each view of a batch, on the host; None where the transform is off."""
         ...
 
     def identity(self, recipe: Recipe) -> dict[str, Any]:
-        """The settings that decide its pixels and no others, for a cache's identity; nothing where it is off."""
+        """Exactly the settings that decide its pixels, for a cache's identity; empty where it is off."""
         ...
 
 
-TRANSFORMS: dict[str, Transform] = {"boxes": geometry, "colours": colour}  # by their field of Draws
+TRANSFORMS: dict[str, Transform] = {"boxes": geometry, "colours": colour}  # by their field in Draws
 
 
 def draw(params: ViewParams, records: Records, plan: Plan) -> Draws:
-    """What is drawn for every view of `plan`."""
+    """The draws for every view of `plan`."""
     return Draws(**{field: transform.draw(params, records, plan) for field, transform in TRANSFORMS.items()})
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
-    """What decides the pixels of a view and nothing else, for a cache's identity and for comparison."""
+    """Exactly the settings that decide the pixels of a view, for a cache's identity and for comparison."""
     return {name: value for transform in TRANSFORMS.values() for name, value in transform.identity(recipe).items()}

@@ -1,4 +1,4 @@
-"""Who decodes and crops: four backends, one contract."""
+"""Decoding and cropping: four backends, one contract."""
 
 from pipelines.backends.choice import available_backends, make_backend, refusal, resolve_backend
 from pipelines.backends.contract import Backend, Crops, Drawn, to_device

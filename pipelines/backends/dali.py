@@ -1,9 +1,9 @@
-"""The dali backend: NVIDIA DALI decodes only the box of each view, resizes and flips it; on a GPU all of that happens there.
+"""The dali backend: NVIDIA DALI decodes only the box of each view, resizes and flips it; with a GPU, all on the GPU.
 
-DALI is given encoded bytes, boxes and flips from our order and draws: no reader, shuffle or random operator of its own, whose
-seeds follow the batch slot and not the sample. Bytes are checked before DALI sees them: a decoder that stops at the box reads
-a truncated file without a word, and one that fails kills the process. Invariant: a batch depends on nothing but its positions
-and boxes.
+DALI is given encoded bytes, boxes and flips from our order and draws: its own readers, shuffling and random operators, whose
+seeds follow the batch slot and not the sample, are not used. Bytes are checked before DALI sees them: a decoder that stops at the
+box reads a truncated file without an error, and one that fails kills the process. Invariant: a batch depends only on its
+positions and boxes.
 """
 
 from collections import deque
@@ -22,18 +22,18 @@ from pipelines.libffcv import library_path
 from pipelines.records.reader import Records
 from pipelines.records.verify import Verifier
 
-# Two pipelines take turns, so that one decodes while the other's batch is resized and copied. One with a queue of two would
-# do the same, but its first run starts two batches at once, and there may be only one.
+# Two pipelines take turns, so that one decodes while the other's batch is resized and copied. One pipeline with a queue of two
+# would do the same, but its first run starts two batches at once, and there may be only one.
 _AT_WORK = 2
-_ONE_PIXEL = np.array([0, 0, 1, 1, 0], np.int32)  # a box that costs no resampling
+_ONE_PIXEL = np.array([0, 0, 1, 1, 0], np.int32)  # a box that needs no resampling
 _Work = tuple[Pipeline | None, Drawn, list[np.ndarray]]  # the pipeline (none: nothing to do), its batch, its bytes
 
 
 class _Decodable:
-    """Decodes each record once a process, on first touch, with a decoder that survives a bad one (1.1 ms for 120 kB of JPEG).
+    """Decodes each record once per process, on first touch, with a decoder that survives bad data (1.1 ms for 120 kB of JPEG).
 
-    On an image that it cannot decode DALI 2.4 dies of SIGSEGV about every second time (measured on the CPU; its other workers
-    go on in buffers that are gone), so the error that it would raise is not to be relied upon.
+    On an image that it cannot decode, DALI 2.4 dies of SIGSEGV about every second time (measured on the CPU; its other workers
+    go on using freed buffers), so the error that it should raise cannot be relied upon.
     """
 
     def __init__(self, records: Records, workers: int):
@@ -53,7 +53,7 @@ class _Decodable:
 
 
 class DaliBackend:
-    """See backends.Backend; for JPEG records.
+    """See contract.Backend; for JPEG records.
 
     workers: threads of each of the two pipelines. hw_decoder_load: share of the images that the GPU's JPEG decoder takes, 0..1.
     """
@@ -78,13 +78,13 @@ class DaliBackend:
         self._on_gpu = device.type == "cuda"
         self._decoder: dict[str, Any] = {"device": "cpu"}
         if self._on_gpu:
-            # Chroma upsampled as the CPU decoders do it, not repeated: without it colours come out blockier there.
+            # Chroma is interpolated, as the CPU decoders do, not repeated: otherwise the GPU's colours are blockier.
             self._decoder = {"device": "mixed", "hw_decoder_load": hw_decoder_load, "jpeg_fancy_upsampling": True}
             self._stream = torch.cuda.Stream(device)
 
     def crops(self, batches: Iterable[Drawn]) -> Generator[Crops, None, None]:
         source, running = iter(batches), deque[_Work]()
-        end: BaseException | None = None  # why nothing more is started; what is at work comes first
+        end: BaseException | None = None  # why no more batches are started; those in progress are delivered first
         while True:
             while end is None and len(running) < _AT_WORK:
                 try:
@@ -101,7 +101,7 @@ class DaliBackend:
         """Hand one batch to a pipeline; the bytes must live until it is done."""
         plan, draws = item
         positions = plan.positions
-        if not len(positions):  # a rank may have nothing to evaluate; DALI takes no empty batch
+        if not len(positions):  # a rank may have nothing to evaluate; DALI does not accept an empty batch
             return None, item, []
         self._verifier.check(positions)
         self._decodable.check(positions)
@@ -130,7 +130,7 @@ class DaliBackend:
 
     def _build(self, batch: int) -> Pipeline:
         """A pipeline for up to `batch` views: decode the box, resize, flip."""
-        device_id = (self._device.index or 0) if self._on_gpu else None  # None: works on a machine without a driver
+        device_id = (self._device.index or 0) if self._on_gpu else None  # None also works on a machine without a driver
         pipe = Pipeline(batch, self._workers, device_id, exec_dynamic=True, prefetch_queue_depth=1)
         # EXIF orientation is ignored, as by every other backend and by torchvision's default loader.
         decoder: dict[str, Any] = {"output_type": DALIImageType.RGB, "adjust_orientation": False, **self._decoder}
@@ -154,7 +154,7 @@ class DaliBackend:
         return pipe
 
     def _finish(self, pipe: Pipeline | None, item: Drawn, encoded: list[np.ndarray]) -> Crops:
-        """The pixels of a batch in memory of their own: DALI's is reused by the pipeline's next one."""
+        """The pixels of a batch, copied: the pipeline reuses DALI's memory for its next batch."""
         if pipe is None:
             return torch.empty((0, self._params.size, self._params.size, 3), dtype=torch.uint8), *item
         try:
@@ -166,7 +166,7 @@ class DaliBackend:
             else:
                 (images,) = pipe.outputs()
                 pixels = torch.from_numpy(images.as_array().copy())
-        except RuntimeError as error:  # the pipeline is dropped: it may be beyond use
+        except RuntimeError as error:  # the pipeline is dropped: it may be unusable
             raise UserError(
                 f"data.backend=dali: DALI failed on images that decode elsewhere; try data.backend=ffcv: {error}"
             ) from error

@@ -1,8 +1,8 @@
 """The ffcv backend: FFCV's file format and its JPEG decoder in one compiled, parallel pass over a batch.
 
 It is FFCV's own scheme (numba loops that call libffcv without the GIL), compiled by us so that the machine code is kept on
-disk and start-up takes no compilation. What breaks the contract of loader.py in the stock Loader does not exist here: its
-epoch thread, a Python object per sample, decode scratch per sample and slot (here: per thread), ignored decode errors.
+disk and start-up takes no compilation. The parts of the stock Loader that break the contract of loader.py do not exist
+here: its epoch thread, a Python object per sample, decode scratch per sample and slot (here: per thread), ignored decode errors.
 """
 
 import threading
@@ -27,7 +27,7 @@ _imdecode = libffcv.compiled_decoder()
 
 @exact_parallel
 def _load_batch(columns, due, positions, boxes, out, scratch, status):
-    """Fill uint8 out[B, S, S, 3] with the boxes int32[B, 5] of the records at int64[B]; status[i]: what became of row i."""
+    """Fill uint8 out[B, S, S, 3] with the boxes int32[B, 5] of the records at int64[B]; status[i]: the outcome of row i."""
     for i in prange(len(positions)):
         k = positions[i]
         if not is_whole(columns, due, k):
@@ -42,7 +42,7 @@ def _load_batch(columns, due, positions, boxes, out, scratch, status):
             result = _imdecode(
                 payload.ctypes.data, len(payload), height, width, image.ctypes.data, height, width, 0, 0, 1, 1, 0, 0
             )
-            if result != 0:  # the stock Loader ignores this, and shows the image decoded before
+            if result != 0:  # the stock Loader ignores this, and returns the image decoded before
                 status[i] = _BAD_IMAGE
                 continue
         apply(image, boxes[i], out[i])
@@ -50,12 +50,12 @@ def _load_batch(columns, due, positions, boxes, out, scratch, status):
 
 
 class FFCVBackend:
-    """Fills host buffers, see backends.OnHost. workers: threads that load one batch together."""
+    """Fills host buffers, see contract.OnHost. workers: threads that load one batch together."""
 
     def __init__(self, records: Records, workers: int, verify: str):
         try:
             libffcv.load_for_compiled_code()
-        except RuntimeError as error:  # not installed, or OpenCV or turbojpeg were removed afterwards
+        except RuntimeError as error:  # not installed, or OpenCV or turbojpeg was removed afterwards
             raise UserError(
                 f"data.backend=ffcv: FFCV's library does not load ({error}); run `bash tools/setup.sh`, "
                 "or use data.backend=reference"
@@ -74,11 +74,11 @@ class FFCVBackend:
             bad = np.flatnonzero(self._status[: len(positions)])
         if len(bad):
             r, position = self._records, int(positions[bad[0]])
-            r.verify(position)  # names a record whose bytes changed; a whole one that is left does not decode
+            r.verify(position)  # names a record whose bytes changed; one that passes does not decode
             raise r.damaged(position, "does not decode")
 
     def _grow(self, positions: np.ndarray) -> None:
-        """Scratch for the largest image of the batch, so that one giant costs memory only when it comes up."""
+        """Scratch for the largest image of the batch, so that a giant image costs memory only when it comes up."""
         r = self._records
         pixels = r.stored_widths[positions].astype(np.int64) * r.stored_heights[positions]
         largest = int(np.where(r.raw[positions], 0, 3 * pixels).max(initial=0))

@@ -1,4 +1,4 @@
-"""The reference backend: PIL decodes, numpy holds the pixels, each sample by itself. Slow, obvious, the oracle."""
+"""The reference backend: PIL decodes, numpy holds the pixels, one sample at a time. Slow and obvious: the others' oracle."""
 
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ from pipelines.records.verify import Verifier
 
 
 class ReferenceBackend:
-    """Fills host buffers, see backends.OnHost. Threads decode the samples of a batch; PIL and the resampler release the GIL."""
+    """Fills host buffers, see contract.OnHost. Threads decode the samples of a batch; PIL and the resampler release the GIL."""
 
     def __init__(self, records: Records, workers: int, verify: str):
         self._records = records
@@ -39,7 +39,7 @@ class ReferenceBackend:
             with Image.open(io.BytesIO(payload.tobytes())) as image:
                 pixels = np.asarray(image.convert("RGB"))
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            r.verify(position)  # names a record whose bytes changed; a whole one that is left does not decode
+            r.verify(position)  # names a record whose bytes changed; one that passes does not decode
             raise r.damaged(position, "does not decode") from error
         if pixels.shape != shape:  # the box is cut for `shape`: compiled code would read past the end of the pixels
             raise r.damaged(

@@ -1,4 +1,4 @@
-"""The resident backend: raw records live on the device, padded once; a view is one gather there.
+"""The resident backend: raw records live on the device, padded once; a view is one gather.
 
 For images whose views are copied, not resized (CIFAR's pad and crop, a centre view of the stored size). Every record is
 checked before it goes to the device. Bit-equal to the reference backend: no pixel is computed.
@@ -14,22 +14,22 @@ from pipelines.backends.contract import Crops, Drawn, to_device
 from pipelines.records.reader import Records
 from pipelines.records.verify import Verifier
 
-_CHUNK = 4096  # images on their way to the device: the host never holds them all
+_CHUNK = 4096  # images copied to the device at a time: the host never holds them all
 
 
 def resident_bytes(records: Records, params: ViewParams) -> int:
-    """Device memory that the padded images take."""
+    """Bytes of device memory that the padded images take."""
     pad = 2 * params.pad if params.kind == PAD_CROP else 0
     return len(records) * (params.size + pad) ** 2 * 3
 
 
 class ResidentBackend:
-    """See backends.Backend; backends.resident_refusal says for which records and recipes."""
+    """See contract.Backend; choice.py says which records and recipes it serves."""
 
     in_background = False  # it only launches work on the device
 
     def __init__(self, records: Records, params: ViewParams, workers: int, verify: str, device: torch.device):
-        # Later batches read the copy on the device, which no disk can damage any more: `always` has nothing left to do.
+        # Later batches read the copy on the device, which disk damage cannot reach: `always` needs no further checks.
         Verifier(records, verify, workers).check(np.arange(len(records)))
         self._device = device
         self._pad = params.pad if params.kind == PAD_CROP else 0

@@ -1,7 +1,7 @@
-"""Drills on the logit cache: writers killed at random moments, and random damage. Short in the suite, long in drills.py.
+"""Drills on the logit cache: writers killed at random moments, and random damage. Short in the suite, long in long.py.
 
 The kill drill runs train/cache_logits.py itself, in processes forked from one that has imported everything already, because
-a start of three seconds would leave nothing to kill.
+a start of three seconds would be over only when there is nothing left to kill.
 """
 
 import contextlib
@@ -38,14 +38,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Watched(NamedTuple):
-    """What the third process has seen: blocks opened, and what was wrong with any."""
+    """What the third process has seen: the number of blocks it opened, and what was wrong with any."""
 
     blocks: int
     faults: list[str]
 
 
 def _fork() -> Any:
-    """Processes that start with everything imported."""
+    """The context of processes that start with everything imported."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
@@ -55,7 +55,7 @@ def _fork() -> Any:
 
 
 def _write(folder: Path, arguments: list[str]) -> None:
-    """A writer's life: the entry script, silent."""
+    """One writer: runs the entry script silently."""
     from train import cache_logits
     from train.run.exits import guard
 
@@ -67,7 +67,7 @@ def _write(folder: Path, arguments: list[str]) -> None:
 
 
 def _watch(parent: Path, line: Connection) -> None:
-    """Open and verify every block as soon as it is visible, until told to stop; a last look after that."""
+    """Open and verify every block as soon as it is visible, until told to stop; then look once more."""
     seen: dict[Path, int] = {}
     faults, last = [], False
     while not last:
@@ -84,7 +84,7 @@ def _watch(parent: Path, line: Connection) -> None:
 
 
 def block_fault(path: Path) -> str:
-    """What is wrong with one block of a cache, "" for nothing: header, checksums, every record."""
+    """What is wrong with one block of a cache (header, checksums, every record); "" if nothing is."""
     try:
         opened = open_folder(path.parents[1])
         view, block = int(path.parent.name[1:]), int(path.stem[1:])
@@ -97,7 +97,7 @@ def block_fault(path: Path) -> str:
 
 
 def kill_writers(folder: Path, config: Path, views: int, kills: int, seed: int) -> Watched:
-    """Two writers at a time on one cache in folder/killed, each killed at a random moment, while a third process looks on.
+    """Two writers at a time on one cache in folder/killed, each killed at a random moment, while a third process reads.
 
     folder holds the finished teacher `t`. Afterwards one more run completes the cache. Fails when any block was ever seen
     torn, or when the killed cache differs by a byte from an undisturbed one in folder/calm.
@@ -115,7 +115,7 @@ def kill_writers(folder: Path, config: Path, views: int, kills: int, seed: int) 
     total = sum(1 for _ in (folder / "calm").rglob("*.lc"))
 
     def spent() -> bool:
-        """Whether the cache has grown by this kill's share of its blocks: it must last for all of them, on any machine."""
+        """Whether the cache has grown by this kill's share of its blocks: on any machine, blocks must be left for all kills."""
         return sum(1 for _ in (folder / "killed").rglob("*.lc")) > total * (killed + 1) / (kills + 1)
 
     def start() -> Any:
@@ -124,7 +124,7 @@ def kill_writers(folder: Path, config: Path, views: int, kills: int, seed: int) 
         return process
 
     try:
-        # How long a writer takes to its first block, on this machine now: kills fall before and after that.
+        # How long a writer takes to its first block on this machine now: kills fall before and after that.
         begun, process = time.monotonic(), start()
         writers.append((process, math.inf))
         while not any((folder / "killed").rglob("*.lc")):
@@ -208,7 +208,7 @@ def swap_blocks(cache: Path, rng: np.random.Generator) -> str:
 
 
 def swap_records(cache: Path, rng: np.random.Generator) -> str:
-    """Two records of one block change places, or two blocks give each other the same place's."""
+    """Swap two records of one block, or the records at one place of two blocks."""
     opened = open_folder(cache)
     size, one = opened.kind.record_bytes, _pick(rng, _blocks(cache))
     other = one if rng.integers(2) else _pick(rng, [path for path in _blocks(cache) if path != one])
@@ -244,7 +244,7 @@ def edit_identity(cache: Path, rng: np.random.Generator) -> str:
 
 
 def foreign_index(cache: Path, rng: np.random.Generator) -> str:
-    """An index of as many rows, with other labels or another order."""
+    """Write an index of the same length with other labels or another order."""
     opened = open_folder(cache)
     rows = opened.rows.copy()
     if rng.integers(2):
@@ -288,7 +288,7 @@ HARMS: list[Harm] = [
 
 
 def read_everything(cache: Path) -> None:
-    """What training does over an epoch of each view: every record is read and checked."""
+    """Read and check every record, as training does over an epoch of each view."""
     opened = LogitCache(cache)
     keys = np.ascontiguousarray(open_folder(cache).rows["key"])
     for view in range(opened.views):
@@ -296,7 +296,7 @@ def read_everything(cache: Path) -> None:
 
 
 def accepted_damage(cache: Path, folder: Path, count: int, seed: int) -> tuple[int, list[str]]:
-    """(damages done, what was wrong): every one must be refused by tools/logits.py verify and by reading, by name."""
+    """(damages done, what was wrong): tools/logits.py verify and reading must each refuse every one by name."""
     wrong, done = [], 0
     for harm, file, copy in damages(cache, folder, count, seed):
         done += 1
@@ -310,7 +310,7 @@ def accepted_damage(cache: Path, folder: Path, count: int, seed: int) -> tuple[i
 
 
 def verify(cache: Path) -> str | None:
-    """What tools/logits.py verify says of a cache; None when that is a whole one (without done.json it says: unfinished)."""
+    """What tools/logits.py verify says of a cache; None when the cache is whole (without done.json it says: unfinished)."""
     from tools import logits
 
     said = io.StringIO()

@@ -1,6 +1,6 @@
-"""The long forms of what the suite shows in short: python tests/drills/long.py --full [--archive CIFAR_ARCHIVE] [--folder DIR].
+"""Long forms of the suite's short drills: python tests/drills/long.py --full [--archive CIFAR_ARCHIVE] [--folder DIR].
 
-Each prints its figures. Needs CIFAR-100 (the official archive) and a folder of ImageNet JPEGs named WNID_NAME.JPEG
+Each drill prints its figures. Needs CIFAR-100 (the official archive) and a folder of ImageNet JPEGs named WNID_NAME.JPEG
 (--samples); works in a temporary folder unless --folder keeps it.
 """
 
@@ -79,7 +79,7 @@ def cached_against_online(
 
 
 def curve(run: Path) -> list[tuple[int, float]]:
-    """(step, mean loss) lines of a run."""
+    """The (step, mean loss) pairs logged by a run."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [(line["step"], round(line["loss"], 5)) for line in lines if "loss" in line]
 
@@ -94,7 +94,7 @@ def cifar_cached_equals_online(archive: Path, folder: Path) -> None:
         convert = [ROOT / "tools/convert.py", "cifar100-lt", "--archive", archive, "--imbalance", "100", "--out", data]
         subprocess.run([sys.executable, *map(str, convert)], check=True, stdout=subprocess.DEVNULL)
     places = [f"data.train={data}/train.beton", f"data.test={data}/test.beton", "eval.every_epochs=0"]
-    # Three epochs hold 170 steps of 84 to an epoch; the schedule's boundaries are the paper's no longer.
+    # 170 steps at 84 per epoch need three epochs; the schedule's milestones are no longer the paper's.
     short = ["schedule.kind=constant", "schedule.milestones=[]", "schedule.warmup_epochs=0", "schedule.epochs=3"]
     bsce, dive = (ROOT / f"configs/cifar100_lt/{name}_if100.yaml" for name in ("bsce", "dive"))
     print(run("teacher", bsce, *places, *short, "run=teacher", "optim.lr=0.05", cwd=folder).stdout, flush=True)
@@ -169,7 +169,7 @@ def imagenet_full_pass(samples: Path, folder: Path) -> None:
 
 
 def cache_kills_and_damages(folder: Path) -> None:
-    """200 kills over two writers under a third process's eyes; 540 random damages."""
+    """200 kills over two writers while a third process reads; 540 random damages."""
     from drills.cache_drills import HARMS, accepted_damage, kill_writers
     from helpers.launch import run, tiny_config, write_tiny
     from helpers.small_caches import make_cache, make_records, some_samples
@@ -192,7 +192,7 @@ def cache_kills_and_damages(folder: Path) -> None:
 
 
 def require_equal(what: str, wrong: list[str]) -> None:
-    """Say the outcome of a drill, and end the program where it is not the calm run's."""
+    """Print the outcome of a drill, and end the program if it differs from that of the undisturbed run."""
     print(f"{what}; different: {', '.join(wrong) or 'nothing'}", flush=True)
     if wrong:
         raise SystemExit(1)
@@ -209,7 +209,7 @@ def tiny_records(folder: Path) -> Path:
 
 
 def runs_killed(folder: Path) -> None:
-    """Each kind of run killed 20 times at random moments, many of them while it saves, against a calm one."""
+    """Each kind of run killed 20 times at random moments, many of them while it saves, against an undisturbed one."""
     from drills.run_drills import VARIANTS, different, killed_until_done, outcome, prepare
     from helpers.launch import run
 
@@ -226,7 +226,7 @@ def runs_killed(folder: Path) -> None:
 
 
 def runs_stopped_compiled(folder: Path) -> None:
-    """SIGTERM from the start on, mostly while it compiles; and five kills of a compiled run."""
+    """SIGTERM at several moments after the start, mostly during compilation; and five kills of a compiled run."""
     from drills.run_drills import VARIANTS, different, killed_until_done, outcome, prepare
     from helpers.launch import finish, run, start
 
@@ -259,7 +259,7 @@ def runs_stopped_compiled(folder: Path) -> None:
 
 
 def memory_stays_flat(folder: Path) -> None:
-    """Resident memory over 2,000 steps on each backend, from the end of the first epoch on."""
+    """Resident memory over 2,000 steps on each backend, after the end of the first epoch."""
     from drills.run_drills import VARIANTS, prepare, resident_memory, slope
 
     tiny = tiny_records(folder)
@@ -276,9 +276,9 @@ def memory_stays_flat(folder: Path) -> None:
 
 
 def new_views_beside_activations() -> None:
-    """A step of ResNet-32 and a view of a cache never read before, in turns: what a run does once an epoch, 150 epochs long.
+    """A step of ResNet-32 and a view of a cache never read before, in turns: a run does this once an epoch; here 150 times.
 
-    What opening a view leaves between the activations shows here, not in a small network: 3.3 MB a view, before maps.py.
+    Memory that opening a view leaves between activations shows here, not in a small network: 3.3 MB a view before maps.py.
     """
     from helpers.small_caches import CLASSES, make_cache, make_records, some_samples
 

@@ -1,6 +1,6 @@
-"""Drills on whole runs, short for the suite and long for tests/drills/long.py: killed, stopped, out of space, watched.
+"""Drills on whole runs, short in the suite and long in tests/drills/long.py: kills, stops, full disks, memory.
 
-Each compares what is left on the disk with that of an undisturbed run, bit for bit.
+Each compares what is left on the disk with what an undisturbed run leaves, bit for bit.
 """
 
 import io
@@ -25,7 +25,7 @@ KEPT = ("step", "epoch", "loss", "hard", "kl", "lr", "test", "test_ema")
 
 
 class Variant(NamedTuple):
-    """One way to train: the script's settings besides the usual ones, and what must be there before."""
+    """One way to train: the script's additional settings, and what must exist before."""
 
     settings: list[str]
     jpeg: bool = False
@@ -46,7 +46,7 @@ VARIANTS = {
 
 
 def write_jpegs(tiny: Path, folder: Path) -> None:
-    """The tiny records once more, as JPEGs of 24 pixels."""
+    """The tiny records again, as JPEGs of 24 pixels."""
     for split in ("train", "test"):
         records = Records(tiny / f"{split}.beton")
         samples = []
@@ -79,7 +79,7 @@ def prepare(variant: Variant, tiny: Path, folder: Path) -> tuple[str, list[Any]]
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What a run leaves behind that must not depend on interruptions: weights, average, optimizer, metrics, result."""
+    """What a run leaves that must not depend on interruptions: weights, average, optimizer, metrics, result."""
     (newest,) = sorted((folder / "checkpoints").glob("step_*"))[-1:]
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     result = json.loads((folder / "result.json").read_text())
@@ -93,14 +93,14 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def different(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Names of what differs."""
+    """Names of the entries that differ."""
     return [name for name in one | other if one.get(name) != other.get(name)]
 
 
 def killed_until_done(script: str, arguments: Sequence[Any], folder: Path, kills: int, seed: int, pause: float) -> int:
-    """Start, SIGKILL within `pause` seconds of the session's first checkpoint, start again; to the end after `kills`.
+    """Start, SIGKILL within `pause` seconds of the session's first checkpoint, start again; after `kills` run to the end.
 
-    Returns in how many of the kills a checkpoint was being written (its temporary folder was left).
+    Returns during how many of the kills a checkpoint was being written (its temporary folder was left).
     """
     draw, torn = random.Random(seed), 0
     checkpoints = folder / "checkpoints"
@@ -122,7 +122,7 @@ def killed_until_done(script: str, arguments: Sequence[Any], folder: Path, kills
 
 
 def resident_memory(script: str, arguments: Sequence[Any], folder: Path, epochs: int) -> list[tuple[int, float]]:
-    """(step, MB) of a run's resident memory at every line of its metrics, from the end of its first epoch on."""
+    """(step, MB) of a run's resident memory at every line of its metrics, after the end of its first epoch."""
     process = start(script, *arguments, f"run={folder}", f"schedule.epochs={epochs}", cwd=folder.parent)
     watched, seen = psutil.Process(process.pid), []
     path = folder / "metrics.jsonl"
@@ -148,7 +148,7 @@ def slope(seen: Sequence[tuple[int, float]]) -> float:
 
 
 class SmallDisk:
-    """A file system of `megabytes` at `path` within the block; needs root."""
+    """Within the block, a file system of `megabytes` is mounted at `path`; needs root."""
 
     def __init__(self, path: Path, megabytes: int):
         self._path, self._megabytes = path, megabytes
@@ -164,7 +164,7 @@ class SmallDisk:
 
 
 def full_disk(tiny: Path, folder: Path) -> str:
-    """What a run says whose disk is full in mid-training; with room again it goes on, and ends as a calm one."""
+    """The message of a run whose disk fills up in mid-training; with space again it resumes, and ends as an undisturbed one."""
     script, arguments = prepare(VARIANTS["ffcv"], tiny, folder)
     run(script, *arguments, f"run={folder}/calm", cwd=folder)
     with SmallDisk(folder / "disk", 64) as disk:

@@ -1,8 +1,8 @@
 """Start-up at the size of iNaturalist 2018: python tests/drills/startup.py [--samples N] [--backends ...] [--folder DIR].
 
-Writes a record file of tiny images with a long tail, then starts up on it as training does, in fresh processes: once with
-no compiled code on disk, once with. Time and memory of a start depend on the number of samples, not on their pixels; those
-of the first batches are shown apart. Fails when a start takes more than the goals below.
+Writes a record file of tiny images with a long tail, then starts up on it as training does, in fresh processes: once without
+compiled code on disk, once with it. Time and memory of a start depend on the number of samples, not on their pixels; those
+of the first batches are shown apart. Fails when a start exceeds the goals below.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from pipelines.records.writing import Sample, write_records
 SAMPLES, CLASSES = 437_513, 8142
 IMBALANCE = 500  # largest class to smallest, as in iNaturalist 2018
 BATCH, SIZE = 256, 224
-BACKENDS = ("reference", "ffcv")  # those that take raw pixels of any size, which are the fastest to generate
+BACKENDS = ("reference", "ffcv")  # they take raw pixels of any size, which are the fastest to generate
 GOAL_SECONDS, GOAL_MB = 3.0, 300.0  # on top of the libraries: without compilation, without the batches themselves
 
 
 class Stage(NamedTuple):
-    """One step of a start. peak: most memory in MB so far, on top of what the process held after its imports."""
+    """One step of a start. peak: most memory so far, in MB, beyond what the process held after its imports."""
 
     name: str
     seconds: float
@@ -62,7 +62,7 @@ def write_long_tail(path: Path, samples: int, classes: int) -> None:
 
 
 def start(path: Path, backend: str, batch: int, size: int) -> Iterator[str]:
-    """Start training's data up and keep all of it; yields the name of each step when it is done."""
+    """Start up the data of a training and keep all of it; yields the name of each step when it is done."""
     records = Records(path)
     yield "records"
     device = torch.device("cpu")
@@ -85,13 +85,13 @@ def start(path: Path, backend: str, batch: int, size: int) -> Iterator[str]:
 
 
 def _memory(field: str) -> float:
-    """MB of this process: VmRSS (now) or VmHWM (most so far)."""
+    """Memory of this process in MB: VmRSS (now) or VmHWM (peak)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e6
 
 
 def measure(path: Path, backend: str, batch: int, size: int) -> list[Stage]:
-    """The stages of `start` in this process, as they come after its imports."""
+    """Measure the stages of `start` in this process, after its imports."""
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
     base = _memory("VmRSS")
     stages = []
@@ -104,7 +104,7 @@ def measure(path: Path, backend: str, batch: int, size: int) -> list[Stage]:
 
 
 def measure_fresh(path: Path, backend: str, batch: int, size: int, code: Path | None = None) -> list[Stage]:
-    """`measure` in a process of its own, its compiled code in the folder `code` (None: where it always is)."""
+    """`measure` in a separate process, with its compiled code in the folder `code` (None: the usual place)."""
     command = [sys.executable, __file__, "--measure", *map(str, (path, backend, batch, size))]
     env = os.environ | {"OMP_NUM_THREADS": "1"} | ({"NUMBA_CACHE_DIR": str(code)} if code else {})
     done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
@@ -112,7 +112,7 @@ def measure_fresh(path: Path, backend: str, batch: int, size: int, code: Path | 
 
 
 def startup(folder: Path, samples: int = SAMPLES, backends: Sequence[str] = BACKENDS) -> None:
-    """Print what a start on `samples` generated records takes, and fail if that is over the goals."""
+    """Print what a start on `samples` generated records takes, and fail if that exceeds the goals."""
     path = folder / f"long_tail_{samples}.beton"
     if not path.exists():
         write_long_tail(path, samples, CLASSES)
@@ -143,7 +143,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.measure:
         path, backend, batch, size = options.measure
-        importlib.import_module(f"pipelines.backends.{backend}")  # and with it its libraries, which do not count
+        importlib.import_module(f"pipelines.backends.{backend}")  # imports its libraries, too, which do not count
         print(json.dumps(measure(Path(path), backend, int(batch), int(size))))
         return
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""CIFAR's python archives as they come: old and new pickles, packed or not, with made-up images."""
+"""CIFAR's python archives in all their forms: old and new pickles, packed or not, with made-up images."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""Running the entry scripts as a user does: in a process of their own, from a working directory of the test's."""
+"""Runs the entry scripts as a user does: in their own process, from the test's working directory."""
 
 import contextlib
 import importlib
@@ -80,9 +80,9 @@ def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
 def run(
     script: str, *arguments: object, cwd: Path, ranks: int = 1, check: bool = True, apart: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Run an entry script to its end; with `check`, a failure shows what it printed.
+    """Run an entry script to its end; with `check`, a failure shows its output.
 
-    In this process, which saves three seconds of imports, unless `apart` or several ranks ask for one of its own.
+    It runs in this process, which saves three seconds of imports, unless `apart` or several ranks need a separate one.
     """
     if apart or ranks > 1:
         done = finish(start(script, *arguments, cwd=cwd, ranks=ranks))
@@ -120,7 +120,7 @@ def losses(folder: Path, name: str) -> list[float]:
 
 
 def refused(work: Path, script: str, *arguments: object, apart: bool = False) -> str:
-    """The one line of a refusal: exit code 2, no traceback, no run directory left behind."""
+    """The one line of a refusal, after checking exit code 2, no traceback, and no run directory left behind."""
     runs = sorted(work.glob("runs/*"))
     done = run(script, *arguments, cwd=work, check=False, apart=apart)
     assert done.returncode == 2, done.stderr

@@ -1,8 +1,8 @@
-"""One image file of every odd kind that real data sets hold, drawn on the spot, and what conversion must do with each.
+"""One image file of every odd kind found in real data sets, generated here, and what conversion must do with each.
 
-`write_odd_files(folder)` is for any test that wants them all. Every picture is known without decoding the file, so a decoder
-that turns, inverts or mixes up something is found out. Pillow writes what it can; the JPEGs that it cannot write come from
-the small encoder below (baseline, extended and lossless; any components, sampling factors and precision).
+`write_odd_files(folder)` writes them all. Every picture is known without decoding the file, so a decoder that turns, inverts
+or mixes up something is caught. Pillow writes what it can; the JPEGs that it cannot write come from the small encoder below
+(baseline, extended and lossless; any components, sampling factors and precision).
 """
 
 import base64
@@ -23,7 +23,7 @@ class OddFile(NamedTuple):
     """A file's bytes and its fate.
 
     kept: stored byte by byte. encoded: decoded, and stored as a new JPEG. reported: cannot be read, listed with a reason.
-    refused: can be read but not stored, which is an error with what to type.
+    refused: can be read but not stored, which is an error that says what to type.
     """
 
     data: bytes
@@ -31,7 +31,7 @@ class OddFile(NamedTuple):
     picture: np.ndarray | None = (
         None  # uint8[height, width, 3] that the stored image must show, within a few grey levels
     )
-    words: str = ""  # of the reason, for what is not stored
+    words: str = ""  # of the reason, for files that are not stored
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -80,13 +80,13 @@ def segment(marker: int, body: bytes) -> bytes:
 
 
 def entropy_coded(bits: str) -> bytes:
-    """Filled up with ones, and 0 stuffed after 255."""
+    """Bytes of the bits: padded with ones, and a 0 byte stuffed after each 255."""
     bits += "1" * (-len(bits) % 8)
     return int("1" + bits, 2).to_bytes(len(bits) // 8 + 1)[1:].replace(b"\xff", b"\xff\0")
 
 
 def number_bits(value: int) -> tuple[int, str]:
-    """Category and the bits that follow its code."""
+    """The category of a value, and the bits that follow its code."""
     size = abs(value).bit_length()
     return size, format(value if value > 0 else value + (1 << size) - 1, f"0{size}b") if size else ""
 
@@ -178,18 +178,18 @@ def lossless_jpeg(plane: np.ndarray) -> bytes:
     return head + segment(0xDA, scan) + entropy_coded(bits) + b"\xff\xd9"
 
 
-# 32 x 24 pixels of 6 * row + 3 * column in arithmetic coding, which needs a larger encoder: by libjpeg-turbo, quality 80.
+# 32 x 24 pixels of 6 * row + 3 * column in arithmetic coding, which needs a larger encoder: made by libjpeg-turbo, quality 80.
 ARITHMETIC = base64.b64decode(
     "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAYEBQYFBAYGBQYHBwYIChAKCgkJChQODwwQFxQYGBcUFhYaHSUfGhsjHBYWICwgIyYnKSopGR8t"
     "MC0oMCUoKSj/yQALCAAYACABAREA/8wABgAQEAX/2gAIAQEAAD8A/wDXHDyEs4fOQa1B4JFzV4OmR1kAb9tzx5SH6OxkELDRwHXFyHEcau3/2Q=="
 )
 
 
-# PNG with 16 bits, which Pillow does not write for colours
+# PNG with 16 bits, which Pillow does not write for colour images
 
 
 def png(pixels: np.ndarray, colour: int, size: tuple[int, int] | None = None) -> bytes:
-    """A PNG of uint8 or uint16 pixels; `colour` is PNG's colour type; another `size` than theirs is a forgery."""
+    """A PNG of uint8 or uint16 pixels; `colour` is PNG's colour type; `size` forges the dimensions in the header."""
     height, width = pixels.shape[:2]
     rows = pixels.astype(f">u{pixels.itemsize}")
     header = struct.pack(">IIBBBBB", *(size or (width, height)), 8 * pixels.itemsize, colour, 0, 0, 0)
@@ -209,7 +209,7 @@ def rgb_of(image: Image.Image) -> np.ndarray:
 
 
 def kept_files(image: Image.Image) -> Iterator[tuple[str, bytes, Image.Image]]:
-    """Name, bytes and picture of what is stored as it is: JPEGs that every backend decodes alike."""
+    """Name, bytes and picture of files that are stored as they are: JPEGs that every backend decodes alike."""
     grey, ycc = image.convert("L"), np.moveaxis(np.asarray(image.convert("YCbCr")), 2, 0)
     yield "plain.jpg", packed(image, "JPEG", quality=90), image
     yield "not-subsampled.jpg", packed(image, "JPEG", quality=90, subsampling=0), image
@@ -235,7 +235,7 @@ def kept_files(image: Image.Image) -> Iterator[tuple[str, bytes, Image.Image]]:
 
 
 def encoded_files(image: Image.Image) -> Iterator[tuple[str, bytes, Image.Image]]:
-    """Name, bytes and picture of what must be decoded and encoded anew."""
+    """Name, bytes and picture of files that must be decoded and encoded again."""
     grey, palette = image.convert("L"), image.quantize(256, dither=Image.Dither.NONE)
     rgb = np.asarray(image)
     planes, alpha = np.moveaxis(rgb, 2, 0), Image.linear_gradient("L").resize(image.size)
@@ -281,7 +281,7 @@ def encoded_files(image: Image.Image) -> Iterator[tuple[str, bytes, Image.Image]
 
 
 def reported_files(image: Image.Image) -> Iterator[tuple[str, bytes, str]]:
-    """Name, bytes and words of the report of what cannot be read."""
+    """Name, bytes and words of the report for files that cannot be read."""
     plain, progressive = packed(image, "JPEG"), packed(image, "JPEG", progressive=True)
     flat_png, ycc = packed(image, "PNG"), np.moveaxis(np.asarray(image.convert("YCbCr")), 2, 0)
     unknown = "no image format that Pillow knows"
@@ -318,7 +318,7 @@ def odd_files() -> dict[str, OddFile]:
 
 
 def write_odd_files(folder: Path) -> dict[str, OddFile]:
-    """Write every file into a folder; by name, what conversion must do with it."""
+    """Write every file into a folder; returns, by name, what conversion must do with it."""
     for name, file in odd_files().items():
         (folder / name).write_bytes(file.data)
     return odd_files()

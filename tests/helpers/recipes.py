@@ -1,6 +1,6 @@
-"""Commands as README.md and the heads of configs/ give them, run as written on small made-up images.
+"""Runs the commands of README.md and of the heads of configs/ as written, on small made-up images.
 
-Owns reading a command line, and the images; where an image lies and what is checked is up to the tests. `accelerate launch` is
+Owns reading a command line, and the images; where an image lies and what is checked are up to the tests. `accelerate launch` is
 replaced by this process, unless a test asks for the real one.
 """
 
@@ -21,23 +21,23 @@ from helpers.launch import ROOT, run
 from PIL import Image
 
 DEBUG = (ROOT / "configs" / "debug.txt").read_text().split()
-SMALL = 64  # pixels; what larger inputs are cut down to
+SMALL = 64  # pixels; larger inputs are reduced to this
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
 
 
 def overlay(config: Any) -> list[str]:
-    """The settings that make a run of a configuration a matter of seconds."""
+    """The settings with which a run of any configuration takes only seconds."""
     return [*DEBUG, *([f"data.recipe.size={SMALL}"] if config.data.recipe.size > SMALL else [])]
 
 
 def picture(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Blurred noise: no two alike, and a JPEG of it is small."""
+    """Blurred noise: no two images are alike, and their JPEGs are small."""
     coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8))
     return coarse.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def write_jpegs(folder: Path, names: Sequence[str], seed: int = 0) -> None:
-    """A JPEG of about 96 x 72 pixels for each path below `folder`."""
+    """Write a JPEG of about 96 x 72 pixels for each path below `folder`."""
     rng = np.random.default_rng(seed)
     for name in names:
         path = folder / name
@@ -53,10 +53,10 @@ def words_of(line: str) -> tuple[list[str], str, list[str]]:
 
 
 def run_here(line: str, cwd: Path, extra: Sequence[str] = ()) -> str:
-    """Run a command in this process, as one process, with more arguments behind; gives what it prints."""
+    """Run a command in this process, as one process, with additional arguments; returns what it prints."""
     _, script, arguments = words_of(line)
     folder, name = script.removesuffix(".py").split("/")
-    # A process has one precision in accelerate; here each command stands for a process of its own.
+    # accelerate fixes one precision per process; here each command stands for its own process.
     AcceleratorState._reset_state()
     try:
         if folder == "train":
@@ -71,7 +71,7 @@ def run_here(line: str, cwd: Path, extra: Sequence[str] = ()) -> str:
 
 
 def launch(line: str, cwd: Path, extra: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """Start a command as it is typed, with more arguments behind, on the CPU, one thread a process."""
+    """Start a command as typed, with additional arguments, on the CPU, one thread per process."""
     launcher, script, arguments = words_of(line)
     assert launcher[:2] == ["accelerate", "launch"]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *launcher[2:]]

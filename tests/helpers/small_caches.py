@@ -1,4 +1,4 @@
-"""Small logit caches for tests: real records and files, made-up logits that are a plain function of key and view."""
+"""Small logit caches for tests: real records and files, made-up logits that are a simple function of key and view."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +68,7 @@ def write_cell(writer: CacheWriter, cell: Cell) -> None:
 
 
 def fill(writer: CacheWriter, views: int) -> None:
-    """Write what is missing of the first `views` views, and declare them complete."""
+    """Write the missing blocks of the first `views` views, and declare them complete."""
     for cell in writer.missing(views):
         write_cell(writer, cell)
     writer.finish(views, {"host": "here"})
@@ -82,6 +82,6 @@ def make_cache(parent: Path, records: Records, views: int = 2, **identity: Any) 
 
 
 def cache_files(folder: Path) -> dict[str, bytes]:
-    """The files whose bytes depend on nothing but the identity."""
+    """The files whose bytes depend only on the identity."""
     paths = [path for path in folder.rglob("*") if path.suffix in (".lc", ".bin") or path.name == "identity.json"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths)}

@@ -25,7 +25,7 @@ class Member(NamedTuple):
 
 
 class TarSamples:
-    """The members of a tar file, made anew at each walk."""
+    """The members of a tar file, read again at each iteration."""
 
     def __init__(self, path: Path):
         self._path = path

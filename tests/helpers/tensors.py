@@ -1,4 +1,4 @@
-"""Tensors of every kind that a checkpoint may hold, and how files of them are damaged and compared."""
+"""Tensors of every kind that a checkpoint may hold, and ways to damage and compare files of them."""
 
 from pathlib import Path
 

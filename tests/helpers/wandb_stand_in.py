@@ -1,4 +1,4 @@
-"""A stand-in for the wandb package, below accelerate's own tracker, which plays its server too."""
+"""A stand-in for the wandb package and its server; accelerate's own tracker runs on top of it."""
 
 import importlib
 import sys
@@ -30,7 +30,7 @@ def init(**settings):
 
 @contextmanager
 def stand_in(folder: Path) -> Iterator[ModuleType]:
-    """`import wandb` gives the stand-in, which is written into `folder`, until the block ends."""
+    """Within the block, `import wandb` gives the stand-in, which is written into `folder`."""
     (folder / "wandb.py").write_text(STAND_IN)
     real = sys.modules.pop("wandb", None)
     sys.path.insert(0, str(folder))

@@ -1,7 +1,7 @@
-"""The golden run: the losses of 20 steps of a DiVE student, committed, that every later version of the code must reproduce.
+"""The golden run: the committed losses of 20 steps of a DiVE student, which every later version of the code must reproduce.
 
 Both networks go through the real entry scripts: records, views, loader, teacher, objective, schedule, optimizer. A change
-that is meant to alter results (`[numbers]` in CHANGELOG.md) writes the list anew, in the same commit:
+that is meant to alter results (`[numbers]` in CHANGELOG.md) rewrites the list in the same commit:
 
     python tests/runs/golden_run.py             compare with the committed list
     python tests/runs/golden_run.py --write     write tests/fixtures/golden_run.json
@@ -35,8 +35,8 @@ FIXTURE = ROOT / "tests" / "fixtures" / "golden_run.json"
 TOLERANCE = 1e-4  # relative; between kinds of CPU, and versions of torch
 COUNTS = (40, 24, 16, 10, 6, 4)  # images per class
 
-# A training blows up roundings, the more the higher its rate: at 0.02 other vector instructions moved a loss by 8 %, at this
-# rate by at most 6e-6. The weight decay is as strong as it takes to be felt at such a rate.
+# Training amplifies rounding errors, more so at higher rates: at 0.02 other vector instructions changed a loss by 8 %, at this
+# rate by at most 6e-6. The weight decay is strong enough to have an effect at such a rate.
 CONFIG = """
 data:
   train: train.beton
@@ -66,7 +66,7 @@ distill:
 
 
 def write_images(path: Path) -> None:
-    """Records of 100 noisy pictures, 40 x 32 pixels, raw: no decoder has a say in the numbers."""
+    """Records of 100 noisy pictures, 40 x 32 pixels, raw: no decoder influences the numbers."""
     rng = np.random.RandomState(0)
     names = [f"class_{c}" for c in range(len(COUNTS))]
     looks = rng.randint(0, 256, (len(COUNTS), 32, 40, 3))
@@ -79,7 +79,7 @@ def write_images(path: Path) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Records, settings and a finished teacher, in an empty folder."""
+    """Make records, settings and a finished teacher in an empty folder."""
     write_images(folder / "train.beton")
     (folder / "golden.yaml").write_text(CONFIG)
     run("teacher", folder / "golden.yaml", "run=teacher", "distill.method=bsce", "data.seed=1", cwd=folder)
@@ -114,16 +114,16 @@ def machine() -> dict[str, Any]:
 
 
 def compare(golden: dict[str, Any], found: list[float]) -> str | None:
-    """What is wrong with the losses found here; None when they are those of the list.
+    """What is wrong with the losses found here; None when they match the list.
 
-    They must be equal where CPU, torch and threads are those that wrote the list, and within TOLERANCE elsewhere.
+    They must be equal on the CPU, torch version and thread count that wrote the list, and within TOLERANCE elsewhere.
     """
     expected, exact = golden["losses"], golden["machine"] == machine()
     if len(found) != len(expected):
         return f"{len(found)} losses, not {len(expected)}"
     for step, (here, there) in enumerate(zip(found, expected, strict=True)):
         apart = abs(here / there - 1)
-        if not apart <= (0 if exact else TOLERANCE):  # not >, which a loss that is no number would pass
+        if not apart <= (0 if exact else TOLERANCE):  # not >, which NaN would pass
             where = "to the last bit on this machine" if exact else f"to {TOLERANCE:g}"
             return f"the loss of step {step} is {here!r}, not {there!r}: {apart:.1e} apart, wanted {where}"
     return None

@@ -1,4 +1,4 @@
-"""The mismatch drill: whatever about a cache is not the student's own is refused by name, and what does not matter is not.
+"""The mismatch drill: everything in a cache that does not match the student is refused by name; what does not matter passes.
 
 From the command line, on real JPEG records: a teacher, its cache, and students whose data or settings changed afterwards.
 """
@@ -53,7 +53,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def student(work: Path, *settings: object) -> tuple[int, str]:
-    """(exit code, all it said) of a student's start: everything is opened, and one batch goes through."""
+    """(exit code, all output) of a student's start: everything is opened, and one batch goes through."""
     usual = ["cache.paths=[caches]", "schedule.epochs=2", *RECIPE, "--dry-run"]
     done = run("distill", work / "dive.yaml", *usual, *settings, cwd=work, check=False)
     return done.returncode, done.stdout + done.stderr
@@ -83,13 +83,13 @@ def test_other_settings_are_refused_by_name(work: Path, settings: list[str], wor
 
 
 def test_the_students_own_normalisation_is_its_own_affair(work: Path) -> None:
-    """The cache holds what the teacher said of the pixels, normalised by itself."""
+    """The cache holds the teacher's answers on pixels that it normalised itself."""
     code, said = student(work, "data.mean=[0.1,0.1,0.1]", "data.std=[0.5,0.5,0.5]", "cache.pixels=same")
     assert code == 0, said
 
 
 def replaced(work: Path) -> list[Sample]:
-    """Picture 7 is another one of the same name and size."""
+    """Picture 7 is replaced by another of the same name and size."""
     return [s if i != 7 else s._replace(image=work / "others/7.jpg") for i, s in enumerate(samples(work / "images"))]
 
 
@@ -128,7 +128,7 @@ def test_another_stored_size_is_close_or_refused(work: Path, tmp_path: Path) -> 
 
 
 def test_an_image_that_only_claims_to_be_the_same_is_refused_by_its_pixels(work: Path, tmp_path: Path) -> None:
-    """Rows equal to the cached ones over other pixels, as a forged or mixed-up record file would have: fingerprints."""
+    """Rows equal to the cached ones, but other pixels, as in a forged or mixed-up record file: fingerprints tell."""
     from pipelines.records.reader import Records
 
     other = tmp_path / "other.beton"
@@ -142,7 +142,7 @@ def test_an_image_that_only_claims_to_be_the_same_is_refused_by_its_pixels(work:
 
 
 def graft_sources(data: bytearray, honest, forged) -> None:
-    """Give a record file another's source hashes, with every checksum right."""
+    """Give a record file the source hashes of another, with every checksum right."""
     import json
     import zlib
 

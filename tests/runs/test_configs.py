@@ -1,7 +1,7 @@
-"""Every shipped configuration: the commands in its head run, it trains, evaluates and saves; its settings are METHOD's.
+"""Every shipped configuration: the commands in its head run, it trains, evaluates and saves; docs/method.md has its settings.
 
 Two steps each (configs/debug.txt) of the real network on a dozen images, JPEG or raw as the recipe has them, at 64 pixels
-where it has more. Each also refuses every one of its keys misspelt, and says in its head what a reader must know.
+where it has more. Each also refuses every misspelling of its keys, and says in its head what a reader must know.
 """
 
 import json
@@ -35,7 +35,7 @@ def ids(path: Path) -> str:
 
 
 TRAIN, EVALUATION = 12, 5  # images
-# For time's sake in a smaller network: others of the same folder run theirs.
+# These run with a smaller network to save time: others of the same folder run the real one.
 SAME_NETWORK = ("imagenet_lt/ce_x50", "inat18/bsce_r50_200", "inat18/dive_r50_200")
 
 
@@ -57,7 +57,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Emptied at the end: checkpoints of large networks come to gigabytes, and pytest keeps three sessions."""
+    """A folder that is emptied at the end: checkpoints of large networks take gigabytes, and pytest keeps three sessions."""
     folder = tmp_path_factory.mktemp("places")
     yield folder
     shutil.rmtree(folder)
@@ -87,7 +87,7 @@ def commands(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=ids)
 def test_the_commands_in_the_head_run(path: Path, records: Path, places: Path) -> None:
-    """All of them, from the teacher on; the last trains this configuration: 2 steps, every image evaluated, saved."""
+    """All commands, beginning with the teacher; the last trains this configuration: 2 steps, every image evaluated, saved."""
     place, config = workplace(path, records, places), load(Config, path)
     extra = [*overlay(config), *(["model.name=resnet10"] if ids(path) in SAME_NETWORK else [])]
     for line in commands(path):
@@ -103,7 +103,7 @@ def test_the_commands_in_the_head_run(path: Path, records: Path, places: Path) -
 
 
 def misspelt(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(dotted key, what it becomes, the file's text with it) for every key of a file, a letter lost or doubled."""
+    """(dotted key, its misspelling, the file's text with it) for every key of a file, with a letter dropped or doubled."""
     text = path.read_text()
 
     def keys(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, yaml.ScalarNode]]:
@@ -150,7 +150,7 @@ def test_settings_are_the_papers(path: Path) -> None:
     assert (config.optim.weight_decay, config.optim.momentum) == (decay, 0.9)
     method = path.stem.split("_")[0]
     assert config.distill.method == method
-    # The teacher is not asked about the very crops it was trained on.
+    # The teacher is not run on the very crops it was trained on.
     assert config.data.seed == (0 if method == "dive" else 1)
     if method == "dive":
         assert (config.distill.tau, config.distill.p, config.distill.alpha) == (tau, p, 0.5)

@@ -1,4 +1,4 @@
-"""Two true processes against one at the same global batch: the same samples, views and gradients, exact evaluation."""
+"""Two real processes against one at the same global batch: the same samples, views and gradients, exact evaluation."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from pipelines.records.writing import Sample, write_records
 
 
 def walk(folder: Path, name: str, ranks: int, *arguments: object) -> dict[str, np.ndarray]:
-    """What tests/helpers/two_ranks.py finds with so many ranks."""
+    """The output of tests/helpers/two_ranks.py with this number of ranks."""
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)] if ranks > 1 else []
     command = [sys.executable, *launcher, ROOT / "tests/helpers/two_ranks.py", folder / f"{name}.npz", *arguments]
     env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -24,12 +24,12 @@ def walk(folder: Path, name: str, ranks: int, *arguments: object) -> dict[str, n
 
 
 def test_two_processes_see_and_compute_what_one_does(tiny: Path, tmp_path: Path) -> None:
-    """20 steps in almost three epochs, accumulating in two on one process; 13 test images on two ranks are 13."""
+    """20 steps in almost three epochs, with two accumulation steps on one process; two ranks count 13 test images as 13."""
     test = Records(tiny / "test.beton")
     samples = [Sample(test.name(i), int(test.labels[i]), test.payload(i).reshape(16, 16, 3)) for i in range(13)]
     write_records(tmp_path / "thirteen.beton", samples, list(test.class_names), kind="test")
     config = tiny_config(tmp_path, tiny)
-    # Without the statistics of the batch a network as drawn has large logits: a small rate keeps them finite.
+    # Without batch statistics a freshly drawn network has large logits: a small rate keeps them finite.
     given = [config, f"data.test={tmp_path}/thirteen.beton", "eval.batch=4", "optim.lr=1e-4"]
     one = walk(tmp_path, "one", 1, *given, "optim.accumulate=2")
     two = walk(tmp_path, "two", 2, *given)
@@ -58,7 +58,7 @@ def test_synchronised_batch_norm_needs_a_gpu(tiny: Path, tmp_path: Path) -> None
 
 @pytest.mark.gpu
 def test_batch_norm_is_synchronised_on_a_gpu(tiny: Path, tmp_path: Path) -> None:
-    """With one process the layers are converted, and their names are the usual ones in the files."""
+    """With one process the layers are converted, and their names in the files are the usual ones."""
     done = run("teacher", tiny_config(tmp_path, tiny), "model.sync_bn=true", "run=r", cwd=tmp_path)
     assert done.returncode == 0
     run("evaluate", "r", cwd=tmp_path)

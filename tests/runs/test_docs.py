@@ -32,7 +32,7 @@ def blocks(language: str, text: str = TEXT) -> list[str]:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """images/, train.beton made of them, and caches/ with two views in 32 x 32 of a teacher."""
+    """images/, train.beton made from them, and caches/ with two 32 x 32 views by a teacher."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / "images").mkdir()
     rng = np.random.default_rng(0)
@@ -51,7 +51,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_loop_of_ones_own(work: Path) -> None:
-    """In little more than ten lines, six of them about the cache."""
+    """A reader in little more than ten lines, six of them about the cache."""
     loop, setting, _ = blocks("python")
     torch.manual_seed(0)
     student = build_model("resnet20", len(CLASSES))
@@ -67,7 +67,7 @@ def test_a_loop_of_ones_own(work: Path) -> None:
 
 
 def test_images_of_ones_own(work: Path) -> None:
-    """Through Pillow alone the views are close to those of the cache; of a wrong view number they are not."""
+    """With Pillow alone the views are close to those of the cache; with a wrong view number they are not."""
     _, _, own = blocks("python")
     some = [f"{i}.jpg" for i in range(0, COUNT, 3)]
     names: dict[str, Any] = {"names": some}
@@ -107,7 +107,7 @@ def test_an_export_loads_into_torchvision_and_timm(work: Path) -> None:
 
 
 def test_the_numbers_in_the_text() -> None:
-    """Those that the code knows."""
+    """They are those of the code."""
     words = " ".join(TEXT.split())
     assert f"the format's number, now {FORMAT}," in words
     assert f"A block is a {HEADER.itemsize}-byte header" in words

@@ -28,7 +28,7 @@ def test_the_losses_are_the_committed_ones(folder: Path) -> None:
 
 @pytest.mark.parametrize("change", ["distill.tau=3.03", "optim.weight_decay=0.45"])
 def test_other_settings_are_noticed(folder: Path, change: str) -> None:
-    """Even where only the tolerance holds: a change of 1 % and of 10 %."""
+    """Changes of 1 % and of 10 % are found even where only the tolerance applies."""
     found = golden_run.losses(folder, change, change)
     assert "apart, wanted to 0.0001" in str(golden_run.compare(GOLDEN | {"machine": "another"}, found))
 
@@ -40,7 +40,7 @@ def test_another_prior_is_noticed(folder: Path) -> None:
 
 
 def test_how_it_compares() -> None:
-    """To the last bit on the machine that wrote the list, to 1e-4 elsewhere, never with a step more or less."""
+    """Equal to the last bit on the machine that wrote the list, to 1e-4 elsewhere, always with the same number of steps."""
     here, elsewhere = GOLDEN | {"machine": golden_run.machine()}, GOLDEN | {"machine": "another"}
     for relative, exact, near in ((0.0, True, True), (1e-6, False, True), (9e-5, False, True), (1.1e-4, False, False)):
         found = list(GOLDEN["losses"])

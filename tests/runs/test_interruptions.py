@@ -1,4 +1,4 @@
-"""Drills: processes killed with SIGKILL and started again, and two true ranks. Small, real, from the command line."""
+"""Drills: processes killed with SIGKILL and started again, and two real ranks. Small, real, from the command line."""
 
 import json
 import random
@@ -14,7 +14,7 @@ EPOCHS = "schedule.epochs=12"
 
 
 def kill_when(process, sign, seed: int) -> None:
-    """SIGKILL a started script a random moment after `sign()` is true (a first line, a first file)."""
+    """SIGKILL a started script at a random moment after `sign()` is true (a first line, a first file)."""
     deadline = time.monotonic() + 120
     while not sign() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -91,7 +91,7 @@ def test_two_ranks_train_evaluate_and_write_one_run(tiny: Path, tmp_path: Path) 
 
 
 def test_ranks_that_do_not_know_each_other_are_refused(tiny: Path, tmp_path: Path) -> None:
-    """Without a GPU and without ACCELERATE_USE_CPU each of two launched processes would believe to be the only one."""
+    """Without a GPU and without ACCELERATE_USE_CPU each of two launched processes would take itself for the only one."""
     done = finish(start("teacher", tiny_config(tmp_path, tiny), cwd=tmp_path, env={"WORLD_SIZE": "2"}))
     assert done.returncode == 2 and "ACCELERATE_USE_CPU=true" in done.stderr
     assert not (tmp_path / "runs").exists()

@@ -1,4 +1,4 @@
-"""A method is one function and one row: one added to a copy of the table goes through every program without another change."""
+"""A method is one function and one row: a method added to a copy of the table works in every program without other changes."""
 
 import json
 import os
@@ -41,7 +41,7 @@ for name, arguments in json.loads(sys.argv[1]):
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The programs with one method more; data, networks and compiled code are the repository's."""
+    """A copy of the programs with one more method; data, networks and compiled code are the repository's."""
     folder = tmp_path / "copy"
     for package in ("train", "tools"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))

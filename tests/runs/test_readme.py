@@ -1,7 +1,7 @@
 """The recipes of README.md run as written: on small made-up data laid out as it says, with configs/debug.txt appended.
 
 Every line of every bash block is either run or named below. `accelerate launch` is replaced by this process, except where
-several processes are the point: there it is the real one, with two processes on this machine.
+several processes are the point: there the real one starts two processes on this machine.
 """
 
 import json
@@ -32,7 +32,7 @@ LARGE = [
     f"data.recipe.size={SMALL}",
     "model.name=resnet10",
 ]  # tests/runs/test_configs.py runs the real networks
-CLASSES, TRAIN, EVALUATION = 3, 12, 5  # of the ImageNet-like sets
+CLASSES, TRAIN, EVALUATION = 3, 12, 5  # sizes of the ImageNet-like sets
 
 
 def sections() -> dict[str, str]:
@@ -46,7 +46,7 @@ def block(heading: str, number: int = 0) -> list[str]:
     return BLOCK.findall(sections()[heading])[number].replace("\\\n", "").splitlines()
 
 
-TESTED = {  # heading: how many bash blocks
+TESTED = {  # heading: number of bash blocks
     "Try it": 1,
     "CIFAR-100-LT": 1,
     "ImageNet-LT and iNaturalist 2018": 2,
@@ -58,7 +58,7 @@ TESTED = {  # heading: how many bash blocks
 
 
 def test_every_command_of_the_readme_is_accounted_for() -> None:
-    """A recipe that is added needs a test here; whatever looks like a setting in the text is one."""
+    """A new recipe needs a test here; everything in the text that looks like a setting is one."""
     found = {heading: len(BLOCK.findall(text)) for heading, text in sections().items()}
     assert {heading: count for heading, count in found.items() if count} == TESTED
     assert README.count("```") == 2 * sum(TESTED.values())
@@ -69,7 +69,7 @@ def test_every_command_of_the_readme_is_accounted_for() -> None:
 
 
 def test_settings_in_the_text_exist() -> None:
-    """Those that stand together between two backticks also go together."""
+    """Settings that stand together between two backticks also work together."""
     given = 0
     for span in re.findall(r"`([^`\n]+)`", BLOCK.sub("", README)):
         settings = [word for word in span.split() if re.fullmatch(r"[a-z_.]+=\S+", word) and word != "a.b=c"]
@@ -84,7 +84,7 @@ def test_settings_in_the_text_exist() -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
-    """A working directory as a clone is one; emptied afterwards, because pytest keeps three sessions."""
+    """A working directory laid out like a clone; emptied afterwards, because pytest keeps three sessions."""
     for name in ("configs", "tools", "train"):
         (tmp_path / name).symlink_to(ROOT / name)
     yield tmp_path
@@ -92,7 +92,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 
 def run_block(lines: list[str], place: Path, extra: list[str]) -> list[str]:
-    """Run all lines, settings appended where a configuration is trained; gives what each printed."""
+    """Run all lines, with settings appended where a configuration is trained; returns what each printed."""
     trains = ("train/teacher.py", "train/cache_logits.py", "train/distill.py")
     return [run_here(line, place, extra if words_of(line)[1] in trains else []) for line in lines]
 
@@ -102,7 +102,7 @@ def result(place: Path, run: str) -> dict:
 
 
 def write_list(place: Path, root: str, name: str, count: int) -> None:
-    """`count` JPEGs below `root`, and the list that names them as the published ones do."""
+    """Write `count` JPEGs below `root`, and the list that names them as the published lists do."""
     paths = [f"{Path(name).stem}/n{i % CLASSES:08}/{i}.JPEG" for i in range(count)]
     write_jpegs(place / root, paths)
     (place / name).write_text("".join(f"{path} {i % CLASSES}\n" for i, path in enumerate(paths)))
@@ -119,7 +119,7 @@ def test_cifar100_lt(place: Path) -> None:
     assert "the pixels are those the teacher saw" in cached and "test.top1" in evaluated
     assert result(place, "dive_if100-s0")["test"]["samples"] == 100
     assert np.load(place / "predictions.npz")["logits"].shape == (100, 100)
-    # What the text says of other students.
+    # What the text says about other students.
     (matched,) = re.findall(r"`([^`]+ run=matched [^`]+)`", sections()["CIFAR-100-LT"])
     assert "`distill.teacher=bsce_if100-s0` in place of `cache.paths`" in sections()["CIFAR-100-LT"]
     student = block("CIFAR-100-LT")[3].removesuffix(" cache.paths=[caches]")
@@ -153,7 +153,7 @@ def test_your_own_images(place: Path) -> None:
 
 
 def imagenet_records(place: Path) -> Records:
-    """What the ImageNet-LT recipe's conversion leaves."""
+    """Make the files that the conversion of the ImageNet-LT recipe leaves."""
     for name, count in (("ImageNet_LT_train.txt", TRAIN), ("ImageNet_LT_test.txt", EVALUATION)):
         write_list(place, "IMAGENET", name, count)
     run_block(block("ImageNet-LT and iNaturalist 2018")[:2], place, [])
@@ -171,7 +171,7 @@ def test_a_teacher_of_your_own(place: Path) -> None:
 
 
 def test_a_loop_of_your_own() -> None:
-    """The code is in docs/logit_cache.md and run by tests/runs/test_docs.py."""
+    """The code is in docs/logit_cache.md, and tests/runs/test_docs.py runs it."""
     assert "docs/logit_cache.md" in sections()["A training loop of your own"]
     assert "```python" in (ROOT / "docs/logit_cache.md").read_text()
 
@@ -183,7 +183,7 @@ def free_port() -> str:
 
 
 def here(line: str, port: str = "") -> str:
-    """A command for several GPUs, for two processes on this machine."""
+    """A command for several GPUs, changed to two processes on this machine."""
     line = re.sub(r"--num_processes \d+", "--num_processes 2", line)
     address = rf"--main_process_ip 127.0.0.1 --main_process_port {port}"
     return re.sub(r"--main_process_ip \S+ --main_process_port \d+", address, line)
@@ -191,7 +191,7 @@ def here(line: str, port: str = "") -> str:
 
 @pytest.mark.slow
 def test_several_gpus_and_machines(place: Path) -> None:
-    """One student on two processes of a machine, one on a process each of two machines: the same losses."""
+    """A student on two processes of one machine, and one on two machines with a process each: the same losses."""
     imagenet_records(place)
     teacher = block("ImageNet-LT and iNaturalist 2018")[2]
     run_block([teacher], place, LARGE)
@@ -216,6 +216,6 @@ def test_several_gpus_and_machines(place: Path) -> None:
 def test_the_bench(place: Path) -> None:
     imagenet_records(place)
     (line,) = block("Backends and speed")
-    # --only b: the rest of the bench is tests/unit/tools/test_bench.py's
+    # --only b: tests/unit/tools/test_bench.py tests the rest
     short = ["--only", "b", "--images", "8", "--rounds", "1", "--seconds", "0.01"]
     assert "training step" in run_here(line, place, [*LARGE, *short])

@@ -26,7 +26,7 @@ def _marked(name: str):
 def test_six_steps_are_three_and_three(name: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after the third step, in the middle of an accumulation group where there is one, and resumed."""
     script, arguments = prepare(VARIANTS[name], tiny, tmp_path)
-    short = [*arguments, "schedule.epochs=2", "optim.batch=36"]  # three steps an epoch
+    short = [*arguments, "schedule.epochs=2", "optim.batch=36"]  # three steps per epoch
     run(script, *short, "run=calm", cwd=tmp_path)
     add = loop.Meters.add
 
@@ -61,6 +61,6 @@ def test_a_full_disk_costs_nothing_but_time(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_the_loop_and_a_bare_loop_can_be_compared() -> None:
-    """The figures themselves are measured by tests/studies/loop_overhead.py, never asserted."""
+    """tests/studies/loop_overhead.py measures the figures themselves; they are never asserted."""
     loop_s, bare_s, ratios = measure("resnet20", steps=3, rounds=2)
     assert loop_s > 0 and bare_s > 0 and len(ratios) == 2

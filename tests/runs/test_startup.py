@@ -1,4 +1,4 @@
-"""Start-up costs in short: memory grows with the columns of the samples, and no Python object is kept for a sample."""
+"""Start-up costs, short form: memory grows with the samples' columns, and no Python object is kept per sample."""
 
 import gc
 import sys
@@ -46,13 +46,13 @@ def cost(path: Path, backend: str) -> Cost:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_python_object_per_sample(backend: str, long_tails: dict[int, Path]) -> None:
-    cost(long_tails[FEW], backend)  # whatever is made once, in the first start of a process
+    cost(long_tails[FEW], backend)  # makes everything that a process makes only at its first start
     few, many = (cost(long_tails[samples], backend) for samples in (FEW, MANY))
     assert list(few.blocks) == ["records", "loader", "epoch, instance", "epoch, class_balanced", "first batch"]
     for stage in few.blocks:
         assert many.blocks[stage] - few.blocks[stage] < (MANY - FEW) // 20, stage
-    # 184 when this was written; FFCV's memory manager alone takes 500. With the pages of the file that a start reads,
-    # 160 bytes a sample, 437,513 samples stay well under 300 MB.
+    # 184 when this was written; FFCV's memory manager alone takes 500. Together with the pages of the file that a start
+    # reads, 160 bytes per sample, 437,513 samples stay well under 300 MB.
     assert (many.peak - few.peak) / (MANY - FEW) < 250
 
 

@@ -1,4 +1,4 @@
-"""Stopping: real signals at chosen moments of a real run; the same command then ends where an undisturbed run ends."""
+"""Stopping: real signals at chosen moments of a real run; the same command then ends as an undisturbed run does."""
 
 import json
 import os
@@ -20,7 +20,7 @@ EMA = ["ema.decay=0.9", "eval.every_epochs=1", "save.every_epochs=2", "optim.acc
 
 
 def files_of(folder: Path) -> dict[str, object]:
-    """What must not depend on interruptions: weights, average, and all of the metrics that are not speed."""
+    """What must not depend on interruptions: weights, average, and all metrics except speed."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     told = [{name: line.get(name) for name in ("step", "loss", "lr", "test", "test_ema")} for line in lines]
     result = json.loads((folder / "result.json").read_text())
@@ -40,7 +40,7 @@ def calm(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, obje
 
 
 def once(function: Callable, before: Callable[..., bool]) -> Callable:
-    """The same function; the first time that `before(arguments)` is true, this process gets a SIGTERM ahead of it."""
+    """The same function; the first time that `before(arguments)` is true, this process gets a SIGTERM before the call."""
     sent = []
 
     def wrapped(*arguments, **named):
@@ -90,7 +90,7 @@ def test_a_stop_file_stops_and_is_taken_away(tiny: Path, tmp_path: Path) -> None
 def test_stopped_again_in_the_evaluation_that_was_cut_short(
     tiny: Path, tmp_path: Path, calm: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twice at the same evaluation, by file: each time saved and obeyed; then killed after it: its line is there once."""
+    """Stopped by file twice at one evaluation: it saves and stops each time; then killed after it: its line appears once."""
     given, config = ["run=r", *EMA], tiny_config(tmp_path, tiny)
     folder = tmp_path / "runs/r"
     real = experiment.evaluate
@@ -131,7 +131,7 @@ def _when(sign: Callable[[], bool], act: Callable[[], object], seconds: float = 
 
 @pytest.fixture
 def control_c() -> Iterator[None]:
-    """SIGINT as in a program that was started at a terminal, whatever the tests were started by."""
+    """Handle SIGINT as in a program started at a terminal, however the tests were started."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -150,7 +150,7 @@ def test_control_c_twice_leaves_at_once_but_a_launchers_echo_does_not(tmp_path: 
 
 
 def test_what_is_ignored_stays_ignored(tmp_path: Path, control_c: None) -> None:
-    """Of a run in the background of a script, or behind nohup."""
+    """As for a run in the background of a script, or under nohup."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with Stops(tmp_path, 1) as heard:
         os.kill(os.getpid(), signal.SIGINT)
@@ -187,7 +187,7 @@ def test_a_signal_to_one_rank_stops_both_and_one_process_goes_on(tiny: Path, tmp
     record = json.loads((tmp_path / "runs/two/run.json").read_text())
     assert record["status"] == "stopped" and "SIGUSR1" in record["sessions"][-1]["message"], told
     step = int((tmp_path / "runs/two/checkpoints/latest").read_text().removeprefix("step_"))
-    # The settings stay: the same global batch, now in one process.
+    # Same settings, same global batch, now in one process.
     process = start("teacher", tiny_config(tmp_path, tiny), "run=two", "schedule.epochs=2000", cwd=tmp_path)
     _when(
         lambda: len((tmp_path / "runs/two/metrics.jsonl").read_text().splitlines()) > step // 7 + 2, process.terminate

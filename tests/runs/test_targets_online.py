@@ -1,6 +1,6 @@
-"""Promise 1 in short: on the same weights and batches, the loss from a cache is the loss from the teacher asked online.
+"""Promise 1, short form: on the same weights and batches, the loss from a cache is the loss from the online teacher.
 
-And students of several caches, from the command line.
+Also students of several caches, from the command line.
 """
 
 import json
@@ -57,7 +57,7 @@ def losses(folder: Path, name: str) -> list[float]:
 
 
 def test_students_of_several_teachers(three: Path) -> None:
-    """A teacher that outweighs the rest is as if alone; the two means differ from each other and from every one alone."""
+    """A teacher that outweighs the rest acts as if alone; the two means differ from each other and from every single teacher."""
     every = "cache.paths=[c0,c1,c2]"
     students = {
         "alone": ["cache.paths=[c1]"],
@@ -73,7 +73,7 @@ def test_students_of_several_teachers(three: Path) -> None:
     }
     found = {name: np.array(losses(three, name)) for name in students}
     assert np.array_equal(found["heavy"], found["alone"])
-    # Rounding of 1e-7 in the targets, which a training from scratch blows up.
+    # Rounding of 1e-7 in the targets, which training from scratch amplifies.
     assert np.allclose(found["heavy_p"], found["alone"], rtol=0, atol=0.05), found
     for a, b in (("logits", "alone"), ("probabilities", "alone"), ("logits", "probabilities")):
         assert np.abs(found[a] - found[b]).max() > 0.1, (a, b, found)
@@ -118,6 +118,6 @@ def test_settings_of_teachers_that_contradict_each_other(three: Path, settings: 
 def test_the_log_says_how_often_views_are_used(
     three: Path, source: str, settings: list[str], words: str | None
 ) -> None:
-    """Online and cached alike."""
+    """Online and cached targets behave alike."""
     done = run("distill", three / "dive.yaml", source, *settings, "--dry-run", cwd=three)
     assert words in done.stdout if words else "is used" not in done.stdout

@@ -1,8 +1,8 @@
-"""Every setting reaches what it is for: each key of the tree has an effect on a tiny run that is seen from outside.
+"""Every setting reaches its destination: each key of the tree has an effect on a tiny run that is visible from outside.
 
 A wire is an entry of WIRES: it gives its key another value and looks at what the run did (`Seen`): the images that reached the
-network's first layer, the optimizer's groups at every step, files, screen, what was compiled. A key without an entry fails, and
-so does an entry without a key.
+network's first layer, the optimizer's groups at every step, files, screen, what was compiled. A key without an entry fails, as
+does an entry without a key.
 """
 
 import concurrent.futures
@@ -48,9 +48,9 @@ schedule: {epochs: 2}
 STEPS = 6  # 24 images in batches of 8, twice
 PLAIN = ("data.recipe.pad=0", "data.recipe.flip=false")  # images reach the network as they are stored
 WHOLE = ("data.recipe.crop=random_resized_crop", "data.recipe.scale=[1,1]", "data.recipe.ratio=[1,1]", PLAIN[1])
-STILL = ("optim.lr=1e-9", "optim.weight_decay=0")  # the weights stay: what differs is not their doing
+STILL = ("optim.lr=1e-9", "optim.weight_decay=0")  # the weights stay the same: differences have other causes
 SHORT = "schedule.epochs=1"
-READS = "data.backend=reference"  # from the file at every step, a few batches ahead; what is resident is read once
+READS = "data.backend=reference"  # reads the file at every step, a few batches ahead; resident reads it once
 
 Check = Callable[["Lab"], None]
 
@@ -69,7 +69,7 @@ class Pass:
 
 @dataclass
 class Step:
-    """What the optimizer was told for one step; weight: the first layer's after it."""
+    """The optimizer's numbers for one step; weight: that of the first layer after it."""
 
     groups: list[dict[str, Any]]
     norm: float
@@ -98,7 +98,7 @@ class Seen:
 
     @property
     def asking(self) -> list[Pass]:
-        """The teacher's."""
+        """Those of the teacher."""
         return [one for one in self.passes if not one.student]
 
     @property
@@ -138,7 +138,7 @@ class Lab:
         self.folder = folder
         self.images: dict[str, np.ndarray] = {}
         self.labels: dict[str, np.ndarray] = {}
-        self.shown: set[Check] = set()  # the wires that were found whole: some are several keys'
+        self.shown: set[Check] = set()  # wires that were found intact: some belong to several keys
         self._made: dict[tuple[str, ...], Seen] = {}
         self._seen = Seen(folder)
         self._at_step: dict[int, Callable[[], None]] = {}
@@ -173,12 +173,12 @@ class Lab:
         return self.run("distill", "distill.tau=3", "distill.p=0.5", *settings, **options)
 
     def cache(self, *settings: str, **options: Any) -> Seen:
-        """cache_logits; without settings, the cache of all students, of the teacher `t`."""
+        """Run cache_logits; without settings, it makes the cache that all students use, by the teacher `t`."""
         self.t()
         return self.run("cache_logits", "distill.teacher=t", *settings, **options)
 
     def t(self) -> Seen:
-        """The baseline: a teacher."""
+        """Run the baseline: a teacher."""
         return self.teacher("run=t")
 
     def evaluate(self, name: str, *settings: str) -> Seen:
@@ -187,7 +187,7 @@ class Lab:
     def run(
         self, script: str, *settings: str, fails: bool = False, at_step: dict[int, Callable[[], None]] | None = None
     ) -> Seen:
-        """at_step: what happens before a step of the optimizer, counted from 0."""
+        """Run a script. at_step: what happens before a step of the optimizer, counted from 0."""
         command = (script, *settings)
         if command in self._made and not at_step:
             return self._made[command]
@@ -217,7 +217,7 @@ class Lab:
 
         def compile_module(module: nn.Module, *_: Any, **options: Any) -> None:
             whose = "student" if next(module.parameters()).requires_grad else "teacher"
-            self._seen.compiled.append((whose, options.get("mode")))  # and goes on without
+            self._seen.compiled.append((whose, options.get("mode")))  # and continue without compiling
 
         def compile_function(function: Any, *_: Any, **options: Any) -> Any:
             self._seen.compiled.append(("function", options.get("mode")))
@@ -263,7 +263,7 @@ class Lab:
     # ---- looking ----
 
     def stored(self, images: torch.Tensor, split: str = "train", mean: Any = MEAN, std: Any = STD) -> list[int | None]:
-        """Which image of the split each one is, pixel for pixel; None where it is none of them."""
+        """Which image of the split each one is, pixel for pixel; None where it is not in the split."""
         shift, scale = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (mean, std))
         values = (images.double() * scale + shift) * 255
         if (values - values.round()).abs().max() > 0.01:
@@ -273,7 +273,7 @@ class Lab:
         return [known.get(one.tobytes()) for one in pixels]
 
     def order(self, seen: Seen) -> list[int | None]:
-        """The training images of a PLAIN run, one after the other."""
+        """The training images of a PLAIN run, in order."""
         return [i for one in seen.training for i in self.stored(one.images)]
 
     def damage(self, name: str) -> None:
@@ -299,7 +299,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 WIRES: dict[str, Check] = {}
-WITHOUT: dict[str, str] = {}  # key: why a run here cannot show its effect; none needs that now
+WITHOUT: dict[str, str] = {}  # key: why a run here cannot show its effect; currently empty
 
 
 def wire(*names: str) -> Callable[[Check], Check]:
@@ -374,14 +374,14 @@ def by_reference(lab: Lab) -> Seen:
 
 
 def threads() -> int:
-    """More than the default can be."""
+    """A number above any default."""
     return default_workers() + 3
 
 
 @wire("data.workers")
 def _(lab: Lab) -> None:
     assert threads() in by_reference(lab).pools and threads() not in lab.t().pools
-    few = 2 if default_workers() == 3 else 3  # in cache_logits so many threads, four at most, certify a block
+    few = 2 if default_workers() == 3 else 3  # cache_logits certifies blocks with this many threads, at most four
     assert few in lab.cache(f"data.workers={few}", "cache.dir=few_workers").pools and few not in lab.cache().pools
 
 
@@ -482,7 +482,7 @@ def _(lab: Lab) -> None:
 
 
 def epoch(seen: Seen, number: int) -> set[bytes]:
-    """The images that were trained on in it, as bytes."""
+    """The images that it was trained on, as bytes."""
     return {image.numpy().tobytes() for one in seen.training[3 * number : 3 * number + 3] for image in one.images}
 
 
@@ -507,14 +507,14 @@ def _(lab: Lab) -> None:
 
     assert len(trained("off.beton", "off", None, fails=False).steps) == 12
     assert "CRC" in trained("at_once.beton", "first", None, fails=True).out
-    # The first epoch has touched every image once; what happens to them later is seen by `always` alone.
+    # The first epoch has touched every image once; only `always` sees what happens to them later.
     assert len(trained("later.beton", "first", 4, fails=False).steps) == 12
     assert "CRC" in trained("always.beton", "always", 4, fails=True).out
 
 
 @wire("data.hw_decoder_load")
 def _(lab: Lab) -> None:
-    """On a CPU no decoder takes it: what the backend is made with is all that can be seen."""
+    """No decoder on a CPU uses it: only the argument that the backend is made with can be seen."""
     dali = pytest.importorskip("pipelines.backends.dali", reason="NVIDIA DALI is not installed")
     lab.write("jpeg.beton", "train", jpeg=True)
     made, given = dali.DaliBackend.__init__, []
@@ -562,7 +562,7 @@ def _(lab: Lab) -> None:
 
 
 def other_optimizer(lab: Lab) -> Seen:
-    """All of the optimizer's numbers at once; every one stands in its groups."""
+    """All of the optimizer's numbers at once; each is in its groups."""
     settings = ["lr=0.08", "lr_scale=linear", "lr_base_batch=16", "momentum=0.5", "nesterov=true", "weight_decay=0.01"]
     return lab.teacher(*(f"optim.{one}" for one in settings), "optim.no_decay=[bn]", SHORT)
 
@@ -730,7 +730,7 @@ def identity(lab: Lab, folder: str) -> dict[str, Any]:
 
 
 def second_cache(lab: Lab) -> Seen:
-    """Of another teacher, with everything else that a cache is told."""
+    """A cache of another teacher, with all cache settings changed as well."""
     lab.teacher("run=t2", "seed=1", *STILL, SHORT)
     return lab.cache("distill.teacher=t2", "cache.dir=second", "cache.codec=f32", "cache.batch=5")
 
@@ -767,7 +767,7 @@ def _(lab: Lab) -> None:
 
 @wire("cache.check")
 def _(lab: Lab) -> None:
-    """Other pixels from the third step of 24 on: seen at once, at the next epoch's first batch (the 13th), or never."""
+    """Other pixels from the third step of 24 on: found at once, at the next epoch's first batch (the 13th), or never."""
 
     def steps(check: str) -> int:
         name = f"{check}.beton"
@@ -784,7 +784,7 @@ def _(lab: Lab) -> None:
 
 @wire("cache.pixels")
 def _(lab: Lab) -> None:
-    """Of JPEG records, a cache by one decoder and a student by another."""
+    """On JPEG records: a cache by one decoder and a student with another."""
     pytest.importorskip("nvidia.dali", reason="a second decoder is not installed")
     lab.write("jpeg.beton", "train", jpeg=True)
     lab.cache("data.train=jpeg.beton", "data.backend=reference", "cache.dir=decoded")
@@ -953,7 +953,7 @@ def compiled(lab: Lab) -> Seen:
 
 @wire("compile", "compile_mode")
 def _(lab: Lab) -> None:
-    """The student and its copy that the ceiling is measured on, and the teacher; and the finishing of both's images."""
+    """Compiled are the student, its copy for measuring the ceiling, the teacher, and the finishing of both networks' images."""
     seen = compiled(lab)
     networks = sorted(one for one in seen.compiled if one[0] != "function")
     assert networks == [("student", MODE), ("student", MODE), ("teacher", MODE)]

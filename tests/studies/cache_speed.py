@@ -1,9 +1,9 @@
-"""What a logit cache costs: the writer beside the bare teacher, a block's encoding, and reading per record.
+"""What a logit cache costs: the writer against the bare teacher, a block's encoding, and reading per record.
 
     python tests/studies/cache_speed.py [--device cuda] [--rounds N] [--part write|encode|read]
 
 Prints Markdown tables. Images are on the device already and files in a temporary folder, so neither decoding nor a slow
-disk is measured. Each figure is the median of its rounds, the two sides of a comparison taken in turn.
+disk is measured. Each figure is the median of its rounds, the two sides of a comparison are measured in turns.
 """
 
 import argparse
@@ -39,7 +39,7 @@ BATCHES = (128, 512)
 
 
 class Rows:
-    """Stands for records: keys and class names, no images."""
+    """Stands in for records: keys and class names, no images."""
 
     def __init__(self, count: int, classes: int):
         self.keys = np.sort(np.random.default_rng(0).choice(2**62, count, replace=False))
@@ -56,7 +56,7 @@ class Rows:
 
 
 class OnDevice:
-    """Stands for a loader whose images are on the device: the same crops under every key."""
+    """Stands in for a loader whose images are on the device: the same crops under every key."""
 
     def __init__(self, records: Rows, size: int, batch: int, device: torch.device):
         self.records = records
@@ -84,7 +84,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def micro(work: Callable[[int], object], rounds: int) -> float:
-    """Median microseconds of work(i), after a first time that does not count."""
+    """Median microseconds of work(i), after a first call that does not count."""
     work(0)
     taken = []
     for i in range(rounds):
@@ -97,7 +97,7 @@ def micro(work: Callable[[int], object], rounds: int) -> float:
 def writing(
     device: torch.device, rounds: int, model: str, size: int, classes: int, precision: str, blocks: int
 ) -> None:
-    """The writer beside the teacher alone."""
+    """The writer against the teacher alone."""
     batch = 256
     records = Rows(blocks * BLOCK_ROWS, classes)
     network = build_model(model, classes)
@@ -120,9 +120,9 @@ def writing(
 
     alone, beside = [], []
     bare()
-    write()  # both once, to compile
+    write()  # run each once, to compile
     for number in range(rounds):
-        # Each goes first in every second round: whatever drifts on the machine favours neither.
+        # Each goes first in every second round, so that drift of the machine favours neither.
         for work, times in ((bare, alone), (write, beside))[:: 1 if number % 2 else -1]:
             times.append(seconds(work, device))
     images = len(records.keys)
@@ -132,7 +132,7 @@ def writing(
 
 
 def encoding(rounds: int) -> None:
-    """Where the time of a block of 4096 rows goes, in the thread that writes behind the teacher."""
+    """Where the time of a block of 4096 rows goes, in the thread that writes while the teacher computes."""
     print("\n| classes | encode | certify, 1 thread | certify, 4 threads | all of a block with its file |")
     print("|---|---|---|---|---|")
     for classes in CLASSES:
@@ -158,7 +158,7 @@ def _encoding(classes: int, rounds: int) -> list[float]:
 
 
 def reading(device: torch.device, rounds: int) -> None:
-    """Microseconds per record: of one view in random order, and each from a block of its own."""
+    """Microseconds per record: records of one view in random order, and each record from a different block."""
     print("\n| classes | batch | gather | of it CRC | gather, 64 blocks | decode | all, a batch |")
     print("|---|---|---|---|---|---|---|")
     for classes in CLASSES:
@@ -216,7 +216,7 @@ def _opening(folder: Path, records: Rows) -> float:
 
 
 def step(device: torch.device, rounds: int, model: str, size: int, classes: int, batch: int) -> None:
-    """What a training step of a student takes, to set reading against."""
+    """The time of a student's training step, for comparison with reading."""
     network = build_model(model, classes).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)

@@ -1,8 +1,8 @@
 """What each codec costs and loses on a real teacher: python tests/studies/codecs.py RUN FILE.beton [--markdown FILE].
 
-True logits of the run's network over one view of every record, encoded by each codec of the cache; certified loss is
-sum KL(true || stored) / sum KL(true || uniform) at T = tau / p. Top-K files, which the cache does not offer, stand beside it
-as the negative control: the K largest logits as float32 with their classes, and for all the others the one value that keeps
+The true logits of the run's network over one view of every record are encoded by each codec of the cache; certified loss is
+sum KL(true || stored) / sum KL(true || uniform) at T = tau / p. Top-K files, which the cache does not offer, are
+the negative control: the K largest logits as float32 with their classes, and for all the others one value that keeps
 their mass right at T = 1, the most favourable reading of such files.
 """
 
@@ -47,7 +47,7 @@ def true_logits(run: str, records: Records) -> np.ndarray:
 
 
 def top_k(true: np.ndarray, k: int) -> np.ndarray:
-    """float64 [N, C]: what a top-K file gives back."""
+    """float64 [N, C]: the logits that a top-K file gives back."""
     true = true.astype(np.float64)
     if k >= true.shape[1]:
         return true

@@ -1,8 +1,8 @@
 """Whether export folders load into torchvision's and timm's networks: python tests/studies/exports.py EXPORT_DIR ...
 
-For an environment with torchvision or timm, which the trainer needs neither of. Each export is loaded by `load_network` and,
-with strict=True, into every network of the same name that is installed; all are asked about the same random images in float32.
-Prints one line for each, and fails where logits are further apart than TOLERANCE times the largest.
+For an environment with torchvision or timm; the trainer needs neither. Each export is loaded by `load_network` and,
+with strict=True, into every network of the same name that is installed; all are run on the same random images in float32.
+Prints one line for each, and fails where logits differ by more than TOLERANCE times the largest.
 """
 
 import argparse
@@ -28,7 +28,7 @@ IMAGES = 8
 
 
 def counterparts(architecture: str, classes: int) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
-    """(package with version, maker) of the networks of that name in what is installed; timm has torchvision's too."""
+    """(package with version, constructor) of the networks of that name in installed packages; timm has torchvision's too."""
     plain = architecture.removeprefix(TIMM_PREFIX)
     if in_torchvision(architecture) and importlib.util.find_spec("torchvision"):
         torchvision = importlib.import_module("torchvision")
@@ -41,14 +41,14 @@ def counterparts(architecture: str, classes: int) -> Iterator[tuple[str, Callabl
 
 @torch.no_grad()
 def difference(ours: nn.Module, theirs: nn.Module, size: int) -> float:
-    """Largest difference of their logits on random images, as a share of the largest logit."""
+    """Largest difference between their logits on random images, as a share of the largest logit."""
     images = torch.randn(IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
     expected, found = ours.eval()(images), theirs.eval()(images)
     return float((found - expected).abs().max() / expected.abs().max())
 
 
 def check(folder: Path, size: int | None = None) -> bool:
-    """Print how the export compares with each of its counterparts; whether all are equal, and there was one."""
+    """Print how the export compares with each counterpart; returns whether there was one and all are equal."""
     ours, meta = load_network(folder)
     size = size or meta["input_size"]
     results = []

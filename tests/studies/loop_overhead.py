@@ -1,7 +1,7 @@
 """Step time of train/loop.py's `fit` against a bare PyTorch loop: python tests/studies/loop_overhead.py STEPS ROUNDS [NETWORK].
 
-Same network, same batches, same optimizer, on the CPU, in turns within one process; both get batches from memory, so that what
-is compared is the loop itself: its meters, schedule, stops, tracker and accelerate. Prints the processor
+Same network, same batches, same optimizer, on the CPU, in turns within one process; both get batches from memory, so that only
+the loop itself is compared: its meters, schedule, stops, tracker and accelerate. Prints the processor
 seconds per step of both (medians) and the ratios round by round, as JSON.
 """
 
@@ -41,7 +41,7 @@ BATCH, CLASSES = 128, 100
 
 
 class InMemory:
-    """A loader of one batch, again and again, that knows the time between its second and its last one."""
+    """A loader that repeats one batch, and measures the time between its second and its last one."""
 
     def __init__(self, batch: Batch):
         self._batch = batch
@@ -49,7 +49,7 @@ class InMemory:
 
     def stream(self, plan: Iterable[Any]) -> Iterator[Batch]:
         for _ in plan:
-            self._times.append(time.process_time())  # of this process alone: a busy machine does not count
+            self._times.append(time.process_time())  # of this process alone: other load on the machine does not count
             yield self._batch
 
     def seconds_per_step(self) -> float:

@@ -1,6 +1,6 @@
-"""How far the backends' pixels are from each other: python tests/studies/parity.py FILE.beton [--device cuda] [--markdown FILE].
+"""How far the backends' pixels differ: python tests/studies/parity.py FILE.beton [--device cuda] [--markdown FILE].
 
-The views of every training recipe of configs/, and of evaluation, at 224 pixels through every backend that can serve the
+Makes the views of every training recipe of configs/, and of evaluation, at 224 pixels with every backend that can serve the
 records. Keys, views and colours must be equal; pixels are compared by PSNR. The tolerances of test_loader.py come from here.
 """
 
@@ -39,7 +39,7 @@ VIEWS = 2
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Per picture, in dB; at most 100."""
+    """PSNR per picture, in dB; at most 100."""
     error = ((a.astype(np.float32) - b) ** 2).mean(axis=(1, 2, 3))
     return 10 * np.log10(255**2 / np.maximum(error, 255**2 * 1e-10))
 
@@ -97,7 +97,7 @@ def rows(records: Records, device: torch.device) -> Iterator[str]:
 
 
 def dali_replay(records: Records, device: torch.device) -> Iterator[str]:
-    """Whether a view decoded by a GPU depends on its company, or on which of the GPU's decoders took it."""
+    """Whether a view decoded by a GPU depends on the rest of its batch, or on which of the GPU's decoders took it."""
     recipe = RECIPES["inat18"]
     yield "| dali, hw_decoder_load | batch | equal to load 0.65, batch 64 | largest difference |"
     yield "|---|---|---|---|"

@@ -33,7 +33,7 @@ def table(last_column: str) -> dict[str, dict[str, str]]:
 
 
 def found(pattern: str) -> tuple[str, ...]:
-    """The groups of the one place where the text has this pattern."""
+    """The groups of the only match of this pattern in the text."""
     (match,) = re.finditer(pattern, WORDS)
     return match.groups()
 
@@ -112,7 +112,7 @@ def test_the_learning_rates() -> None:
 
 
 def test_the_loss() -> None:
-    """The text's formula, computed by numpy from the words of the text: power normalisation by its definition."""
+    """The text's formula, computed with numpy as the text words it: power normalisation by its definition."""
     assert "`L = (1 - a) * CE(y, softmax(s + log n)) + a * tau^2 * KL(t_hat || softmax(s / tau))`" in WORDS
     assert "`t_hat` is `softmax(t / tau)^p`, renormalised" in WORDS and "`softmax(p * t / tau)`" in WORDS
 

@@ -1,6 +1,6 @@
 """Holds the repository to its own rules: imports, short scripts, the tests' places, no unsafe loads, no machine paths.
 
-Each checker is a function of source text, tested on a made-up offender first: none of them can pass for ever.
+Each checker is a function of source text, tested on a made-up offender first, so that none can pass always.
 """
 
 import ast
@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pipelines", "models", "train", "tools")
-TEST_MODULES = {"tests", "unit", "runs", "drills", "studies", "helpers"}  # the folder, and what lies on its path
-FORBIDDEN = {  # DESIGN's table: nothing imports tools, or what belongs to the tests
+TEST_MODULES = {"tests", "unit", "runs", "drills", "studies", "helpers"}  # the folder, and the modules on its path
+FORBIDDEN = {  # CONTRIBUTING's table: nothing imports tools or the tests' modules
     "pipelines": {"models", "train", "tools"} | TEST_MODULES,
     "models": {"pipelines", "train", "tools"} | TEST_MODULES,
     "train": {"tools"} | TEST_MODULES,
@@ -24,7 +24,7 @@ BUILT = ("build", "dist")  # by pip, and ignored by git
 ENTRY_SCRIPTS = ("distill", "teacher", "cache_logits", "evaluate")
 ENTRY_MODULES = {f"train.{name}" for name in ENTRY_SCRIPTS}
 ENTRY_LINES = 130
-COMMANDS = ("bench", "convert", "demo", "logits", "reproduce")  # what is run by name in tools/
+COMMANDS = ("bench", "convert", "demo", "logits", "reproduce")  # programs in tools/ that are run by name
 COMMAND_LINES = 120
 SCRIPTS = ENTRY_MODULES | {f"tools.{name}" for name in COMMANDS}
 UNSAFE_LOADS = {
@@ -36,7 +36,7 @@ UNSAFE_LOADS = {
     "torch.load",
 }
 MACHINE_PATH = re.compile(r"(?<![\w.$}])/(?:work|farm|root|tmp|nas|home/\w+)/\w")
-# How the work was ordered or by whom it was done; what is shown stands on its own.
+# References to how or by whom the work was organised: the code must stand on its own.
 ORIGINS = re.compile(
     r"(?i)\b(?:issues?|checks?|tasks?)\s+#?\d|\b(?:issue|task) asks\b|\b(?:sub)?agents?\b|\bchat session"
 )
@@ -53,7 +53,7 @@ def sources(package: str) -> list[Path]:
 
 
 def dotted(node: ast.expr) -> str:
-    """`a.b.c` of a chain of names, "" of anything else."""
+    """`a.b.c` for a chain of names, "" for anything else."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute) and (owner := dotted(node.value)):
@@ -75,7 +75,7 @@ def imported(source: str, package: str) -> Iterator[tuple[int, str]]:
 
 
 def absolute(node: ast.ImportFrom, package: str) -> str:
-    """What `from ... import` in a module of `package` takes from."""
+    """The module that a `from ... import` in a module of `package` imports from."""
     parents = package.split(".")
     prefix = parents[: len(parents) - node.level + 1] if node.level else []
     return ".".join([*prefix, *([node.module] if node.module else [])])
@@ -161,7 +161,7 @@ def without_a_module(tests: list[str], modules: set[str]) -> list[str]:
 
 
 def aliases(tree: ast.Module) -> dict[str, str]:
-    """Local name -> what it stands for, of all imports."""
+    """{local name: what it stands for} of all imports."""
     names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -176,7 +176,7 @@ def is_true(call: ast.Call, keyword: str) -> bool:
 
 
 def unsafe_loads(source: str) -> list[str]:
-    """Calls that would run code found in a file: pickle, torch.load as it likes, numpy with allow_pickle."""
+    """Calls that would run code found in a file: pickle, torch.load without weights_only, numpy with allow_pickle."""
     tree, found = ast.parse(source), []
     names = aliases(tree)
     for node in ast.walk(tree):
@@ -201,7 +201,7 @@ def machine_paths(text: str) -> list[str]:
 def repository_texts() -> list[Path]:
     folders = [*PACKAGES, "configs", "tests", "docs", ".ci"]
     files = [*ROOT.glob("*"), *(path for folder in folders for path in (ROOT / folder).rglob("*"))]
-    # .git is a file in a second working tree, and its content a path.
+    # In a second working tree .git is a file that contains a path.
     left_out = (Path(__file__), ROOT / ".git")
     return sorted(path for path in files if path.is_file() and path.suffix in TEXT_SUFFIXES and path not in left_out)
 
@@ -255,7 +255,7 @@ def test_imports_follow_the_table(package: str) -> None:
 
 
 def test_the_table_covers_all_code() -> None:
-    """Every Python file lies in a package of the table, that is installed, or is a test; so says CONTRIBUTING.md too."""
+    """Every Python file lies in an installed package of the table, or is a test; CONTRIBUTING.md says so too."""
     ours = [
         path for path in ROOT.rglob("*.py") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
     ]
@@ -317,13 +317,13 @@ def test_the_command_lines_are_those_of_the_table() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command_lines_are_short(name: str) -> None:
-    """They read the command line and say what came of it; the work is done in the folders beside them."""
+    """They read the command line and report the outcome; the folders beside them do the work."""
     lines = (ROOT / "tools" / f"{name}.py").read_text().splitlines()
     assert 0 < len(lines) <= COMMAND_LINES
 
 
 def test_the_entry_scripts_are_those_of_the_table() -> None:
-    """What is run by name: each puts the repository's root first on the path before it imports anything of ours."""
+    """Scripts run by name put the repository's root first on the path before they import anything of ours."""
     scripts = {path.stem: path.read_text() for path in sources("train") if "__main__" in path.read_text()}
     assert set(scripts) == set(ENTRY_SCRIPTS)
     for name, text in scripts.items():

@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 from the official python archives, and their long-tailed subsets.
 
-Owns reading the pickles without running what is in them, and the draw of the subset (docs/method.md).
+Owns reading the pickles without running code in them, and the draw of the subset (docs/method.md).
 Writes nothing; an archive is read in memory and never unpacked to disk.
 Invariant: a pickle can make numpy arrays, lists, dicts, numbers, str and bytes, and nothing else.
 """
@@ -47,11 +47,11 @@ class Cifar:
     class_names: list[str]
     train: Split
     test: Split
-    train_md5: str  # of the training members' bytes, as published or not, whatever they are packed in
+    train_md5: str  # of the training members' bytes, independent of how they are packed
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Builds what the archives hold, in the spelling of numpy 1 and 2, pickle protocols 0 to 5."""
+    """Builds only what the archives hold, as written by numpy 1 and 2, pickle protocols 0 to 5."""
 
     ALLOWED = {
         ("numpy", "ndarray"): np.ndarray,
@@ -77,12 +77,12 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _unpickle(data: bytes, where: str) -> dict[str, Any]:
-    """The dict in one member; Python 2's strings become str by latin-1, which numpy's raw data survives."""
+    """The dict in one member; Python 2's strings become str by latin-1, which keeps numpy's raw data intact."""
     try:
         content = _ArrayUnpickler(BytesIO(data), encoding="latin1").load()
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except Exception as error:  # a damaged pickle raises nearly anything
+    except Exception as error:  # a damaged pickle may raise nearly any exception
         raise UserError(f"{where}: not a readable pickle ({type(error).__name__}: {error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{where}: a dict expected, {type(content).__name__} found; is it a CIFAR archive?")
@@ -94,7 +94,7 @@ def _text(value: Any) -> str:
 
 
 def _archive_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(base name, bytes) of the wanted files, in one pass: to seek back in .xz is to decompress all anew."""
+    """(base name, bytes) of the wanted files, in one pass: seeking back in .xz would decompress everything again."""
     with tarfile.open(path, "r:*") as archive:
         for member in archive:
             name = os.path.basename(member.name)
@@ -193,8 +193,8 @@ def long_tail_counts(head: int, classes: int, imbalance: float) -> list[int]:
 def draw_long_tail(labels: np.ndarray, classes: int, imbalance: float) -> np.ndarray:
     """Positions of the images kept, int64, ascending: the subset stays in the archive's order.
 
-    One RandomState(0) shuffles the positions of each class, in label order; the first of each are kept. The
-    subset so depends on the archive's order; that of the official archive is the papers'.
+    One RandomState(0) shuffles the positions of each class, in label order; the first of each are kept. So the
+    subset depends on the archive's order; that of the official archive is the papers' subset.
     """
     counts = np.bincount(labels, minlength=classes)
     generator = np.random.RandomState(0)

@@ -34,7 +34,7 @@ HUE_SCATTER = 0.08  # standard deviation of a silhouette's hue, in turns of the 
 PAINT_SCATTER = 0.22  # standard deviation of a pattern's colour, per channel
 PATTERN_CONTRAST = (0.45, 1.0)  # opacity of the pattern's paint
 OUTLINE_DEPTH = (0.7, 1.0)  # 0 would be a disc, 1 is the full outline
-DISC_RADIUS = 0.8  # what an outline of depth 0 would be
+DISC_RADIUS = 0.8  # the radius of an outline of depth 0
 TURN, SQUEEZE, SHIFT = 0.5, 0.2, 0.12  # each is drawn from -value..value
 OBJECT_SIZE, CLUTTER_SIZE = (0.7, 0.95), (0.12, 0.34)
 MOST_CLUTTER, MOST_TWIGS = 4, 1
@@ -70,7 +70,7 @@ def _leaf(angle: Field, n: int) -> Field:
 
 
 def _heart_outline() -> tuple[np.ndarray, np.ndarray]:
-    """Angles from the notch, 0 to pi, and radii of half of the usual parametric heart, from its middle."""
+    """Angles from the notch, 0 to pi, and radii from the middle, of half of the usual parametric heart."""
     t = np.linspace(0, np.pi, 181)
     x = 16 * np.sin(t) ** 3
     y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t) + 2.5
@@ -132,22 +132,22 @@ CLASSES = len(SILHOUETTES) * len(PATTERNS)
 def class_name(rank: int) -> str:
     """The class at a frequency rank, 0 = most frequent: striped-star, dotted-heart, ... checked-flower.
 
-    Both lists are walked round and round. Their lengths, 5 and 4, have no common divisor, so all 20 pairs
-    come up, and each silhouette and each pattern occurs at every level of frequency. Labels are another
-    matter: they follow the sorted names.
+    Both lists are cycled through. Their lengths, 5 and 4, have no common divisor, so all 20 pairs
+    come up, and each silhouette and each pattern occurs at every level of frequency. Labels are
+    independent of this: they follow the sorted names.
     """
     return f"{list(PATTERNS)[rank % len(PATTERNS)]}-{list(SILHOUETTES)[rank % len(SILHOUETTES)]}"
 
 
 def image_count(split: str, rank: int) -> int:
-    """Images of one class: TEST_IMAGES in test, exponentially from HEAD_IMAGES to TAIL_IMAGES in train."""
+    """Images of one class: TEST_IMAGES in test, falling exponentially from HEAD_IMAGES to TAIL_IMAGES in train."""
     if split == "test":
         return TEST_IMAGES
     return round(HEAD_IMAGES * (TAIL_IMAGES / HEAD_IMAGES) ** (rank / (CLASSES - 1)))
 
 
 class Look(NamedTuple):
-    """All that is drawn by lot about one thing, apart from where it is and how large."""
+    """All random properties of one thing, except its place and size."""
 
     base: Colour
     n: int  # of points, petals or teeth
@@ -194,7 +194,7 @@ def _look(rng: Rng, silhouette: Silhouette, pattern: Pattern, spread: float) -> 
 
 
 def _window(image: Pixels, x: float, y: float, reach: float, unit: float) -> Window:
-    """The part of the image within `reach` of (x, y): small things are painted on it alone, for speed."""
+    """The part of the image within `reach` of (x, y): for speed, small things are painted only there."""
     rows, columns = image.shape[:2]
     row, column, r = rows / 2 + y * unit, columns / 2 + x * unit, reach * unit + 2
     return (
@@ -204,7 +204,7 @@ def _window(image: Pixels, x: float, y: float, reach: float, unit: float) -> Win
 
 
 def _grid(image: Pixels, window: Window, unit: float) -> tuple[Field, Field]:
-    """x and y of a window's pixel centres; the origin is its image's middle, `unit` is pixels per unit."""
+    """x and y of a window's pixel centres; the origin is the middle of the image, `unit` is pixels per unit."""
     rows, columns = image.shape[:2]
     y = (np.arange(window[0].start, window[0].stop) + 0.5 - rows / 2) / unit
     x = (np.arange(window[1].start, window[1].stop) + 0.5 - columns / 2) / unit
@@ -229,7 +229,7 @@ def _surface(look: Look, pattern: Pattern, u: Field, v: Field) -> Pixels:
 
 
 def _paint(rng: Rng, image: Pixels, name: str, spread: float, sizes: Range, unit: float) -> None:
-    """One thing of class `name` with its shadow, at most `spread` from the middle both ways, in place."""
+    """Paint one thing of class `name` with its shadow, at most `spread` from the middle both ways, in place."""
     first, second = name.split("-")
     pattern, silhouette = PATTERNS[first], SILHOUETTES[second]
     size = rng.uniform(*sizes)
@@ -244,7 +244,7 @@ def _paint(rng: Rng, image: Pixels, name: str, spread: float, sizes: Range, unit
     u, v = c * x + s * y, (c * y - s * x) / look.squeeze
     radius = np.hypot(u, v)
     outline = DISC_RADIUS + look.depth * (silhouette.radius(np.arctan2(v, u), look.n) - DISC_RADIUS)
-    inside = outline - radius  # about the signed distance to the outline, in sizes
+    inside = outline - radius  # approximately the signed distance to the outline, in sizes
     _cover(part, 0.35 * np.clip(1.2 + 4 * inside, 0, 1), np.zeros(3))  # a soft shadow all round
     light = 1 + 0.3 * (np.cos(look.light) * x + np.sin(look.light) * y) - 0.25 * (radius / outline) ** 4
     surface = np.clip(_surface(look, pattern, u, v) * light[..., None], 0, 1)
@@ -252,7 +252,7 @@ def _paint(rng: Rng, image: Pixels, name: str, spread: float, sizes: Range, unit
 
 
 def _background(rng: Rng, image: Pixels, unit: float) -> None:
-    """Two muted colours in smooth waves, in place."""
+    """Paint two muted colours in smooth waves, in place."""
     first, second = _any_hue(rng, (0, 0.4), (0.25, 0.9)), _any_hue(rng, (0, 0.4), (0.25, 0.9))
     x, y = _grid(image, _whole(image), unit)
     waves = np.zeros(x.shape)
@@ -263,7 +263,7 @@ def _background(rng: Rng, image: Pixels, unit: float) -> None:
 
 
 def _twig(rng: Rng, image: Pixels, unit: float) -> None:
-    """A straight twig right across the image, in place."""
+    """Paint a straight twig right across the image, in place."""
     x, y = _grid(image, _whole(image), unit)
     angle, offset, half = rng.uniform(0, np.pi), rng.uniform(-0.6, 0.6), rng.uniform(0.04, 0.13)
     away = np.abs(np.cos(angle) * x + np.sin(angle) * y - offset)
@@ -273,7 +273,7 @@ def _twig(rng: Rng, image: Pixels, unit: float) -> None:
 
 
 def _blur(image: Pixels, amount: float) -> Pixels:
-    """Three taps along both axes; `amount`, 0 to 1, is the weight of the two neighbours together."""
+    """Blur with three taps along both axes; `amount`, 0 to 1, is the total weight of the two neighbours."""
     padded = np.pad(image, ((1, 1), (0, 0), (0, 0)), mode="edge")
     image = (1 - amount) * image + amount / 2 * (padded[:-2] + padded[2:])
     padded = np.pad(image, ((0, 0), (1, 1), (0, 0)), mode="edge")
@@ -315,7 +315,7 @@ def _jpeg(seed: int, split: str, rank: int, number: int) -> bytes:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raises UserError unless everything in `folder`, which need not exist, can be an earlier demo's."""
+    """UserError unless everything in `folder`, which need not exist, may come from an earlier demo."""
     if folder.is_symlink() or folder.is_file():
         raise UserError(f"{folder} is no plain folder, and it is to be replaced; give another folder")
     names = {class_name(rank) for rank in range(CLASSES)}
@@ -329,8 +329,8 @@ def _check_replaceable(folder: Path) -> None:
 def write_demo(out: Path, seed: int = 0) -> None:
     """Write out/train/<class>/NNNN.jpg (long-tailed) and out/test/<class>/NNNN.jpg (balanced).
 
-    An earlier demo's images there are replaced, each split as a whole once it is complete; anything else in
-    these two folders is a UserError before a file is touched, and so is a seed outside 0..2^32-1.
+    Images of an earlier demo are replaced, each split as a whole once it is complete; anything else in these
+    two folders is a UserError before a file is touched, and so is a seed outside 0..2^32-1.
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed} is not in 0..{2**32 - 1}")
@@ -339,7 +339,7 @@ def write_demo(out: Path, seed: int = 0) -> None:
     for split in SPLITS:
         _check_replaceable(out / split)
     for split in SPLITS:
-        unfinished = out / f".{split}.unfinished"  # what a killed run left is drawn again
+        unfinished = out / f".{split}.unfinished"  # images left by a killed run are drawn again
         shutil.rmtree(unfinished, ignore_errors=True)
         for rank in range(CLASSES):
             folder = unfinished / class_name(rank)

@@ -25,11 +25,11 @@ def class_folders(root: Path) -> list[str]:
 
 
 def hidden(name: str) -> bool:
-    return name.startswith(".")  # .ipynb_checkpoints is no class, ._0001.jpg no image
+    return name.startswith(".")  # .ipynb_checkpoints is not a class, ._0001.jpg not an image
 
 
 def folder_files(folder: Path) -> Iterator[str]:
-    """Paths of all files below a folder, relative to it, in an order that depends on their names alone."""
+    """Paths of all files below a folder, relative to it, in an order that depends only on their names."""
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not hidden(name))
         for name in sorted(files):

@@ -1,4 +1,4 @@
-"""What a record file holds, whether it is intact, and a copy of it without damaged images. The file itself stays as it is."""
+"""Shows what a record file holds, checks it, and copies it without damaged images. The file itself is not changed."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ from train.watch.text import megabytes
 
 
 def size_range(widths: np.ndarray, heights: np.ndarray) -> str:
-    """Smallest and largest side each way, in pixels."""
+    """Smallest and largest width and height, in pixels."""
     low, high = f"{widths.min()}x{heights.min()}", f"{widths.max()}x{heights.max()}"
     if low == high:
         return low
@@ -74,7 +74,7 @@ def run_info(args: argparse.Namespace) -> None:
 
 
 def checked(records: Records, workers: int) -> list[Damaged]:
-    """The damaged images, after listing them."""
+    """Lists the damaged images, and returns them."""
     with progress_bar("checking", len(records)) as progress:
         damaged = find_damaged(records, workers, progress)
     for image in damaged:

@@ -1,4 +1,4 @@
-"""A source of images: the files that the lines `path label` of a list name. Invariant: samples come in the list's order."""
+"""A source of images: the files named by the lines `path label` of a list. Invariant: samples come in the list's order."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ from pipelines.errors import UserError
 from pipelines.records.writing import Sample
 from tools.conversion.names import read_lines, stripped
 
-MAX_CLASSES = 1_000_000  # a larger label is a mistake, such as a key in the label's place
+MAX_CLASSES = 1_000_000  # a larger label is a mistake, such as a key in place of the label
 
 
 def list_samples(root: Path, path: Path, prefix: str, classes: int | None) -> list[Sample]:
-    """One sample per `path label` line; the path may hold spaces. Empty lines are passed over."""
+    """One sample per `path label` line; the path may contain spaces. Empty lines are skipped."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; --root is the folder that the list's paths start from")
     samples = []

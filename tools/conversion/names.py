@@ -1,6 +1,6 @@
 """Names of classes and samples, and the text files that list them.
 
-Invariant: a name depends on what is given (a list's lines, paths inside a folder), not on where that lies.
+Invariant: a name depends on the input (a list's lines, paths inside a folder), not on where the input lies.
 """
 
 from pathlib import Path
@@ -9,14 +9,14 @@ from pipelines.errors import UserError
 
 
 def stripped(name: str, prefix: str, where: str) -> str:
-    """A name without --strip-prefix; one that lacks it would have another key than its twin elsewhere."""
+    """A name without --strip-prefix; one that lacks the prefix is refused: its key would differ from its twin's elsewhere."""
     if not name.startswith(prefix):
         raise UserError(f"{where}: {name} does not start with {prefix}, the --strip-prefix given")
     return name.removeprefix(prefix)
 
 
 def read_lines(path: Path, what: str) -> list[str]:
-    """Lines of a text file; bytes that are no UTF-8 survive, as in file names."""
+    """Lines of a text file; bytes that are not UTF-8 are kept, as in file names."""
     try:
         return path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The options of tools/convert.py's commands, and their types. Owns no work."""
+"""The options of tools/convert.py's commands, and their types; does no work itself."""
 
 import argparse
 import os
@@ -9,7 +9,7 @@ from tools.conversion.storage import RECIPES
 
 
 def imbalance(text: str) -> int | float:
-    """Images of the largest class per image of the smallest; whole numbers stay whole in the manifest."""
+    """Images of the largest class per image of the smallest; whole numbers stay integers in the manifest."""
     value = float(text)
     if not 1 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} given, at least 1 allowed")
@@ -17,7 +17,7 @@ def imbalance(text: str) -> int | float:
 
 
 def share(text: str) -> float:
-    """An argparse type: a part of a whole, less than all of it."""
+    """An argparse type: a share of a whole, less than all of it."""
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} given, at least 0 and less than 1 allowed")

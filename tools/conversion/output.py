@@ -1,4 +1,4 @@
-"""Writing record files with a progress bar, and saying what was written. Invariant: a split's files are all of the same split."""
+"""Writes record files with a progress bar, and prints what was written. Invariant: all files come from the same split."""
 
 import argparse
 import sys
@@ -22,7 +22,7 @@ SHOWN = 20  # unreadable images listed one by one
 def convert(
     out: Path, samples: Sequence[Sample], class_names: Sequence[str], args: argparse.Namespace, **more: Any
 ) -> None:
-    """Write one record file with a progress bar, and say what was written."""
+    """Write one record file with a progress bar, and print what was written."""
     try:
         with progress_bar(out.name, len(samples)) as progress:
             skipped = write_records(
@@ -36,7 +36,7 @@ def convert(
 
 
 def report(records: Records, more: str = "") -> None:
-    """The one line on a new file, and a note on classes without images."""
+    """Print one line about a new file, and a note on classes without images."""
     size = megabytes(records.data.size)
     print(
         f"{records.path}: {len(records)} images, {records.num_classes} classes, {size}, digest {records.digest}{more}"
@@ -69,7 +69,7 @@ def convert_images(
 
 
 def part_outputs(args: argparse.Namespace) -> dict[str, Path]:
-    """The record file of each part that --val and --test ask for, after checking that they may be written."""
+    """The record file of each part that --val and --test ask for, after checking that it may be written."""
     if args.val + args.test >= 1:
         raise UserError(f"--val {args.val:g} and --test {args.test:g} leave nothing to train; give less than 1 in all")
     if args.out.suffix == ".beton" or args.out.is_file():
@@ -87,14 +87,14 @@ def part_outputs(args: argparse.Namespace) -> dict[str, Path]:
 def convert_parts(
     outputs: dict[str, Path], samples: list[Sample], class_names: Sequence[str], args: argparse.Namespace
 ) -> None:
-    """Write train.beton and the others, from one split."""
+    """Write train.beton and the other parts, from one split."""
     parts = split_samples(samples, args.val, args.test, args.split_seed)
     for part in outputs:
         if not parts[part]:
             largest = int(np.bincount([sample.label for sample in samples]).max())
             share = getattr(args, part)
             raise UserError(f"--{part} {share:g} of classes of at most {largest} images is none; give a larger share")
-    for out in outputs.values():  # a run that is stopped must not leave the parts of two splits side by side
+    for out in outputs.values():  # an interrupted run must not leave parts of two splits side by side
         try:
             out.unlink(missing_ok=True)
         except OSError as error:

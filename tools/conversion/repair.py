@@ -1,7 +1,7 @@
 """Finding the damaged images of a record file, and rebuilding the file without them.
 
-Owns what the new manifest says of them. What counts as damage is decided in pipelines/records/encoding.py; bytes are
-copied by writing.py there. Invariant: the original is only read, and what stays keeps name, key, label, source hash and bytes.
+Owns what the new manifest says about them. What counts as damage is decided in pipelines/records/encoding.py; writing.py
+there copies the bytes. Invariant: the original is only read; images that stay keep name, key, label, source hash and bytes.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ def find_damaged(records: Records, workers: int, progress: Callable[[], None]) -
 
 
 def rebuild(records: Records, damaged: Sequence[Damaged], out: Path, force: bool, progress: Callable[[], None]) -> None:
-    """Write `out`: the records that are not damaged. Its manifest says how the original was made and what is gone."""
+    """Write `out`: the records that are not damaged. Its manifest says how the original was made and what was removed."""
     whole = np.delete(np.arange(len(records)), [image.position for image in damaged])
     if not whole.size:
         raise UserError(f"{records.path}: not one image is intact; convert it again with tools/convert.py")

@@ -1,4 +1,4 @@
-"""What the commands of tools/convert.py that make record files do: take the samples of their source, and write them."""
+"""The commands of tools/convert.py that make record files: they read samples from their source and write them."""
 
 import argparse
 import sys
@@ -41,7 +41,7 @@ def run_cifar(args: argparse.Namespace) -> None:
 
 
 def run_folder(args: argparse.Namespace) -> None:
-    encoding_of(args)  # a contradiction is told before any file is touched
+    encoding_of(args)  # refuses contradictory options before any file is touched
     outputs = part_outputs(args) if args.val or args.test else None
     if outputs is None:
         check_output(args.out, args.force)

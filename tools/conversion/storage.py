@@ -1,5 +1,5 @@
-"""How the files of images are stored: what each --recipe keeps of an image. Invariant: under whichever recipe, parts that do not
-train hold the evaluation view alone.
+"""How images are stored: what each --recipe keeps of an image. Invariant: under every recipe, parts that are not for training
+hold only the evaluation view.
 """
 
 import argparse
@@ -11,14 +11,14 @@ from pipelines.records.encoding import AS_THEY_ARE, Encoding
 
 
 class Storage(NamedTuple):
-    """What a training recipe needs of an image, and where that recipe is used."""
+    """What a training recipe needs from an image, and where that recipe is used."""
 
     encoding: Encoding
     use: str
 
 
-# A random resized crop takes as little as 8 % of the area, which is enlarged to 224 already: any smaller copy loses detail.
-# A resize to a fixed short side throws away what a copy of that short side does not hold. Measured in docs/storage.md.
+# A random resized crop may take as little as 8 % of the area, which is enlarged to 224 already: any smaller copy loses detail.
+# A resize to a fixed short side loses nothing if the stored copy has that short side. Measured in docs/storage.md.
 RECIPES = {
     "imagenet_lt": Storage(AS_THEY_ARE, "random_resized_crop 224: configs/imagenet_lt"),
     "imagenet_lt_resize": Storage(Encoding(short_side=256), "resize_crop 224 of short side 256"),
@@ -28,7 +28,7 @@ RECIPES = {
 
 
 def encoding_of(args: argparse.Namespace, part: str = "train") -> Encoding:
-    """How the files of one part are stored; under --recipe the parts that do not train hold the evaluation view."""
+    """How the files of one part are stored; under --recipe, parts that are not for training hold the evaluation view."""
     if not args.recipe:
         return Encoding(args.short_side, args.max_side, args.quality)
     if args.short_side or args.max_side:

@@ -1,1 +1,1 @@
-"""Tables and figures of finished runs, one a module."""
+"""Tables and figures of finished runs, one per module."""

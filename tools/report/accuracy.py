@@ -1,6 +1,6 @@
-"""Accuracy of several runs beside each other: by shot group as a table, by class against its frequency as a picture.
+"""Accuracy of several runs side by side: a table by shot group, a picture of class accuracy against class frequency.
 
-titles: of the runs, by name, in their order; results: their result.json by name.
+titles: the titles of the runs by name, in order; results: their result.json by name.
 """
 
 import json
@@ -33,7 +33,7 @@ def show_table(
     spent: dict[str, float],
     cache_seconds: float,
 ) -> None:
-    """Accuracies in percent on the balanced test set, overall and by shot group."""
+    """A table of accuracies in percent on the balanced test set, overall and by shot group."""
     table = Table(title="top-1 accuracy on the balanced test set, %")
     for column in ("run", "all", "many", "medium", "few", "seconds"):
         table.add_column(column, justify="left" if column == "run" else "right")
@@ -46,7 +46,7 @@ def show_table(
 
 
 def draw(path: Path, titles: dict[str, str], results: dict[str, dict[str, Any]], counts: np.ndarray) -> None:
-    """Per-class accuracy against class frequency, frequent classes on the left."""
+    """Draw per-class accuracy against class frequency, frequent classes on the left."""
     order = np.argsort(-counts, kind="stable")
     x = np.arange(len(counts))
     figure, (top, bottom) = plt.subplots(
@@ -54,7 +54,7 @@ def draw(path: Path, titles: dict[str, str], results: dict[str, dict[str, Any]],
     )
     for name, title in titles.items():
         accuracy = 100 * np.array(results[name]["test"]["classes"], float)[order]
-        # A running mean over three classes: 50 test images a class leave single classes noisy.
+        # A running mean over three classes: with 50 test images per class, single classes are noisy.
         smooth = np.convolve(np.pad(accuracy, 1, mode="edge"), np.ones(3) / 3, mode="valid")
         (line,) = top.plot(x, smooth, label=f"{title}: {100 * results[name]['test']['top1']:.1f} %", linewidth=2)
         top.scatter(x, accuracy, s=14, color=line.get_color(), alpha=0.45, linewidths=0)

@@ -1,7 +1,7 @@
-"""What one must know to use a finished network: the content of model.json, as a type.
+"""What users of a finished network need to know about it: the content of model.json, as a type.
 
-A run's says how the network was trained; an export's (export.py) also what was measured. Invariant: what `of` reads, `to_json`
-writes again, under the same names.
+A run's model.json says how the network was trained; an export's (export.py) also what was measured. Invariant: `to_json` writes
+what `of` reads, under the same names.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -15,16 +15,16 @@ class ModelInfo:
     architecture: str
     "name of the network, as in model.name"
     class_names: list[str]
-    "in the order of the outputs"
+    "class names, in the order of the outputs"
     train_counts: list[int] = field(default_factory=list)
-    "training images of each class"
+    "number of training images of each class"
     mean: list[float]
     "per-channel mean of the pixels, 0..1"
     std: list[float]
     input_size: int
     "side of the square images, in pixels"
     recipe: dict[str, Any] = field(default_factory=dict)
-    "of training (data.recipe)"
+    "the recipe of the training (data.recipe)"
     precision: str = ""
     ema_decay: float | None = None
     method: str = ""
@@ -33,19 +33,19 @@ class ModelInfo:
     init: dict[str, str] | None = None
     "source and weights' hash of what training started from; None: random weights"
     kind: str = "raw"
-    "raw: the weights trained last; ema: their moving average; best: of the best evaluation"
+    "raw: the last trained weights; ema: their moving average; best: those of the best evaluation"
     name: str = ""
-    "of an export, as all that follows"
+    "only in an export, as all that follows"
     weights_hash: str = ""
     evaluation_recipe: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
-    "what run.json knows of the training"
+    "what run.json says about the training"
     evaluation: dict[str, Any] = field(default_factory=dict)
-    "the figures that were measured, and by what"
+    "the measured figures, and what measured them"
 
     @classmethod
     def of(cls, json: dict[str, Any]) -> "ModelInfo":
-        """From model.json; entries that this version does not know are passed over."""
+        """From model.json; entries unknown to this version are ignored."""
         return cls(**{name: value for name, value in json.items() if name in cls.__dataclass_fields__})
 
     @property
@@ -55,11 +55,11 @@ class ModelInfo:
 
     @property
     def is_export(self) -> bool:
-        """Whether it is of an export rather than of a run."""
+        """Whether it belongs to an export rather than to a run."""
         return bool(self.training)
 
     def to_json(self) -> dict[str, Any]:
-        """For model.json. Of a run, which holds every kind of weights, without what only an export has."""
+        """For model.json. For a run, which holds every kind of weights, without the entries that only an export has."""
         only_of_exports = ("kind", "name", "weights_hash", "evaluation_recipe", "training", "evaluation")
         left_out = () if self.is_export else only_of_exports
         return {name: value for name, value in asdict(self).items() if name not in left_out}

@@ -1,8 +1,8 @@
-"""Computing a logit cache: the teacher over every (block, view) that is not on disk yet.
+"""Computing a logit cache: runs the teacher over every (block, view) that is not on disk yet.
 
 A block is always computed in batches of cache.batch consecutive keys from its first key, by one process, so its bytes do not
-depend on who writes it. Owns the loop, its progress and the thread that encodes and writes behind it; the format is
-pipelines/logits'. Invariant: what a kill can lose is the block being computed, and the one just computed until it is written.
+depend on who writes it. Owns the loop, its progress and the thread that encodes and writes behind it; the format
+belongs to pipelines/logits. Invariant: a kill loses at most the block being computed and the one being written.
 """
 
 import platform
@@ -32,11 +32,11 @@ from train.watch.progress import Bar
 from train.watch.text import size_text
 
 _PLAIN_SECONDS = 10.0
-_HELD_UP = 0.1  # share of the time spent waiting from which on it is not the teacher that sets the pace
+_HELD_UP = 0.1  # share of time spent waiting above which the teacher is not the bottleneck
 
 
 def all_cells(writer: CacheWriter, views: int) -> list[Cell]:
-    """The cells of a finished cache of so many views."""
+    """All cells of a finished cache with `views` views."""
     return [(view, block) for view in range(views) for block in range(writer.blocks)]
 
 
@@ -47,7 +47,7 @@ def write_cache(
     missing = _shared_list(writer, views)
     _require_space(writer, missing)
     cells = missing[accelerator.process_index :: accelerator.num_processes]
-    by_key = np.argsort(loader.records.keys, kind="stable")  # row i of the index is the sample at the i-th of them
+    by_key = np.argsort(loader.records.keys, kind="stable")  # row i of the index is the sample at by_key[i]
     keys = loader.records.keys[by_key]
     fingerprint = Fingerprinter()
     start, images = time.perf_counter(), 0
@@ -61,7 +61,7 @@ def write_cache(
     ):
         try:
             for item in progress.watch(batches):
-                # Nothing here waits for the device: that would leave it idle until the next batch is on its way.
+                # Nothing here waits for the device, which would then be idle until the next batch is on its way.
                 logits.append(teacher(item))
                 prints.append(fingerprint.on_device(item.pixels))
                 images += len(item.keys)
@@ -74,7 +74,7 @@ def write_cache(
         finally:
             batches.close()
     seconds = time.perf_counter() - start
-    # The sum is also where ranks wait for each other.
+    # The sum also makes ranks wait for each other.
     images = int(accelerator.reduce(torch.tensor(images, device=accelerator.device)))
     left = writer.missing(views)
     if left:
@@ -86,26 +86,26 @@ def write_cache(
     if accelerator.is_main_process:
         made = {"host": platform.node(), "time": time.time(), "argv": sys.argv, "torch": torch.__version__}
         accuracy = writer.finish(views, made | figures if images else None)
-    # On the training views, plain argmax: far below the teacher's test accuracy means wrong pixels or classes.
+    # Accuracy on the training views by plain argmax: far below the teacher's test accuracy means wrong pixels or classes.
     (figures["teacher_top1"],) = broadcast_object_list([accuracy])
-    accelerator.wait_for_everyone()  # a rank that leaves while another still receives takes it down
+    accelerator.wait_for_everyone()  # a rank that exits while another still receives would crash it
     return figures
 
 
 def _shared_list(writer: CacheWriter, views: int) -> list[Cell]:
     """The missing cells, in an order that differs from that of other programs which write the same cache.
 
-    Ranks share the list of rank 0: one that looks later may find blocks that another has already written, and would cut
+    Ranks share the list of rank 0: a rank that looks later may find blocks that another has already written, and would cut
     its share from a shorter list.
     """
     missing = writer.missing(views)
-    random.SystemRandom().shuffle(missing)  # whatever seeds anybody sets: equal orders would do everything twice
+    random.SystemRandom().shuffle(missing)  # independent of any seed: equal orders would compute everything twice
     (missing,) = broadcast_object_list([missing])
     return missing
 
 
 def _require_space(writer: CacheWriter, missing: list[Cell]) -> None:
-    """Refuse before the first byte what would not fit."""
+    """Refuse, before the first byte is written, a cache that would not fit on the disk."""
     needed, free = writer.bytes_of(missing), shutil.disk_usage(writer.folder).free
     if needed > free:
         raise UserError(
@@ -115,7 +115,7 @@ def _require_space(writer: CacheWriter, missing: list[Cell]) -> None:
 
 
 def _plan(writer: CacheWriter, cells: list[Cell], by_key: np.ndarray, batch: int) -> Iterator[Plan]:
-    """The batches of each cell that nobody else has finished by the time its turn comes."""
+    """The batches of each cell that no other writer has finished by the time its turn comes."""
     for view, block in cells:
         if writer.has((view, block)):
             continue
@@ -126,14 +126,14 @@ def _plan(writer: CacheWriter, cells: list[Cell], by_key: np.ndarray, batch: int
 
 
 class _Publisher:
-    """Encodes, certifies and writes a block in a thread of its own while the next one is computed; never two behind."""
+    """Encodes, certifies and writes a block in its own thread while the next one is computed; never more than one behind."""
 
     def __init__(self, writer: CacheWriter):
         self._writer = writer
         self._pool = ThreadPoolExecutor(1, "writer")
         self._last: tuple[Future, Future[int], int] | None = None
         self.waited = 0.0
-        "seconds for which the teacher stood still because a block was not written yet"
+        "seconds for which the teacher waited for a block to be written"
         self.rows, self.right = 0, 0
         "rows written, and how often the teacher was right"
 
@@ -144,18 +144,18 @@ class _Publisher:
         self._pool.shutdown()
 
     def publish(self, cell: Cell, logits: torch.Tensor, prints: torch.Tensor) -> None:
-        """Hand over a block, logits [n, C] and prints [n, 17] on the device; an error of the one before is raised here."""
+        """Hand over a block, logits [n, C] and prints [n, 17] on the device; raises an error of the previous block."""
         self.wait()
         arrived = self._pool.submit(lambda: (logits.cpu().numpy(), on_host(prints)))
         written = self._pool.submit(lambda: self._writer.write(cell, *arrived.result()))
         self._last = arrived, written, len(logits)
 
     def wait(self) -> None:
-        """Return when the last block is on the disk; its error is raised here."""
+        """Return when the last block is on the disk; raises its error."""
         if self._last is None:
             return
         (arrived, written, rows), self._last = self._last, None
-        arrived.result()  # until here it is the teacher that lets us wait
+        arrived.result()  # up to here we waited for the teacher
         start = time.perf_counter()
         self.right += written.result()
         self.rows += rows
@@ -163,7 +163,7 @@ class _Publisher:
 
 
 class _CellProgress:
-    """How far this process is and what holds it up: a bar on a terminal, plain lines elsewhere, nothing on other ranks."""
+    """Progress of this process and what slows it down: a bar on a terminal, plain lines elsewhere, nothing on other ranks."""
 
     def __init__(self, cells: list[Cell], publisher: _Publisher, size: str, is_main: bool):
         self._place = {cell: place for place, cell in enumerate(cells, 1)}
@@ -181,7 +181,7 @@ class _CellProgress:
             self._bar.close()
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches, timed; the first one, which is start-up and compilation, does not count."""
+        """The same batches, timed; the first one, which includes start-up and compilation, does not count."""
         batches = iter(batches)
         for first in batches:
             yield first
@@ -199,7 +199,7 @@ class _CellProgress:
         return self._waited / max(time.perf_counter() - self._start, 1e-9)
 
     def advance(self, cell: Cell) -> None:
-        """This cell is computed, and with it all before it in the list, by us or by somebody else."""
+        """This cell and all before it in the list are computed, by this process or by another."""
         done = self._place[cell]
         if self._bar is None:
             return

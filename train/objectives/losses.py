@@ -1,8 +1,8 @@
-"""The losses: cross-entropy, balanced softmax, and distillation (DiVE, and KD, the classic one).
+"""The losses: cross-entropy, balanced softmax, and distillation (DiVE and classic KD).
 
 Owns the formulas of the paper (He, Wu, Wei, ICCV 2021, arXiv 2103.15042); knows nothing of models, caches
-or settings. Invariant: everything is computed in float32 or wider whatever comes in, the log-prior enters
-the hard term alone, and no gradient reaches the teacher's logits.
+or settings. Invariant: everything is computed in float32 or wider whatever the inputs are, the log-prior enters
+only the hard term, and no gradient reaches the teacher's logits.
 Shapes: B batch, C classes.
 """
 
@@ -60,7 +60,7 @@ def kd_kl(student_logits_BC: Tensor, teacher_probs_BC: Tensor, tau: float) -> Te
 
 
 def _blend(hard: Tensor, kl: Tensor, tau: float, alpha: float) -> tuple[Tensor, Parts]:
-    """(1-a) * hard + a * tau^2 * KL; tau is the nominal one, so that p leaves the weight of the KL alone."""
+    """(1-a) * hard + a * tau^2 * KL; tau is the nominal temperature, so that p does not change the weight of the KL."""
     return (1 - alpha) * hard + alpha * tau**2 * kl, {"hard": hard.detach(), "kl": kl.detach()}
 
 
@@ -86,7 +86,7 @@ def dive(
 def kd(
     student_logits_BC: Tensor, labels_B: Tensor, teacher_logits_BC: Tensor, tau: float, alpha: float
 ) -> tuple[Tensor, Parts]:
-    """`dive` without prior and power (Hinton et al. 2015, arXiv 1503.02531): plain CE as hard term, p = 1."""
+    """`dive` without prior and power (Hinton et al. 2015, arXiv 1503.02531): plain CE as the hard term, p = 1."""
     hard = cross_entropy(student_logits_BC, labels_B)
     kl = kd_kl(student_logits_BC, soften(teacher_logits_BC, tau, p=1.0), tau)
     return _blend(hard, kl, tau, alpha)

@@ -1,8 +1,8 @@
-"""THE table of methods: what can be trained, by which loss, and what each needs. Nothing else in the tree spells a name of it.
+"""THE table of methods: what can be trained, by which loss, and what each needs. Their names are written nowhere else.
 
-A method is one function here and one row of METHODS; formulas are losses.py's. From the row follow the settings' choices and
-their explanation, the script that trains it, what is refused beside it, its words on a model card and its row in the bench.
-Invariant: a loss is a function of its arguments alone; what changes during training is a function of the step.
+A method is one function here and one row of METHODS; losses.py has the formulas. The row determines the settings' choices and
+their explanation, the script that trains it, what is refused with it, its words on a model card and its row in the bench.
+Invariant: a loss depends on its arguments alone; what changes during training is a function of the step.
 Shapes: B batch, C classes.
 """
 
@@ -19,7 +19,7 @@ from train.objectives.losses import Parts
 
 
 class Given(NamedTuple):
-    """What a loss is told besides the student's outputs."""
+    """The inputs of a loss besides the student's outputs."""
 
     labels: Tensor
     "int64 [B]"
@@ -34,19 +34,19 @@ class Given(NamedTuple):
 
     @property
     def targets(self) -> Tensor:
-        """`soft` of a method that has targets."""
+        """`soft`, for a method that has targets."""
         assert self.soft is not None
         return self.soft
 
     @property
     def tau(self) -> float:
-        """The temperature, of a method that has one."""
+        """The temperature, for a method that has one."""
         assert self.settings.tau is not None
         return self.settings.tau
 
 
 class Method(NamedTuple):
-    """One row."""
+    """One row of METHODS."""
 
     loss: Callable[[Outputs, Given], tuple[Tensor, Parts]]
     "(loss, its named parts) as scalars on the device"
@@ -111,14 +111,14 @@ else:  # the choices of the setting are the rows of the table
 
 
 def hard_part(name: str) -> str:
-    """The method that remains of `name` without soft targets: the first without that has its prior, or has none like it."""
+    """`name` if it has no soft targets, else its hard-label counterpart: the first method without them, with the same prior."""
     if not METHODS[name].targets:
         return name
     return next(other for other, row in METHODS.items() if not row.targets and row.prior == METHODS[name].prior)
 
 
 def names_where(condition: Callable[[Method], bool]) -> str:
-    """Names of rows, for a message: "ce or kd"."""
+    """Names of the rows that fulfil `condition`, for a message: "ce or kd"."""
     return " or ".join(name for name, row in METHODS.items() if condition(row))
 
 

@@ -1,7 +1,7 @@
-"""What a step minimises: hard labels, and soft targets from wherever they come.
+"""What a step minimises: a loss of hard labels, and of soft targets from any source.
 
 The objective owns the source of targets and the class prior, so that the training loop knows neither. It returns the loss
-and its named parts; which loss that is stands in methods.py.
+and its named parts; methods.py says which loss that is.
 """
 
 import torch
@@ -27,7 +27,7 @@ class Objective:
         self._targets = targets
 
     def resident(self) -> "Objective":
-        """The same work on the device, with nothing that comes from the disk: a cache's targets are replaced by flat ones."""
+        """An objective with the same work on the device and no reads from disk: flat targets replace those of a cache."""
         if not isinstance(self._targets, CachedTargets):
             return self
         flat = self._log_prior.new_zeros(len(self._log_prior))

@@ -1,7 +1,7 @@
 """Where a student's soft targets come from: a logit cache, or the teacher itself, run online.
 
-Both give raw teacher logits for exactly the views of a batch. Owns asking a teacher and what its answers depend on; the loss
-is elsewhere.
+Both give raw teacher logits for exactly the views of a batch. Owns running a teacher and the description of what its answers
+depend on; does not own the loss.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Targets(Protocol):
-    """Soft targets of one student."""
+    """Soft targets for one student."""
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Raw teacher logits, float32 [B, C], on the batch's device, without gradient."""
@@ -30,10 +30,10 @@ class Targets(Protocol):
 
 
 class Teacher:
-    """A finished network, frozen, in eval mode, asked about uint8 crops.
+    """A finished network, frozen, in eval mode, applied to uint8 crops.
 
-    It normalises with its own mean and std, whatever the student uses. Another class order or input size is refused.
-    precision: fp32, bf16 or fp16, that of the forward pass.
+    It normalises with its own mean and std, whatever the student uses. A different class order or input size is refused.
+    precision: that of the forward pass, fp32, bf16 or fp16.
     """
 
     def __init__(
@@ -67,19 +67,19 @@ class Teacher:
             "memory_format": "channels_last" if channels_last else "contiguous",
             "kind": source.kind,
         }
-        # as in CachedTargets, for the student's papers: where each teacher came from and the hash of its weights
+        # as in CachedTargets, for the student's model card: where each teacher came from and the hash of its weights
         self.teachers = [{"source": source.origin, "architecture": source.spec.name, "weights": weights}]
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> torch.Tensor:
         images = self._finish(batch.pixels, batch.colours)
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-            # A copy: what a CUDA graph gives out is overwritten by its next run, and the cache's writer keeps several.
+            # A copy: a CUDA graph's output is overwritten by its next run, and the cache's writer keeps several.
             return self._network(images).to(torch.float32, copy=True)
 
 
 def _require_fit(source: Pretrained, records: Records, input_size: int) -> None:
-    """Refuse a teacher of other classes, another order of them, or another input size."""
+    """Refuse a teacher with other classes, another order of classes, or another input size."""
     theirs, ours = source.class_names, list(records.class_names)
     if theirs != ours:
         at = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)
@@ -101,8 +101,8 @@ def _require_fit(source: Pretrained, records: Records, input_size: int) -> None:
 class CachedTargets:
     """Targets gathered from logit caches by (key, view), with fingerprints compared as cache.check says.
 
-    caches: one, or several whose mean is the target. every: batches between two checks (an epoch); say: where the finding of
-    the first check is reported.
+    caches: one, or several whose mean is the target. every: batches between two checks (an epoch); say: reports the result of
+    the first check.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class CachedTargets:
         self._device = device
         self._pixels = pixels
         self._say = say
-        # The first two batches are always checked, then one an epoch, or every one.
+        # The first two batches are always checked; after that one per epoch, or every one.
         self._every = {"open": None, "epoch": max(1, every), "always": 1}[check]
         self._seen = 0
         self._worst = ""

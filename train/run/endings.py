@@ -1,6 +1,6 @@
-"""How a program of one process ends: exit codes, one line for a mistake, and silence when its output is not read any more.
+"""How a single-process program ends: exit codes, one line for a mistake, and silence when its output is no longer read.
 
-Needs no torch, so that small tools start at once; train/run/exits.py is this for trainings, with their stops and ranks.
+Needs no torch, so that small tools start at once; train/run/exits.py does this for trainings, with their stops and ranks.
 Invariant: an exit code is 0 only if the work was done.
 """
 
@@ -21,21 +21,21 @@ _NO_READER = 128 + signal.SIGPIPE
 def script(main: Callable[[list[str]], int | None]) -> int:
     """The exit code of `main(argv)`, for `sys.exit`.
 
-    When whatever read the output has gone (`| head`), the program ends at once and without a word, with the code of SIGPIPE.
+    When the reader of the output is gone (`| head`), the program ends at once and silently, with the code of SIGPIPE.
     """
     try:
         try:
             return main(sys.argv[1:]) or 0
         finally:
-            sys.stdout.flush()  # while a closed pipe can still be answered, after --help too
+            sys.stdout.flush()  # while a closed pipe can still be handled, also after --help
     except BrokenPipeError:
         if not _drop_closed_pipes():
-            raise  # another pipe, such as that of a worker
+            raise  # another pipe, such as a worker's
         return _NO_READER
     except SystemExit as leave:
         if not isinstance(leave.__context__, BrokenPipeError):
             raise
-        return _NO_READER  # rich has met the closed pipe, and leaves with 1
+        return _NO_READER  # rich found the closed pipe and exited with 1
 
 
 def _to_stderr(line: str) -> None:
@@ -45,9 +45,9 @@ def _to_stderr(line: str) -> None:
 def exit_code(
     work: Callable[[], int | None], interrupted: str = "interrupted", say: Callable[[str], None] = _to_stderr
 ) -> int:
-    """Do the work and say in one line why it was not done: 0 or its own code, 2 for a mistake of the user's, 130 after Ctrl-C.
+    """Do the work, or print in one line why it was not done. Code: 0 or the work's own, 2 for a user's mistake, 130 after Ctrl-C.
 
-    interrupted: what to say after Ctrl-C; say: takes the line of a mistake.
+    interrupted: the message after Ctrl-C; say: prints the line.
     """
     try:
         return work() or 0
@@ -66,7 +66,7 @@ def exit_code(
 
 
 def _drop_closed_pipes() -> bool:
-    """Whether standard output or error is a pipe without a reader; what is left to be written there goes nowhere."""
+    """Whether standard output or error is a pipe without a reader; further output to it is discarded."""
     found = False
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -82,7 +82,7 @@ def _drop_closed_pipes() -> bool:
 
 
 def _passing_trouble(error: Exception) -> str | None:
-    """What went wrong and has been, or must be, put right, if the program is not at fault."""
+    """What went wrong and how it was or can be put right, for errors that are not the program's fault; else None."""
     if torn := _torn_library(error):
         torn.unlink(missing_ok=True)
         return f"{torn}, compiled by torch, was left half-written by a process that was killed; it is deleted"

@@ -1,7 +1,7 @@
-"""What a run found out that its settings leave open: made once, stored in run.json, compared by every later session.
+"""The facts of a run that its settings leave open: determined once, stored in run.json, compared by every later session.
 
-Owns the names under which facts are stored, and what is said where one has changed. Invariant: a run whose facts are not those
-that it was started with does not go on.
+Owns the names under which facts are stored, and the message where one has changed. Invariant: a run whose facts differ from
+those that it was started with does not continue.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -30,30 +30,30 @@ _RECORDS = "was started on other records: data.{name} had the digest {{}}, it ha
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Of a run; None: an earlier version of the program did not store it."""
+    """The facts of a run; None: an earlier version of the program did not store this fact."""
 
     backend: str | None = None
     "the backend that `auto` meant when the run began"
     pixels: str | None = None
     "what decides the pixels of a view (backends.pixel_source)"
     tau: float | None = None
-    "the temperature, perhaps chosen from a cache"
+    "the temperature, given or chosen from a cache"
     init: str | None = None
-    "hash of the weights that model.init held"
+    "hash of the weights that model.init gave"
     precision: str | None = None
     "fp32, bf16 or fp16"
     teachers: list[str] | None = None
     "hashes of the teachers' weights, sorted"
     caches: list[str] | None = None
-    "hashes of the caches' identities, sorted; none: the teacher was asked online"
+    "hashes of the caches' identities, sorted; empty: the teacher was run online"
     digests: dict[str, str] = field(default_factory=dict)
-    "split -> digest of its records' originals"
+    "split -> digest of its original images"
     stored: dict[str, str] = field(default_factory=dict)
-    "split -> digest of its bytes as they are stored"
+    "split -> digest of its stored bytes"
 
     @classmethod
     def of(cls, json: dict[str, Any]) -> "Facts":
-        """As run.json has them."""
+        """From the form in run.json."""
         plain = {name: json.get(name) for name in cls.__dataclass_fields__ if name not in ("digests", "stored")}
         digests = {split: json[split] for split in SPLITS if split in json}
         stored = {split: json[f"{split}_stored"] for split in SPLITS if f"{split}_stored" in json}
@@ -61,18 +61,18 @@ class Facts:
 
     @classmethod
     def of_run(cls, folder: Path) -> "Facts":
-        """What the sessions so far of the run in `folder` have found out; nothing where there is no run."""
+        """The facts that earlier sessions of the run in `folder` have stored; empty where there is no run."""
         path = folder / "run.json"
         return cls.of(read_json(path).get("facts", {}) if path.exists() else {})
 
     def to_json(self) -> dict[str, Any]:
-        """As run.json has them: flat, a split's digest under the split's name."""
+        """To the form in run.json: flat, a split's digest under the split's name."""
         plain = asdict(self)
         digests, stored = plain.pop("digests"), plain.pop("stored")
         return plain | digests | {f"{split}_stored": digest for split, digest in stored.items()}
 
     def require_same(self, folder: Path) -> None:
-        """UserError where an earlier session of the run in `folder` found something else."""
+        """UserError where an earlier session of the run in `folder` stored a different fact."""
         path = folder / "run.json"
         before = read_json(path).get("facts", {}) if path.exists() else {}
         for name, value in self.to_json().items():

@@ -8,13 +8,13 @@ import yaml
 from pipelines.errors import UserError
 
 RUNS = Path("runs")
-_PATHS = ("./", "../", "/", "~", f"{RUNS}/")  # how a name begins that is a path
+_PATHS = ("./", "../", "/", "~", f"{RUNS}/")  # a name that begins so is a path
 
 
 def run_folder(name: str) -> Path:
-    """`NAME` and `GROUP/NAME` -> that folder in runs/; what begins with ./, ../, /, ~ or runs/ is a path itself.
+    """`NAME` and `GROUP/NAME` -> that folder in runs/; a name that begins with ./, ../, /, ~ or runs/ is a path.
 
-    Earlier versions took every name with a slash for a path: what lies there, a run or an export, is found there.
+    Earlier versions took every name with a slash for a path: a run or an export that lies there is still found.
     """
     if name.startswith(_PATHS):
         return Path(name).expanduser()
@@ -31,8 +31,8 @@ def _is_run(folder: Path) -> bool:
 def run_name(run: str | None, config_file: Path, seed: int, method: str) -> str:
     """The name of a run: as given by `run=`, or the config file's stem, the method and the seed.
 
-    A stem that has the method among its words does not need it twice. A run of the same method that lies under the name
-    without it, which earlier versions gave, keeps that name.
+    The method is left out if it is among the words of the stem. Earlier versions always left it out: an existing run of the same
+    method under that name keeps it.
     """
     name = run or _default_name(config_file, seed, method)
     if name.strip() in ("", ".", ".."):
@@ -57,7 +57,7 @@ def _method_of(folder: Path) -> str | None:
 
 
 def note_on_place(run: str | None, folder: Path) -> str | None:
-    """A line to show where a run is not where its name says; None where it is."""
+    """A line to print if a run is not where its name says; None if it is."""
     if run is None or run.startswith(_PATHS) or folder == RUNS / run:
         return None
     return (

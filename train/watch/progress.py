@@ -1,5 +1,5 @@
-"""A bar of progress, the same for trainings, caches and tools. Where the output is no terminal there is none, and its owner says
-plain lines at its own pace. Invariant: a text is shown as it is, whatever brackets it has.
+"""A progress bar, the same for trainings, caches and tools. Where the output is not a terminal there is no bar, and the caller
+prints plain lines at its own pace. Invariant: a text is shown as it is, including any brackets.
 """
 
 from typing import Any, Self
@@ -9,9 +9,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 
 
 class Bar:
-    """BEFORE ---- done/total AFTER; `shown` is False, and everything else does nothing, where there is no terminal.
+    """BEFORE ---- done/total AFTER; without a terminal `shown` is False, and the bar does nothing.
 
-    more: columns at the end.
+    more: columns to add at the end.
     """
 
     def __init__(
@@ -34,13 +34,13 @@ class Bar:
         return self._progress is not None
 
     def update(self, done: int, after: str | None = None) -> None:
-        """after: None leaves that text as it is; shown only where the bar began with one."""
+        """Show `done` and `after`; None keeps the last `after`, which is shown only if the bar began with one."""
         if self._progress is not None:
             fields: dict[str, Any] = {} if after is None else {"after": after}
             self._progress.update(self._task, completed=done, **fields)
 
     def close(self) -> None:
-        """Give the terminal back; may be called twice."""
+        """Release the terminal; may be called twice."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

@@ -1,4 +1,4 @@
-"""One form for what networks return, and frozen parts that stay as they are while the rest trains."""
+"""One form for what networks return; frozen parts stay unchanged while the rest trains."""
 
 import torch
 from torch import nn

@@ -36,7 +36,7 @@ def seeded_model(name: str, num_classes: int, seed: int = 0) -> nn.Module:
 
 
 def randomise(module: nn.Module) -> None:
-    """Random values everywhere, batch norm's affine parameters and running statistics included."""
+    """Random values everywhere, including batch norm's affine parameters and running statistics."""
     for tensor in module.state_dict().values():
         if tensor.is_floating_point():
             tensor.uniform_(0.5, 1.5) if tensor.dim() == 1 else tensor.normal_(std=0.1)

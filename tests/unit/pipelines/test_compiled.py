@@ -19,7 +19,7 @@ from pipelines.augment.recipe import Recipe, view_params
 PIPELINES = Path(compiled.__file__).parent
 ROOT = PIPELINES.parent
 
-# Run in a process of its own: what counts is the options with which view_box is compiled FIRST.
+# Run in a separate process: the options with which view_box is compiled FIRST are what counts.
 CALLED_FROM_FASTMATH = """
 import json, sys
 import numpy as np
@@ -40,7 +40,7 @@ print(json.dumps(out.tolist()))
 
 
 def test_boxes_do_not_depend_on_the_first_caller(tmp_path: Path) -> None:
-    """Images stored at half size put many box edges on exact halves, where fastmath shifts one box in six."""
+    """Images stored at half size have many box edges on exact halves, where fastmath shifts one box in six."""
     rng = np.random.default_rng(0)
     keys, views = rng.integers(0, 2**63, 2000), rng.integers(0, 200, 2000, dtype=np.int32)
     widths, heights = rng.integers(1, 600, (2, 2000), dtype=np.int32)
@@ -112,7 +112,7 @@ def test_unwritable_sources_fall_back_on_the_users_cache(
 def test_without_any_home_a_temporary_folder_serves(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A container run under a number without an account has no HOME and no entry in the list of users."""
+    """A container run under a user id without an account has no HOME and no entry in the list of users."""
 
     def no_home(cls: type[Path]) -> Path:
         raise RuntimeError("Could not determine home directory.")

@@ -42,14 +42,14 @@ def test_a_failing_writer_leaves_the_old_file(tmp_path: Path):
     with pytest.raises(RuntimeError, match="in the middle"), atomic_writer(path) as file:
         file.write(b"half of the n")
         file.flush()
-        assert path.read_bytes() == b"old"  # nothing shows while it is being written
+        assert path.read_bytes() == b"old"  # nothing is visible while it is being written
         raise RuntimeError("in the middle")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
 def test_a_file_over_the_size_limit_leaves_the_old_file(tmp_path: Path):
-    """A full disk, played by a limit on file sizes in another process."""
+    """A full disk, simulated by a limit on file sizes in another process."""
     path = tmp_path / "a.bin"
     write_bytes_atomic(path, b"old")
     code = (
@@ -140,7 +140,7 @@ time.sleep(60)
 
 @pytest.mark.parametrize("kind", ["process", "handle"])
 def test_a_lock_names_its_holder_and_ends_with_it(tmp_path: Path, kind: str):
-    """Of a process: at its death, whatever it has forked; of a handle: when the last heir is gone, too."""
+    """A process's lock ends at its death, even if it has forked; a handle's lock, when the last process that inherits it ends."""
     path, by_process = tmp_path / "lock", kind == "process"
     command = [sys.executable, "-c", HOLDER, str(path), kind]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
@@ -189,7 +189,7 @@ def test_one_at_a_time_in_a_folder(tmp_path: Path):
 
 
 def test_where_folders_have_no_locks_the_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As on some network file systems, of which there is none here."""
+    """As on some network file systems; none is available here."""
 
     def refused(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")

@@ -1,6 +1,6 @@
 """The contract of loader.py, on every backend: order, counts, equal pixels, errors by name, nothing left behind.
 
-Also how far the backends are from each other and from Pillow's resize and crop on the ImageNet samples.
+Also how far the backends differ from each other and from Pillow's resize and crop on the ImageNet samples.
 """
 
 import importlib.util
@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 N = 23
 SECONDS = 30  # "within seconds", on a busy machine too
 SMALL: dict[str, Any] = {"size": 24}
-CIFAR: dict[str, Any] = {"size": 32, "crop": "pad_crop"}  # what resident can serve
+CIFAR: dict[str, Any] = {"size": 32, "crop": "pad_crop"}  # a recipe that resident can serve
 
 
 def pictures(n: int, fixed: int | None = None) -> list[np.ndarray]:
@@ -106,7 +106,7 @@ def pixels_of(loader: Loader, positions: np.ndarray, views: np.ndarray, batch: i
 
 
 def promptly(action: Callable[[], Any]) -> Any:
-    """What `action` returns or raises; a failure instead of a test that never ends when it hangs."""
+    """What `action` returns or raises; if it hangs, the test fails instead of never ending."""
     outcome: list[tuple[str, Any]] = []
 
     def run() -> None:
@@ -127,7 +127,7 @@ def promptly(action: Callable[[], Any]) -> Any:
 
 @pytest.fixture(autouse=True)
 def no_thread_left() -> Iterator[None]:
-    """After every test of this file, however it ended its streams."""
+    """Checked after every test of this file, however it ended its streams."""
     before = set(threading.enumerate())
     yield
     assert set(threading.enumerate()) <= before
@@ -164,7 +164,7 @@ def test_without_a_finish_the_images_are_the_crops(files: dict[str, Path]) -> No
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_partners_come_with_their_batch(files: dict[str, Path], backend: str) -> None:
-    """Each as it would be loaded in a batch of its own: label, key, view, crop, colours, finished image."""
+    """Each partner is as when loaded in a separate batch: label, key, view, crop, colours, finished image."""
     records = Records(files[file_of(backend)])
     settings = (CIFAR if backend == "resident" else SMALL) | {"jitter": [0.4, 0.4, 0.4]}
     loader = make(records, backend, settings)
@@ -264,7 +264,7 @@ def test_data_seed_decides_the_views(files: dict[str, Path], backend: str) -> No
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_colours_belong_to_the_view_on_every_backend(files: dict[str, Path], backend: str) -> None:
-    """Same key and view: same factors in the same order, in any company and order, as the reference backend's."""
+    """Same key and view: same factors in the same order as the reference backend's, in any batch and order."""
     settings = {
         "size": size_of(backend),
         "crop": "pad_crop" if backend == "resident" else "center",
@@ -372,7 +372,7 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(files: dict[str, Path], backend: 
     for _ in range(5):
         found = []
         for item in loader.batches(*plan_of(), 4):
-            busy = busy @ busy * 1e-4  # keeps the stream behind the host
+            busy = busy @ busy * 1e-4  # keeps the stream busy, so that it lags behind the host
             found.append(item)
         for a, b in zip(found, expected, strict=True):
             assert a.images.device.type == "cuda" and torch.equal(a.pixels.cpu(), b.pixels)
@@ -383,7 +383,7 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(files: dict[str, Path], backend: 
 
 
 def tampered(source: Path, out: Path, position: int, edit: Callable[[bytearray], None], sealed: bool) -> Path:
-    """A copy with one payload edited in place; `sealed` gives it a right CRC, as a faulty writer would."""
+    """A copy with one payload edited in place; `sealed` also sets the right CRC, as a faulty writer would."""
     records, data = Records(source), bytearray(source.read_bytes())
     start, size = int(records.offsets[position]), int(records.sizes[position])
     payload = data[start : start + size]
@@ -402,7 +402,7 @@ def tampered(source: Path, out: Path, position: int, edit: Callable[[bytearray],
 
 
 def flip_a_bit(payload: bytearray) -> None:
-    """In the density that JFIF suggests for printing: no decoder cares."""
+    """In the density that JFIF suggests for printing, which no decoder uses."""
     assert payload[6:10] == b"JFIF"
     payload[15] ^= 1
 
@@ -420,7 +420,7 @@ def empty(payload: bytearray) -> None:
 
 
 def shrink(payload: bytearray) -> None:
-    """A frame header of fewer lines and columns than the record's table says."""
+    """A frame header with fewer lines and columns than the record's table says."""
     frame = payload.index(b"\xff\xc0")
     for place in (frame + 6, frame + 8):
         payload[place] -= 9
@@ -430,7 +430,7 @@ BAD = 9  # in the third batch of four
 
 
 def expect_damage(loader: Loader, expected: np.ndarray, words: str) -> None:
-    """The batches before the damage arrive whole, then the error that names the record; nothing comes after."""
+    """The batches before the damage arrive intact, then the error that names the record; nothing comes after it."""
     stream = loader.batches(*plan_of(), 4)
     for start in (0, 4):
         np.testing.assert_array_equal(promptly(lambda: next(stream)).pixels.numpy(), expected[start : start + 4])
@@ -465,7 +465,7 @@ def zero_the_head(payload: bytearray) -> None:
 
 
 def swap_with(source: Path, other: int) -> Callable[[bytearray], None]:
-    """Another record's bytes in this one's place: whole, decodable, and the wrong picture."""
+    """Another record's bytes in place of this one's: intact, decodable, and the wrong picture."""
 
     def edit(payload: bytearray) -> None:
         taken = Records(source).payload(other).tobytes()[: len(payload)]
@@ -520,7 +520,7 @@ def test_a_record_that_does_not_decode(
     verify: str,
     sealed: bool,
 ) -> None:
-    """Never the pixels of the image decoded before; and a wrong CRC is named even where it is not asked for."""
+    """Never the pixels of the image decoded before; and a wrong CRC is named even where checks are off."""
     expected = pixels_of(make(Records(files["jpeg"]), backend), *plan_of())
     records = Records(tampered(files["jpeg"], tmp_path / "bad.beton", BAD, edit, sealed))
     expect_damage(
@@ -529,7 +529,7 @@ def test_a_record_that_does_not_decode(
 
 
 def test_reference_refuses_an_image_of_another_size(files: dict[str, Path], tmp_path: Path) -> None:
-    """Compiled code would read past its end."""
+    """Compiled code would read past the end of the pixels."""
     expected = pixels_of(make(Records(files["jpeg"]), "reference"), *plan_of())
     records = Records(tampered(files["jpeg"], tmp_path / "bad.beton", BAD, shrink, sealed=True))
     width, height = records.stored_widths[BAD], records.stored_heights[BAD]
@@ -619,7 +619,7 @@ def test_no_more_is_done_than_asked_ahead(ahead: int) -> None:
     deadline = time.monotonic() + SECONDS
     while len(started) < ahead + 2 and time.monotonic() < deadline:
         time.sleep(0.01)
-    time.sleep(0.3)  # time enough for one too many
+    time.sleep(0.3)  # enough time to make one too many
     assert len(started) == ahead + 2
     promptly(stream.close)
     assert len(started) == ahead + 2 and closed, "nothing more is started once closed"
@@ -686,12 +686,12 @@ BETWEEN_BACKENDS, FROM_THE_PICTURE = 2.5, 5.0  # grey levels, mean over a view
 @needs_ffcv
 @needs_dali
 def test_odd_files_look_alike_on_every_backend(tmp_path: Path) -> None:
-    """Whatever conversion keeps or encodes anew shows the picture that was drawn, EXIF orientation ignored.
+    """Every file that conversion keeps or encodes again shows the picture that was drawn, EXIF orientation ignored.
 
     Measured: at most 1.7 grey levels in the mean of a view between backends; 3.8 from the picture drawn (JPEG coding).
     """
     odd = {name: file for name, file in write_odd_files(tmp_path).items() if file.fate in ("kept", "encoded")}
-    names = sorted(name for name in odd if name != "300x1.jpg")  # of which a view is one pixel or two: 10 levels off
+    names = sorted(name for name in odd if name != "300x1.jpg")  # whose views are one or two pixels wide: 10 levels off
     write_records(tmp_path / "odd.beton", [Sample(n, 0, tmp_path / n) for n in names], ["any"], kind="test")
     records = Records(tmp_path / "odd.beton")
     shown = {

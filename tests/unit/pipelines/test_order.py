@@ -1,4 +1,4 @@
-"""The order of samples and views: one global sequence, whatever the file, the world size or the place to start."""
+"""The order of samples and views: one global sequence for any file, world size or starting place."""
 
 import sys
 import tracemalloc
@@ -22,7 +22,7 @@ def some_keys(n: int, seed: int = 0) -> np.ndarray:
 
 
 def labels_of(keys: np.ndarray) -> np.ndarray:
-    """A long tail with a hole: labels 0, 1, 2, 4, 5 for 60, 25, 10, 4 and 1 % of the keys; a key always has its own."""
+    """A long tail with a hole: labels 0, 1, 2, 4, 5 for 60, 25, 10, 4 and 1 % of the keys; a key always has the same label."""
     return np.array([0, 1, 2, 4, 5])[np.searchsorted([60, 85, 95, 99], keys % 100, side="right")]
 
 
@@ -90,7 +90,7 @@ def test_a_plan_from_any_step_is_the_tail_of_the_whole_plan(sampling: str) -> No
     whole = steps(order, 0, 18)
     assert len(whole) == 18
     for first in range(19):
-        again = make(some_keys(50), sampling, seed=2, batch=12, views=3, rank=1, world=2)  # as after a restart
+        again = make(some_keys(50), sampling, seed=2, batch=12, views=3, rank=1, world=2)  # as after restarting
         assert steps(again, first, 18) == whole[first:]
     assert steps(order, 3, 9) == whole[3:9]
 
@@ -108,7 +108,7 @@ def test_a_plan_is_its_epochs_in_turn(sampling: str) -> None:
 @SAMPLINGS
 @pytest.mark.parametrize("views", [1, 2, 5, 90])
 def test_occurrence_k_in_epoch_e_shows_view_e_plus_k_mod_v(views: int, sampling: str) -> None:
-    """Counted in plain Python; in class-balanced epochs of 400 places the smallest class comes more than 5 times a view."""
+    """Counted in plain Python; in class-balanced epochs of 400 places the smallest class comes more than 5 times per view."""
     keys = some_keys(400)
     for epoch in (0, 1, 4, 89, 1000):
         seen: Counter[int] = Counter()
@@ -130,7 +130,7 @@ def test_orders_draw_from_lanes_of_their_own() -> None:
     assert {LANE_ORDER, LANE_CLASS_BALANCED} < set(lanes) and len(set(lanes)) == len(lanes)
 
 
-# Python integers: a run that resumes elsewhere, or years later, must walk on in the same order.
+# Python integers: a run that resumes elsewhere, or years later, must continue in the same order.
 VECTOR_KEYS = np.array([i * 0x9E3779B97F4A7C15 % (1 << 63) for i in range(24)])
 VECTOR_LABELS = np.repeat([0, 1, 3, 4], [15, 5, 3, 1])
 # fmt: off
@@ -201,7 +201,7 @@ def test_places_are_uniform() -> None:
 
 
 def spread(counts: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """(keys, labels) of so many samples of each class, mixed."""
+    """(keys, labels) of the given number of samples of each class, shuffled."""
     labels = np.random.default_rng(4).permutation(np.repeat(list(counts), list(counts.values())))
     return some_keys(len(labels), seed=5), labels
 
@@ -221,7 +221,7 @@ LONG_TAILS = pytest.mark.parametrize(
 
 
 def bring(items: list[int], place: int, bits: int) -> int:
-    """A step of Fisher and Yates's shuffle in Python's integers."""
+    """A step of the Fisher-Yates shuffle in Python integers."""
     other = place + bits % (len(items) - place)
     items[place], items[other] = items[other], items[place]
     return items[place]
@@ -296,7 +296,7 @@ def test_permutations_of_classes_and_of_samples_are_uniform_and_independent() ->
 
 
 def test_only_the_labels_of_samples_matter_not_their_numbers() -> None:
-    """Classes without images leave no trace: numbering the others closely gives the same sequence."""
+    """Classes without images have no effect: numbering the others consecutively gives the same sequence."""
     keys, labels = spread({3: 5, 900: 2, 8141: 1})
     close = np.searchsorted([3, 900, 8141], labels)
     a, b = (TrainOrder(keys, 0, 4, 3, labels=some, sampling="class_balanced").epoch(1) for some in (labels, close))
@@ -326,7 +326,7 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], words: str) -
 def partners_of(
     keys: np.ndarray, world: int, data_seed: int = 3, steps: int = 9
 ) -> dict[tuple[int, int], tuple[int, int]]:
-    """(key, view) -> (key, view) of its partner, of all ranks together."""
+    """(key, view) -> (key, view) of its partner, for all ranks together."""
     found: dict[tuple[int, int], tuple[int, int]] = {}
     for rank in range(world):
         order = TrainOrder(keys, seed=1, batch=20, views=3, rank=rank, world=world)
@@ -375,7 +375,7 @@ def test_evaluation_covers_every_sample_once(samples: int, world: int) -> None:
 
 @SAMPLINGS
 def test_inaturalist_size(sampling: str) -> None:
-    """437,513 samples, without a Python object for one of them, and in bounded memory."""
+    """437,513 samples, without a Python object per sample, and in bounded memory."""
     keys = some_keys(437_513)
     labels = (8142 * np.random.default_rng(1).random(len(keys)) ** 3).astype(np.int64)
     order = TrainOrder(keys, seed=0, batch=256, views=90, labels=labels, sampling=sampling)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The bench from its command line to its three outputs, on small real records; its clock and its verdict by themselves."""
+"""The bench from its command line to its three outputs, on small real records; its clock and its verdict separately."""
 
 import contextlib
 import io
@@ -84,7 +84,7 @@ def call(folder: Path, *arguments: object) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def outputs(work: Path) -> tuple[dict, str, str]:
-    """(JSON, Markdown, screen) of everything but the stock FFCV Loader, which compiles for ten seconds."""
+    """(JSON, Markdown, screen) of everything except the stock FFCV Loader, which compiles for ten seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "COMPARISONS", {name: name for name in ("pil", "pil_whole")})
         flags = ("--seconds", 0.05, "--rounds", 2, "--images", 20, "--json", "b.json", "--markdown", "b.md")
@@ -171,7 +171,7 @@ def test_a_method_without_soft_targets_has_no_distillation(tmp_path: Path, tiny:
 def test_a_comparison_that_hangs_costs_its_row_alone(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_baselines, "_START_SECONDS", -1000.0)  # nobody is as fast as that
+    monkeypatch.setattr(bench_baselines, "_START_SECONDS", -1000.0)  # faster than anything can be
     baseline = Baseline("pil", job_of(work, tmp_path))
     try:
         with pytest.raises(Unavailable, match="failed: no answer for"):
@@ -300,7 +300,7 @@ def test_pil_shows_the_pixels_of_our_views(work: Path, tmp_path: Path) -> None:
 
 
 def test_pil_with_the_whole_recipe_jitters_and_normalises_as_ours(work: Path, tmp_path: Path) -> None:
-    """Within what 8-bit rounding after each of three transforms leaves: 2 levels in the mean."""
+    """Within the 8-bit rounding after each of three transforms: 2 levels on average."""
     records, recipe = Records(work / "train.beton"), Recipe(size=16, jitter=[0.4, 0.4, 0.4])
     finish = Finish([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], CPU, channels_last=False)
     loader = Loader(records, recipe, seed=0, backend="reference", finish=finish, device=CPU, workers=1)

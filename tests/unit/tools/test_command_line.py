@@ -1,4 +1,4 @@
-"""What the offline programs' command lines share; their commands have tests of their own."""
+"""What the offline programs' command lines share; their commands have separate tests."""
 
 import argparse
 

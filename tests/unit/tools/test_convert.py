@@ -1,4 +1,4 @@
-"""The command line of tools/convert.py: every subcommand, what it writes, and each mistake in one line."""
+"""The command line of tools/convert.py: every subcommand, what it writes, and one line for each mistake."""
 
 import hashlib
 import os
@@ -49,7 +49,7 @@ def save(path: Path, seed: int, size: tuple[int, int] = (30, 24)) -> None:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three class folders with five images each, and what else lies in such folders."""
+    """Three class folders with five images each, and the other files found in such folders."""
     root = tmp_path_factory.mktemp("images")
     for label, name in enumerate(reversed(CLASSES)):
         for number in range(4):
@@ -75,7 +75,7 @@ def names(records: Records) -> list[str]:
 
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line with which a command ends; exit code 2."""
+    """The one line that a failing command prints; checks exit code 2."""
     capsys.readouterr()
     assert convert.main([str(argument) for argument in arguments]) == 2
     output = capsys.readouterr()
@@ -133,7 +133,7 @@ def test_options_reach_the_images(tmp_path: Path, tree: Path) -> None:
 
 
 def test_recipes_store_what_the_configurations_need() -> None:
-    """A random resized crop needs the files as they are; a fixed short side needs that and no more."""
+    """A random resized crop needs the original files; a fixed short side needs images of that side and no more."""
     seen = set()
     for path in [*ROOT.glob("configs/imagenet_lt/*.yaml"), *ROOT.glob("configs/inat18/*.yaml")]:
         recipe = load(Config, path).data.recipe
@@ -157,7 +157,7 @@ def test_the_documentation_lists_every_recipe() -> None:
 
 
 def test_a_recipe_stores_what_its_options_would(tmp_path: Path, tree: Path, listing: Path) -> None:
-    """To the byte, and equal in a cache's eyes; only the manifest tells how it was asked for."""
+    """Equal to the byte, and equal for a cache; only the manifest says how it was requested."""
     root = tmp_path / "large"
     for name in ("ant/0.jpg", "bee/more/odd name.PNG", "cat/1.jpg", "ant/1.jpg"):
         save(root / name, 1, (400, 300))
@@ -238,7 +238,7 @@ def test_folder_in_three_parts(tmp_path: Path, large_tree: Path, capsys: pytest.
 
 
 def test_parts_are_stored_for_what_they_do(tmp_path: Path, large_tree: Path) -> None:
-    """Under a training recipe the others hold the evaluation view; sizes given by hand hold for all."""
+    """Under a training recipe the other parts hold the evaluation view; explicit sizes apply to all parts."""
     command = ["folder", "--images", str(large_tree), "--workers", "1", "--test", "0.2"]
     assert convert.main([*command, "--out", str(tmp_path / "a"), "--recipe", "inat18", "--quality", "90"]) == 0
     assert convert.main([*command, "--out", str(tmp_path / "b"), "--short-side", "100"]) == 0
@@ -432,7 +432,7 @@ def test_info_tells_recipe_and_split(tmp_path: Path, large_tree: Path, capsys: p
 
 @pytest.fixture
 def damaged(tmp_path: Path, tree: Path) -> Path:
-    """Both images of class ant and one of bee damaged, of two and three."""
+    """Both of the two images of class ant are damaged, and one of the three of bee."""
     path, listing = tmp_path / "a.beton", tmp_path / "list.txt"
     listing.write_text("ant/0.jpg 0\nbee/0.jpg 1\nbee/1.jpg 1\nant/1.jpg 0\nbee/2.jpg 1\n")
     command = ["list", "--root", tree, "--list", listing, "--out", path, "--workers", 1]
@@ -445,7 +445,7 @@ def damaged(tmp_path: Path, tree: Path) -> Path:
 
 
 def test_repair(tmp_path: Path, damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command that the error names, pasted; then the file is intact and says what it lost."""
+    """Runs the command that the error names; then the file is intact and says what it lost."""
     before, old = damaged.read_bytes(), Records(damaged)
     command = shlex.split(str(old.damaged(0, "is damaged")).split(" type: ")[1])
     done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -635,7 +635,7 @@ def test_a_foreign_module_beside_the_script_is_not_imported(tmp_path: Path) -> N
 
 @pytest.fixture
 def slow_folder(tmp_path: Path) -> Path:
-    """Images that take seconds to convert in all: noise, which is slow to encode."""
+    """Images that together take seconds to convert: noise, which is slow to encode."""
     root = tmp_path / "slow"
     noise = np.random.default_rng(0).integers(0, 256, (1000, 1200, 3), np.uint8)
     (root / "a").mkdir(parents=True)
@@ -646,7 +646,7 @@ def slow_folder(tmp_path: Path) -> Path:
 
 
 def processes() -> Iterator[tuple[int, int]]:
-    """(process, parent) of all that run and are not merely waited for."""
+    """(process, parent) of all running processes, without zombies."""
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
@@ -686,12 +686,12 @@ def test_an_interrupted_conversion_leaves_nothing_and_starts_again(
     command = [sys.executable, ROOT / "tools" / "convert.py", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=mind_ctrl_c)
     partial = folder / ".a.beton.partial"
-    # Past the 8 MiB before the first image: the file is half written and the workers are at work.
+    # Beyond the 8 MiB before the first image: the file is half written and the workers are busy.
     wait_until(lambda: partial.exists() and partial.stat().st_size > 12_000_000)
     workers = descendants(process.pid)
     assert len(workers) >= 3, "a server and two workers"
     if sign == "SIGINT":
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers as well
+        os.killpg(process.pid, signal.SIGINT)  # to the workers as well, as a terminal does
     else:
         process.send_signal(signal.Signals[sign])
     _, errors = process.communicate(timeout=60)
@@ -724,5 +724,5 @@ def test_a_killed_worker_is_told_in_one_line(tmp_path: Path, slow_folder: Path) 
 
 
 def test_chunks_are_smaller_than_the_interrupted_conversion() -> None:
-    """The two tests above need workers that are at work when the signal comes."""
+    """The two tests above need workers that are busy when the signal comes."""
     assert 2 * writing.CHUNK * writing.CHUNKS_PER_WORKER < 300

@@ -1,4 +1,4 @@
-"""tools/logits.py on real caches: every damage is named, repair deletes no more than that, pixels and flatness are told."""
+"""tools/logits.py on real caches: every damage is named, repair deletes no more than that, pixels and flatness are reported."""
 
 import json
 import os
@@ -66,13 +66,13 @@ def intact(tmp_path_factory: pytest.TempPathFactory, many: Records) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path, intact: Path) -> Path:
-    """A copy of it, to be damaged."""
+    """A copy of that cache, to be damaged."""
     return Path(shutil.copytree(intact, tmp_path / "caches" / intact.name))
 
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that no line of a table is folded."""
+    """A terminal so wide that no line of a table is folded."""
     monkeypatch.setenv("COLUMNS", "250")
 
 
@@ -110,7 +110,7 @@ def test_a_whole_cache_is_whole(intact: Path, run: Run) -> None:
 
 
 def test_an_unfinished_cache_is_no_bad_one(tmp_path: Path, many: Records, run: Run) -> None:
-    """Every visible block is checked, whatever is still missing."""
+    """Every visible block is checked, even if others are missing."""
     writer = CacheWriter(tmp_path, "t", identity_of(many), many.rows())
     assert "every checksum of 0 blocks" in run("verify", writer.folder)[1]
     for cell in ((0, 1), (3, 0)):
@@ -131,7 +131,7 @@ def swap(a: str, b: str) -> Callable[[Path], None]:
 
 
 def swap_records(folder: Path) -> None:
-    """Two records change places with their checksums, and the file is sealed again."""
+    """Two records are swapped with their checksums, and the file is sealed again."""
     path = folder / "v001/b00001.lc"
     data = np.frombuffer(path.read_bytes(), np.uint8).copy()
     split = HEADER.itemsize + 37 * RECORD
@@ -154,7 +154,7 @@ def edit(name: str, old: str, new: str) -> Callable[[Path], None]:
 
 
 def foreign_sums(folder: Path) -> None:
-    """A done.json with a right seal, but of other blocks."""
+    """A done.json with a right seal, but for other blocks."""
     kind = open_folder(folder).kind
     views, certificate = read_done(folder, kind)
     write_done(folder, kind, views, certificate * 0.9)
@@ -234,7 +234,7 @@ def test_the_index_of_another_dataset(cache: Path, tmp_path: Path, run: Run) -> 
 
 
 def test_any_flipped_bit_is_found(cache: Path, run: Run) -> None:
-    """At random places of every file that a target depends on."""
+    """Damage at random places of every file that a target depends on."""
     rng = random.Random(0)
     for path in sorted(path for path in cache.rglob("*") if path.is_file() and path.name != "made.json"):
         whole = path.read_bytes()
@@ -261,7 +261,7 @@ def test_what_does_not_belong_there_is_said_and_does_no_harm(cache: Path, run: R
 
 
 def test_as_a_program(cache: Path) -> None:
-    """From another folder: one line on stderr and exit code 2."""
+    """Run from another folder: one line on stderr and exit code 2."""
     change(cache / B00, 3000)
     command = [sys.executable, str(ROOT / "tools/logits.py"), "verify", cache.name]
     done = subprocess.run(command, cwd=cache.parent, capture_output=True, text=True)
@@ -279,7 +279,7 @@ def test_no_cache_there(tmp_path: Path, run: Run) -> None:
 
 
 def seen_by_a_teacher(parent: Path, records: Records, shift: Callable[[int, torch.Tensor], torch.Tensor]) -> Path:
-    """A cache of two views with the fingerprints of the crops themselves, as `shift` changes those of a view."""
+    """A cache of two views with the fingerprints of its crops, after `shift` has changed the crops of a view."""
     cpu = torch.device("cpu")
     finish = Finish([0.5] * 3, [0.5] * 3, cpu, channels_last=False)
     loader = Loader(records, RECIPE, seed=0, backend="reference", finish=finish, device=cpu)
@@ -299,7 +299,7 @@ def unchanged(view: int, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def nudged(view: int, pixels: torch.Tensor) -> torch.Tensor:
-    """One grey level, as another JPEG decoder would."""
+    """A difference of one grey level, as between JPEG decoders."""
     return pixels + (pixels < 255).to(torch.uint8)
 
 
@@ -322,7 +322,7 @@ def test_pixels_of_another_decoder_are_close(tmp_path: Path, few: Records, run: 
 
 
 def test_other_pixels_are_refused_by_name(tmp_path: Path, few: Records, run: Run) -> None:
-    """One view out of two: a dozen crops spread over the cache find it."""
+    """One of two views is wrong: a dozen crops spread over the cache find it."""
     folder = seen_by_a_teacher(tmp_path, few, inverted_later)
     code, out, err = run("verify", folder, "--data", few.path, "--samples", 12)
     assert code == 2 and "6 same, 0 close, 6 other" in out
@@ -334,7 +334,7 @@ def test_other_pixels_are_refused_by_name(tmp_path: Path, few: Records, run: Run
 
 
 def test_every_cell_has_its_share_of_the_samples(tmp_path: Path, many: Records, run: Run) -> None:
-    """Fifty of 8266 crops: half of them in each view, and none of the smallest block left out of a larger sample."""
+    """Fifty of 8266 crops: half of them in each view, and a larger sample leaves out none of the smallest block."""
     folder = seen_by_a_teacher(tmp_path, many, inverted_later)
     assert "25 same, 0 close, 25 other" in run("verify", folder, "--data", many.path, "--samples", 50)[1]
     err = run("verify", folder, "--data", many.path, "--samples", "all")[2]
@@ -342,7 +342,7 @@ def test_every_cell_has_its_share_of_the_samples(tmp_path: Path, many: Records, 
 
 
 def test_part_of_the_data(tmp_path: Path, many: Records, run: Run) -> None:
-    """A subset in another order is checked by its own images."""
+    """A subset in another order is checked on its own images."""
     folder = seen_by_a_teacher(tmp_path, many, unchanged)
     samples = some_samples(MANY)
     chosen = [samples[i] for i in np.random.default_rng(0).permutation(MANY)[:20]]
@@ -425,7 +425,7 @@ def test_a_bad_block_beyond_what_is_declared_leaves_the_cache_complete(cache: Pa
 
 
 def test_all_blocks_are_foreign_when_the_identity_is(cache: Path, many: Records, run: Run) -> None:
-    """identity.json exchanged and the folder renamed to fit: it is not the blocks that are to be deleted."""
+    """identity.json is exchanged and the folder renamed to fit: the blocks must not be deleted."""
     identity = identity_of(many, seed=1)
     (cache / "identity.json").write_bytes(identity_bytes(identity))
     renamed = cache.rename(cache.with_name(f"t-{identity_hash(identity).hex()[:12]}"))
@@ -454,7 +454,7 @@ def test_strays_stay(cache: Path, run: Run) -> None:
 
 
 def test_a_block_that_cannot_be_read_may_be_whole(cache: Path, run: Run) -> None:
-    """Nothing is deleted when one bad file cannot be opened: a folder in its place stands for a lack of rights."""
+    """Nothing is deleted when one bad file cannot be opened: a folder in its place simulates missing permissions."""
     change(cache / B00, 3000)
     (cache / B01).unlink()
     (cache / B01).mkdir()
@@ -468,7 +468,7 @@ def command_of(out: str) -> list[str]:
 
 
 def test_the_command_that_wrote_the_cache(cache: Path, run: Run) -> None:
-    """Its own words, but for the folder, which may have moved, and the views that there are now."""
+    """The recorded arguments, except the folder, which may have moved, and the present number of views."""
     argv = ["train/cache_logits.py", "my.yaml", "distill.teacher=bsce", "cache.dir=elsewhere", "data.views=1", "seed=3"]
     sessions = [{"argv": ["x", "old.yaml"], "views": 1}, {"argv": argv, "views": 2}]
     (cache / "made.json").write_text(json.dumps({"sessions": sessions}))
@@ -571,7 +571,7 @@ def tailed(tmp_path_factory: pytest.TempPathFactory) -> Records:
 
 
 def sharing(parent: Path, records: Records, own: float, codec: str = "f32", views: int = 2) -> Path:
-    """A teacher whose largest class shares its images with the smallest one: own : 0; sure of the others. Views differ."""
+    """A teacher whose largest class shares its images with the smallest one: own : 0; certain of the others. Views differ."""
     writer = CacheWriter(parent, "t", identity_of(records, codec=codec), records.rows())
     table = 200 * np.eye(5)
     table[0, 4], table[0, 0] = 200, 200 + own
@@ -584,7 +584,7 @@ def sharing(parent: Path, records: Records, own: float, codec: str = "f32", view
 
 
 def test_the_table_and_the_recommendation_in_both_spellings(tmp_path: Path, tailed: Records, run: Run) -> None:
-    """120 s against 120 (1 - s) + 3 with s = sigmoid(0.4 / T): level at T = 0.4 / log(123 / 117) = 8; the grid has 9."""
+    """120 s against 120 (1 - s) + 3 with s = sigmoid(0.4 / T): equal at T = 0.4 / log(123 / 117) = 8; the grid has 9."""
     folder = sharing(tmp_path, tailed, 0.4)
     code, out, _ = run("flatness", folder, "--p", 0.5)
     virtual = virtual_examples(LogitCache(folder), tailed.keys)
@@ -608,7 +608,7 @@ def test_the_table_and_the_recommendation_in_both_spellings(tmp_path: Path, tail
 def test_a_class_by_class_table(tmp_path: Path, tailed: Records, run: Run) -> None:
     out = run("flatness", sharing(tmp_path, tailed, 0.4), "--classes")[1]
     names = [line.split()[1] for line in out.splitlines() if any(f"│ {name} " in line for name in CLASSES)]
-    assert names == CLASSES  # from frequent to rare
+    assert names == CLASSES  # from the most frequent to the rarest
     (bee,) = [line for line in out.splitlines() if "│ bee " in line]
     assert bee.split("│")[2].strip() == "60" and bee.split("│")[3].strip() == "60.0"
 
@@ -643,7 +643,7 @@ def test_json(tmp_path: Path, tailed: Records, run: Run) -> None:
 
 
 def test_records_that_are_part_of_the_cache(tmp_path: Path, tailed: Records, run: Run) -> None:
-    """A student without the largest class is told of its own images."""
+    """For a student without the largest class, its own images count."""
     folder, path = sharing(tmp_path, tailed, 0.4), tmp_path / "f.json"
     rest = [s._replace(label=int(tailed.labels[i])) for i, s in enumerate(some_samples(201)) if tailed.labels[i]]
     part = make_records(tmp_path / "part.beton", rest)
@@ -657,7 +657,7 @@ def test_records_that_are_part_of_the_cache(tmp_path: Path, tailed: Records, run
 
 
 def test_a_codec_that_loses_too_much_is_marked(tmp_path: Path, few: Records, run: Run) -> None:
-    """One class far below the rest: 8 bits over that range leave nothing of the others."""
+    """One class far below the rest: 8 bits over that range lose all information about the others."""
     writer = CacheWriter(tmp_path, "t", identity_of(few, codec="u8"), few.rows())
     logits = logits_of(writer.rows["key"], 0)
     logits[:, 1] = -8000

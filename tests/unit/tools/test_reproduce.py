@@ -45,7 +45,7 @@ ONE_EPOCH, TEN_EPOCHS = 0.005, 0.05
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten training images of the first class and one of each other: the least from which imbalance 10 can be drawn."""
+    """Ten training images of the first class and one of each other: the minimum for drawing imbalance 10."""
     names = {"fine_label_names": [f"kind_{label}" for label in range(100)], "coarse_label_names": COARSE}
     train = member(109, 100, 1) | {"fine_labels": [0] * 10 + list(range(1, 100))}
     parts = {"meta": names, "train": train, "test": member(100, 100, 2)}
@@ -54,7 +54,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Here:
-    """In place of a process: the same program, run to its end in this one, which saves its imports."""
+    """Replaces a process: runs the same program to its end in this process, which saves its imports."""
 
     def __init__(self, command: list[str], folder: Path, log: IO[str], threads: int, gpu: str | None):
         assert threads >= 1 and gpu is None
@@ -175,7 +175,7 @@ def test_the_table_has_the_runs_figures_and_rows_for_what_was_not_run(done: tupl
 
 
 def test_the_table_is_of_all_that_is_finished(done: tuple[Path, str], archive: Path) -> None:
-    """Whatever was asked for last; and a run whose files are damaged is a row that says so."""
+    """Independent of the last choice; and a run whose files are damaged is a row that says so."""
     out, _ = done
     before = read(out / "cifar100_lt.json")["rows"]
     options = ["--out", out, "--epochs-scale", ONE_EPOCH, *SMALL]
@@ -199,7 +199,7 @@ def test_the_table_is_of_all_that_is_finished(done: tuple[Path, str], archive: P
 
 
 def test_what_is_finished_is_not_run_again(done: tuple[Path, str], archive: Path, in_process: None) -> None:
-    """Nor are caches and data missed, once no run needs them; one deleted run brings back itself, after a look at its cache."""
+    """Caches and data are not made again once no run needs them; one deleted run is run again, after its cache is checked."""
     out, _ = done
     hidden = [(out / name, out.parent / name) for name in ("caches", "data")]
     for here, there in hidden:
@@ -217,7 +217,7 @@ def test_what_is_finished_is_not_run_again(done: tuple[Path, str], archive: Path
 
 
 def test_plan_runs_and_writes_no_training(done: tuple[Path, str], archive: Path, in_process: None) -> None:
-    """It says the sum of what was measured; measured again is only what cannot be read or was another way of running."""
+    """It prints the sum of the measured times; it measures again only what cannot be read or was run in another way."""
     out, _ = done
     table, timing = (out / "cifar100_lt.md").read_bytes(), out / "timing.json"
     own = read(timing)
@@ -226,7 +226,7 @@ def test_plan_runs_and_writes_no_training(done: tuple[Path, str], archive: Path,
     command = table_command(archive, out, seed=7)
     code, screen, _ = call(*command, "--plan")
     assert code == 0 and "start: " not in screen and "measuring" not in screen
-    # 109 training images are 3 steps of 32, the cache has all, and each of three trainings evaluates 100 once.
+    # 109 training images are 3 steps of 32, the cache holds all of them, and each of three trainings evaluates 100 once.
     seconds = (100 + 96 * 0.1 + 100 * 0.01) * 2 + (50 + 109 * 0.01) + (10 + 96 * 0.1 + 100 * 0.01)
     assert f"expected: {clock(seconds)} for 4 tasks" in screen
     assert not (out / "runs" / "bsce_if10-e1-s7").exists() and (out / "cifar100_lt.md").read_bytes() == table
@@ -270,9 +270,9 @@ def test_foreign_runs_and_own_settings_are_refused(done: tuple[Path, str], archi
         assert code == 2 and f"error: {setting}: " in errors and "is set by this tool" in errors
     code, _, errors = call(*command, "optim.lrr=1")
     assert code == 2 and "nearest: optim.lr" in errors
-    for free, code in (("save.keep_last=5", 0), ("optim.accumulate=2", 2)):  # the first changes nothing
+    for free, code in (("save.keep_last=5", 0), ("optim.accumulate=2", 2)):  # the first changes no result
         assert call(*command, free, "--table-only")[0] == code
-    settings = out / "runs" / "dive_if10-e1-s1" / "config.yaml"  # a run may move its cache; a row is of one cache
+    settings = out / "runs" / "dive_if10-e1-s1" / "config.yaml"  # a run may move its cache; a row belongs to one cache
     own = settings.read_text()
     settings.write_text(own.replace("caches/bsce_if10", "caches/another"))
     code, _, errors = call(*command)
@@ -289,7 +289,7 @@ def test_foreign_runs_and_own_settings_are_refused(done: tuple[Path, str], archi
 def test_interrupted_it_goes_on(
     done: tuple[Path, str], archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Ctrl-C in the middle of a real training process: it stops, the table says how far it is, the same command finishes it."""
+    """Ctrl-C in the middle of a real training process: it stops, the table says how far it came, the same command finishes it."""
     out = tmp_path / "out"
     out.mkdir()
     shutil.copytree(done[0] / "data", out / "data")
@@ -329,7 +329,7 @@ def test_interrupted_it_goes_on(
 def test_the_studies_differ_in_one_thing_each(
     done: tuple[Path, str], archive: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the teacher of the table, at imbalance 10, for which the small archive suffices."""
+    """With the teacher of the table, at imbalance 10, for which the small archive is enough."""
     out, _ = done
     monkeypatch.setattr(reproduce_plan, "STUDIES_DATASET", IF10)
     teacher = out / "runs" / "bsce_if10-e1-s1"
@@ -431,7 +431,7 @@ def program(name: str, text: str, *needs: str) -> Task:
 
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[int, list[str]], Jobs]]:
-    """Makes Jobs that run the Python texts of `program`, without imports."""
+    """Makes Jobs that run the Python programs of `program`, without imports."""
     monkeypatch.setattr(reproduce_jobs, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(
         reproduce_jobs,
@@ -456,7 +456,7 @@ def test_a_failure_takes_only_what_needs_it(jobs: Callable[[int, list[str]], Job
 
 
 def test_as_many_at_a_time_as_asked_for(jobs: Callable[[int, list[str]], Jobs], tmp_path: Path) -> None:
-    """Two that wait for each other, and one after both."""
+    """Two jobs that wait for each other, and one after both."""
     meet = "import os, time\nopen('{0}', 'w').close()\nend = time.monotonic() + 20\n"
     meet += "while not os.path.exists('{1}'): time.sleep(0.01 if time.monotonic() < end else -1)"
     said: list[str] = []
@@ -570,10 +570,10 @@ def test_what_does_not_stop_is_killed(
 
 
 def test_killed_it_leaves_nothing_running_and_out_is_kept_till_then(tmp_path: Path) -> None:
-    """kill -9 of the tool: its training is asked to stop by the kernel, and holds OUT for as long as it is still saving."""
+    """kill -9 of the tool: the kernel tells its training to stop, which holds OUT until it has saved."""
     source, target = os.pipe()
     tool = os.fork()
-    if tool == 0:  # the tool: no return from here
+    if tool == 0:  # the tool: never returns from here
         with claimed(tmp_path), open(tmp_path / "log", "w") as log:
             process = start_process(["-I", "-S", "-c", STUBBORN], tmp_path, log, 1)
             os.write(target, str(process.pid).encode())
@@ -593,7 +593,7 @@ def test_killed_it_leaves_nothing_running_and_out_is_kept_till_then(tmp_path: Pa
     finally:
         os.kill(training, signal.SIGKILL)
     until = time.monotonic() + 10
-    while True:  # the lock goes when the process has gone
+    while True:  # the lock is released when the process has ended
         try:
             with claimed(tmp_path):
                 break
@@ -665,7 +665,7 @@ def test_the_arithmetic_of_the_table(tmp_path: Path) -> None:
 
 
 def test_data_sets_are_told_apart_by_name(tmp_path: Path) -> None:
-    """One more row: nothing but names and tags keeps its tasks and figures from those of the other."""
+    """One more row: only names and tags separate its tasks and figures from those of the other."""
     other = replace(
         IF100, name="other_lt", tag="other", column="data set", value="Other-LT", paper=dict.fromkeys(METHODS, 50.0)
     )
@@ -681,7 +681,7 @@ def test_data_sets_are_told_apart_by_name(tmp_path: Path) -> None:
 
 
 def test_when_something_was_at_work(tmp_path: Path) -> None:
-    """Two that overlap and one later: 3,600 + 1,800 seconds, in which 3 x 12,800 images were trained."""
+    """Two sessions that overlap and one later: 3,600 + 1,800 seconds, in which 3 x 12,800 images were trained."""
     tasks = [task for task in table_tasks(small_choice(settings=()), (IF100,), (0, 1, 2), ["ce"]) if task.is_run]
     times = [("10:00:00", "10:40:00"), ("10:20:00", "11:00:00"), ("12:00:00", "12:30:00")]
     for task, session in zip(tasks, times, strict=True):
@@ -737,7 +737,7 @@ def test_costs_are_means_over_those_that_ran_side_by_side(tmp_path: Path) -> Non
 
 
 def test_the_papers_figures() -> None:
-    """METHOD.md, section 1: Table 1."""
+    """Table 1 of the paper."""
     table = {"ce": (38.35, 42.41, 56.51), "bsce": (42.39, 47.60, 58.38), "dive": (45.35, 51.13, 62.00)}
     for method, values in table.items():
         assert tuple(CIFAR100_LT[imbalance].paper[method] for imbalance in (100, 50, 10)) == values
@@ -751,7 +751,7 @@ def test_spreads_leave_out_what_is_not_there() -> None:
 def test_whether_the_draw_is_the_papers(
     done: tuple[Path, str], archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The records say what they were drawn from, whatever --archive is now."""
+    """The records say what they were drawn from, independent of the present --archive."""
     tasks = table_tasks(small_choice(), [IF10], [1])
     other = reproduce_outcomes.draw_of_images(tasks, done[0])
     assert "the draw of images differs where that order does" in other

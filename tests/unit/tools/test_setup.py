@@ -1,7 +1,7 @@
 """tools/setup.sh with stand-ins for python, apt-get and pkg-config.
 
-What it installs, in which order, and what it does when a part cannot be had. Nothing is installed: the real
-installation is the one that CI itself runs on.
+What it installs, in which order, and what it does when a part is unavailable. Nothing is installed: CI itself
+runs on the real installation.
 """
 
 import os
@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 FILES = ("tools/setup.sh", "setup.cfg", "pyproject.toml", "constraints.txt")
 
-# Makes "virtual environments" that hold itself, records what pip is asked for, fails on arguments with $FAIL.
+# Makes "virtual environments" that contain this script, records pip's arguments, fails on arguments with $FAIL.
 PYTHON = """#!/bin/bash
 [[ -n $FAIL && "$*" == *"$FAIL"* ]] && exit 1
 case "$*" in
@@ -38,7 +38,7 @@ STAND_INS = {"python3": PYTHON, "pkg-config": PKG_CONFIG, "apt-get": APT_GET, "c
 
 
 class Clone:
-    """A clone with nothing but set-up in it, and a PATH on which the stand-ins come first."""
+    """A clone that contains only the set-up, and a PATH on which the stand-ins come first."""
 
     def __init__(self, folder: Path):
         self.root, self.bin, self.calls = folder / "a clone", folder / "bin", folder / "calls"
@@ -51,7 +51,7 @@ class Clone:
             (self.bin / name).chmod(0o755)
 
     def setup(self, *extras: str, **environment: str) -> tuple[int, str, list[str]]:
-        """(exit code, what was printed, the calls of pip and apt-get) of one run."""
+        """(exit code, output, calls of pip and apt-get) of one run."""
         self.calls.write_text("")
         known = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "CUDA", "MISSING", "FAIL")}
         known |= {"PATH": f"{self.bin}:{os.environ['PATH']}", "CALLS": str(self.calls)} | environment
@@ -109,13 +109,13 @@ def test_a_build_that_fails_is_told_every_time_and_tried_once(clone: Clone) -> N
 
 
 def test_missing_system_packages_end_in_the_command_to_type(clone: Clone) -> None:
-    """As root apt is tried and fails here; otherwise it is not even tried. Both go on without FFCV."""
+    """As root, apt is tried and fails here; otherwise it is not tried. Both continue without FFCV."""
     code, printed, calls = clone.setup(MISSING="turbojpeg")
     assert code == 0
     assert "sudo apt-get update && sudo apt-get install -y libturbojpeg0-dev && bash tools/setup.sh" in printed
     assert calls.count("apt-get update") == (os.geteuid() == 0)
     assert asked([call for call in calls if " pip " in call])[-1] == "-e .[dali-cu13]"
-    code, _, calls = clone.setup()  # the package is there now
+    code, _, calls = clone.setup()  # the package is available now
     assert code == 0 and asked(calls) == ["-e .[ffcv]"]
 
 

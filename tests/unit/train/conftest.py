@@ -1,4 +1,4 @@
-"""What several tests of train/ share, made once a session."""
+"""What several tests of train/ share, made once per session."""
 
 from pathlib import Path
 

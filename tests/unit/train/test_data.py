@@ -1,4 +1,4 @@
-"""Splits that do not fit each other, and how many views a training walks through."""
+"""Splits that do not fit each other, and how many views a training uses."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def test_a_class_of_the_test_set_without_training_images_is_named(taught: Path, 
 
 
 def test_views_of_a_training_in_steps_are_its_begun_epochs(taught: Path) -> None:
-    """A cache of 3 views, 7 steps an epoch: 15 to 21 steps begin three epochs."""
+    """A cache of 3 views, 7 steps per epoch: 15 to 21 steps begin three epochs."""
     run("distill", taught / "dive.yaml", "cache.paths=[caches]", "run=in_epochs", cwd=taught)
     in_steps = ["cache.paths=[caches]", "schedule.epochs=null"]
     done = run("distill", taught / "dive.yaml", *in_steps, "schedule.steps=15", "run=short", cwd=taught)

@@ -1,4 +1,4 @@
-"""The moving average: its arithmetic against numpy, buffers and counters, and that the network comes back as it was."""
+"""The moving average: its arithmetic against numpy, buffers and counters, and that the network is restored."""
 
 import copy
 
@@ -16,7 +16,7 @@ def network() -> nn.Module:
 
 
 def train(model: nn.Module) -> None:
-    """Something that moves weights, statistics and the counter."""
+    """Changes weights, statistics and the counter."""
     model(torch.randn(5, 3))
     with torch.no_grad():
         for parameter in model.parameters():

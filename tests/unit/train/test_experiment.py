@@ -59,7 +59,7 @@ def test_kd_and_ce_run_too(taught: Path, tiny: Path) -> None:
 
 
 def test_accumulation_takes_the_same_rows(taught: Path) -> None:
-    """Two halves of a batch give the loss of the whole up to batch norm, which sees halves: close, not equal."""
+    """Two halves of a batch give the loss of the whole, except that batch norm sees halves: close, not equal."""
     run("teacher", taught / "bsce.yaml", "run=whole", "schedule.epochs=1", cwd=taught)
     run("teacher", taught / "bsce.yaml", "run=halves", "schedule.epochs=1", "optim.accumulate=2", cwd=taught)
     assert losses(taught, "whole") == pytest.approx(losses(taught, "halves"), rel=0.2)
@@ -73,7 +73,7 @@ def test_dry_run_writes_nothing(taught: Path) -> None:
 
 
 def test_refusals_are_one_line(taught: Path, tiny: Path, tmp_path: Path) -> None:
-    """Every mistake that settings can make: what was given, and what to type."""
+    """Every mistake in settings: what was given, and what to type."""
     dive, cached = taught / "dive.yaml", "cache.paths=[caches]"
     assert "optim.lr" in refused(taught, "distill", dive, cached, "optim.lrr=1", apart=True)
     assert "nothere.beton" in refused(taught, "distill", dive, cached, "data.train=nothere.beton")
@@ -106,7 +106,7 @@ def test_class_balanced_sampling_trains_and_is_refused_where_the_prior_corrects_
 
 @pytest.mark.parametrize("backend", ["ffcv", "reference", "resident"])
 def test_raw_records_train_alike_on_every_backend_and_share_a_cache(taught: Path, backend: str) -> None:
-    """To the last bit: raw pixels pass through no decoder, so that a cache of one backend is the others' too."""
+    """To the last bit: raw pixels pass through no decoder, so that a cache of one backend is valid for the others."""
     if backend == "ffcv" and library_path() is None:
         pytest.skip("FFCV is not installed")
     run("teacher", taught / "bsce.yaml", f"data.backend={backend}", "data.seed=1", f"run=t-{backend}", cwd=taught)
@@ -116,7 +116,7 @@ def test_raw_records_train_alike_on_every_backend_and_share_a_cache(taught: Path
 
 
 def unfinish(folder: Path) -> None:
-    """As if the run had been killed before its last word."""
+    """Make it look as if the run had been killed just before its end."""
     (folder / "result.json").unlink()
 
 
@@ -145,7 +145,7 @@ def test_a_run_goes_on_with_the_backend_and_the_records_it_began_with(taught: Pa
 
 
 def test_moved_records_and_teacher_are_recognised(tiny: Path, tmp_path: Path) -> None:
-    """Their paths may change in mid-run, what they hold may not."""
+    """Their paths may change in mid-run, but not their content."""
     config = tiny_config(tmp_path, tiny, "dive", "  tau: 3\n")
     run("teacher", config, "run=t", "distill.method=bsce", "distill.tau=null", cwd=tmp_path)
     run("teacher", config, "run=u", "distill.method=bsce", "distill.tau=null", "seed=1", cwd=tmp_path)
@@ -175,7 +175,7 @@ def test_a_run_does_not_change_from_a_teacher_to_a_cache_of_another(tiny: Path, 
 
 
 def test_the_same_images_stored_otherwise_are_other_records(tmp_path: Path) -> None:
-    """Their digest, of the originals, is the same."""
+    """Their digest, which covers the originals, is the same."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 40, 40, 3), np.uint8)
     for image, i in zip(images, range(40), strict=True):

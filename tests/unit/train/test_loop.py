@@ -17,7 +17,7 @@ from train.run.checkpoint import load_latest
 
 def test_due() -> None:
     assert [n for n in range(1, 11) if due(n, 3, 10)] == [3, 6, 9, 10]
-    assert [n for n in range(1, 11) if due(n, 5, 10)] == [5, 10]  # the end and the period coincide: once
+    assert [n for n in range(1, 11) if due(n, 5, 10)] == [5, 10]  # the end and the period coincide: only once
     assert [n for n in range(1, 11) if due(n, 0, 10)] == [10]
 
 
@@ -31,7 +31,7 @@ def test_a_diverging_run_stops_and_keeps_no_bad_checkpoint(tiny: Path, tmp_path:
 
 
 def test_learning_rates_are_those_of_the_schedule(tiny: Path, tmp_path: Path) -> None:
-    """Seven steps an epoch; cosine per epoch over three epochs from 0.05."""
+    """Seven steps per epoch; cosine per epoch over three epochs from 0.05."""
     run("teacher", tiny_config(tmp_path, tiny), "run=r", "eval.every_epochs=2", cwd=tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "runs/r/metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], round(line["lr"], 6)) for line in lines if "lr" in line] == [
@@ -69,7 +69,7 @@ def test_the_images_of_a_bad_step_are_named_and_the_last_good_checkpoint(
 
 
 def test_sums_between_two_log_lines_survive_a_checkpoint(tiny: Path, tmp_path: Path) -> None:
-    """A checkpoint every 3 of 7 steps, resumed from one in the middle of an epoch: the lines are those of a calm run."""
+    """A checkpoint every 3 of 7 steps, resumed from one in mid-epoch: the lines are those of an undisturbed run."""
     config = tiny_config(tmp_path, tiny)
     run("teacher", config, "run=calm", "schedule.epochs=2", cwd=tmp_path)
     run("teacher", config, "run=r", "schedule.epochs=2", "save.every_steps=3", "save.keep_last=9", cwd=tmp_path)
@@ -101,7 +101,7 @@ def test_the_best_evaluation_is_kept(tiny: Path, tmp_path: Path) -> None:
     run("teacher", config, *given, "save.keep_best=val", "save.keep_last=1", cwd=tmp_path)
     scores = {line["step"]: line["val_ema"]["top1"] for line in lines_of(tmp_path / "runs/r") if "val_ema" in line}
     assert len(scores) == 6
-    best = max(scores, key=lambda step: (scores[step], -step))  # of equals the first
+    best = max(scores, key=lambda step: (scores[step], -step))  # the first among equals
     kept = {path.name for path in (tmp_path / "runs/r/checkpoints").glob("step_*")}
     assert kept == {f"step_{best:08d}", "step_00000042"}
     assert (tmp_path / "runs/r/checkpoints/best").read_text() == f"step_{best:08d}"
@@ -133,7 +133,7 @@ def test_resume_never_and_from_another_runs_checkpoint(tiny: Path, tmp_path: Pat
 
 
 def test_a_training_in_steps_ends_within_an_epoch(tiny: Path, tmp_path: Path) -> None:
-    """17 steps, 7 an epoch: the last is logged and saved, evaluation goes by steps, a resumed run says how far it was."""
+    """17 steps, 7 an epoch: the last is logged and saved, evaluation follows steps, a resumed run says how far it had come."""
     length = ["schedule.epochs=null", "schedule.steps=17", "schedule.per=step", "eval.every_steps=5"]
     run("teacher", tiny_config(tmp_path, tiny), *length, "run=r", "optim.lr_scale=linear", cwd=tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "runs/r/metrics.jsonl").read_text().splitlines()]
@@ -153,7 +153,7 @@ def test_a_training_in_steps_ends_within_an_epoch(tiny: Path, tmp_path: Path) ->
 def test_a_finite_loss_with_an_overflowing_gradient_is_not_saved(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last update of the second epoch is spoilt: its checkpoint would hold it, and every resumed run would end there."""
+    """The last update of the second epoch is corrupted: its checkpoint would hold it, and every resumed run would fail there."""
     config, calls, scale = tiny_config(tmp_path, tiny), [], torch.amp.GradScaler.scale
 
     def spoilt(self, loss):
@@ -180,7 +180,7 @@ def test_the_best_is_saved_when_it_is_found_and_means_one_run_and_split(tiny: Pa
     run("teacher", config, "run=b", *longer, "save.keep_best=val", "resume=a", cwd=tmp_path)
     there = tmp_path / "runs/b/checkpoints"
     assert (there / (there / "best").read_text()).is_dir()
-    # Of another split: the score it has to beat is gone.
+    # On another split: the previous best score no longer applies.
     for name in ("result.json", "model.json"):
         (tmp_path / "runs/a" / name).unlink()
     state = load_latest(tmp_path / "runs/a")

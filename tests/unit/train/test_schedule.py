@@ -56,7 +56,7 @@ def test_per_step() -> None:
     rates = [schedule.at(step) for step in range(20)]
     assert rates[:5] == pytest.approx([0.6, 1.2, 1.8, 2.4, 3.0])
     assert rates[5:] == pytest.approx([3 * (1 + math.cos(math.pi * step / 20)) / 2 for step in range(5, 20)])
-    # Milestones fall on the start of their epoch whichever way the rate ticks.
+    # Milestones fall on the start of their epoch, whether the rate changes per epoch or per step.
     by_step, by_epoch = (Schedule(cifar(per=per), 0.1, STEPS, 128) for per in ("step", "epoch"))
     assert all(by_step.at(step) == by_epoch.at(step) for step in range(5 * STEPS, 200 * STEPS))
     assert by_step.at(0) == pytest.approx(0.1 / (5 * STEPS))
@@ -127,7 +127,7 @@ def test_wrong_settings_name_their_key(changes: dict, message: str) -> None:
 
 
 def test_a_length_in_steps_or_images() -> None:
-    """10 steps an epoch of batch 32; images are rounded up to a whole step, a begun epoch counts."""
+    """10 steps per epoch at batch 32; images are rounded up to a whole step, and a begun epoch counts."""
     for settings, steps, epochs in (
         ({"steps": 1000}, 1000, 100),
         ({"steps": 25}, 25, 3),
@@ -146,7 +146,7 @@ def test_a_length_in_steps_or_images() -> None:
 
 
 def test_a_cosine_ends_with_the_training_in_steps_and_in_epochs() -> None:
-    """Per step over all steps; per epoch as the training of the begun epochs, cut off."""
+    """Per step, over all steps; per epoch, like a training over the begun epochs, cut off."""
     by_step = Schedule(ScheduleConfig(epochs=None, steps=25, per="step"), 1.0, steps_per_epoch=10, batch=32)
     rates = [by_step.at(step) for step in range(25)]
     assert rates == pytest.approx([(1 + math.cos(math.pi * step / 25)) / 2 for step in range(25)])
@@ -157,7 +157,7 @@ def test_a_cosine_ends_with_the_training_in_steps_and_in_epochs() -> None:
 
 @pytest.mark.parametrize("per", ["step", "epoch"])
 def test_a_warm_up_in_steps(per: str) -> None:
-    """After it the schedule is where it would be without; 0 steps are none; milestones stay where their epochs begin."""
+    """After warm-up the schedule is where it would be without; 0 steps mean none; milestones stay where their epochs begin."""
     settings = {"epochs": None, "steps": 25, "per": per, "kind": "multistep", "milestones": [1, 2]}
     plain, warm, none = (
         Schedule(ScheduleConfig(**settings, warmup_steps=n), 2.0, steps_per_epoch=10, batch=32) for n in (None, 4, 0)

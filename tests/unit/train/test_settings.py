@@ -118,7 +118,7 @@ def test_values(recipe, key, text, value):
     for config in (by_line, by_file):
         got = flatten(config)[key]
         assert got == value and type(got) is type(value)
-    assert load(Root, recipe(to_yaml(by_line))) == by_line  # what is written down is what was read
+    assert load(Root, recipe(to_yaml(by_line))) == by_line  # what is written equals what was read
 
 
 @pytest.mark.parametrize("text", ["a: b", "[a", "*x", "@x", "a #b", "%", "&", "{", "a=b", "x\ty", "- a"])

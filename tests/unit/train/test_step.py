@@ -1,4 +1,4 @@
-"""The one training step: what it computes against a loop written by hand, in parts, clipped, averaged, with a frozen trunk."""
+"""The training step against a loop written by hand: accumulated, clipped, averaged, with a frozen trunk."""
 
 import numpy as np
 import pytest

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def all_levels() -> torch.Tensor:
-    """uint8 [2, 16, 16, 3]: every grey level in every channel, in another order in each."""
+    """uint8 [2, 16, 16, 3]: every grey level in every channel, in a different order in each."""
     levels = np.arange(256, dtype=np.uint8)
     one = np.stack([levels, levels[::-1], np.roll(levels, 100)], axis=1).reshape(16, 16, 3)
     return torch.from_numpy(np.stack([one, one[::-1]]))
@@ -75,7 +75,7 @@ def some_colours(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_jitter_is_torchvisions_sample_by_sample() -> None:
-    """60 images, all six orders among them, to 2e-6 (float32 against float64)."""
+    """60 images, including all six orders, to 2e-6 (float32 against float64)."""
     factors, order = some_colours(60)
     assert len({tuple(row) for row in order}) == 6
     images = np.random.default_rng(0).random((60, 3, 8, 8))

@@ -1,7 +1,7 @@
 """Views: the generator's known answers, the boxes' definitions and distributions, and committed vectors.
 
 `tests/fixtures/views.json` pins draws and boxes: caches on disk hold targets for exactly these. After a deliberate change
-raise VIEWS_VERSION and write it anew: `PYTHONPATH=. python tests/unit/pipelines/augment/test_geometry.py`.
+raise VIEWS_VERSION and write the file again: `PYTHONPATH=. python tests/unit/pipelines/augment/test_geometry.py`.
 """
 
 import json
@@ -99,7 +99,7 @@ def random_resized(recipe: Recipe, words: Any, width: int, height: int) -> tuple
 def plain_box(
     recipe: Recipe, seed: int, key: int, view: int, size: tuple[int, int], stored: tuple[int, int]
 ) -> list[int]:
-    """A view's box and flip by the words of DESIGN: a fraction of the original, rounded half up on the stored image."""
+    """A view's box and flip as specified: a fraction of the original, rounded half up on the stored image."""
     width, height = size
     flip = plain_draw(seed, key, view, LANE_FLIP, 0)[0] >> 31 if recipe.flip else 0
 
@@ -178,7 +178,7 @@ def test_exp_and_log() -> None:
 @pytest.mark.parametrize("settings", RECIPES, ids=name_of)
 @pytest.mark.parametrize("seed", [0, (1 << 63) - 1])
 def test_boxes_are_torchvisions_on_our_draws(settings: dict[str, Any], seed: int) -> None:
-    """Also for images stored at other sizes, down to one pixel, and up."""
+    """Also for images stored at other sizes, smaller (down to one pixel) and larger."""
     recipe, rng = Recipe(**settings), np.random.default_rng(3)
     params = view_params(recipe, seed)
     n = 600
@@ -212,7 +212,7 @@ def test_boxes_lie_inside(settings: dict[str, Any], size: tuple[int, int]) -> No
 
 @pytest.mark.parametrize("settings", CUTTING, ids=name_of)
 def test_a_view_shows_the_same_part_at_every_stored_size(settings: dict[str, Any]) -> None:
-    """But for whole pixels."""
+    """Up to rounding to whole pixels."""
     recipe = Recipe(**settings)
     original = many(recipe, (4000, 3000), 2000)
     for stored in ((4000, 3000), (2000, 1500), (333, 250), (8000, 6000)):
@@ -223,7 +223,7 @@ def test_a_view_shows_the_same_part_at_every_stored_size(settings: dict[str, Any
             corner, side = (np.abs(found[:, i] - original[:, i] * scale).max() for i in (axis, axis + 2))
             rounding = 0.5 * (1 + scale) + 1e-9  # half a pixel of this image and half of one of the original
             assert side <= rounding
-            assert corner <= 2 * rounding  # it gives way to a box that its own rounding made too wide
+            assert corner <= 2 * rounding  # the corner is moved for a box that rounding made too wide
 
 
 def test_pad_crop_offsets_are_uniform() -> None:
@@ -356,7 +356,7 @@ def test_identity_holds_what_decides_the_pixels_and_nothing_else() -> None:
         assert same(settings, settings | {"pad": 5}) != (settings["crop"] == "pad_crop")
         for other in ({"scale": [0.2, 0.9]}, {"ratio": [0.5, 2.0]}):
             assert same(settings, settings | other) != (settings["crop"] == "random_resized_crop")
-    # The default and its value spelt out are one recipe.
+    # The default and its value written out are one recipe.
     assert same({"crop": "center", "size": 224}, {"crop": "center", "size": 224, "short_side": 256})
 
 
@@ -364,7 +364,7 @@ def test_identity_holds_what_decides_the_pixels_and_nothing_else() -> None:
 
 
 def vectors() -> dict[str, Any]:
-    """Draws and boxes of the code as it is: [key, view, width, height, stored width, stored height, box and flip]."""
+    """Draws and boxes of the present code: [key, view, width, height, stored width, stored height, box and flip]."""
     draws = [
         [seed, key, view, lane, index, *(int(word) for word in draw(seed, key, view, lane, index))]
         for seed in SEEDS
@@ -398,7 +398,7 @@ def write_vectors() -> None:
     found["draws"] = [json.dumps(row) for row in found["draws"]]
     for group in found["boxes"]:
         group["rows"] = [json.dumps(row) for row in group["rows"]]
-    text = json.dumps(found, indent=1).replace('"[', "[").replace(']"', "]")  # one row a line
+    text = json.dumps(found, indent=1).replace('"[', "[").replace(']"', "]")  # one row per line
     FIXTURE.write_text(text + "\n")
 
 
@@ -427,7 +427,7 @@ def test_colours_are_uniform_and_their_own_lanes() -> None:
 
 
 def test_colours_vectors() -> None:
-    """Committed draws of one recipe: whoever changes them makes every cache with jitter invalid."""
+    """Committed draws of one recipe: changing them makes every cache with jitter invalid."""
     factors, order = colours(
         view_params(Recipe(jitter=[0.4, 0.4, 0.4]), 5), np.array([1, 2**62 + 3]), np.array([0, 7], np.int32)
     )

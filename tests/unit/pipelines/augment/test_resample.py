@@ -12,7 +12,7 @@ Box = tuple[int, int, int, int]
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Random pixels, half of them black or white: the extremes find rounding and overflow."""
+    """Random pixels, half of them black or white: extremes reveal errors of rounding and overflow."""
     rng = np.random.default_rng(seed)
     return np.clip(rng.integers(-200, 456, (height, width, 3)), 0, 255).astype(np.uint8)
 
@@ -52,7 +52,7 @@ SPECIAL: list[Box] = [
     (3, 0, 1, 141),
     (0, 5, 211, 1),
     (0, 0, 211, 141),
-    (7, 9, 32, 100),  # one side as it is
+    (7, 9, 32, 100),  # one side unchanged
     (7, 9, 100, 32),
     (7, 9, 33, 31),
 ]
@@ -74,7 +74,7 @@ def test_extreme_images(height: int, width: int) -> None:
 
 
 def test_within_one_level_of_pillows_own_resize() -> None:
-    """Which pass comes first is up to Pillow: the horizontal one, in newer versions the vertical one for some tall boxes."""
+    """Pillow chooses which pass comes first: the horizontal one; in newer versions, for some tall boxes, the vertical one."""
     source = noise(141, 211)
     worst = 0
     for box in [*SPECIAL, *random_boxes(141, 211, 40, seed=1)]:
@@ -136,12 +136,12 @@ def test_pixels_outside_are_zero() -> None:
 @pytest.mark.parametrize("corner", [(-32, 0), (0, 32), (-100, 5), (5, 100), (100, -100)], ids=str)
 @pytest.mark.parametrize("flip", [0, 1])
 def test_a_window_beside_the_picture_is_zero(corner: tuple[int, int], flip: int) -> None:
-    """As pad_crop gives it when `pad` exceeds the size."""
+    """pad_crop gives such boxes when `pad` exceeds the size."""
     assert (ours(noise(32, 32), (*corner, 32, 32), 32, flip) == 0).all()
 
 
 def test_nothing_beside_the_output_is_written() -> None:
-    """Into a part of a larger buffer that starts at an odd address, as a batch of odd-sized images has them."""
+    """Into part of a larger buffer, starting at an odd address, as in a batch of odd-sized images."""
     source = noise(141, 211)
     for size in (15, 16):
         length = size * size * 3

@@ -35,7 +35,7 @@ from pipelines.records.writing import Sample, write_records
     ],
 )
 def test_identities_are_those_of_the_caches_on_disk(settings: dict[str, Any], expected: dict[str, Any]) -> None:
-    """In this order too, in which the benchmark prints them."""
+    """The order counts too: the benchmark prints it."""
     assert list(identity(Recipe(**settings)).items()) == list(expected.items())
 
 
@@ -48,7 +48,7 @@ def test_no_two_transforms_say_the_same() -> None:
 
 @pytest.mark.parametrize("jitter", [[0.0, 0.0, 0.0], [0.0, 0.3, 0.0]])
 def test_a_batch_is_drawn_row_by_row(tmp_path: Path, jitter: list[float]) -> None:
-    """Each view as it is drawn alone, wherever the sample lies in the file and in the batch."""
+    """Each view is as when drawn alone, wherever the sample lies in the file and in the batch."""
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (9 + i, 30 - i, 3), np.uint8) for i in range(12)]
     write_records(tmp_path / "r.beton", [Sample(f"{i}", 0, x) for i, x in enumerate(images)], ["a"], kind="test")

@@ -1,4 +1,4 @@
-"""Which backend serves which records where, and what a cache's identity says of the pixels."""
+"""Which backend serves which records where, and what a cache's identity says about the pixels."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def jpeg(tmp_path_factory: pytest.TempPathFactory) -> Records:
 
 @pytest.fixture
 def everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with FFCV, DALI and a GPU of 80 GB beside the CPU: only what is installed is pretended."""
+    """A machine with FFCV, DALI and a GPU of 80 GB beside the CPU: only the presence of the packages is faked."""
     monkeypatch.setattr(choice, "library_path", lambda: Path("libffcv.so"))
     monkeypatch.setattr(choice, "_dali_installed", lambda: True)
     monkeypatch.setattr(choice, "_device_bytes", lambda device: 80 * 10**9)
@@ -90,7 +90,7 @@ def test_a_setting_is_obeyed_or_refused_with_what_would_do(
 
 
 def test_what_is_installed_here_is_found(jpeg: Records) -> None:
-    """Whatever this machine has, the rule and the imports agree on it."""
+    """The rule and the imports agree on what this machine has."""
     for name in available_backends(jpeg, IMAGENET, CPU):
         assert refusal(name, jpeg, IMAGENET, CPU) is None
         choice.make_backend(name, jpeg, view_params(IMAGENET, 0), 1, "first", CPU, 0.5)

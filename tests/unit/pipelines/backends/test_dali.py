@@ -1,4 +1,4 @@
-"""What is particular to the dali backend: pipelines that come back, native threads, failures. The contract: test_loader.py."""
+"""What is specific to the dali backend: reused pipelines, native threads, failures. The contract: test_loader.py."""
 
 import copy
 import os
@@ -89,7 +89,7 @@ def test_streams_closed_early_leave_no_native_thread(records: Records) -> None:
         next(stream)
         stream.close()
 
-    once()  # what DALI starts once and for all
+    once()  # starts what DALI starts only once
     before = native_threads()
     for _ in range(8):
         once()
@@ -100,7 +100,7 @@ def test_streams_closed_early_leave_no_native_thread(records: Records) -> None:
 
 
 def test_pad_crop_reaches_outside(records: Records) -> None:
-    """Zeros there, the stored picture inside: within what two JPEG decoders may differ."""
+    """Zeros outside, the stored picture inside, up to the difference between two JPEG decoders."""
     params = view_params(Recipe(crop="pad_crop", size=48, pad=6), 1)
     plan = Plan(np.full(12, 7), np.arange(12, dtype=np.int32))
     expected = expected_of(records, params, plan)
@@ -112,7 +112,7 @@ def test_pad_crop_reaches_outside(records: Records) -> None:
 
 
 def test_a_failure_of_dalis_own(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as a GPU out of memory: DALI's own words, not a picture accused in vain."""
+    """Such as a GPU out of memory: the message is DALI's, and no picture is blamed wrongly."""
     backend = DaliBackend(records, PARAMS, 1, "first", CPU)
     pipe = backend._build(4)
     monkeypatch.setattr(pipe, "outputs", lambda: (_ for _ in ()).throw(RuntimeError("no memory left")))
@@ -124,7 +124,7 @@ def test_a_failure_of_dalis_own(records: Records, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("ffcv", [True, False])
 def test_dali_never_sees_what_does_not_decode(records: Records, monkeypatch: pytest.MonkeyPatch, ffcv: bool) -> None:
-    """It would kill the process every second time: the batch with the bad record is never handed over."""
+    """It would kill the process every second time: DALI never receives the batch with the bad record."""
     if not ffcv:
         monkeypatch.setattr(dali_backend, "library_path", lambda: None)
     elif dali_backend.library_path() is None:
@@ -150,7 +150,7 @@ def test_dali_never_sees_what_does_not_decode(records: Records, monkeypatch: pyt
 @pytest.mark.gpu
 @pytest.mark.parametrize("hw_decoder_load", [0.0, 0.65, 1.0])
 def test_a_gpu_decodes_nearly_the_same_pixels(records: Records, hw_decoder_load: float) -> None:
-    """On the device, in any company, with work queued before it; beside the CPU's decoder."""
+    """On the device, in any batch, with work queued before it; compared with the CPU's decoder."""
     cuda = torch.device("cuda")
     finish = Finish([0.5] * 3, [0.2] * 3, cuda, channels_last=True)
     positions, views = np.arange(N), np.arange(N, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""What is particular to the ffcv backend: its native library, its scratch memory, its threads. The contract: test_loader.py."""
+"""What is specific to the ffcv backend: its native library, its scratch memory, its threads. The contract: test_loader.py."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ ROOT = Path(ffcv_backend.__file__).parents[2]
 PARAMS = view_params(Recipe(size=16), 0)
 needs_ffcv = pytest.mark.skipif(libffcv.library_path() is None, reason="FFCV is not installed")
 
-# Two streams at once on numba's fallback threading layer, which is what machines without TBB and OpenMP get.
+# Two streams at once on numba's fallback threading layer, used on machines without TBB and OpenMP.
 TWO_STREAMS = """
 import sys, threading
 import numba, numpy as np
@@ -69,14 +69,14 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
 
 
 def boxes_of(records: Records, *positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions, and the boxes of their first view."""
+    """Positions, and the boxes of their first views."""
     plan = Plan(np.array(positions), np.zeros(len(positions), np.int32))
     return plan.positions, draw(PARAMS, records, plan).boxes
 
 
 @needs_ffcv
 def test_scratch_grows_with_the_images_of_a_batch(records: Records) -> None:
-    """One at a time, so that it grows in the middle of a file; each against the oracle."""
+    """One image at a time, so that scratch grows in the middle of a file; each is compared with the oracle."""
     ours, oracle = FFCVBackend(records, 2, "first"), ReferenceBackend(records, 1, "first")
     rows, sizes = [], []
     for position in range(len(records)):
@@ -116,7 +116,7 @@ def test_streams_take_turns_where_numba_cannot_run_two(records: Records) -> None
 def test_a_library_that_does_not_load_is_a_users_error(
     records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when OpenCV was removed after FFCV was built; and where FFCV was never installed."""
+    """OpenCV was removed after FFCV was built, or FFCV was never installed."""
     broken = tmp_path / "_libffcv.so"
     broken.write_bytes(b"not a library")
     for path in (broken, None):
@@ -127,7 +127,7 @@ def test_a_library_that_does_not_load_is_a_users_error(
 
 @needs_ffcv
 def test_the_library_is_found_without_importing_ffcv() -> None:
-    """Importing it compiles for seconds and sets torch to one thread."""
+    """Importing FFCV compiles for seconds and sets torch to one thread."""
     program = (
         "import sys; from pipelines.libffcv import library_path; from pipelines.backends import ffcv; "
         "assert library_path().is_file(); sys.exit('ffcv' in sys.modules)"

@@ -1,4 +1,4 @@
-"""What is particular to the resident backend: all records checked before the first batch, one copy. Bits: test_loader.py."""
+"""What is specific to the resident backend: all records checked before the first batch, one copy. Pixels: test_loader.py."""
 
 from pathlib import Path
 

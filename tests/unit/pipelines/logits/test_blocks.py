@@ -1,4 +1,4 @@
-"""Block files: the bytes that are promised, and every damage refused by the name of the file."""
+"""Block files: the promised bytes, and every damage refused with the name of the file."""
 
 import os
 import struct
@@ -42,7 +42,7 @@ def write(folder: Path, codec: str = "u8", view: int = VIEW, block: int = BLOCK)
 
 
 def damaged_records(folder: Path, kind: BlockKind, view: int = VIEW) -> list[int]:
-    """Rows of the block whose checksum does not hold."""
+    """Rows of the block whose checksum does not match."""
     found = open_block(folder, kind, view, BLOCK, ROWS)
     return np.flatnonzero(record_crcs(np.array(found.records), KEYS, view) != found.crcs).tolist()
 
@@ -108,7 +108,7 @@ def test_open_blocks_hold_no_file_descriptors(tmp_path: Path) -> None:
 
 
 def regions(kind: BlockKind) -> dict[str, tuple[int, int]]:
-    """(start, end) of each part of the file, the header field by field."""
+    """(start, end) of each part of the file, with the header field by field."""
     fields = HEADER.fields
     assert fields is not None
     parts = {name: (start, start + dtype.itemsize) for name, (dtype, start, *_) in fields.items()}
@@ -129,7 +129,7 @@ def test_the_regions_cover_the_file() -> None:
 
 @pytest.mark.parametrize("part", regions(kind_of()))
 def test_a_flipped_bit_anywhere(tmp_path: Path, part: str) -> None:
-    """Outside the records the block does not open; inside them exactly that record is refused."""
+    """With damage outside the records the block does not open; inside them exactly that record is refused."""
     kind, path = kind_of(), write(tmp_path)
     whole = path.read_bytes()
     start, end = regions(kind)[part]
@@ -165,7 +165,7 @@ def test_not_a_file(tmp_path: Path) -> None:
 
 
 def test_a_block_at_another_place_or_of_another_cache(tmp_path: Path) -> None:
-    """Files of equal size, so only the header can tell."""
+    """The files have equal size, so only the header can tell them apart."""
     kind, path = kind_of(), write(tmp_path)
     for view, block in ((VIEW, BLOCK + 1), (VIEW + 1, BLOCK)):
         other = write(tmp_path, view=view, block=block)
@@ -181,7 +181,7 @@ def test_a_block_at_another_place_or_of_another_cache(tmp_path: Path) -> None:
 
 
 def test_records_at_another_place(tmp_path: Path) -> None:
-    """Two records swapped with their checksums, the file sealed again: the keys in the checksums tell."""
+    """Two records are swapped with their checksums, and the file is sealed again: the keys in the checksums reveal it."""
     kind, path = kind_of(), write(tmp_path)
     data = np.frombuffer(path.read_bytes(), np.uint8).copy()
     parts = regions(kind)
@@ -194,7 +194,7 @@ def test_records_at_another_place(tmp_path: Path) -> None:
 
 
 def test_records_of_another_view(tmp_path: Path) -> None:
-    """The records of view 3 under the header of view 2: the view in the checksums tells."""
+    """The records of view 3 under the header of view 2: the view in the checksums reveals it."""
     kind, path = kind_of(), write(tmp_path)
     other = write(tmp_path, view=VIEW + 1).read_bytes()
     path.write_bytes(path.read_bytes()[: HEADER.itemsize] + other[HEADER.itemsize :])

@@ -1,4 +1,4 @@
-"""Codecs: what comes back, how far it may be off, and that the certificate never promises too much."""
+"""Codecs: what is decoded, how far it may be off, and that the certificate never promises too much."""
 
 import math
 import struct
@@ -11,7 +11,7 @@ from pipelines.errors import UserError
 from pipelines.logits.codec import CODECS, TEMPERATURES, certificate, certified_loss, decode, encode, payload_bytes
 
 CLASSES = (2, 100, 1000, 8142)
-ELSEWHERE = (0.05, 0.3, 0.7, 1.2, 1.5, 2.5, 4.0, 7.5, 9.1, 12.0, 19.9)  # temperatures between and below the certified
+ELSEWHERE = (0.05, 0.3, 0.7, 1.2, 1.5, 2.5, 4.0, 7.5, 9.1, 12.0, 19.9)  # temperatures between and below certified ones
 
 
 def some_logits(rows: int, classes: int, scale: float = 4.0, offset: float = 0.0, seed: int = 0) -> np.ndarray:
@@ -53,13 +53,13 @@ def test_round_trip(classes: int) -> None:
     step = (logits.max(axis=1) - logits.min(axis=1)) / 255
     error = np.abs(stored(logits, "u8").astype(np.float64) - logits).max(axis=1)
     assert (error <= step / 2 + 1e-6 * np.abs(logits).max(axis=1)).all()
-    assert (error > step / 10).all() or classes == 2  # so the bound says something; of two classes both are ends
+    assert (error > step / 10).all() or classes == 2  # so the bound is not trivial; with two classes both are ends
 
 
 @pytest.mark.parametrize("scale", [1e-38, 1e-20, 1e-3, 1.0, 1e4, 1e37])
 @pytest.mark.parametrize("offset", [0.0, -1e3])
 def test_u8_of_huge_and_tiny_ranges(scale: float, offset: float) -> None:
-    """Half a step, and what float32 cannot do: its relative error, and a step below its smallest normal number."""
+    """Half a step plus the limits of float32: its relative error, and a step below its smallest normal number."""
     logits = some_logits(50, 100, scale, offset)
     step = (logits.max(axis=1).astype(np.float64) - logits.min(axis=1)) / 255
     error = np.abs(stored(logits, "u8").astype(np.float64) - logits).max(axis=1)
@@ -99,7 +99,7 @@ def test_rows_are_decoded_one_by_one() -> None:
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0, 9.0, 20.0])
 def test_u8_keeps_within_the_bound_of_its_step(classes: int, temperature: float) -> None:
-    """KL(true || stored) <= step^2 / (8 T^2), every row: METHOD's bound, from the decoded values alone."""
+    """KL(true || stored) <= step^2 / (8 T^2) in every row: the bound of docs/method.md, from the decoded values alone."""
     logits = some_logits(40, classes, scale=5.0)
     step = (logits.max(axis=1).astype(np.float64) - logits.min(axis=1)) / 255
     found = kl(logits, stored(logits, "u8"), temperature)
@@ -116,7 +116,7 @@ def test_u8_loses_less_than_seven_hundredths_of_a_percent() -> None:
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("classes", (2, 100, 1000))
 def test_certificate_is_the_sum_by_definition(codec: str, classes: int) -> None:
-    """Of a thousand classes more rows than are certified at a time; some very sure, some nearly flat."""
+    """A thousand classes, more rows than are certified at a time; some very confident, some nearly flat."""
     logits = some_logits(150, classes) * np.geomspace(0.01, 5, 150, dtype=np.float32)[:, None]
     payload = encode(logits, codec)
     other = decode(torch.from_numpy(payload), codec).numpy()
@@ -134,7 +134,7 @@ def test_certificate_is_the_sum_by_definition(codec: str, classes: int) -> None:
 
 @pytest.mark.parametrize("classes", (5, 1000, 8142))
 def test_a_certificate_does_not_depend_on_the_number_of_threads(classes: int) -> None:
-    """To the bit: it is part of a block's bytes."""
+    """To the bit, as it is part of a block's bytes."""
     logits = some_logits(700 if classes < 100 else 150, classes)
     payload = encode(logits, "u8")
     alone = certificate(logits, payload, "u8")
@@ -148,9 +148,9 @@ def hostile_logits(kind: str, codec: str) -> np.ndarray:
     if kind == "tie":  # all mass on two classes, a whole step apart after rounding: lost at low T, invisible at high T
         logits[:, 0] = 40
         logits[:, 1] = np.float32(40 - 41 / 255 * 0.51)
-    elif kind == "spike":  # one class far above: information falls steeply once T lets go of it
+    elif kind == "spike":  # one class far above: information falls steeply once T is high enough
         logits[:, 0] = 60
-    elif kind == "pit":  # one class far below: the steps are wide and the rest lives on few of them
+    elif kind == "pit":  # one class far below: the steps are wide and the rest share a few of them
         logits[:, 0] = -30
     elif kind == "scales":  # groups that melt at different temperatures
         logits[:, :2] += 60
@@ -174,7 +174,7 @@ def test_certified_loss_is_never_too_small(kind: str, codec: str) -> None:
 
 
 def test_certified_loss_is_not_absurdly_large() -> None:
-    """For a teacher as they are, u8 passes the budget of 1 % wherever it is certified, between the points too."""
+    """For a realistic teacher, u8 keeps within 1 % wherever it is certified, also between the certified temperatures."""
     for classes, scale in ((5, 4.0), (100, 6.0), (1000, 3.0)):
         logits = some_logits(100, classes, scale)
         sums = certificate(logits, encode(logits, "u8"), "u8")
@@ -188,7 +188,7 @@ def test_f32_loses_nothing_at_any_temperature() -> None:
 
 
 def test_a_teacher_that_says_almost_nothing() -> None:
-    """Rows flat but for the last bits: no division by zero, no negative loss."""
+    """Rows flat except for the last bits: no division by zero, no negative loss."""
     logits = np.full((10, 20), 3.0, np.float32)
     logits[:, 0] = np.nextafter(np.float32(3), np.float32(4))
     for codec in ("u8", "f16"):

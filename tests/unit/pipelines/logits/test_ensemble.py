@@ -22,7 +22,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
 
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory: pytest.TempPathFactory, records: Records) -> list[LogitCache]:
-    """Three teachers who disagree."""
+    """Three teachers that disagree."""
     parent, opened = tmp_path_factory.mktemp("caches"), []
     for number in range(3):
         identity = identity_of(records, weights=f"{number:02d}" * 32)
@@ -72,7 +72,7 @@ def test_one_cache_is_that_cache(caches: list[LogitCache], records: Records) -> 
 
 
 def test_equal_teachers_agree_with_themselves(caches: list[LogitCache], records: Records) -> None:
-    """Up to a constant per row, which no softmax sees."""
+    """Up to a constant per row, which does not change a softmax."""
     keys, views = records.keys, np.zeros(COUNT, int)
     found = Ensemble([caches[0], caches[0]], (), "probabilities", 2.0).gather(keys, views)
     gap = found - caches[0].gather(keys, views)
@@ -80,7 +80,7 @@ def test_equal_teachers_agree_with_themselves(caches: list[LogitCache], records:
 
 
 def test_probabilities_without_a_floor(tmp_path: Path, caches: list[LogitCache]) -> None:
-    """Where every teacher is sure beyond what float32 holds, the mean is finite logits all the same."""
+    """Where every teacher is more certain than float32 can express, the mean still has finite logits."""
     sure = torch.tensor([[1000.0, 0.0], [0.0, 1000.0]])
     found = Ensemble(caches[:2], (), "probabilities", 1.0).mean([sure, sure + 7])
     assert torch.isfinite(found).all() and torch.equal(found.argmax(dim=1), torch.tensor([0, 1]))

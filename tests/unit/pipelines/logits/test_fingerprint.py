@@ -1,4 +1,4 @@
-"""Fingerprints: exact integers whatever computes them, `other` for another view, `close` for another decoder."""
+"""Fingerprints: exact integers on any device, `other` for another view, `close` for another decoder."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def some_crops(count: int, size: int, seed: int = 0) -> torch.Tensor:
 
 
 def splitmix(index: int) -> int:
-    """The weight of byte `index`, in Python's integers."""
+    """The weight of byte `index`, in Python integers."""
     mask = 2**64 - 1
     z = ((index + 1) * 0x9E3779B97F4A7C15) & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -54,7 +54,7 @@ def equal(a: Fingerprints, b: Fingerprints) -> bool:
 
 @pytest.mark.parametrize("size", [4, 5, 6, 7, 31, 32, 65])
 def test_the_definition_in_plain_integers(size: int) -> None:
-    """Sizes that four does not divide have cells of two lengths."""
+    """Sizes not divisible by four have cells of two lengths."""
     crops = some_crops(3, size)
     found = Fingerprinter()(crops)
     assert found.hashes.dtype == np.uint32 and found.thumbs.dtype == np.uint8 and found.thumbs.shape == (3, 16)
@@ -70,7 +70,7 @@ def test_the_brightest_and_largest_sum_is_exact() -> None:
 
 
 def test_committed_values() -> None:
-    """Caches on disk hold these: they may never change."""
+    """Caches on disk hold these: they must never change."""
     ramp = torch.from_numpy((np.arange(2 * 10 * 10 * 3, dtype=np.int64) ** 2 % 251).astype(np.uint8)).view(2, 10, 10, 3)
     found = Fingerprinter()(ramp)
     assert found.hashes.tolist() == [940055756, 3407123392]
@@ -93,7 +93,7 @@ def test_batches_do_not_matter() -> None:
 
 
 def test_equal_hash_if_and_only_if_equal_pixels() -> None:
-    """A change of one byte always shows, as its weight is odd; so did all pairs of changes and rotations tried here."""
+    """A change of one byte is always detected, as its weight is odd; so are all pairs of changes and rotations tried here."""
     rng = np.random.default_rng(0)
     crop = some_crops(1, 32)[0].numpy()
     changed = np.repeat(crop[None], 1500, axis=0)
@@ -139,7 +139,7 @@ def test_compare_at_its_edges() -> None:
 
 @pytest.fixture(scope="module")
 def photos(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Records]:
-    """40 ImageNet photos, stored as they are and at short side 256."""
+    """40 ImageNet photos, stored unchanged and at short side 256."""
     folder = tmp_path_factory.mktemp("photos")
     paths = sorted((shared_data / "imagenet-samples").glob("*.JPEG"))[::7][:40]
     samples = [Sample(path.name, 0, path) for path in paths]
@@ -178,13 +178,13 @@ def row(prints: Fingerprints, i: int) -> Fingerprints:
 
 
 def share_close(a: Fingerprints, b: Fingerprints) -> float:
-    """Share of images that would pass on their own."""
+    """Share of images that would pass individually."""
     return float(np.mean([compare(row(a, i), row(b, i)) != "other" for i in range(len(a.hashes))]))
 
 
 @pytest.mark.parametrize("crop", ["random_resized_crop", "resize_crop"])
 def test_another_decoder_is_close(photos: dict[str, Records], crop: str) -> None:
-    """PIL against libffcv on the same view: measured 0.75 levels in the mean, at most 1.1; largest cell 2 (all 298)."""
+    """PIL against libffcv on the same view: measured 0.75 levels on average, at most 1.1; largest cell 2 (all 298)."""
     if library_path() is None:
         pytest.skip("FFCV is not installed")
     fingerprint = Fingerprinter()
@@ -196,7 +196,7 @@ def test_another_decoder_is_close(photos: dict[str, Records], crop: str) -> None
 
 
 def test_another_stored_size_is_close(photos: dict[str, Records]) -> None:
-    """Stored at short side 256 and cropped by the same fractions: measured at most 1.75 in the mean, 6 in a cell."""
+    """Stored at short side 256 and cropped by the same fractions: measured at most 1.75 on average, 6 in a cell."""
     fingerprint = Fingerprinter()
     whole = fingerprint(crops_of(photos["whole"], "reference"))
     short = fingerprint(crops_of(photos["short"], "reference"))
@@ -208,7 +208,7 @@ def test_another_stored_size_is_close(photos: dict[str, Records]) -> None:
 def test_another_view_is_other(photos: dict[str, Records]) -> None:
     """Another view, seed, recipe, image or a flip is refused photo by photo (one of 40 may agree by chance).
 
-    A shift by 8 of 224 pixels is for most. (By 1 it passes, by 2 for nine of ten: what the thumbnails cannot see.)
+    A shift by 8 of 224 pixels is refused for most. (A shift by 1 passes, by 2 in nine of ten: thumbnails cannot detect it.)
     """
     fingerprint = Fingerprinter()
     pixels = crops_of(photos["whole"], "reference")

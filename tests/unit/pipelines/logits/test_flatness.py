@@ -37,7 +37,7 @@ def cache_of(parent: Path, records: Records, views: list[np.ndarray], codec: str
     return LogitCache(writer.folder)
 
 
-# Probabilities are powers of 4, so that at T = 2 they are powers of 2: of the own class 4^a : 1 : 1 : 1 : 1.
+# Odds are powers of 4, so that at T = 2 they are powers of 2: own class to the others as 4^a : 1 : 1 : 1 : 1.
 OWN = np.diag([np.log(4.0)] * 5)
 
 
@@ -61,7 +61,7 @@ def test_the_mean_over_the_first_views(tmp_path: Path, records: Records) -> None
 
 
 def test_part_of_the_samples(tmp_path: Path, records: Records) -> None:
-    """A student of a subset is given the virtual examples of its own images."""
+    """For a student on a subset, the virtual examples of its own images count."""
     cache = cache_of(tmp_path, records, [OWN])
     chosen = records.keys[records.labels != 0]
     assert np.allclose(virtual_examples(cache, chosen, [1.0]), (15 + 3 * np.array([0, 8, 4, 2, 1])) / 8, rtol=1e-6)
@@ -70,7 +70,7 @@ def test_part_of_the_samples(tmp_path: Path, records: Records) -> None:
 
 
 def test_many_blocks_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same bits whatever the order of the keys; every temperature hands out each image once; float64 by definition."""
+    """The same bits for any order of the keys; at every temperature each image counts once; float64 by definition."""
     many = make_records(tmp_path / "a.beton", some_samples(BLOCK_ROWS + 37))
     cache = LogitCache(make_cache(tmp_path, many))
     found = virtual_examples(cache, many.keys)
@@ -116,7 +116,7 @@ def test_a_damaged_record_is_not_counted(tmp_path: Path, records: Records) -> No
     ],
 )
 def test_thirds(counts: list[int], rarest: list[int], most_frequent: list[int]) -> None:
-    """Rounded down, at least one, ties in label order, without classes that have no images."""
+    """Rounded down, at least one, ties in label order, ignoring classes without images."""
     found = thirds(np.array(counts))
     assert [part.tolist() for part in found] == [rarest, most_frequent]
 
@@ -135,8 +135,8 @@ def test_measures_by_hand() -> None:
     [
         ([0.5, 0.9, 1.1, 1.2], 3, True),
         ([1.5, 1.2, 1.1, 1.05], 1, True),
-        ([0.5, 1.0, 1.1, 1.2], 2, True),  # as many is enough
-        ([0.5, 1.2, 0.9, 1.1], 2, True),  # the smallest, even where it is no turning point
+        ([0.5, 1.0, 1.1, 1.2], 2, True),  # equal is enough
+        ([0.5, 1.2, 0.9, 1.1], 2, True),  # the smallest, even where it is not a turning point
         ([0.2, 0.4, 0.8, 0.99], 4, False),
     ],
 )
@@ -146,7 +146,7 @@ def test_the_rule(tails: list[float], temperature: float, flat: bool) -> None:
 
 
 def test_the_bars_of_the_paper_give_six() -> None:
-    """Mean virtual examples per class of many, medium and few at imbalance 100, read off appendix A of the paper."""
+    """Mean virtual examples per class for many, medium and few at imbalance 100, read off appendix A of the paper."""
     counts = np.array([int(500 * 0.01 ** (i / 99)) for i in range(100)])
     bars = {1: (237, 53, 23), 3: (169, 71, 82), 6: (113, 92, 123), 20: (103, 105, 119)}
     virtual = np.array([np.repeat(bar, (35, 35, 30)) for bar in bars.values()], float)
@@ -164,9 +164,9 @@ def test_a_teacher_sure_of_itself_needs_a_high_temperature(tmp_path: Path, recor
 
 
 def test_the_temperature_at_which_the_tail_catches_up(tmp_path: Path, records: Records) -> None:
-    """The head's 16 images are shared with the tail class, the tail's one image is its own: 16 (1 - s) + 1 >= 16 s.
+    """The head's 16 images are shared with the tail class, the tail keeps its one image: 16 (1 - s) + 1 >= 16 s.
 
-    s = sigmoid(1.2 / T), so T >= 1.2 / log(17 / 15) = 9.6, and 12 is the next of the grid.
+    s = sigmoid(1.2 / T), so T >= 1.2 / log(17 / 15) = 9.6, and 12 is the next value in the grid.
     """
     logits = 1000 * np.eye(5)
     logits[0, 4], logits[0, 0] = 1000, 1001.2
@@ -177,7 +177,7 @@ def test_the_temperature_at_which_the_tail_catches_up(tmp_path: Path, records: R
 
 
 def test_whatever_gathers_will_do(records: Records) -> None:
-    """Two caches averaged on read, say: nothing but `gather` and `classes` is asked for."""
+    """Any source works, such as two caches averaged on read: only `gather` and `classes` are used."""
 
     class Uniform:
         classes = len(CLASSES)

@@ -28,7 +28,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
 
 
 def test_one_spelling() -> None:
-    """The order in which a dictionary was filled is no part of it; its bytes and hash are committed."""
+    """The order in which a dictionary was filled does not matter; its bytes and hash are committed."""
     one = {"b": [1.5, 0.1], "a": {"y": None, "x": "é"}}
     other = {"a": {"x": "é", "y": None}, "b": [1.5, 0.1]}
     spelt = b'{\n "a": {\n  "x": "\\u00e9",\n  "y": null\n },\n "b": [\n  1.5,\n  0.1\n ]\n}\n'
@@ -45,7 +45,7 @@ def test_any_class_name_can_be_spelt(tmp_path: Path) -> None:
 
 
 def test_what_an_identity_holds(records: Records) -> None:
-    """The fields of DESIGN's list, spelt out: a field that is lost would let a foreign cache in."""
+    """The list of fields, spelt out: a lost field would let a foreign cache in."""
     identity = identity_of(records, codec="u8", batch=7, seed=3)
     assert identity == {
         "format": 2,
@@ -107,12 +107,12 @@ def test_differences_name_field_and_values() -> None:
 
 
 def test_a_field_that_only_one_side_has_is_a_difference() -> None:
-    """A transform that only the teacher's views had must not pass because the student never heard of it."""
+    """A transform that only the teacher's views had must not pass because the student's identity lacks it."""
     plain, jittered = {"recipe": {"crop": "center"}}, {"recipe": {"crop": "center", "jitter": [0.4, 0.4]}}
     assert differences(jittered, plain) == {"recipe.jitter": "cache [0.4, 0.4], here nothing"}
     assert differences(plain, jittered) == {"recipe.jitter": "cache nothing, here [0.4, 0.4]"}
     assert differences(plain, {"recipe": {"crop": "center"}, "new": 1}) == {"new": "cache nothing, here 1"}
-    assert differences(plain | {"batch": 7}, plain) == {}  # not a thing the student knows
+    assert differences(plain | {"batch": 7}, plain) == {}  # not known to the student
 
 
 def test_distinctions_are_what_tells_several_apart() -> None:
@@ -129,7 +129,7 @@ def test_distinctions_are_what_tells_several_apart() -> None:
 
 
 def test_the_size_images_are_stored_at_counts(tmp_path: Path) -> None:
-    """The digest is over the originals: two conversions of one folder share it, but not their pixels."""
+    """The digest covers the originals: two conversions of one folder share it, but not their pixels."""
     rng = np.random.default_rng(0)
     for i in range(3):
         Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(tmp_path / f"{i}.jpg")

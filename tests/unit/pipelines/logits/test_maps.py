@@ -1,4 +1,4 @@
-"""Memory maps of a cache's blocks: what they leave on the heap (nothing), when they go, and files that change meanwhile."""
+"""Memory maps of a cache's blocks: they leave nothing on the heap; when they are released; files that change meanwhile."""
 
 import ctypes
 from pathlib import Path
@@ -33,7 +33,7 @@ class _Mallinfo(ctypes.Structure):
 
 
 def heap_in_use() -> int:
-    """Bytes that malloc has given out."""
+    """Bytes that malloc has allocated."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallinfo2"):
         pytest.skip("this C library has no mallinfo2")
@@ -52,7 +52,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_open_blocks_keep_nothing_on_the_heap(cache_folder: Path) -> None:
-    """A small allocation that stays costs a large one its place, one for each view that a training comes to."""
+    """A small allocation that stays takes the place of a large one, once for each view that a training opens."""
     cache = LogitCache(cache_folder)
     keys = cache._keys
     for view in range(20):

@@ -74,7 +74,7 @@ def expected(keys: np.ndarray, views: np.ndarray) -> np.ndarray:
 
 
 def gather_all(folder: Path, records: Records) -> None:
-    """Open a cache and read every target of it, as one run after the other would."""
+    """Open a cache and read all its targets, as successive runs would."""
     cache = LogitCache(folder)
     for view in range(cache.views):
         found = cache.gather(records.keys, np.full(len(records), view, np.int32))
@@ -85,7 +85,7 @@ def gather_all(folder: Path, records: Records) -> None:
 
 
 def test_any_keys_under_any_views_in_one_call(large: Path, many: Records) -> None:
-    """Both blocks, all views, mixed and repeated, in the order asked for."""
+    """Both blocks, all views, mixed and repeated, in the requested order."""
     cache = LogitCache(large)
     assert (cache.views, cache.classes) == (3, 5)
     rng = np.random.default_rng(0)
@@ -128,9 +128,9 @@ def test_more_blocks_than_are_kept_open(tmp_path: Path, few: Records, monkeypatc
 
 
 def forked(task: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
-    """A process of its own that starts in milliseconds: forked from a server that has imported what it needs."""
+    """A separate process that starts in milliseconds: forked from a server that has imported what it needs."""
     here = str(Path(__file__).parent)
-    if here not in sys.path:  # an entry script, imported by another test, has put the repository in its place
+    if here not in sys.path:  # an entry script, imported by another test, has replaced it by the repository
         sys.path.append(here)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "numba"])
@@ -142,7 +142,7 @@ def forked(task: Callable[..., None], *arguments: object) -> multiprocessing.pro
 def _read_as_nobody(folder: Path, records_path: Path, answer: Connection) -> None:
     records = Records(records_path)
     views = np.zeros(len(records), np.int32)
-    LogitCache(folder).gather(records.keys, views)  # the compiled code is on its way before rights are given up
+    LogitCache(folder).gather(records.keys, views)  # compile before rights are given up
     os.chdir(folder.parent)
     if os.getuid() == 0:
         os.setgroups([])
@@ -181,7 +181,7 @@ def _read_in_a_fork(cache: LogitCache, keys: np.ndarray, answer: Connection) -> 
 
 
 def test_a_cache_that_is_open_survives_a_fork(large: Path, many: Records) -> None:
-    """As in the workers of a DataLoader: views that were open before, views that are opened after, on both sides."""
+    """As in DataLoader workers: views opened before the fork, and views opened after it, on both sides."""
     cache = LogitCache(large)
     cache.gather(many.keys, np.zeros(MANY, np.int32))
     ours, theirs = multiprocessing.Pipe()
@@ -201,7 +201,7 @@ def _read_elsewhere(cache: LogitCache, folder: Path, keys: np.ndarray, answer: C
 
 
 def test_a_cache_travels_to_another_process(small: Path, few: Records, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its path, which holds wherever that process works; open files stay behind."""
+    """It is pickled as its path, which is valid in any working directory; open files are left out."""
     monkeypatch.chdir(small.parent)
     cache = LogitCache(small.name)
     cache.gather(few.keys, np.ones(FEW, int))
@@ -214,7 +214,7 @@ def test_a_cache_travels_to_another_process(small: Path, few: Records, monkeypat
 
 
 def test_keys_and_views_as_a_user_has_them(large: Path, many: Records) -> None:
-    """Tensors, lists, any integers, every second one of an array; but one view for each key."""
+    """Tensors, lists, any integers, strided arrays; but exactly one view for each key."""
     cache, keys, views = LogitCache(large), many.keys[:8], np.arange(8) % 3
     expected_logits = expected(keys, views)
     for k, v in (
@@ -268,7 +268,7 @@ def test_more_views_extend_a_cache_and_fewer_do_not_shrink_it(tmp_path: Path, fe
 
 
 def test_two_writers_at_once(tmp_path: Path, many: Records, large: Path) -> None:
-    """Interleaved, from both ends, both writing one cell: the same bytes, and each may declare the cache complete."""
+    """Interleaved, from both ends, both writing one cell: the bytes are the same, and each may declare the cache complete."""
     a, b = (CacheWriter(tmp_path, "t", identity_of(many), many.rows()) for _ in range(2))
     cells = a.missing(3)
     for forth, back in zip(cells, reversed(cells), strict=True):
@@ -288,7 +288,7 @@ def accuracy_of(records: Records, views: int) -> float:
 
 
 def test_made_json_tells_of_all_sessions(tmp_path: Path, few: Records, small: Path) -> None:
-    """And of the teacher's accuracy on all views, whoever wrote them: sessions that were killed said nothing."""
+    """Also of the teacher's accuracy on all views, in whichever session they were written: killed sessions recorded nothing."""
     first = {"host": "here"}
     assert json.loads((small / "made.json").read_text()) == {
         "teacher_top1": accuracy_of(few, 2),
@@ -298,7 +298,7 @@ def test_made_json_tells_of_all_sessions(tmp_path: Path, few: Records, small: Pa
     before = (small / "made.json").stat().st_mtime_ns
     assert writer.finish(2, None) == accuracy_of(few, 2)
     assert (small / "made.json").stat().st_mtime_ns == before
-    write_cell(writer, (2, 0))  # and is killed
+    write_cell(writer, (2, 0))  # and the writer is killed
     writer.finish(3, None)
     assert json.loads((small / "made.json").read_text()) == {
         "teacher_top1": accuracy_of(few, 3),
@@ -317,7 +317,7 @@ def test_a_damaged_made_json_is_begun_anew(tmp_path: Path, few: Records, small: 
 
 
 def test_what_killed_writers_left_is_removed(tmp_path: Path, few: Records, small: Path) -> None:
-    """Once it is an hour old: a younger file may be a living writer's, on this host or another. It is nobody's block."""
+    """Only after an hour: a younger file may belong to a live writer, on this host or another. It never counts as a block."""
     places = [small / "v000/b00000.lc", small / "v001/b00000.lc", small / "identity.json", small / "v007/b00000.lc"]
     (small / "v007").mkdir()
     old, young = ([temporary_path(path) for path in places] for _ in range(2))
@@ -366,7 +366,7 @@ def _write_all(parent: Path, records_path: Path, views: int) -> None:
 
 
 def test_killed_at_any_moment_and_resumed(tmp_path: Path, many: Records) -> None:
-    """SIGKILL six times, at random moments: every visible file is whole, and in the end nothing tells of the kills."""
+    """SIGKILL six times, at random moments: every visible file is whole, and in the end there is no trace of the kills."""
     views, parent = 12, tmp_path / "killed"
     calm = make_cache(tmp_path / "calm", many, views)
     rng, left = random.Random(0), []
@@ -394,7 +394,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path: Path, many: Records) -> None
 
 def _write_on_a_full_disk(parent: Path, scratch: Path, records_path: Path, limit: int, answer: Connection) -> None:
     records = Records(records_path)
-    make_cache(scratch, records)  # so that all compiled code is on the disk before it is full
+    make_cache(scratch, records)  # puts all compiled code on the disk before it is full
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # a write beyond it fails as on a full disk
     try:
         fill(CacheWriter(parent, "t", identity_of(records), records.rows()), 2)
@@ -404,7 +404,7 @@ def _write_on_a_full_disk(parent: Path, scratch: Path, records_path: Path, limit
 
 
 def test_a_full_disk(tmp_path: Path, few: Records) -> None:
-    """In any file: one clear line, nothing half-written, and the same command goes on when there is room again."""
+    """In any file: one clear line, nothing half-written, and the same command continues when there is space again."""
     block = 100 + FEW * (20 + 20 + 4) + 6 * 24 + 4 + 4
     reason = os.strerror(errno.EFBIG)
     parent = tmp_path / "full"
@@ -481,12 +481,12 @@ def drop(data: bytearray, rng: random.Random) -> bytearray:
 @pytest.mark.parametrize("name", ["identity.json", "index.bin", "v000/b00000.lc", "v001/b00000.lc"])
 @pytest.mark.parametrize("harm", [flip, cut, lengthen, blank, drop])
 def test_every_damage_is_refused(small: Path, few: Records, name: str, harm: Callable) -> None:
-    """Damaged at random places, a cache does not open or does not give one target of what it held."""
+    """Damaged at random places, a cache either does not open or refuses the damaged targets."""
     whole = (small / name).read_bytes()
     rng = random.Random(f"{name} {harm.__name__}")
     for _ in range(5):
         harmed = whole
-        while harmed == whole:  # zeros over zeros do no harm
+        while harmed == whole:  # zeros over zeros change nothing
             harmed = harm(bytearray(whole), rng)
         (small / name).write_bytes(harmed)
         with pytest.raises(UserError, match=name.replace(".", r"\.")):
@@ -504,7 +504,7 @@ def test_a_missing_file_is_named_at_the_start(small: Path, few: Records, name: s
 
 
 def test_done_json_is_believed_only_as_written(small: Path, few: Records, tmp_path: Path) -> None:
-    """It says how many views there are and what the codec loses: edited, cut or copied from another cache, it is refused."""
+    """done.json has the number of views and the codec's loss: edited, cut or copied from another cache, it is refused."""
     done = small / "done.json"
     whole = done.read_text()
     other = make_cache(tmp_path, few, codec="f16") / "done.json"
@@ -532,7 +532,7 @@ def test_done_json_is_believed_only_as_written(small: Path, few: Records, tmp_pa
 
 
 def test_an_edited_identity_needs_all_blocks_anew(small: Path, few: Records) -> None:
-    """Even renamed to fit: the blocks carry the hash of the identity they were written under."""
+    """Even if the folder is renamed to fit: the blocks carry the hash of the identity they were written under."""
     identity = identity_of(few, seed=1)
     (small / "identity.json").write_bytes(identity_bytes(identity))
     with pytest.raises(UserError, match=f"its name should end in {identity_hash(identity).hex()[:12]}"):
@@ -576,7 +576,7 @@ def test_a_block_that_belongs_elsewhere(small: Path, few: Records, tmp_path: Pat
 
 
 def test_swapped_records_name_file_block_and_key(small: Path, few: Records) -> None:
-    """Two records change places with their checksums, the file sealed again: only these two are refused."""
+    """Two records are swapped with their checksums, and the file is sealed again: only these two are refused."""
     path = small / "v001/b00000.lc"
     size, rows = 20 + 4 * 5, few.rows()
     data = np.frombuffer(path.read_bytes(), np.uint8).copy()
@@ -737,7 +737,7 @@ def test_more_samples_than_were_cached_are_refused(small: Path, tmp_path: Path) 
 
 
 def test_temperatures_over_the_budget(tmp_path: Path, few: Records) -> None:
-    """One class far above the rest: 8 bits over that range leave nothing of the others."""
+    """One class far above the rest: 8 bits over that range lose all information about the others."""
     folders = {}
     for codec in ("u8", "f16", "f32"):
         writer = CacheWriter(tmp_path, "t", identity_of(few, codec=codec), few.rows())
@@ -765,13 +765,13 @@ def test_a_cache_or_the_folder_that_holds_it(small: Path, few: Records, tmp_path
     assert LogitCache(str(small.parent), wanted).folder == small
     with pytest.raises(UserError, match=r"no logit cache at .*nothing; write one with `python train/cache_logits.py"):
         find_cache(tmp_path / "nothing", wanted)
-    # the only cache there is opened whatever it is, so that the refusal says in what it differs
+    # a folder's only cache is always opened, so that the refusal says how it differs
     assert find_cache(small.parent, wanted_of(few, seed=9)) == small
     assert find_cache(small, wanted_of(few, seed=9)) == small
 
 
 def test_among_several_the_one_that_fits(tmp_path: Path, few: Records, many: Records) -> None:
-    """Told apart by data seed, dataset and teacher; damaged neighbours do no harm."""
+    """Caches are told apart by data seed, dataset and teacher; damaged neighbours do not matter."""
     folders = [
         make_cache(tmp_path, few),
         make_cache(tmp_path, few, seed=1),
@@ -784,7 +784,7 @@ def test_among_several_the_one_that_fits(tmp_path: Path, few: Records, many: Rec
     assert find_cache(tmp_path, wanted_of(few, seed=1)) == folders[1]
     assert find_cache(tmp_path, wanted_of(few, seed=2)) == folders[2]  # the few are a subset of the many
     assert find_cache(tmp_path, wanted_of(few, seed=3, weights="ef" * 32)) == folders[4]
-    # what only changes pixels decides nothing here: with pixels=same, `require` refuses it by name
+    # what only changes pixels is not used for the choice: with pixels=same, `require` refuses it by name
     wanted = wanted_of(few, seed=1)
     assert find_cache(tmp_path, wanted._replace(view=wanted.view | {"backend": "ffcv"})) == folders[1]
 

@@ -35,7 +35,7 @@ def named(*fates: str) -> list[str]:
 
 @pytest.fixture
 def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Runs a test with libffcv, or as on a machine without FFCV."""
+    """Runs a test with libffcv or, as on a machine without FFCV, with Pillow alone."""
     if request.param == "pillow":
         monkeypatch.setattr(encoding.libffcv, "decoder", lambda: None)
     return request.param
@@ -60,7 +60,7 @@ def test_the_matrix_holds_every_fate() -> None:
 @both_decoders
 @pytest.mark.parametrize("name", STORED)
 def test_what_is_stored_shows_the_picture(name: str, decoder: str) -> None:
-    """Kept to the byte or a baseline 4:4:4 JPEG; mean difference from the picture as drawn: measured at most 3.8 levels."""
+    """Kept byte for byte, or a baseline 4:4:4 JPEG; mean difference from the picture drawn: measured at most 3.8 levels."""
     file = FILES[name]
     stored = store_file(file.data, AS_THEY_ARE)
     assert (stored.payload == file.data) == (file.fate == "kept")
@@ -79,7 +79,7 @@ def test_what_is_stored_shows_the_picture(name: str, decoder: str) -> None:
 @needs_libffcv
 @pytest.mark.parametrize("name", STORED)
 def test_libffcv_and_pillow_show_the_same_picture(name: str) -> None:
-    """Another inverse DCT, in libffcv a fast one: measured 1.43 levels in the mean, 13 at most."""
+    """The inverse DCTs differ (libffcv's is a fast one): measured 1.43 levels on average, 13 at most."""
     stored = store_file(FILES[name].data, AS_THEY_ARE)
     found = encoding.libffcv.pixels(bytes(stored.payload), stored.stored_width, stored.stored_height)
     assert found is not None
@@ -105,7 +105,7 @@ def test_what_cannot_be_stored_says_what_to_type(name: str) -> None:
 
 
 def test_a_folder_of_odd_files(tmp_path: Path) -> None:
-    """All at once, as `convert.py folder --skip-bad` would take them."""
+    """All at once, as with `convert.py folder --skip-bad`."""
     folder = tmp_path / "odd"
     folder.mkdir()
     names = [name for name, file in write_odd_files(folder).items() if file.fate != "refused"]
@@ -152,7 +152,7 @@ def test_a_jpeg_marked_as_rgb_is_known() -> None:
         "adobe": jpeg_frame(jpeg(planes, adobe=0)),
         "names": jpeg_frame(jpeg(planes, names=b"RGB")),
         "ycbcr": jpeg_frame(jpeg(planes, adobe=1)),
-        "grey": jpeg_frame(jpeg(planes[:1], adobe=0)),  # as Photoshop writes it: nothing to confuse
+        "grey": jpeg_frame(jpeg(planes[:1], adobe=0)),  # as Photoshop writes it: unambiguous
     }
     assert {name: frame is not None and frame.rgb for name, frame in frames.items()} == {
         "adobe": True,
@@ -195,7 +195,7 @@ def test_stored_size(size: tuple[int, int], limits: dict[str, int], expected: tu
 
 @pytest.mark.parametrize("crop", ["resize_crop", "center"])
 def test_views_of_a_fixed_short_side_copy_what_is_stored_at_it(crop: Literal["resize_crop", "center"]) -> None:
-    """No second resampling, whatever the sides: torchvision's size, to the pixel."""
+    """No second resampling for any sides: torchvision's size, to the pixel."""
     params = view_params(Recipe(crop=crop), 0)
     rng = np.random.default_rng(0)
     for width, height in rng.integers(256, 3000, (300, 2)).tolist():
@@ -243,7 +243,7 @@ def test_what_fits_no_page_asks_for_max_side() -> None:
 
 
 def test_more_pixels_than_readers_take_ask_for_max_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow's own limits neither refuse an image that becomes small nor change for anybody else."""
+    """Pillow's own limits do not refuse an image that becomes small, and do not change for other code."""
     monkeypatch.setattr(encoding, "MAX_STORED_PIXELS", 60 * 40 - 1)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for name in ("plain.jpg", "png-named.JPEG"):
@@ -256,7 +256,7 @@ def test_more_pixels_than_readers_take_ask_for_max_side(monkeypatch: pytest.Monk
 
 
 def test_a_forged_size_costs_no_memory() -> None:
-    """Refused by its header: neither Pillow nor libffcv gets to reserve 11 GB."""
+    """It is refused by its header, before Pillow or libffcv could reserve 11 GB."""
     frame = PLAIN.index(b"\xff\xc0")
     forged = PLAIN[: frame + 5] + b"\xea\x60\xea\x60" + PLAIN[frame + 9 :]
     for data in (forged, png(np.zeros((1, 1), np.uint8), 0, (60_000, 60_000))):
@@ -268,7 +268,7 @@ def test_a_forged_size_costs_no_memory() -> None:
 
 
 def one_record(path: Path, payload: bytes, width: int = 60, height: int = 40, mode: int = layout.MODE_JPEG) -> Records:
-    """A record file of one image under right checksums, whatever its bytes are."""
+    """A record file of one image with right checksums, for any bytes."""
     with writing._new_file(path, 1) as writer:
         writer.add("a", 0, layout.sample_key("a"), Stored(payload, mode, width, height, width, height, 0))
         writer.finish(["any"], {"kind": "test"})

@@ -21,7 +21,7 @@ CLASSES = ["ant", "bee", "[cat]"]
 
 
 def write(path: Path, images: int = 40, side: int = 5, class_names: list[str] | None = None) -> Path:
-    """Raw images of random pixels with odd names; labels go round the three classes."""
+    """Raw images of random pixels with odd names; labels cycle through the three classes."""
     rng = np.random.default_rng(1)
     samples = [
         Sample(f"train/é{number}\udcff.png", number % 3, rng.integers(0, 256, (side, side + 1, 3), np.uint8))
@@ -57,7 +57,7 @@ def sections(data: bytes | bytearray) -> dict[str, tuple[int, int]]:
 
 
 def reseal(data: bytearray, manifest: bytes | None = None) -> bytearray:
-    """Right checksums for a changed file, as a faulty writer would leave it; optionally another manifest."""
+    """Set right checksums in a changed file, as a faulty writer would leave it; optionally another manifest."""
     parts = sections(data)
     footer = np.frombuffer(data[slice(*parts["footer"])], layout.FOOTER).copy()
     allocations = data[slice(*parts["allocations"])]
@@ -76,7 +76,7 @@ def reseal(data: bytearray, manifest: bytes | None = None) -> bytearray:
 
 
 def refusal(path: Path, data: bytes | bytearray) -> str:
-    """The words with which a file of these bytes is refused: one line that starts with its name."""
+    """The message that refuses a file of these bytes: one line that starts with its name."""
     path.write_bytes(data)
     with pytest.raises(UserError) as caught:
         Records(path)
@@ -88,7 +88,7 @@ def refusal(path: Path, data: bytes | bytearray) -> str:
 
 @pytest.fixture(scope="module")
 def ffcv() -> Any:
-    """The package, imported without its side effect on torch, which it sets to one thread."""
+    """The package, imported without its side effect: it sets torch to one thread."""
     torch = pytest.importorskip("torch")
     threads = torch.get_num_threads()
     package = pytest.importorskip("ffcv", reason="FFCV is not installed")
@@ -161,7 +161,7 @@ def test_keys_are_fixed_and_fit_a_signed_integer() -> None:
 
 def test_opening_makes_no_object_per_sample(tmp_path: Path) -> None:
     path = write(tmp_path / "a.beton", images=5000, side=1)
-    Records(path)  # what the first call loads for good
+    Records(path)  # loads what the first call loads permanently
     before = sys.getallocatedblocks()
     opened = Records(path)
     assert sys.getallocatedblocks() - before < 500
@@ -169,7 +169,7 @@ def test_opening_makes_no_object_per_sample(tmp_path: Path) -> None:
 
 
 def test_images_never_cross_a_page(tmp_path: Path) -> None:
-    opened = Records(write(tmp_path / "a.beton", images=6, side=1000))  # 3 MB each, two fit a page
+    opened = Records(write(tmp_path / "a.beton", images=6, side=1000))  # 3 MB each, two fit on a page
     pages = opened.offsets // layout.PAGE_SIZE
     assert pages.tolist() == [1, 1, 2, 2, 3, 3]
     assert ((opened.offsets + opened.sizes - 1) // layout.PAGE_SIZE == pages).all()

@@ -88,7 +88,7 @@ def test_an_iterator_which_ends_after_one_walk_is_refused(tmp_path: Path) -> Non
         write_records(tmp_path / "b.beton", Once(), ["a"], kind="test")
 
 
-# Files that act when they are opened, in whatever process that is.
+# Files that act when they are opened, in any process.
 
 
 @dataclass
@@ -204,7 +204,7 @@ def test_the_manifest_says_how_files_are_stored(tmp_path: Path) -> None:
 
 
 def test_copied_records_keep_everything(tmp_path: Path) -> None:
-    """Raw and JPEG alike: names, keys, labels, sizes, sources and bytes, in the order asked for."""
+    """Raw and JPEG alike: names, keys, labels, sizes, sources and bytes, in the requested order."""
     rng = np.random.default_rng(0)
     arrays = [Sample(f"r/\udcff{i}", i % 3, rng.integers(0, 256, (5, 6, 3), np.uint8)) for i in range(9)]
     write_records(tmp_path / "raw.beton", arrays, ["a", "b", "c"], kind="test")
@@ -274,7 +274,7 @@ def test_labels_outside_the_classes_are_named(tmp_path: Path, label: int) -> Non
         write_records(tmp_path / "a.beton", [], ["a", "b"], kind="test")
 
 
-# The same bytes, whoever writes them
+# The same bytes, whichever processes write them
 
 
 def test_bytes_do_not_depend_on_the_workers_or_their_haste(tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_after_a_worker_was_killed_the_same_command_works(tmp_path: Path) -> Non
 
 @dataclass
 class DeadlyWhileSending(Noting):
-    """Kills its process in the middle of the answer, which is larger than a pipe while nobody reads."""
+    """Kills its process while it sends the answer, which does not fit into a pipe that is not being read."""
 
     def __fspath__(self) -> str:
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
@@ -476,9 +476,9 @@ np.savez(out, **found)
 
 @needs_libffcv
 def test_the_stock_ffcv_loader_reads_our_files(tmp_path: Path) -> None:
-    """In a process of its own: FFCV sets torch to one thread, and a fault in its threads hangs the caller."""
+    """In a separate process: FFCV sets torch to one thread, and a fault in its threads hangs the caller."""
     rng = np.random.default_rng(0)
-    arrays = rng.integers(0, 256, (13, 800, 900, 3), np.uint8)  # 2 MB each, three fit a page
+    arrays = rng.integers(0, 256, (13, 800, 900, 3), np.uint8)  # 2 MB each, three fit on a page
     samples = [Sample(f"r{number}", number % 4, array) for number, array in enumerate(arrays)]
     write_records(tmp_path / "raw.beton", samples, list("abcd"), kind="test")
     files = [tmp_path / f"{number}.jpg" for number in range(13)]

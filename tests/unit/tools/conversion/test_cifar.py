@@ -1,4 +1,4 @@
-"""The CIFAR reader: old and new pickles, packed or not, only arrays let in; and the long-tailed draw."""
+"""The CIFAR reader: old and new pickles, packed or not, only arrays accepted; and the long-tailed draw."""
 
 import builtins
 import hashlib

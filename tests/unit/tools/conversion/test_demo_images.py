@@ -25,7 +25,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three training images and one test image a class."""
+    """Three training images and one test image per class."""
     for name, count in (("HEAD_IMAGES", 3), ("TAIL_IMAGES", 3), ("TEST_IMAGES", 1)):
         monkeypatch.setattr(demo_images, name, count)
 
@@ -53,7 +53,7 @@ def test_class_order() -> None:
     assert names[:3] == ["striped-star", "dotted-heart", "ringed-gear"] and names[-1] == "checked-flower"
     frequent = [set(words) for words in zip(*(name.split("-") for name in names[:6]), strict=True)]
     rare = [set(words) for words in zip(*(name.split("-") for name in names[14:]), strict=True)]
-    assert frequent == rare  # every pattern and every silhouette is among the many and among the few
+    assert frequent == rare  # every pattern and every silhouette is among the frequent and the rare classes
     groups = [sum(count > 100 for count in TRAIN_COUNTS), sum(count < 20 for count in TRAIN_COUNTS)]
     assert groups == [6, 6]
 
@@ -63,7 +63,7 @@ def test_files_are_rgb_jpegs_of_many_sizes(demo: Path) -> None:
     for path in demo.rglob("*.jpg"):
         with Image.open(path) as image:
             assert image.format == "JPEG" and image.mode == "RGB", path
-            assert np.asarray(image).std() > 2, path  # decodes, and is no blank
+            assert np.asarray(image).std() > 2, path  # decodes, and is not blank
             shapes.add(image.size)
     sides = {side for shape in shapes for side in shape}
     assert min(sides) >= SIDES[0] == 40 and max(sides) == SIDES[1] == 96
@@ -85,7 +85,7 @@ def test_bytes_depend_on_the_seed_alone(tmp_path: Path, demo: Path) -> None:
     assert first == again
     assert first.keys() == other.keys() and not set(first.values()) & set(other.values())
     whole = contents(demo)
-    assert all(whole[name] == digest for name, digest in first.items())  # whatever the counts
+    assert all(whole[name] == digest for name, digest in first.items())  # independent of the counts
 
 
 def test_classes_look_different() -> None:
@@ -98,7 +98,7 @@ def test_classes_look_different() -> None:
 
 @pytest.mark.parametrize("name", demo_images.SILHOUETTES)
 def test_silhouettes_survive_a_flip(name: str) -> None:
-    """Each outline has an axis of symmetry: mirrored, it is the same, turned; and it fits its size."""
+    """Each outline has an axis of symmetry: its mirror image is a rotation of it; and it fits its size."""
     radius = demo_images.SILHOUETTES[name].radius
     angle = np.linspace(-np.pi, np.pi, 721)
     for n in (5, 6, 7):
@@ -109,7 +109,7 @@ def test_silhouettes_survive_a_flip(name: str) -> None:
 
 @pytest.mark.parametrize("name", demo_images.PATTERNS)
 def test_patterns_survive_a_flip(name: str) -> None:
-    """Each is its own mirror image, and leaves between a quarter and three quarters of the surface bare."""
+    """Each equals its own mirror image, and leaves between a quarter and three quarters of the surface bare."""
     wave = demo_images.PATTERNS[name].wave
     u, v = np.meshgrid(np.linspace(-2, 2, 201), np.linspace(-2, 2, 201))
     assert np.allclose(wave(u, v), wave(-u, v)) and np.allclose(wave(u, v), wave(u, -v))

@@ -1,4 +1,4 @@
-"""Repair: what is found, what stays as it was, and that a cache of the original serves the repaired file."""
+"""Repair: what is found, what stays unchanged, and that a cache of the original serves the repaired file."""
 
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from tools.conversion.repair import find_damaged, rebuild
 
 
 def nothing() -> None:
-    """Progress that nobody watches."""
+    """A progress callback that does nothing."""
 
 
 def flip(path: Path, *positions: int) -> None:
-    """One bit in the middle of the stored bytes of some records."""
+    """Flip one bit in the middle of the stored bytes of some records."""
     opened = Records(path)
     places = [int(opened.offsets[i] + opened.sizes[i] // 2) for i in positions]
     data = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""The split of one's own images: exact shares in every class, the same anywhere, and how little it moves as data grows."""
+"""The split of a user's own images: exact shares in every class, the same anywhere, and little change as data grows."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from tools.conversion.splits import PARTS, held_out, split_samples
 
 
 def images(counts: dict[int, int], root: str = "") -> list[Sample]:
-    """So many images of each label, by names that do not depend on `root`."""
+    """The given number of images of each label, with names that do not depend on `root`."""
     return [Sample(f"{label}/{i}.jpg", label, Path(root, f"{i}")) for label, n in counts.items() for i in range(n)]
 
 
 def part_of(samples: list[Sample], val: float = 0.1, test: float = 0.1, seed: int = 0) -> dict[str, str]:
-    """The part that every name falls into, each into one."""
+    """{name: its part}, after checking that each name is in exactly one."""
     parts = split_samples(samples, val, test, seed)
     assert list(parts) == list(PARTS) and sum(map(len, parts.values())) == len(samples)
     return {sample.name: part for part, members in parts.items() for sample in members}
@@ -26,7 +26,7 @@ def part_of(samples: list[Sample], val: float = 0.1, test: float = 0.1, seed: in
     [
         (100, 0.1, 0.1, (10, 20)),
         (10, 0.1, 0.1, (1, 2)),
-        (5, 0.1, 0.1, (1, 1)),  # a half goes up; both together are held to the sum of their shares
+        (5, 0.1, 0.1, (1, 1)),  # a half rounds up; both together keep to the sum of their shares
         (4, 0.1, 0.1, (0, 1)),
         (2, 0.1, 0.1, (0, 0)),
         (1, 0.4, 0.5, (0, 0)),
@@ -47,7 +47,7 @@ def test_every_class_is_divided_by_the_shares_and_trains() -> None:
         sizes = {part: np.bincount([s.label for s in members], minlength=8) for part, members in parts.items()}
         total = np.array(list(counts.values()))
         assert (sizes["train"] >= 1).all() and (np.sum(list(sizes.values()), 0) == total).all()
-        ample = total > 2  # elsewhere the one that must train is all that counts
+        ample = total > 2  # otherwise only the image that must train matters
         assert np.abs(sizes["test"] - 0.2 * total)[ample].max() <= 0.5
         assert np.abs(sizes["test"] + sizes["val"] - 0.35 * total)[ample].max() <= 0.5
 
@@ -68,7 +68,7 @@ def test_parts_keep_the_order_of_the_samples() -> None:
 
 
 def test_this_very_split_is_the_same_for_ever() -> None:
-    """Committed: another hash or rounding would move images from train to test in a data set that is in use."""
+    """Committed: another hash or rounding would move images from train to test in data sets that are in use."""
     parts = split_samples(images({0: 20, 1: 12}), 0.1, 0.15, 7)
     assert [sample.name for sample in parts["test"]] == ["0/6.jpg", "0/11.jpg", "0/19.jpg", "1/0.jpg", "1/3.jpg"]
     assert [sample.name for sample in parts["val"]] == ["0/3.jpg", "0/15.jpg", "1/6.jpg"]
@@ -84,7 +84,7 @@ def test_seeds_split_differently_and_evenly() -> None:
 
 
 def test_a_growing_class_moves_few_and_other_classes_none() -> None:
-    """100 new images among 1,000 move some five of the old ones (measured over 20 seeds: 5.4)."""
+    """100 new images among 1,000 move about five of the old ones (measured over 20 seeds: 5.4)."""
     moved = []
     for seed in range(10):
         before, after = (part_of(images({0: 50, 1: count}), seed=seed) for count in (1000, 1100))

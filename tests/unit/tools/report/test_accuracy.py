@@ -1,4 +1,4 @@
-"""The table and the picture of several runs: every figure is shown, an empty group is a dash, names keep their brackets."""
+"""Table and picture of several runs: every figure is shown, an empty group is a dash, names keep their brackets."""
 
 import io
 import json

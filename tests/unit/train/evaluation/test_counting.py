@@ -1,4 +1,4 @@
-"""Evaluation: every sample once, whatever the batch size; figures against a direct count; the model left as it was."""
+"""Evaluation: every sample once at any batch size; figures against a direct count; the model is left unchanged."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def test_every_sample_once_at_any_batch_size(loader: Loader, model: nn.Module, b
     counts = np.array([60, 30, 16, 8, 4])
     model.train()
     done = evaluate(model, loader, batch, counts, Accelerator(cpu=True), keep_predictions=True)
-    assert model.training  # back as it was; dropout was off meanwhile, or batch sizes would disagree
+    assert model.training  # restored; dropout was off meanwhile, or batch sizes would disagree
     predictions = done.predictions
     assert predictions is not None
     assert sorted(predictions.keys) == list(predictions.keys) == sorted(loader.records.keys)

@@ -38,7 +38,7 @@ def figures_of(folder: Path) -> dict:
 
 
 def after_one_epoch(work: Path) -> dict:
-    """What the run itself measured when it was where `half` is."""
+    """What the run itself measured at the step where `half` stands."""
     lines = map(json.loads, (work / "runs/t/metrics.jsonl").read_text().splitlines())
     (found,) = [line["test"] for line in lines if "test" in line]
     return found
@@ -55,12 +55,12 @@ def test_eval_only_of_a_finished_run_gives_its_result(work: Path) -> None:
     assert figures_of(work / "runs/t") == result["test"]
     after = contents(work / "runs/t")
     assert after.pop("evaluation_test.json") and after == before
-    evaluate_only(work, "data.workers=1", "eval.batch=5")  # as a resumed run, it may be asked in other ways
+    evaluate_only(work, "data.workers=1", "eval.batch=5")  # these settings may change, as in a resumed run
     assert figures_of(work / "runs/t") == result["test"]
 
 
 def test_an_unfinished_run_is_evaluated_at_its_newest_checkpoint(work: Path) -> None:
-    """By both commands alike, which say so; what was measured on the way is measured again."""
+    """Both commands do so and say so; what was measured during training is measured again."""
     before = contents(work / "runs/half")
     done = evaluate_only(work, "run=half")
     assert "run runs/half is unfinished: these are the weights of its newest checkpoint, after step 7" in done.stdout

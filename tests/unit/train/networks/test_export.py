@@ -1,4 +1,4 @@
-"""Export folders: whole or absent, loadable by one call, their figures those measured, and useful as teacher, start and run."""
+"""Export folders: complete or absent, loadable by one call, with the measured figures; usable as teacher, start and run."""
 
 import contextlib
 import errno
@@ -50,7 +50,7 @@ def meta_of(folder: Path) -> dict[str, Any]:
 def test_what_is_in_an_export(work: Path, tiny: Path) -> None:
     folder, source = work / "exports/t", work / "runs/t"
     assert sorted(path.name for path in folder.iterdir()) == FILES
-    assert sorted(path.name for path in (work / "exports").iterdir()) == ["s", "t"]  # nothing temporary
+    assert sorted(path.name for path in (work / "exports").iterdir()) == ["s", "t"]  # no temporary files
     for name in ("model.safetensors", "config.yaml"):
         assert (folder / name).read_bytes() == (source / name).read_bytes()
     assert (folder / "class_names.txt").read_text() == "class_0\nclass_1\nclass_2\nclass_3\nclass_4\n"
@@ -95,7 +95,7 @@ def test_what_cannot_be_loaded_is_said(work: Path, tmp_path: Path) -> None:
 
 
 def test_loading_needs_nothing_of_the_trainer(work: Path) -> None:
-    """A user's own train.py hides a package of that name."""
+    """A user's own train.py hides our package of that name."""
     code = (
         "import sys; from models import load_network; load_network(sys.argv[1]);"
         "sys.exit(any(name.partition('.')[0] in ('train', 'pipelines', 'accelerate') for name in sys.modules))"

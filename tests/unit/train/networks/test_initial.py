@@ -1,4 +1,4 @@
-"""model.init: what is taken of a run, an export or a file, what is said of the rest, and when the weights are wanted again."""
+"""model.init: what is taken from a run, an export or a file, what is reported about the rest, when weights are read again."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def equal(network: torch.nn.Module, state: dict[str, torch.Tensor], names: set[s
 
 @pytest.fixture
 def source(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
-    """A file of a resnet20 with three classes, and what is in it."""
+    """A file of a resnet20 with three classes, and its content."""
     state = state_of(drawn(1))
     torch.save(state, tmp_path / "a.pth")
     return tmp_path / "a.pth", state
@@ -49,7 +49,7 @@ def test_all_of_a_file(source: tuple[Path, dict[str, torch.Tensor]]) -> None:
     assert done.report == [f"model.init={path}: 97 of 97 tensors taken, weights {done.weights[:12]}"]
     after = torch.rand(3)
     torch.manual_seed(5)
-    assert torch.equal(torch.rand(3), after)  # a training goes on with the random numbers it would have had
+    assert torch.equal(torch.rand(3), after)  # a training continues with the random numbers it would have had
 
 
 def test_a_classifier_of_another_number_of_classes_stays_as_drawn(source: tuple[Path, dict[str, torch.Tensor]]) -> None:
@@ -67,7 +67,7 @@ def test_a_classifier_of_another_number_of_classes_stays_as_drawn(source: tuple[
 
 @pytest.mark.parametrize("names", [NAMES, ["ant", "cat", "bee"]])
 def test_a_classifier_of_other_classes_stays_as_drawn(tmp_path: Path, names: list[str]) -> None:
-    """A run names its classes: as many of them, in another order, are not what its outputs mean."""
+    """A run names its classes: the same number in another order does not match its outputs."""
     teacher = drawn(1)
     info = ModelInfo(architecture="resnet20", class_names=NAMES, mean=[0.5] * 3, std=[0.25] * 3, input_size=16)
     save_final(tmp_path, teacher.state_dict(), info)
@@ -80,7 +80,7 @@ def test_a_classifier_of_other_classes_stays_as_drawn(tmp_path: Path, names: lis
 
 
 def test_what_fits_in_part_is_told(source: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
-    """Names of a wrapper, tensors too many and too few, a deeper network."""
+    """A wrapper's names, too many and too few tensors, a deeper network."""
     _, state = source
     part = {f"module.{name}": tensor for name, tensor in state.items() if name != "bn1.bias"}
     torch.save({"epoch": 3, "state_dict": part | {"module.head.weight": torch.zeros(2)}}, tmp_path / "b.pth")

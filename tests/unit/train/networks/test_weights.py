@@ -1,4 +1,4 @@
-"""Finished networks: from a run, an export folder or a file of weights; the same network whatever holds it, or a refusal."""
+"""Finished networks: from a run, an export folder or a file of weights; the same network from each of them, or a refusal."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ def some_state() -> dict[str, torch.Tensor]:
 
 
 def test_weights_hash_is_that_of_the_values() -> None:
-    """Not of their order, layout, device of origin, or whether they are trained."""
+    """It does not depend on their order, layout, device of origin, or whether they are trained."""
     state = some_state()
     expected = weights_hash(state)
     assert len(expected) == 64
@@ -97,7 +97,7 @@ def save_run(folder: Path, network: torch.nn.Module) -> Path:
 
 
 def test_a_run_and_its_export(network: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By name, by folder, by file, and as the two files alone in any folder."""
+    """By name, by folder, by file, and from just the two files in any folder."""
     run = save_run(tmp_path / "runs" / "best", network)
     export = tmp_path / "export"
     export.mkdir()
@@ -121,7 +121,7 @@ def test_weights_that_are_not_the_runs_are_refused(network: torch.nn.Module, tmp
 
 
 def test_reading_a_network_moves_no_random_numbers(network: torch.nn.Module, tmp_path: Path) -> None:
-    """A student with dropout is the same whether its teacher is asked or read from a cache."""
+    """A student with dropout is the same whether its teacher is run online or read from a cache."""
     run = save_run(tmp_path / "t", network)
     torch.manual_seed(1)
     expected = torch.rand(3)
@@ -153,7 +153,7 @@ def nested(state: dict, entry: str) -> dict:
     ],
 )
 def test_files_of_weights(network: torch.nn.Module, tmp_path: Path, wrap, notes: list[str]) -> None:
-    """As training scripts save them; every liberty taken is said."""
+    """In the forms that training scripts save; every adaptation is reported."""
     torch.save(wrap(dict(network.state_dict())), tmp_path / "a.pth")
     found = read(tmp_path / "a.pth")
     assert (found.name, found.class_names, found.mean, found.input_size) == ("a", NAMES, MEAN, 16)
@@ -163,13 +163,13 @@ def test_files_of_weights(network: torch.nn.Module, tmp_path: Path, wrap, notes:
 
 
 def test_the_old_format_of_torch(network: torch.nn.Module, tmp_path: Path) -> None:
-    """Which torchvision's first weights are in."""
+    """The format of torchvision's first weights."""
     torch.save(network.state_dict(), tmp_path / "a.pth", _use_new_zipfile_serialization=False)
     assert weights_hash(read(tmp_path / "a.pth").network.state_dict()) == weights_hash(network.state_dict())
 
 
 def test_safetensors_and_half_precision(network: torch.nn.Module, tmp_path: Path) -> None:
-    """Half precision is widened: the hash is that of the network as it is used."""
+    """Half precision is widened: the hash is that of the network as used."""
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     safetensors.torch.save_file(state, tmp_path / "a.safetensors")
     assert weights_hash(read(tmp_path / "a.safetensors").network.state_dict()) == weights_hash(state)

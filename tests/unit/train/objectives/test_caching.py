@@ -1,4 +1,4 @@
-"""Computing a cache: what students read is what the teacher would have said, whoever computed it in whatever portions."""
+"""Computing a cache: students read exactly what the teacher would answer, however the work was divided."""
 
 import contextlib
 import json
@@ -49,7 +49,7 @@ DIVE = "  tau: 3\n  p: 0.5\n  alpha: 0.5\n"
 def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
     path = tmp_path_factory.mktemp("records") / "train.beton"
     rng = np.random.default_rng(0)
-    colours = rng.integers(0, 200, (COUNT, 1, 1, 3))  # so that a teacher nobody trained sees different things too
+    colours = rng.integers(0, 200, (COUNT, 1, 1, 3))  # so that even an untrained teacher sees differences
     pixels = (colours + rng.integers(0, 56, (COUNT, 8, 8, 3))).astype(np.uint8)
     samples = [Sample(f"train/{i}", i % CLASSES, pixels[i]) for i in range(COUNT)]
     write_records(path, samples, [f"c{c}" for c in range(CLASSES)], kind="test")
@@ -57,7 +57,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
 
 
 def save_teacher(folder: Path, class_names: list[str], size: int, seed: int = 0, broken: bool = False) -> str:
-    """A finished run of a small network that nobody trained, but that has seen colours and finds all classes equal."""
+    """A finished run of a small untrained network whose batch norm has seen colours and whose classes are balanced."""
     torch.manual_seed(seed)
     network = build_model("resnet20", len(class_names))
     colours = (torch.rand(64, 3, 1, 1) * 4 - 2).expand(-1, -1, size, size) + torch.randn(64, 3, size, size) / 4
@@ -106,7 +106,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, records: Records) -> SimpleNa
 
 
 def test_cached_is_what_the_teacher_says_online(made: SimpleNamespace, records: Records) -> None:
-    """Every key under both views, in another order and other batches, and the pixels have equal fingerprints."""
+    """Every key under both views, in another order and other batches; the pixels have equal fingerprints."""
     teacher = teacher_of(made.place, records)
     targets = CachedTargets(Ensemble([LogitCache(made.folder)]), CPU, "always", "same", 1, lambda line: None)
     order = np.random.default_rng(1).permutation(COUNT)
@@ -131,7 +131,7 @@ def test_views_differ_and_labels_are_counted(made: SimpleNamespace, records: Rec
 
 
 def test_interrupted_and_resumed_it_is_the_same_cache(made: SimpleNamespace, records: Records, tmp_path: Path) -> None:
-    """One view first; then a block is lost; the second command computes what is missing and nothing else."""
+    """One view first; then a block is lost; the second command computes only what is missing."""
     folder, figures = write(tmp_path, records, 1)
     assert figures["images"] == COUNT
     (folder / "v000/b00001.lc").unlink()
@@ -143,7 +143,7 @@ def test_interrupted_and_resumed_it_is_the_same_cache(made: SimpleNamespace, rec
 
 
 def test_nothing_left_to_compute(made: SimpleNamespace, records: Records) -> None:
-    """The same command again, or one with fewer views, changes no file but done.json, which stays as it was."""
+    """The same command again, or one with fewer views, changes no file; done.json keeps its content."""
     before = {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()}
     for views in (2, 1):
         _, figures = write(made.place, records, views)
@@ -155,16 +155,16 @@ def test_a_teacher_of_nan_leaves_nothing_behind(records: Records, tmp_path: Path
     teacher = teacher_of(tmp_path, records, broken=True)
     writer = writer_of(tmp_path, records, teacher)
     threads = threading.active_count()
-    with pytest.raises(UserError) as caught:  # kept, with all that its traceback keeps alive
+    with pytest.raises(UserError) as caught:  # the exception is kept, with all that its traceback keeps alive
         write_cache(writer, loader_of(records), teacher, 3, BATCH, Accelerator(cpu=True))
     assert re.search(r"NaN or infinite logits for sample \d+ \(view \d\)", str(caught.value))
     assert not list(writer.folder.rglob("*.lc")) and not (writer.folder / "done.json").exists()
     assert not [thread for thread in threading.enumerate() if thread.name == "loader"]
-    assert threading.active_count() <= threads + 1  # PIL's pool of one
+    assert threading.active_count() <= threads + 1  # one may be PIL's pool
 
 
 def test_too_small_a_disk_is_refused_at_the_start(made, records: Records, tmp_path: Path, monkeypatch) -> None:
-    """Exactly what is missing must fit; what is there already needs no room."""
+    """Only what is missing must fit; existing blocks need no space."""
     size = sum(path.stat().st_size for path in made.folder.rglob("*.lc"))
     monkeypatch.setattr("train.objectives.caching.shutil.disk_usage", lambda path: SimpleNamespace(free=size - 1))
     with pytest.raises(
@@ -179,7 +179,7 @@ def test_too_small_a_disk_is_refused_at_the_start(made, records: Records, tmp_pa
 
 
 class SlowWriter:
-    """Stands for a disk that takes its time; `gate` lets a write end."""
+    """Simulates a slow disk; `gate` lets a write end."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -197,7 +197,7 @@ BLOCK = torch.full((4, CLASSES), 3.0), torch.zeros(4, 17, dtype=torch.int64)
 
 
 def test_at_most_one_block_waits_to_be_written() -> None:
-    """The next may be computed meanwhile, the one after only when the first is on the disk."""
+    """The next block may be computed meanwhile, the one after it only when the first is on the disk."""
     slow = SlowWriter()
     with _Publisher(slow) as publisher:  # type: ignore[arg-type]
         publisher.publish((0, 0), *BLOCK)
@@ -223,7 +223,7 @@ def test_an_error_of_the_thread_reaches_the_caller() -> None:
 
 
 def test_a_block_that_is_being_written_survives_an_error_elsewhere(made, records: Records, tmp_path: Path) -> None:
-    """The loader fails in the second block: the first is on the disk all the same."""
+    """The loader fails in the second block: the first is still written to the disk."""
     teacher = teacher_of(made.place, records)
     writer, loader = writer_of(tmp_path, records, teacher), loader_of(records)
     stream = loader.stream
@@ -245,7 +245,7 @@ def test_a_block_that_is_being_written_survives_an_error_elsewhere(made, records
 
 @contextlib.contextmanager
 def _in_order():
-    """Writers that take cells as they come."""
+    """Writers that take cells in the listed order."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "train.objectives.caching.random.SystemRandom", lambda: SimpleNamespace(shuffle=lambda cells: None)
@@ -257,7 +257,7 @@ def _in_order():
 
 
 def test_every_writer_has_an_order_of_its_own(made, records: Records, tmp_path: Path) -> None:
-    """Whatever seeds are set: equal orders would compute everything twice."""
+    """Whichever seeds are set: equal orders would compute everything twice."""
     writer = writer_of(tmp_path, records, teacher_of(made.place, records))
     orders = []
     for _ in range(3):
@@ -269,7 +269,7 @@ def test_every_writer_has_an_order_of_its_own(made, records: Records, tmp_path: 
 
 
 def test_a_cell_that_somebody_else_finished_is_left_out(made, records: Records, tmp_path: Path) -> None:
-    """It is looked up again when its turn comes, not only at the start."""
+    """A cell is looked up again when its turn comes, not only at the start."""
     writer = writer_of(tmp_path, records, teacher_of(made.place, records))
     cells = writer.missing(3)
     by_key = np.argsort(records.keys)
@@ -284,7 +284,7 @@ def test_a_cell_that_somebody_else_finished_is_left_out(made, records: Records, 
 
 
 def test_two_writers_at_once_share_the_work(tiny: Path, tmp_path: Path) -> None:
-    """Each computes a good part, little is computed twice, and the bytes are those of one writer alone."""
+    """Each computes a large part, little is computed twice, and the bytes are those of a single writer."""
     train = Records(tiny / "train.beton")
     recipe, views = Recipe(crop="pad_crop", size=16, pad=2), 24
 
@@ -314,7 +314,7 @@ def test_two_writers_at_once_share_the_work(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_progress_says_what_the_limit_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slow data, a slow disk, neither: from the shares of the time spent waiting. The first batch is start-up."""
+    """Slow data, a slow disk, neither: judged by the shares of time spent waiting. The first batch is start-up."""
     monkeypatch.setattr("train.objectives.caching._PLAIN_SECONDS", 0.0)
 
     def limit(data: float, disk: float) -> str:
@@ -390,7 +390,7 @@ def alone(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_ranks_write_the_same_bytes(alone: Path, tmp_path: Path) -> None:
-    """Even when one of them comes so late that the other has finished its share: no block is forgotten."""
+    """Even when one starts so late that the other has finished its share: no block is forgotten."""
     script = tmp_path / "late.py"
     script.write_text(LATE.format(root=str(launch.ROOT)))
     arguments = (alone / "dive.yaml", f"distill.teacher={alone}/runs/t", "data.views=5", "cache.batch=50")
@@ -435,7 +435,7 @@ accelerator.end_training()
 
 
 def test_two_ranks_read_the_targets_of_one(alone: Path, tiny: Path, tmp_path: Path) -> None:
-    """Rank by rank the rows of each global batch, across epochs: same samples, views and targets, to the bit."""
+    """Concatenated by rank, the rows of each global batch across epochs: same samples, views and targets, to the bit."""
     (cache,) = (alone / "caches").iterdir()
     script = tmp_path / "read.py"
     script.write_text(READ.format(root=str(launch.ROOT), records=str(tiny / "train.beton"), cache=str(cache)))
@@ -450,7 +450,7 @@ def test_two_ranks_read_the_targets_of_one(alone: Path, tiny: Path, tmp_path: Pa
 
 
 def test_a_file_of_weights_is_the_same_teacher_as_its_run(alone: Path, tmp_path: Path) -> None:
-    """Named by network and class list, its weights inside a training script's checkpoint: byte for byte the same cache."""
+    """Given by network and class list, its weights inside a training script's checkpoint: byte for byte the same cache."""
     names = [f"class_{c}" for c in range(5)]
     state = load_file(alone / "runs/t/model.safetensors")
     wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
@@ -470,7 +470,7 @@ def test_a_file_of_weights_is_the_same_teacher_as_its_run(alone: Path, tmp_path:
     (theirs,), (ours,) = ((place / "caches").iterdir() for place in (tmp_path, alone))
     assert theirs.name.startswith("best-") and theirs.name[-12:] == ours.name[-12:]
     assert cache_files(theirs) == cache_files(ours)
-    # Nobody trained this teacher.
+    # This teacher is untrained.
     assert re.search(
         r"warning: the teacher is right on \d+\.\d% of these views, .* would be on 50\.8%: wrong", done.stdout
     )
@@ -481,7 +481,7 @@ def test_a_file_of_weights_is_the_same_teacher_as_its_run(alone: Path, tmp_path:
 
 
 def test_the_students_configuration_chooses_its_cache(alone: Path, tmp_path: Path) -> None:
-    """cache.paths names the folder of several caches: the one that fits the run is taken, or all that fit are listed."""
+    """cache.paths names a folder of several caches: the one that fits the run is taken, or all that fit are listed."""
     student = ["data.views=1", "schedule.epochs=1", f"cache.paths=[{tmp_path}/caches]", "cache.check=always"]
     options = [f"distill.teacher={alone}/runs/t", "data.views=1", f"cache.dir={tmp_path}/caches"]
 

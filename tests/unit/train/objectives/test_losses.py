@@ -1,4 +1,4 @@
-"""The losses against an independent numpy form in float64, their identities, gradients, limits and extremes.
+"""The losses against an independent numpy form in float64; their identities, gradients, limits and extremes.
 
 Shapes: B batch, C classes.
 """
@@ -31,7 +31,7 @@ def prior() -> Tensor:
     return wide(np.log(COUNTS))
 
 
-# The closed forms: straight from the definitions, probabilities by division, no logsumexp.
+# The closed forms: directly from the definitions, probabilities by division, no logsumexp.
 
 
 def np_softmax(x_BC: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The objective: which loss each method is, from which inputs; the settings that make no sense are refused."""
+"""The objective: the loss of each method and its inputs; settings that make no sense are refused."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Which teacher or cache the targets of a configuration come from, and the temperature that a cache gives."""
+"""The teacher or cache that a configuration's targets come from, and the temperature that a cache gives."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_a_cache_of_another_dataset_or_teacher_is_refused(taught: Path, tiny: Pa
 
 
 def test_tau_null_takes_the_recommended_temperature(taught: Path, tiny: Path) -> None:
-    """T from the cache's own distribution; tau = T * p with the configured p; printed, and kept in the result."""
+    """T comes from the cache's own distribution; tau = T * p with the configured p; printed, and kept in the result."""
     train = Records(tiny / "train.beton")
     cache = LogitCache(taught / "caches")
     chosen = recommend(virtual_examples(cache, train.keys), train.class_counts).temperature

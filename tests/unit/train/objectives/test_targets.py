@@ -1,4 +1,4 @@
-"""Teachers asked online, targets from a cache: the right network on the right pixels, checked when it was promised."""
+"""Online teachers and targets from a cache: the right network on the right pixels, checked when promised."""
 
 import copy
 from pathlib import Path
@@ -34,7 +34,7 @@ def records(tiny: Path) -> Records:
 
 
 def loader_of(records: Records) -> Loader:
-    """The student's: it normalises in its own way."""
+    """The student's loader: it normalises in its own way."""
     finish = Finish([0.5] * 3, [1.0] * 3, CPU, channels_last=False)
     return Loader(records, RECIPE, seed=0, backend="reference", finish=finish, device=CPU, workers=1)
 
@@ -47,7 +47,7 @@ def some_batches(records: Records, count: int = 1, size: int = 8) -> list[Batch]
 
 @pytest.fixture(scope="module")
 def network() -> torch.nn.Module:
-    """A small network whose running statistics are not those of any one batch."""
+    """A small network whose running statistics differ from those of any batch."""
     torch.manual_seed(0)
     model = build_model("resnet20", 5)
     for _ in range(3):
@@ -88,7 +88,7 @@ def teacher_of(
 
 
 def test_a_teacher_normalises_in_its_own_way(run: str, records: Records, network: torch.nn.Module) -> None:
-    """Against a forward by hand, from the uint8 crops; what the student's loader made of them plays no part."""
+    """Against a forward pass by hand from the uint8 crops; the student's normalisation has no effect."""
     (batch,) = some_batches(records)
     wide = batch.pixels.permute(0, 3, 1, 2).double() / 255
     by_hand = (wide - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
@@ -105,7 +105,7 @@ def test_a_teacher_normalises_in_its_own_way(run: str, records: Records, network
 
 
 def test_a_teacher_never_changes(run: str, records: Records) -> None:
-    """Neither its statistics nor its weights, and no sample sees its neighbours."""
+    """Neither its statistics nor its weights change, and a sample's answer does not depend on its neighbours."""
     teacher = teacher_of(run, records)
     before = weights_hash(teacher._network.state_dict())
     batches = some_batches(records, 4)
@@ -137,7 +137,7 @@ def test_channels_last_is_the_same_teacher(run: str, records: Records) -> None:
 
 
 def test_identity_of_a_teacher(run: str, records: Records, network: torch.nn.Module, tmp_path: Path) -> None:
-    """All that decides its logits, nothing of where it lies."""
+    """It holds all that decides the logits, and nothing about where the teacher lies."""
     teacher = teacher_of(run, records)
     assert teacher.identity == {
         "weights": weights_hash(network.state_dict()),
@@ -208,7 +208,7 @@ def targets_of(
 
 
 def nudged(batch: Batch) -> Batch:
-    """The view through another decoder: every channel one level off."""
+    """The view as from another decoder: every channel one level off."""
     return batch._replace(pixels=torch.where(batch.pixels < 255, batch.pixels + 1, batch.pixels - 1))
 
 

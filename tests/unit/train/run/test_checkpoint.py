@@ -177,7 +177,7 @@ def test_killed_at_any_moment_a_complete_checkpoint_remains(tmp_path: Path):
     drill = subprocess.run([sys.executable, "-c", DRILL, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert drill.returncode == 0, drill.stderr
     last = int(drill.stdout)
-    assert last >= 4  # it did get somewhere
+    assert last >= 4  # it made progress
     save(tmp_path, last + 1, {}, {}, keep=Keep(2))
     assert len(folders(tmp_path)) == 3 and not [name for name in folders(tmp_path) if name.startswith(".")]
 

@@ -46,7 +46,7 @@ def test_an_error_is_told_even_if_the_launcher_cannot_be_asked(capsys, monkeypat
 
 
 def test_a_rank_ends_with_its_code_whatever_happens_at_the_interpreters_end(tmp_path):
-    """Gloo's threads abort some ranks that end (1 in 10 measured); here every end of the interpreter does."""
+    """Gloo's threads abort some ranks at exit (1 in 10 measured); here every exit of the interpreter does."""
     (tmp_path / "ends.py").write_text(
         textwrap.dedent(
             f"""
@@ -71,7 +71,7 @@ def test_a_rank_ends_with_its_code_whatever_happens_at_the_interpreters_end(tmp_
 
 
 def test_a_half_written_library_of_torch_compile_is_deleted(capsys, tmp_path):
-    """Loaded for real: the loader's own words are what is looked for."""
+    """A real load: the code looks for the loader's own message."""
     torn = tmp_path / "kernel.so"
     for content in (b"", b"\x7fELF", bytes(4096)):
         torn.write_bytes(content)
@@ -93,13 +93,13 @@ def test_a_full_disk_is_no_fault_of_the_program(capsys):
 
 
 def gone_reader() -> int:
-    """The end to write to of a pipe that is not read any more."""
+    """The write end of a pipe that is no longer read."""
     source, target = os.pipe()
     os.close(source)
     return target
 
 
-# As users have it: unbuffered, argparse meets the closed pipe by itself, and leaves with 0.
+# Buffered, as for users: when unbuffered, argparse handles the closed pipe itself, and exits with 0.
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 PROGRAM = """
 import sys

@@ -60,7 +60,7 @@ def test_a_run_from_start_to_result(accelerator):
     with Run.open(config, "first", SCRIPT, accelerator) as again:
         assert again.result() == {"top1": 0.5}
     after = sorted((path.name, path.read_bytes()) for path in run.folder.iterdir() if path.name != Lock.NAME)
-    assert after == before  # looking at a finished run leaves no trace
+    assert after == before  # reading a finished run leaves no trace
 
 
 def test_how_a_session_ended_is_written(accelerator):
@@ -105,7 +105,7 @@ def test_a_killed_session_is_recognised(accelerator):
 
 
 def test_a_killed_session_ends_with_its_last_figures(accelerator):
-    """Not before it began, where it was killed before it wrote any."""
+    """Not before the session began, even if it was killed before it wrote any metrics."""
     run = Run.open(Config(), "a", SCRIPT, accelerator)
     before = record(run.folder)
     started = datetime.fromisoformat(before["sessions"][0]["started"])
@@ -134,7 +134,7 @@ def test_facts_outlive_the_session(accelerator):
 def test_killed_between_result_and_status(accelerator):
     with Run.open(Config(), "a", SCRIPT, accelerator) as run:
         (run.folder / "result.json").write_text('{"top1": 1}')
-        run._let_go()  # nothing is said at the end
+        run._let_go()  # no end is recorded
     assert record(run.folder)["status"] == "running"
     assert Run.open(Config(), "a", SCRIPT, accelerator).result() == {"top1": 1}
     assert record(run.folder)["status"] == "finished"
@@ -194,7 +194,7 @@ def test_free_settings_may_change_and_are_written_down(accelerator):
 
 
 def test_free_keys_exist():
-    """Every free key is a key or a section: a renamed one would silently be free no more."""
+    """Every free key is a key or a section: a renamed key would silently lose its freedom."""
     for key in FREE_KEYS + PLACES:
         value = Config()
         for name in key.split("."):
@@ -231,7 +231,7 @@ def test_a_folder_that_is_no_run_is_left_alone(accelerator):
 def test_a_folder_that_cannot_be_made(accelerator):
     Path("runs").touch()
     assert refusal(Config(), "a", SCRIPT, accelerator).startswith("cannot make the run folder runs/a: ")
-    Path("b/lock").mkdir(parents=True)  # nobody can open this for writing, root neither
+    Path("b/lock").mkdir(parents=True)  # this cannot be opened for writing, not even by root
     assert refusal(Config(), "./b", SCRIPT, accelerator).startswith("cannot write in b: ")
 
 
@@ -300,7 +300,7 @@ def test_two_ranks_come_to_the_same_answer(accelerator):
     settings, held = ([Path(f"{name}{rank}").read_text() for rank in (0, 1)] for name in ("settings", "held"))
     assert settings[0] == settings[1] and "seed: 0 -> 1" in settings[0]
     assert held[0] == held[1] and f"run held is in use by process {os.getpid()}" in held[0]
-    assert done.stderr.count("error: run held is in use") == 1  # said once, not by each rank
+    assert done.stderr.count("error: run held is in use") == 1  # printed once, not by each rank
     assert "exitcode  : 2" in done.stderr
     assert len(record(Path("runs/new"))["sessions"]) == 2  # written by one rank alone
 

@@ -63,7 +63,7 @@ def test_six_steps_are_three_and_three(tmp_path: Path, kind: str, frozen: str | 
 
     second = network()
     optimizer_2 = optimizers(kind, second)
-    train(second, optimizer_2, range(10, 12))  # state of another past, which must go
+    train(second, optimizer_2, range(10, 12))  # state from a different history, which must be replaced
     loaded = load_latest(tmp_path)
     assert loaded is not None
     second.load_state_dict(loaded.tensors["model"])

@@ -1,4 +1,4 @@
-"""Names of runs: which folder each means, what a run is called that is given none, and runs of earlier versions."""
+"""Names of runs: the folder of each name, the default name, and runs of earlier versions."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_names_and_paths(name: str, folder: str) -> None:
 
 
 def test_a_run_that_lies_beside_the_working_directory_is_found_and_said() -> None:
-    """Where earlier versions put names with a slash."""
+    """The place where earlier versions put names with a slash."""
     make_run("a/b")
     assert run_folder("a/b") == Path("a/b")
     note = note_on_place("a/b", run_folder("a/b"))

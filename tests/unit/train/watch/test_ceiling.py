@@ -40,7 +40,7 @@ TRAINING = [
 
 
 class Net(nn.Module):
-    """Small, with all that could be disturbed: buffers, and a forward pass that draws random numbers."""
+    """A small network with everything that could be disturbed: buffers, and a forward pass that draws random numbers."""
 
     calls = 0
 
@@ -67,7 +67,7 @@ def settings(track: str = "on", **optim: Any) -> Config:
 
 @pytest.fixture(autouse=True)
 def any_precision():
-    """Accelerate remembers the first one of a process."""
+    """Accelerate remembers the first precision of a process."""
     AcceleratorState._reset_state()
     yield
     AcceleratorState._reset_state()
@@ -108,7 +108,7 @@ def test_nothing_of_the_training_changes(batch: Batch, precision: str, optim: di
 
 
 def test_it_is_the_speed_of_the_whole_step(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that only the copies' optimizer advances: a fortieth of a second a step, a tenth in the first round."""
+    """Measured by a clock that only the copies' optimizer advances: 1/40 s per step, 1/10 s in the first round."""
     accelerator, model, optimizer, objective = trained(batch)
     now, steps, original = [0.0], [0], torch.optim.SGD.step
 
@@ -137,7 +137,7 @@ def test_among_several_processes_the_copies_talk_as_the_networks_do(batch: Batch
 
 
 def test_a_cache_is_not_asked(batch: Batch) -> None:
-    """Its answers are part of what the ceiling is without; the online source of targets is part of the step."""
+    """A cache's reads are not part of the ceiling; an online teacher is part of the step."""
     unreadable = object.__new__(CachedTargets)
     distill = DistillConfig(method="dive", tau=3)
     loss, _ = Objective(distill, torch.zeros(C), unreadable).resident()(Outputs(torch.randn(B, C)), batch, 0)
@@ -169,7 +169,7 @@ def test_no_memory_for_copies(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.gpu
 def test_nothing_changes_on_a_gpu(batch: Batch) -> None:
-    """Random states and memory of the device included."""
+    """Including the device's random states and memory."""
     accelerator = Accelerator(mixed_precision="bf16")
     network = Net().to(accelerator.device)
     model, optimizer = accelerator.prepare(network, torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9))
@@ -189,7 +189,7 @@ def test_nothing_changes_on_a_gpu(batch: Batch) -> None:
 
 
 def test_a_run_that_shows_everything_is_the_run_that_shows_nothing(tiny: Path, tmp_path: Path) -> None:
-    """Ceiling, picture and trace in one run; the other has the weights, the optimizer and the losses of it."""
+    """Ceiling, picture and trace in one run; a run without them has the same weights, optimizer and losses."""
     config = tiny_config(tmp_path, tiny)
     shown = ["track.ceiling=on", "track.show_batch=true", "profile.start=3", "profile.steps=2"]
     said = run("teacher", config, "run=seen", "schedule.epochs=2", *shown, cwd=tmp_path).stdout

@@ -1,7 +1,7 @@
 """TensorBoard and W&B: what reaches them, and that a resumed run shows no step twice.
 
-The real packages where they are installed (`pip install -e '.[track]'`); everywhere a stand-in for W&B's, below accelerate's
-own tracker, which plays its server too.
+Uses the real packages where they are installed (`pip install -e '.[track]'`), and everywhere a stand-in for W&B and its server,
+on which accelerate's own tracker runs.
 """
 
 import importlib.util
@@ -56,7 +56,7 @@ def test_wandb_is_told_which_run_it_is(wandb, tmp_path: Path) -> None:
         first.log(7, {"loss": 1.0})
     with boards(tmp_path, "wandb") as second:
         second.start(7, [(7, {"loss": 1.0})])
-    with boards(tmp_path, "wandb") as again:  # from the beginning: the steps come again, in a run of their own
+    with boards(tmp_path, "wandb") as again:  # from the beginning: the steps are logged again, in a new run
         again.start(None, [])
     a, b, c = wandb.given
     assert a["project"] == "project" and a["name"] == tmp_path.name and a["dir"] == str(tmp_path)
@@ -109,7 +109,7 @@ def test_a_run_shows_what_its_metrics_hold(wandb, tiny: Path, tmp_path: Path) ->
     lines = [json.loads(line) for line in (tmp_path / "runs/r/metrics.jsonl").read_text().splitlines()]
     shown = wandb.runs[0].logged
     assert wandb.given[0]["project"] == "mine" and wandb.sent[0]["optim.lr"] == 0.05
-    assert [step for step, _ in shown] == [7, 7, 14, 14]  # the last line is the result's
+    assert [step for step, _ in shown] == [7, 7, 14, 14]  # the last line is that of the result
     for line, (_, values) in zip(lines, shown, strict=False):
         flat = line | {f"test.{name}": value for name, value in line.get("test", {}).items()}
         assert values and all(flat[name] == value for name, value in values.items())
@@ -129,7 +129,7 @@ def test_tensorboard_forgets_what_is_done_again(tmp_path: Path) -> None:
         killed.log(step, {"loss": float(step), "epoch": step / 10})
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [point.step for point in events.Scalars("loss")] == [2, 4, 6, 8]  # there before anybody closed it
+    assert [point.step for point in events.Scalars("loss")] == [2, 4, 6, 8]  # on disk before it is closed
     with boards(tmp_path, "tensorboard") as resumed:
         resumed.start(6, [])
         for step in (8, 10):
@@ -152,7 +152,7 @@ def history(path: Path) -> list[tuple[int, float]]:
     records = pytest.importorskip("wandb.proto.wandb_internal_pb2")
     data, at, whole, rows = path.read_bytes(), 7, b"", []
     while at + 7 <= len(data):
-        if (left := 32768 - at % 32768) < 7:  # no head fits into the rest of a block
+        if (left := 32768 - at % 32768) < 7:  # the rest of a block is too short for a head
             at += left
             continue
         _, length, kind = struct.unpack_from("<IHB", data, at)

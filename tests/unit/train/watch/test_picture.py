@@ -1,4 +1,4 @@
-"""The picture of the first batch: true pixels, true captions, whatever the images and the names."""
+"""The picture of the first batch: right pixels and captions for all images and names."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_pixels_are_computed_back_from_the_networks_input() -> None:
     assert np.array_equal(shown_pixels(given.images, DATA.mean, DATA.std), given.pixels.numpy())
     far = shown_pixels(
         torch.full((1, 3, 2, 2), 100.0), DATA.mean, DATA.std
-    )  # brighter than white: jitter cannot, but bf16
+    )  # brighter than white: not from jitter, but from bf16
     assert (far == 255).all()
 
 

@@ -1,4 +1,4 @@
-"""Traces: the steps that were asked for, whole or not at all, and no cost for those who want none."""
+"""Traces: the requested steps, complete or not at all, and no cost where none are requested."""
 
 import io
 import json
@@ -85,7 +85,7 @@ def test_an_error_within_drops_the_recording(tracker: Tracker, tmp_path: Path, a
                 raise RuntimeError
     steps.close()
     assert not traces(tmp_path) and not torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
-    work(traced(range(3), ProfileConfig(start=1, steps=1), tmp_path, tracker, is_main=True))  # another one can begin
+    work(traced(range(3), ProfileConfig(start=1, steps=1), tmp_path, tracker, is_main=True))  # another trace can begin
     assert list(traces(tmp_path)) == ["trace_1-1.json"]
 
 

@@ -1,4 +1,4 @@
-"""How figures and lists read, by hand."""
+"""The texts of figures and lists, worked out by hand."""
 
 import pytest
 

@@ -13,7 +13,7 @@ from train.watch.tracking import TrackConfig, Tracker, numbers, peak_memory, sho
 
 
 class Clock:
-    """Seconds that pass only when the test says so."""
+    """A clock that only the test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -123,7 +123,7 @@ def test_the_share_of_the_ceiling(tracker, clock, tmp_path, screen):
 
 
 class Recorder(Dashboards):
-    """What a tracker tells its dashboards."""
+    """Records what a tracker sends to its dashboards."""
 
     def __init__(self) -> None:
         self.started, self.logged = None, []
@@ -185,7 +185,7 @@ def test_the_end_of_the_data_passes_through_waiting(tracker, clock):
         clock.now += 2
         next(iter(()))
     t.step(1, 10)
-    assert t.speed()["first_step_s"] == 0  # the wait was counted as one
+    assert t.speed()["first_step_s"] == 0  # the wait was counted as a wait
 
 
 def test_events_have_no_speed_and_nan_is_null(tracker, tmp_path, screen):
@@ -245,7 +245,7 @@ def test_a_start_from_the_beginning_drops_all_lines(tracker, clock, tmp_path):
 def test_a_line_is_on_the_file_as_soon_as_it_is_logged(tracker, tmp_path):
     t = tracker()
     t.log(1, loss=1.0)
-    assert len(metrics(tmp_path)) == 1  # nobody has flushed or closed
+    assert len(metrics(tmp_path)) == 1  # nothing was flushed or closed
     t.sync()
 
 
