@@ -40,7 +40,7 @@ class SaveConfig:
     keep_last: int = 2
     "number of newest checkpoints to keep; if the newest is damaged, the one before it is used"
     keep_every: int = 0
-    "keep for ever the checkpoint of every n-th epoch; 0 = none"
+    "keep the checkpoint of every n-th epoch for ever; 0 = none"
     keep_best: Literal["no", "val", "test_split_knowingly"] = "no"
     """keep the checkpoint with the highest top-1 (of the moving average, if there is one) in the evaluations during training, on
     data.val; a checkpoint chosen on data.test looks better there than it is"""

@@ -35,7 +35,7 @@ class Facts:
     backend: str | None = None
     "the backend that `auto` meant when the run began"
     pixels: str | None = None
-    "what decides the pixels of a view (backends.pixel_source)"
+    "what decides the pixels of a view (backends/pixels.py)"
     tau: float | None = None
     "the temperature, given or chosen from a cache"
     init: str | None = None
