@@ -57,7 +57,7 @@ class Survey(NamedTuple):
     temporary: list[Path]
     "files being written, or left behind by killed writers"
     strays: list[Path]
-    "files that are no part of a cache; nobody reads them"
+    "files that are no part of a cache; no program reads them"
 
     @property
     def blocks(self) -> int:

@@ -24,7 +24,7 @@ def say(line: str) -> None:
 
 
 def state_of(out: Path, task: Task) -> str:
-    """For a line of progress: the accuracy of a finished run, the epoch of a running one."""
+    """The words for a line of progress: the accuracy of a finished run, the epoch of a running one."""
     if not task.is_run:
         return ""
     found = outcome(task, out)
@@ -48,7 +48,7 @@ def show_plan(tasks: Sequence[Task], missing: Sequence[Task], out: Path, seconds
 
 
 class Expectation:
-    """How long what is missing takes on this device."""
+    """How long the missing tasks take on this device."""
 
     def __init__(self, out: Path, slots: int, costs: Costs, tasks: Sequence[Task]):
         rows = rows_of(tasks, out)
@@ -59,7 +59,7 @@ class Expectation:
         return self._seconds(task)
 
     def left(self, tasks: Sequence[Task]) -> str:
-        """For a line of progress."""
+        """The expected rest of `tasks`, for a line of progress."""
         return f", about {clock(makespan(tasks, self._seconds, self.slots))} left" if tasks else ""
 
     def say(self, missing: Sequence[Task]) -> None:

@@ -23,7 +23,7 @@ TABLE, STUDIES = "cifar100-lt", "cifar100-lt-studies"
 
 
 def plan_tasks(options: argparse.Namespace, choice: Choice) -> tuple[list[Task], list[Task]]:
-    """(what is asked for, what the table is of). Table 1 is of all that lies in OUT, whatever is asked for now."""
+    """(tasks to run, tasks of the table). Table 1 shows every run in OUT, not only those of this call."""
     seeds = list(dict.fromkeys(options.seeds))
     if options.command == STUDIES:
         tasks = study_tasks(choice, seeds, options.teacher)
@@ -34,7 +34,7 @@ def plan_tasks(options: argparse.Namespace, choice: Choice) -> tuple[list[Task],
 
 
 def convert_missing(missing: Sequence[Task], out: Path, options: argparse.Namespace, choice: Choice) -> None:
-    """The records that anything missing needs: measuring needs them as well."""
+    """Convert the records that missing tasks need, before the measurement, which needs them too."""
     tasks = [task for task in missing if task.kind == "data"]
     if tasks and options.archive is None:
         raise UserError(f"{out} has no records of {tasks[0].dataset.label} yet: give --archive")
@@ -44,7 +44,7 @@ def convert_missing(missing: Sequence[Task], out: Path, options: argparse.Namesp
 
 
 def run_missing(tasks: Sequence[Task], options: argparse.Namespace, choice: Choice) -> dict[str, Ending]:
-    """Everything up to the trainings, and these unless only the plan was asked for; {name: ending}."""
+    """Convert, measure and print the plan; then, without `--plan`, run what is missing. {name: how it ended}."""
     out = options.out
     missing = wanted(tasks, out)
     if not missing:
