@@ -1,6 +1,6 @@
 """What tools/bench.py compares with: a torch DataLoader with PIL, and the stock FFCV Loader, on the same records and recipe.
 
-Each runs in a process of its own, as it would for somebody who uses it alone: `import ffcv` changes torch's threads and
+Each runs in a process of its own, as it would when used alone: `import ffcv` changes torch's threads and
 compiles for ten seconds, and worker processes are best forked from a small parent. Invariant: what goes wrong here is told
 in one line and costs the comparison, never the bench.
 """
@@ -216,9 +216,9 @@ def ffcv_source(job: Job) -> tuple[Stream, str]:
             while True:
                 yield next(running)
         finally:
-            _wait_until_idle()  # it goes on to fill its queue, which must not slow down whoever is measured next
+            _wait_until_idle()  # it goes on to fill its queue, which must not slow down the next measurement
 
-    # What it had loaded while others were measured goes by before the clock starts.
+    # Batches that it loaded during other measurements pass before the clock starts.
     return Stream(run, job.device, warm=ahead + 2), names
 
 
@@ -252,7 +252,7 @@ def _serve(kind: str, job: Job, pipe: Connection) -> None:
             pipe.send(("timing", tuple(source.measure(*pipe.recv()))))
     except (EOFError, ConnectionError):  # the parent has closed its end
         return
-    except Exception as error:  # told to the parent, whatever it is
+    except Exception as error:  # every exception is reported to the parent
         last = " ".join(traceback.format_exception_only(error)[-1].split())
         pipe.send(("failed", str(error) if isinstance(error, Unavailable) else f"failed: {last}"))
 
@@ -281,17 +281,17 @@ class Baseline:
         return value
 
     def ready(self) -> str:
-        """Waits until it is warm; its note. Unavailable says why it never will be."""
+        """Wait until it is warm and return its note; Unavailable says why it never will be."""
         return self._answer(self._patience)
 
     def measure(self, seconds: float, images: int) -> Timing:
-        """See bench_clock.Source; the time is taken in the other process."""
-        with contextlib.suppress(ConnectionError):  # it is dead: the answer tells
+        """See clock.Source; the other process takes the time."""
+        with contextlib.suppress(ConnectionError):  # the process has died; reading its answer reports that
             self._pipe.send((seconds, images))
         return Timing(*self._answer(self._patience + 2 * seconds))
 
     def close(self) -> None:
-        """End the process, gently if it listens."""
+        """End the process: ask it first, kill it if it does not answer."""
         self._pipe.close()
         self._process.join(timeout=3)
         if self._process.is_alive():

@@ -1,6 +1,6 @@
 """The clock of tools/bench.py: how one measurement is taken, and the endless order in which images pass.
 
-Whatever is measured is a generator that yields the number of images of each batch it has handled. Invariant: nothing that is
+A measured source is a generator that yields the number of images of each batch it has handled. Invariant: nothing that is
 still under way on the device when the clock is read is counted as done.
 """
 
@@ -30,7 +30,7 @@ class Timing(NamedTuple):
 
     @property
     def images_per_core_s(self) -> float:
-        """Images per second of one core's time: what a core yields that does nothing else."""
+        """Images per second of one core's time: the speed of a core that does nothing else."""
         return self.images / self.cpu_seconds
 
     @property
@@ -40,7 +40,7 @@ class Timing(NamedTuple):
 
 
 class Source(Protocol):
-    """Something whose speed can be measured again and again."""
+    """A source of work whose speed can be measured any number of times."""
 
     def measure(self, seconds: float, images: int) -> Timing:
         """A stretch of at least so many seconds and images."""
@@ -57,7 +57,7 @@ def cpu_seconds(children: bool) -> float:
 
 
 def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given; a CPU has done it already."""
+    """Wait until the device has finished its work; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,7 +1,7 @@
 """What tools/bench.py measures of ours: loaders, the training step, and training and distillation as the two together.
 
 Everything is built from the parts that training uses, with the same settings, before the first measurement.
-Invariant: all steps of a bench are the same step (one network, one optimizer), whatever feeds it.
+Invariant: all steps of a bench are the same step (one network, one optimizer) with every source of batches.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ class Row:
     timings: list[Timing] = field(default_factory=list)
 
     def give_up(self, reason: str) -> None:
-        """From now on the row is absent, because of `reason`."""
+        """Mark the row as absent, because of `reason`."""
         self.source, self.absent, self.timings = None, reason, []
 
     def median(self, figure: str) -> float:
@@ -132,7 +132,7 @@ def temporary_cache(
 
 
 def temporary_teacher(folder: Path, config: Config, records: Records) -> Path:
-    """A run folder with a network of the configuration's architecture that nobody has trained."""
+    """A run folder with an untrained network of the configuration's architecture."""
     folder.mkdir()
     network = config.model.spec(records.num_classes).build()
     info = ModelInfo(
@@ -153,7 +153,7 @@ class Ours:
     """
 
     def __init__(self, config: Config, records: Records, pool: np.ndarray, accelerator: Accelerator, folder: Path):
-        # Where the temperature is still to be chosen, any has the same speed.
+        # The temperature may not be chosen yet; the speed does not depend on it.
         distill = dataclasses.replace(config.distill, tau=config.distill.tau or 1.0)
         self._config = dataclasses.replace(config, distill=distill)
         self._records, self._pool, self._folder = records, pool, folder
@@ -223,7 +223,7 @@ class Ours:
             try:
                 row.source = self._loader_alone(backend) if backend in able else None
                 row.absent = None if row.source else refusal(backend, self._records, recipe, self._device)
-            except UserError as error:  # a backend that nobody asked for costs its row, not the bench
+            except UserError as error:  # a backend that was not asked for loses its row; the bench goes on
                 if backend == self.backend:
                     raise
                 row.give_up(str(error))
@@ -234,7 +234,7 @@ class Ours:
         return self._fed_by(loader, self._views, lambda batch: len(batch.keys))
 
     def _fed_by(self, loader: Loader, views: int, work: Callable[[Batch], int]) -> Stream:
-        """What does `work` on every batch of a loader."""
+        """A source that does `work` on every batch of a loader."""
 
         def run() -> Generator[int, None, None]:
             batches = loader.stream(self._plan(views))

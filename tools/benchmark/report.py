@@ -80,7 +80,7 @@ def _ratio(title: str, over: Row, under: Row, figure: str) -> Ratio:
 def limits(rows: list[Row], backend: str, on_cpu: bool) -> tuple[str, str] | None:
     """(data, step or transfer; the sentence that says why); None when a row it needs was not measured.
 
-    Whatever alone has the least images/s limits. The speed of training is the check: what the parts promise together.
+    The part with the fewest images/s by itself is the limit. The speed of training checks that against all parts together.
     """
     speed = {row.id: row.median("images_per_s") for row in rows if row.timings}
     names = {"data": f"a.{backend}", "step": "b.step", "finish": "b.finish", "transfer": "b.transfer"}

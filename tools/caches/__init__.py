@@ -1,1 +1,1 @@
-"""What tools/logits.py does: checks of caches, flatness of teachers."""
+"""What tools/logits.py does: checks, repair and description of caches, flatness of teachers."""

@@ -23,7 +23,7 @@ from pipelines.files import fsync_folder, is_temporary, read_json
 from pipelines.loader import Loader
 from pipelines.logits.blocks import BLOCK_ROWS, FINGERPRINT_BYTES, Block, block_path, open_block, record_crcs
 from pipelines.logits.fingerprint import Fingerprinter, Fingerprints, compare
-from pipelines.logits.folder import Opened, Wanted, misfits, open_folder, read_done
+from pipelines.logits.folder import Opened, Wanted, find_cache, misfits, open_folder, read_done
 from pipelines.logits.identity import PIXEL_FIELDS, view_identity
 from pipelines.logits.writer import Cell, leftovers
 from pipelines.records.reader import Records
@@ -57,7 +57,7 @@ class Survey(NamedTuple):
     temporary: list[Path]
     "files being written, or left behind by killed writers"
     strays: list[Path]
-    "files that are no part of a cache; nobody reads them"
+    "files that are no part of a cache; no program reads them"
 
     @property
     def blocks(self) -> int:
@@ -83,6 +83,13 @@ class Survey(NamedTuple):
             [view for view in sorted(count) if count[view] == self.blocks],
             [view for view in sorted(count) if count[view] < self.blocks],
         )
+
+
+def cache_folder(path: Path) -> Path:
+    """The cache at `path`, or the only one in it; UserError names what is missing."""
+    if not (path / "identity.json").exists() and (path / "index.bin").exists():
+        raise UserError(f"{path}/identity.json is missing, without which no block can be judged; write the cache again")
+    return find_cache(path)
 
 
 def survey(folder: Path) -> Survey:

@@ -1,1 +1,1 @@
-"""What tools/reproduce.py does: plan, jobs, timing, outcomes, tables."""
+"""What tools/reproduce.py does: plan, jobs, timing, outcomes, tables, and one call from its options to its table."""

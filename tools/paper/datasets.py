@@ -1,7 +1,7 @@
 """The data sets that tools/reproduce.py knows: how each is converted and trained on, and what the paper reports of it.
 
-Owns the paper's figures. A further data set is a further row here. Invariant: `name` and `tag` are of one data set only; whatever
-is kept or reported by data set goes by `name`.
+Owns the paper's figures. A further data set is a further row here. Invariant: no two data sets share a `name` or a `tag`;
+everything that is kept or reported by data set is filed under `name`.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""Running tasks as processes of their own, several at a time, until all are done or somebody stops us.
+"""Running tasks as processes of their own, several at a time, until all are done or a signal stops this program.
 
-Owns processes, signals, logs (OUT/logs/NAME.log) and the lock of OUT. Knows nothing of trainings. Invariant: when this program
-is gone, however it went, so are the processes that it started (the kernel tells them), each having been asked to stop.
+Owns processes, signals, logs (OUT/logs/NAME.log) and the lock of OUT. Knows nothing of trainings. Invariant: however this
+program ends, the processes that it started are asked to stop, by the kernel if need be, and end too.
 """
 
 import ctypes
@@ -45,7 +45,7 @@ class Ending(NamedTuple):
 
 
 class Stopped(Exception):
-    """Somebody asked this program to stop; code: what it should exit with; ended: how tasks had ended before."""
+    """A signal asked this program to stop. code: its exit code; ended: how tasks had ended before."""
 
     def __init__(self, number: int, ended: dict[str, Ending]):
         super().__init__(signal.Signals(number).name)
@@ -137,7 +137,7 @@ class Jobs:
         self._asked = 0.0
 
     def run(self, tasks: Sequence[Task]) -> dict[str, Ending]:
-        """All of them, each after those of its needs that are among them; {name: how it ended}, or Stopped.
+        """Run all tasks, each after those of its needs that are among them; returns {name: how it ended}, or raises Stopped.
 
         A task that fails takes only those with it that need it. One that says that the same command will do is tried once more.
         """
@@ -188,7 +188,7 @@ class Jobs:
             since = time.monotonic()
             process = start_process(task.command, self._out, file, self._threads, gpu)
             self._running.append(_Running(task, process, since, slot))
-        if self._signal is not None:  # it came in between, and this process is one more to pass it on to
+        if self._signal is not None:  # a signal that arrived meanwhile has not reached this new process
             self._running[-1].process.send_signal(signal.SIGINT)
         self._say(f"start: {task.name}")
 
@@ -197,7 +197,7 @@ class Jobs:
         return self._out / LOGS / f"{task.name}.log"
 
     def _reap(self) -> Iterator[tuple[Task, Ending]]:
-        """Take the processes that have ended off the list."""
+        """Remove the processes that have ended from the list."""
         for one in list(self._running):
             code = one.process.poll()
             if code is None:
@@ -227,7 +227,7 @@ class Jobs:
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        """Pass what should stop us on, once for each time."""
+        """Pass each stop signal on to the running processes, once each time it arrives."""
         before = {number: signal.signal(number, self._stop) for number in _SIGNALS}
         try:
             yield

@@ -63,7 +63,7 @@ class Outcome:
 
 
 def outcome(task: Task, out: Path, ending: Ending | None = None) -> Outcome:
-    """Of a run in OUT; ending: how it went just now, if it was started."""
+    """What a run in OUT has come to; ending: how its process ended just now, if this call started it."""
     folder = out / task.folder
     if is_done(task, out):
         try:
@@ -110,7 +110,7 @@ class CacheFacts(NamedTuple):
 
 
 def cache_facts(task: Task, out: Path) -> CacheFacts | None:
-    """None when it is not there, whole."""
+    """What a cache holds and cost; None when it is missing or unfinished."""
     views = views_of(task.settings, ANY_SAMPLES)
     for done in (out / task.folder).glob("*/done.json"):
         if read_json(done)["views"] >= views:
@@ -143,7 +143,7 @@ def spread(values: Sequence[float | None]) -> Spread:
 
 
 def gains(students: Sequence[Outcome], runs: Sequence[Outcome]) -> list[float]:
-    """How much each finished student is above its own teacher, overall."""
+    """By how much each finished student exceeds the overall accuracy of its own teacher."""
     teachers = {run.task.name: run.accuracy["top1"] for run in runs if run.state == "finished"}
     found = []
     for student in students:
@@ -154,7 +154,7 @@ def gains(students: Sequence[Outcome], runs: Sequence[Outcome]) -> list[float]:
 
 
 def at_work(runs: Sequence[Outcome]) -> tuple[float, int]:
-    """Seconds in which at least one session was at work, and the most that were at the same time."""
+    """The seconds in which at least one session ran, and the largest number of sessions that ran at the same time."""
     changes = sorted(
         (time, change)
         for run in runs

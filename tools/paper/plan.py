@@ -35,7 +35,7 @@ SCRIPTS = {
     "cache": "train/cache_logits.py",
     "distill": "train/distill.py",
 }
-# Settings that are this tool's to give, or what is reproduced.
+# Settings that this tool gives itself, or that define what is reproduced.
 OWN_KEYS = (
     *("run", "resume", "eval_only", "seed", "data.train", "data.test", "data.seed", "data.views"),
     *("distill", "cache.paths", "cache.dir"),
@@ -43,15 +43,15 @@ OWN_KEYS = (
 # What may differ between a run and what is asked for. Less than a run may be resumed with: a row of the table is one setting, and
 # another optim.accumulate rounds otherwise.
 FREE_KEYS = tuple(key for key in RESUMABLE if key != "optim.accumulate")
-# For train/data.py, which asks how many images there are: before a conversion that is not known, and of a schedule in epochs, as
-# all are here, it does not matter.
+# train/data.py needs a number of images. It is unknown before a conversion, and a schedule in epochs, as all are here, does not
+# depend on it.
 ANY_SAMPLES = 1
 _SAVE_EVERY = "save.every_epochs=10"  # these epochs are short, and a run that is asked to stop saves anyway
 
 
 @functools.cache
 def settings_of(arguments: tuple[str, ...]) -> Config:
-    """Of a configuration's file and KEY=VALUEs; a UserError names one that is wrong."""
+    """The settings of a configuration's file and KEY=VALUEs; a UserError names one that is wrong."""
     config = load(Config, arguments[0], arguments[1:])
     if config.schedule.epochs is None:
         raise UserError("schedule.epochs=null: tools/reproduce.py plans in epochs; shorten by --epochs-scale")
@@ -86,7 +86,7 @@ class Task:
 
     @property
     def settings(self) -> Config:
-        """Of everything but a conversion."""
+        """The settings of a training or a cache; a conversion has none."""
         return settings_of(self.arguments)
 
 
@@ -186,7 +186,7 @@ def teacher_task(choice: Choice, method: str, dataset: Dataset, seed: int) -> Ta
 
 
 class Teacher(NamedTuple):
-    """Who is distilled. given: what distill.teacher is set to; task: what trains it, None where it is finished already."""
+    """The teacher of a student. given: the value of distill.teacher; task: what trains it, None where it is finished already."""
 
     name: str
     given: str
@@ -273,7 +273,7 @@ def study_tasks(choice: Choice, seeds: Sequence[int], given: Path | None) -> lis
         else:
             teacher = Teacher(given.name, str(given), None)
         tasks += _students(choice, teacher, seed)
-    unique = {task.name: task for task in tasks}  # a teacher that is given has one cache, whatever the seeds
+    unique = {task.name: task for task in tasks}  # a given teacher has one cache for all seeds
     return list(unique.values())
 
 
@@ -301,7 +301,7 @@ def _students(choice: Choice, teacher: Teacher, seed: int) -> Iterator[Task]:
 
 
 def is_done(task: Task, out: Path) -> bool:
-    """Whether what the task makes is there, whole. Of a cache nobody asks."""
+    """Whether a run is finished or a data set converted. False for every cache: only train/cache_logits.py judges those."""
     folder = out / task.folder
     if task.kind == "data":
         return all((folder / f"{split}.beton").exists() for split in ("train", "test"))
@@ -309,7 +309,7 @@ def is_done(task: Task, out: Path) -> bool:
 
 
 def wanted(tasks: Sequence[Task], out: Path) -> list[Task]:
-    """What is to be run, in order: runs that are not finished, their caches, and the teachers and data that these need."""
+    """The tasks to run, in order: unfinished runs, their caches, and the teachers and data that these need."""
     missing = {task.name for task in tasks if task.is_run and not is_done(task, out)}
     for task in reversed(tasks):  # a task comes after what it needs
         needed = any(task.name in other.needs and other.name in missing for other in tasks)
@@ -348,7 +348,9 @@ def _refuse_another_teacher(task: Task, folder: Path, out: Path, teachers: list[
     """teachers: hashes of the weights that a student learnt from."""
     given = Path(task.settings.distill.teacher or "")
     teacher = given if given.is_absolute() else out / "runs" / given
-    if not (teacher / "result.json").exists():  # to be trained again; then this is asked again
+    if not (
+        teacher / "result.json"
+    ).exists():  # the teacher will be trained again, and this check made again afterwards
         return
     weights = weights_hash(load_final(teacher)[0])
     if teachers != [weights]:

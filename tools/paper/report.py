@@ -1,7 +1,7 @@
 """The tables of tools/reproduce.py, as Markdown for people and JSON for programs: paper against ours, and the studies.
 
-Owns the layout; the paper's figures come from datasets.py, ours from outcomes.py. Invariant: what was not run has a row that says
-so. Accuracies are in percent.
+Owns the layout; the paper's figures come from datasets.py, ours from outcomes.py. Invariant: a run that was not made has a row
+that says so. Accuracies are in percent.
 """
 
 from collections.abc import Iterator, Sequence

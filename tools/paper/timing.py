@@ -55,7 +55,7 @@ class Rows(NamedTuple):
 
 
 def measured(choice: Choice, dataset: Dataset, out: Path, slots: int, say: Callable[[str], None]) -> Costs:
-    """The costs on this device with `slots` processes at a time: from OUT/timing.json, or measured, in a minute or two."""
+    """The costs on this device with `slots` processes at a time, read from OUT/timing.json or measured in a minute or two."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     key = {
         "host": platform.node(),
@@ -133,7 +133,7 @@ def _costs(kept: dict[str, Any]) -> Costs:
 
 
 def epochs_done(task: Task, out: Path) -> float:
-    """How far a run is that is not finished, in epochs: the last line that it wrote."""
+    """The epochs that an unfinished run has behind it, by the last line that it wrote."""
     path = out / task.folder / "metrics.jsonl"
     for line in reversed(path.read_bytes().splitlines() if path.exists() else []):
         with contextlib.suppress(ValueError, LookupError):  # torn by a kill
@@ -156,7 +156,7 @@ def rows_of(tasks: Sequence[Task], out: Path) -> dict[str, Rows]:
 
 
 def expected_seconds(task: Task, out: Path, costs: Costs, rows: Rows) -> float:
-    """What is left of a task, from its last whole epoch or view on; evaluations are forward passes, as a cache is."""
+    """The seconds that a task still needs after its last whole epoch or view; evaluating an image costs as much as caching it."""
     config = task.settings
     if task.kind == "cache":
         left = max(0, views_of(config, rows.train) - views_done(task, out))

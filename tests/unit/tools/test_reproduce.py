@@ -25,12 +25,14 @@ from tools import reproduce
 from tools.paper import jobs as reproduce_jobs
 from tools.paper import outcomes as reproduce_outcomes
 from tools.paper import plan as reproduce_plan
+from tools.paper import session as reproduce_session
 from tools.paper import timing as reproduce_timing
 from tools.paper.datasets import CIFAR100_LT, METHODS
 from tools.paper.jobs import Ending, Jobs, Stopped, claimed, makespan, start_process
 from tools.paper.outcomes import outcome, spread
 from tools.paper.plan import Choice, Task, scaled_schedule, study_tasks, table_tasks, wanted
 from tools.paper.report import table_report, to_markdown
+from tools.paper.screen import say
 from tools.paper.timing import Cost, Costs, Rows, expected_seconds
 from train.config import Config
 from train.run.exits import guard
@@ -515,7 +517,7 @@ def test_nobody_listening_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     with open(os.dup(target), "w") as closed:
         monkeypatch.setattr(sys, "stdout", closed)
         for _ in range(2):
-            reproduce.say("x")
+            say("x")
         assert sys.stdout is not closed
         with contextlib.suppress(BrokenPipeError):
             closed.flush()
@@ -815,7 +817,7 @@ def test_it_says_what_is_wrong_with_the_command(tmp_path: Path, archive: Path) -
 def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`--out a=b` is a folder, not a setting."""
     found = []
-    monkeypatch.setattr(reproduce, "run_missing", lambda tasks, options, choice: found.append(choice) or {})
+    monkeypatch.setattr(reproduce_session, "run_missing", lambda tasks, options, choice: found.append(choice) or {})
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
     for jobs in (1, 4, 24):
         assert call("cifar100-lt", "--out", tmp_path / "a=b", "--jobs", jobs, "optim.lr=0.2")[0] == 0
