@@ -105,7 +105,7 @@ def table_command(archive: Path, out: Path, scale: float = ONE_EPOCH, seed: int 
 
 @pytest.fixture(scope="module")
 def done(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """(OUT, screen): imbalance 10, seed 1, one epoch of each method."""
+    """(OUT, screen): imbalance 10, seed 1, one epoch of each method. It takes long: a test that uses it is slow."""
     out = tmp_path_factory.mktemp("reproduce") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduce_jobs, "start_process", Here)
@@ -115,6 +115,7 @@ def done(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return out, screen
 
 
+@pytest.mark.slow
 def test_it_says_how_long_it_takes_before_it_starts(done: tuple[Path, str]) -> None:
     out, screen = done
     lines = screen.splitlines()
@@ -128,6 +129,7 @@ def test_it_says_how_long_it_takes_before_it_starts(done: tuple[Path, str]) -> N
     assert not (out / "timing").exists()
 
 
+@pytest.mark.slow
 def test_the_runs_are_the_shipped_configurations(done: tuple[Path, str]) -> None:
     out, _ = done
     configs = {path.name.split("_")[0]: (path / "config.yaml").read_text() for path in (out / "runs").iterdir()}
@@ -140,6 +142,7 @@ def test_the_runs_are_the_shipped_configurations(done: tuple[Path, str]) -> None
     assert read(identity)["data_seed"] == 0
 
 
+@pytest.mark.slow
 def test_the_table_has_the_runs_figures_and_rows_for_what_was_not_run(done: tuple[Path, str]) -> None:
     out, _ = done
     report = read(out / "cifar100_lt.json")
@@ -164,6 +167,7 @@ def test_the_table_has_the_runs_figures_and_rows_for_what_was_not_run(done: tupl
     assert str(out) not in page, "no path of this machine in a page that is published"
 
 
+@pytest.mark.slow
 def test_the_table_is_of_all_that_is_finished(done: tuple[Path, str], archive: Path) -> None:
     """Whatever was asked for last; and a run whose files are damaged is a row that says so."""
     out, _ = done
@@ -188,6 +192,7 @@ def test_the_table_is_of_all_that_is_finished(done: tuple[Path, str], archive: P
     assert read(out / "cifar100_lt.json")["rows"] == before
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again(done: tuple[Path, str], archive: Path, in_process: None) -> None:
     """Nor are caches and data missed, once no run needs them; one deleted run brings back itself, after a look at its cache."""
     out, _ = done
@@ -206,6 +211,7 @@ def test_what_is_finished_is_not_run_again(done: tuple[Path, str], archive: Path
     assert "bsce_if10-e1-s1                              top-1 " in screen
 
 
+@pytest.mark.slow
 def test_plan_runs_and_writes_no_training(done: tuple[Path, str], archive: Path, in_process: None) -> None:
     """It says the sum of what was measured; measured again is only what cannot be read or was another way of running."""
     out, _ = done
@@ -227,6 +233,7 @@ def test_plan_runs_and_writes_no_training(done: tuple[Path, str], archive: Path,
     assert call(*command, "--plan")[0] == 0 and read(timing)["key"] == own["key"]
 
 
+@pytest.mark.slow
 def test_a_student_is_of_the_teacher_beside_it(
     done: tuple[Path, str], archive: Path, in_process: None, tmp_path: Path
 ) -> None:
@@ -249,6 +256,7 @@ def test_a_student_is_of_the_teacher_beside_it(
     assert code == 2 and "dive_if10-e1-s1 learnt from another teacher than" in errors and "delete the student" in errors
 
 
+@pytest.mark.slow
 def test_foreign_runs_and_own_settings_are_refused(done: tuple[Path, str], archive: Path) -> None:
     out, _ = done
     command = table_command(archive, out, seed=1)
@@ -276,6 +284,7 @@ def test_foreign_runs_and_own_settings_are_refused(done: tuple[Path, str], archi
     assert code == 2 and "was trained on other records" in errors
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on(
     done: tuple[Path, str], archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -316,6 +325,7 @@ def test_interrupted_it_goes_on(
     )
 
 
+@pytest.mark.slow
 def test_the_studies_differ_in_one_thing_each(
     done: tuple[Path, str], archive: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,6 +353,7 @@ def test_the_studies_differ_in_one_thing_each(
     assert "teacher: bsce_if10-e1-s1, given: 1 epochs, top-1 " in page
 
 
+@pytest.mark.slow
 def test_whether_the_draw_is_the_papers(
     done: tuple[Path, str], archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
