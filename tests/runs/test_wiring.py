@@ -619,6 +619,7 @@ def _(lab: Lab) -> None:
 @wire("schedule.kind")
 def _(lab: Lab) -> None:
     assert lab.teacher("schedule.kind=constant").lrs == pytest.approx([0.05] * STEPS)
+    assert lab.t().lrs == pytest.approx([0.05] * 3 + [0.025] * 3)
 
 
 @wire("schedule.epochs")

@@ -1,6 +1,6 @@
-"""What made.json tells of the sessions that wrote a cache, and the command that writes on.
+"""What made.json tells of the sessions that wrote a cache, and the command that writes what is missing.
 
-The file is a memory aid: no other part of a cache depends on it, so one that is missing or damaged tells of no sessions.
+No other part of a cache depends on the file, so one that is missing or damaged counts as one without sessions.
 """
 
 import shlex

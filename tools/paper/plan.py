@@ -348,9 +348,7 @@ def _refuse_another_teacher(task: Task, folder: Path, out: Path, teachers: list[
     """teachers: hashes of the weights that a student learnt from."""
     given = Path(task.settings.distill.teacher or "")
     teacher = given if given.is_absolute() else out / "runs" / given
-    if not (
-        teacher / "result.json"
-    ).exists():  # the teacher will be trained again, and this check made again afterwards
+    if not (teacher / "result.json").exists():  # it will be trained again, and checked after that
         return
     weights = weights_hash(load_final(teacher)[0])
     if teachers != [weights]:

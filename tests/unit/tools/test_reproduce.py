@@ -11,37 +11,28 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 import torch
 from helpers.cifar_archives import COARSE, member, pack, python2_pickle
+from helpers.paper_runs import IF10, IF100, SMALL, small_choice
 
-from pipelines.errors import UserError
 from tools import reproduce
 from tools.paper import jobs as reproduce_jobs
 from tools.paper import outcomes as reproduce_outcomes
 from tools.paper import plan as reproduce_plan
 from tools.paper import session as reproduce_session
-from tools.paper import timing as reproduce_timing
-from tools.paper.datasets import CIFAR100_LT, METHODS
-from tools.paper.jobs import Ending, Jobs, Stopped, claimed, makespan, start_process
-from tools.paper.outcomes import outcome, spread
-from tools.paper.plan import Choice, Task, scaled_schedule, study_tasks, table_tasks, wanted
-from tools.paper.report import table_report, to_markdown
-from tools.paper.screen import say
-from tools.paper.timing import Cost, Costs, Rows, expected_seconds
+from tools.paper.jobs import claimed
+from tools.paper.outcomes import outcome
+from tools.paper.plan import table_tasks
 from train.config import Config
 from train.run.exits import guard
 from train.settings import diff, load
 from train.watch.text import clock
 
 ROOT = Path(__file__).resolve().parents[3]
-IF10, IF100 = CIFAR100_LT[10], CIFAR100_LT[100]
-SMALL = ["model.name=resnet20", "optim.batch=32"]
 ONE_EPOCH, TEN_EPOCHS = 0.005, 0.05
 
 
@@ -114,7 +105,7 @@ def table_command(archive: Path, out: Path, scale: float = ONE_EPOCH, seed: int 
 
 @pytest.fixture(scope="module")
 def done(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """(OUT, screen): imbalance 10, seed 1, one epoch of each method."""
+    """(OUT, screen): imbalance 10, seed 1, one epoch of each method. It takes long: a test that uses it is slow."""
     out = tmp_path_factory.mktemp("reproduce") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduce_jobs, "start_process", Here)
@@ -124,9 +115,7 @@ def done(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return out, screen
 
 
-# ---- the whole way ----
-
-
+@pytest.mark.slow
 def test_it_says_how_long_it_takes_before_it_starts(done: tuple[Path, str]) -> None:
     out, screen = done
     lines = screen.splitlines()
@@ -140,6 +129,7 @@ def test_it_says_how_long_it_takes_before_it_starts(done: tuple[Path, str]) -> N
     assert not (out / "timing").exists()
 
 
+@pytest.mark.slow
 def test_the_runs_are_the_shipped_configurations(done: tuple[Path, str]) -> None:
     out, _ = done
     configs = {path.name.split("_")[0]: (path / "config.yaml").read_text() for path in (out / "runs").iterdir()}
@@ -152,6 +142,7 @@ def test_the_runs_are_the_shipped_configurations(done: tuple[Path, str]) -> None
     assert read(identity)["data_seed"] == 0
 
 
+@pytest.mark.slow
 def test_the_table_has_the_runs_figures_and_rows_for_what_was_not_run(done: tuple[Path, str]) -> None:
     out, _ = done
     report = read(out / "cifar100_lt.json")
@@ -176,6 +167,7 @@ def test_the_table_has_the_runs_figures_and_rows_for_what_was_not_run(done: tupl
     assert str(out) not in page, "no path of this machine in a page that is published"
 
 
+@pytest.mark.slow
 def test_the_table_is_of_all_that_is_finished(done: tuple[Path, str], archive: Path) -> None:
     """Independent of the last choice; and a run whose files are damaged is a row that says so."""
     out, _ = done
@@ -200,6 +192,7 @@ def test_the_table_is_of_all_that_is_finished(done: tuple[Path, str], archive: P
     assert read(out / "cifar100_lt.json")["rows"] == before
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again(done: tuple[Path, str], archive: Path, in_process: None) -> None:
     """Caches and data are not made again once no run needs them; one deleted run is run again, after its cache is checked."""
     out, _ = done
@@ -218,6 +211,7 @@ def test_what_is_finished_is_not_run_again(done: tuple[Path, str], archive: Path
     assert "bsce_if10-e1-s1                              top-1 " in screen
 
 
+@pytest.mark.slow
 def test_plan_runs_and_writes_no_training(done: tuple[Path, str], archive: Path, in_process: None) -> None:
     """It prints the sum of the measured times; it measures again only what cannot be read or was run in another way."""
     out, _ = done
@@ -239,6 +233,7 @@ def test_plan_runs_and_writes_no_training(done: tuple[Path, str], archive: Path,
     assert call(*command, "--plan")[0] == 0 and read(timing)["key"] == own["key"]
 
 
+@pytest.mark.slow
 def test_a_student_is_of_the_teacher_beside_it(
     done: tuple[Path, str], archive: Path, in_process: None, tmp_path: Path
 ) -> None:
@@ -261,6 +256,7 @@ def test_a_student_is_of_the_teacher_beside_it(
     assert code == 2 and "dive_if10-e1-s1 learnt from another teacher than" in errors and "delete the student" in errors
 
 
+@pytest.mark.slow
 def test_foreign_runs_and_own_settings_are_refused(done: tuple[Path, str], archive: Path) -> None:
     out, _ = done
     command = table_command(archive, out, seed=1)
@@ -288,6 +284,7 @@ def test_foreign_runs_and_own_settings_are_refused(done: tuple[Path, str], archi
     assert code == 2 and "was trained on other records" in errors
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on(
     done: tuple[Path, str], archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -328,6 +325,7 @@ def test_interrupted_it_goes_on(
     )
 
 
+@pytest.mark.slow
 def test_the_studies_differ_in_one_thing_each(
     done: tuple[Path, str], archive: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +353,7 @@ def test_the_studies_differ_in_one_thing_each(
     assert "teacher: bsce_if10-e1-s1, given: 1 epochs, top-1 " in page
 
 
+<<<<<<< HEAD
 # ---- the plan ----
 
 
@@ -750,6 +749,9 @@ def test_spreads_leave_out_what_is_not_there() -> None:
     assert spread([1234.5]).text(0) == "1,234" and spread([]).text() == "-" and clock(3725.4) == "1:02:05"
 
 
+=======
+@pytest.mark.slow
+>>>>>>> w-tools2
 def test_whether_the_draw_is_the_papers(
     done: tuple[Path, str], archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -760,17 +762,6 @@ def test_whether_the_draw_is_the_papers(
     monkeypatch.setattr(reproduce_outcomes, "PUBLISHED_TRAIN_MD5", other.partition("MD5 ")[2].partition(")")[0])
     assert reproduce_outcomes.draw_of_images(tasks, done[0]).startswith("The draw of images is the papers'")
     assert "not known" in reproduce_outcomes.draw_of_images(tasks, tmp_path)
-
-
-def test_wanted_follows_what_is_missing(tmp_path: Path) -> None:
-    tasks = table_tasks(small_choice(settings=()), (IF100,), (0,))
-    assert wanted(tasks, tmp_path) == tasks
-    for name in ("dive_if100-s0", "ce_if100-s0"):
-        write_run(tmp_path, next(task for task in tasks if task.name == name), 0.4, [])
-    assert [task.name for task in wanted(tasks, tmp_path)] == ["data_if100", "bsce_if100-s0"], (
-        "no student needs the cache"
-    )
-    assert wanted(tasks, tmp_path) == wanted(table_tasks(small_choice(settings=()), (IF100,), (0,), ["dive"]), tmp_path)
 
 
 def test_the_page_on_it_names_what_exists() -> None:

@@ -1,0 +1,29 @@
+"""Spreads and times over runs, by hand."""
+
+from pathlib import Path
+
+import pytest
+from helpers.paper_runs import IF100, small_choice, write_run
+
+from tools.paper import outcomes as reproduce_outcomes
+from tools.paper.outcomes import outcome, spread
+from tools.paper.plan import table_tasks
+from train.watch.text import clock
+
+
+def test_when_something_was_at_work(tmp_path: Path) -> None:
+    """Two that overlap and one later: 3,600 + 1,800 seconds, in which 3 x 12,800 images were trained."""
+    tasks = [task for task in table_tasks(small_choice(settings=()), (IF100,), (0, 1, 2), ["ce"]) if task.is_run]
+    times = [("10:00:00", "10:40:00"), ("10:20:00", "11:00:00"), ("12:00:00", "12:30:00")]
+    for task, session in zip(tasks, times, strict=True):
+        write_run(tmp_path, task, 0.4, [("09:00:00", None), session])
+    runs = [outcome(task, tmp_path) for task in tasks]
+    assert reproduce_outcomes.at_work(runs) == (5400, 2)
+    facts = reproduce_outcomes.environment_facts(runs)
+    assert facts["images/s in total"].startswith(f"{3 * 100 * 128 / 5400:,.0f}, ")
+    assert facts["trained"] == "2026-11-01, at most 2 at a time"
+
+
+def test_spreads_leave_out_what_is_not_there() -> None:
+    assert spread([1.0, None, 3.0]) == (2.0, pytest.approx(2**0.5), 2) and spread([None]) == (None, None, 0)
+    assert spread([1234.5]).text(0) == "1,234" and spread([]).text() == "-" and clock(3725.4) == "1:02:05"
