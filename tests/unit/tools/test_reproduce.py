@@ -38,7 +38,7 @@ ONE_EPOCH, TEN_EPOCHS = 0.005, 0.05
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten training images of the first class and one of each other: the minimum for drawing imbalance 10."""
+    """Ten training images of the first class and one of each other: the least from which imbalance 10 can be drawn."""
     names = {"fine_label_names": [f"kind_{label}" for label in range(100)], "coarse_label_names": COARSE}
     train = member(109, 100, 1) | {"fine_labels": [0] * 10 + list(range(1, 100))}
     parts = {"meta": names, "train": train, "test": member(100, 100, 2)}
@@ -47,7 +47,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Here:
-    """Replaces a process: runs the same program to its end in this process, which saves its imports."""
+    """In place of a process: the same program, run to its end in this one, which saves its imports."""
 
     def __init__(self, command: list[str], folder: Path, log: IO[str], threads: int, gpu: str | None):
         assert threads >= 1 and gpu is None
@@ -169,7 +169,7 @@ def test_the_table_has_the_runs_figures_and_rows_for_what_was_not_run(done: tupl
 
 @pytest.mark.slow
 def test_the_table_is_of_all_that_is_finished(done: tuple[Path, str], archive: Path) -> None:
-    """Independent of the last choice; and a run whose files are damaged is a row that says so."""
+    """Whatever was asked for last; and a run whose files are damaged is a row that says so."""
     out, _ = done
     before = read(out / "cifar100_lt.json")["rows"]
     options = ["--out", out, "--epochs-scale", ONE_EPOCH, *SMALL]
@@ -194,7 +194,7 @@ def test_the_table_is_of_all_that_is_finished(done: tuple[Path, str], archive: P
 
 @pytest.mark.slow
 def test_what_is_finished_is_not_run_again(done: tuple[Path, str], archive: Path, in_process: None) -> None:
-    """Caches and data are not made again once no run needs them; one deleted run is run again, after its cache is checked."""
+    """Nor are caches and data missed, once no run needs them; one deleted run brings back itself, after a look at its cache."""
     out, _ = done
     hidden = [(out / name, out.parent / name) for name in ("caches", "data")]
     for here, there in hidden:
@@ -213,7 +213,7 @@ def test_what_is_finished_is_not_run_again(done: tuple[Path, str], archive: Path
 
 @pytest.mark.slow
 def test_plan_runs_and_writes_no_training(done: tuple[Path, str], archive: Path, in_process: None) -> None:
-    """It prints the sum of the measured times; it measures again only what cannot be read or was run in another way."""
+    """It says the sum of what was measured; measured again is only what cannot be read or was another way of running."""
     out, _ = done
     table, timing = (out / "cifar100_lt.md").read_bytes(), out / "timing.json"
     own = read(timing)
@@ -222,7 +222,7 @@ def test_plan_runs_and_writes_no_training(done: tuple[Path, str], archive: Path,
     command = table_command(archive, out, seed=7)
     code, screen, _ = call(*command, "--plan")
     assert code == 0 and "start: " not in screen and "measuring" not in screen
-    # 109 training images are 3 steps of 32, the cache holds all of them, and each of three trainings evaluates 100 once.
+    # 109 training images are 3 steps of 32, the cache has all, and each of three trainings evaluates 100 once.
     seconds = (100 + 96 * 0.1 + 100 * 0.01) * 2 + (50 + 109 * 0.01) + (10 + 96 * 0.1 + 100 * 0.01)
     assert f"expected: {clock(seconds)} for 4 tasks" in screen
     assert not (out / "runs" / "bsce_if10-e1-s7").exists() and (out / "cifar100_lt.md").read_bytes() == table
@@ -268,9 +268,9 @@ def test_foreign_runs_and_own_settings_are_refused(done: tuple[Path, str], archi
         assert code == 2 and f"error: {setting}: " in errors and "is set by this tool" in errors
     code, _, errors = call(*command, "optim.lrr=1")
     assert code == 2 and "nearest: optim.lr" in errors
-    for free, code in (("save.keep_last=5", 0), ("optim.accumulate=2", 2)):  # the first changes no result
+    for free, code in (("save.keep_last=5", 0), ("optim.accumulate=2", 2)):  # the first changes nothing
         assert call(*command, free, "--table-only")[0] == code
-    settings = out / "runs" / "dive_if10-e1-s1" / "config.yaml"  # a run may move its cache; a row belongs to one cache
+    settings = out / "runs" / "dive_if10-e1-s1" / "config.yaml"  # a run may move its cache; a row is of one cache
     own = settings.read_text()
     settings.write_text(own.replace("caches/bsce_if10", "caches/another"))
     code, _, errors = call(*command)
@@ -288,7 +288,7 @@ def test_foreign_runs_and_own_settings_are_refused(done: tuple[Path, str], archi
 def test_interrupted_it_goes_on(
     done: tuple[Path, str], archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Ctrl-C in the middle of a real training process: it stops, the table says how far it came, the same command finishes it."""
+    """Ctrl-C in the middle of a real training process: it stops, the table says how far it is, the same command finishes it."""
     out = tmp_path / "out"
     out.mkdir()
     shutil.copytree(done[0] / "data", out / "data")
@@ -329,7 +329,7 @@ def test_interrupted_it_goes_on(
 def test_the_studies_differ_in_one_thing_each(
     done: tuple[Path, str], archive: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the teacher of the table, at imbalance 10, for which the small archive is enough."""
+    """With the teacher of the table, at imbalance 10, for which the small archive suffices."""
     out, _ = done
     monkeypatch.setattr(reproduce_plan, "STUDIES_DATASET", IF10)
     teacher = out / "runs" / "bsce_if10-e1-s1"
@@ -353,409 +353,11 @@ def test_the_studies_differ_in_one_thing_each(
     assert "teacher: bsce_if10-e1-s1, given: 1 epochs, top-1 " in page
 
 
-<<<<<<< HEAD
-# ---- the plan ----
-
-
-def small_choice(
-    archive: Path = Path("archive"), scale: float = 1.0, settings: tuple[str, ...] = tuple(SMALL)
-) -> Choice:
-    return Choice(archive, scale, settings, 1)
-
-
-def test_the_plan_of_the_whole_table() -> None:
-    tasks = table_tasks(small_choice(settings=("precision=bf16",)), (CIFAR100_LT[50], IF10), (1, 2))
-    names = [task.name for task in tasks]
-    assert len(set(names)) == len(names) == 2 + 4 * 4
-    for i, task in enumerate(tasks):
-        assert set(task.needs) <= set(names[:i]), "in an order in which they can run"
-    by_name = {task.name: task for task in tasks}
-    student = by_name["dive_if50-s2"]
-    assert student.teacher == "bsce_if50-s2" and student.needs == ("data_if50", "cache_bsce_if50-s2-v200")
-    assert student.settings.cache.paths == ["caches/bsce_if50-s2-v200"] and student.settings.seed == 2
-    cache = by_name["cache_bsce_if50-s2-v200"]
-    assert cache.needs == ("data_if50", "bsce_if50-s2") and cache.settings.distill.teacher == "bsce_if50-s2"
-    assert all(task.settings.precision == "bf16" for task in tasks if task.kind != "data")
-    assert by_name["ce_if10-s1"].settings.schedule.milestones == [120, 160]
-
-
-@pytest.mark.parametrize(
-    ("scale", "settings"),
-    [
-        (1, []),
-        (0.2, ["epochs=40", "warmup_epochs=1", "milestones=[24,32]"]),
-        (0.01, ["epochs=2", "warmup_epochs=0", "milestones=[1]"]),
-        (0.005, ["kind=constant", "epochs=1", "warmup_epochs=0", "milestones=[]"]),
-        (2, ["epochs=400", "warmup_epochs=10", "milestones=[240,320]"]),
-    ],
-)
-def test_schedules_are_scaled_with_all_their_boundaries(scale: float, settings: list[str]) -> None:
-    file = ROOT / "configs" / "cifar100_lt" / "ce_if100.yaml"
-    assert scaled_schedule(file, scale) == [f"schedule.{setting}" for setting in settings]
-
-
-def test_the_plan_of_the_studies() -> None:
-    tasks = {task.role: task for task in study_tasks(small_choice(scale=0.2), [0], None) if task.is_run}
-    found = {
-        role: (bool(t.settings.cache.paths), t.settings.data.views, t.settings.distill.tau, t.settings.distill.p)
-        for role, t in tasks.items()
-        if role != "bsce"
-    }
-    assert found == {
-        "online": (False, None, 3, 0.5),
-        "cache": (True, None, 3, 0.5),
-        "tenth": (True, 4, 3, 0.5),
-        "rule": (True, None, None, 0.5),
-        "matched": (True, None, 6, 1),
-    }
-    assert {task.settings.schedule.epochs for task in tasks.values()} == {40}
-    assert tasks["online"].needs == ("data_if100", "bsce_if100-e40-s0")
-    given = study_tasks(small_choice(scale=0.2), [0, 1], Path("elsewhere") / "mine-s0")
-    assert not [task for task in given if task.role == "bsce"]
-    assert [task.folder for task in given if task.kind == "cache"] == ["caches/mine-s0-v40", "caches/mine-s0-v4"]
-
-
-def test_makespan_keeps_the_order_and_the_slots() -> None:
-    tasks = table_tasks(small_choice(), [IF10], [0])  # data, bsce, cache, dive, ce
-    seconds = {"data": 1.0, "bsce": 10.0, "cache": 5.0, "dive": 10.0, "ce": 12.0}
-    assert makespan(tasks, lambda task: seconds[task.role], 1) == 38
-    assert makespan(tasks, lambda task: seconds[task.role], 2) == 26
-    assert makespan(tasks[3:], lambda task: seconds[task.role], 2) == 12, "what is not among them is there already"
-
-
-# ---- processes ----
-
-
-def program(name: str, text: str, *needs: str) -> Task:
-    return Task(name=name, kind="data", role="x", dataset=IF10, folder=name, arguments=(text,), needs=needs)
-
-
-@pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[int, list[str]], Jobs]]:
-    """Makes Jobs that run the Python programs of `program`, without imports."""
-    monkeypatch.setattr(reproduce_jobs, "_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(
-        reproduce_jobs,
-        "start_process",
-        lambda command, *rest: start_process(["-I", "-S", "-c", command[1]], *rest),
-    )
-    yield lambda slots, said: Jobs(tmp_path, slots, 1, said.append)
-
-
-def test_a_failure_takes_only_what_needs_it(jobs: Callable[[int, list[str]], Jobs]) -> None:
-    said: list[str] = []
-    tasks = [
-        program("a", "print('error: no room'); print('more'); raise SystemExit(2)"),
-        program("b", "", "a"),
-        program("c", "", "b"),
-        program("d", "print('fine')"),
-    ]
-    ended = jobs(1, said).run(tasks)
-    assert (ended["a"].code, ended["a"].words) == (2, "error: no room (exit code 2)")
-    assert (ended["b"].code, ended["b"].words) == (None, "it needs a, which failed") and ended["c"].code is None
-    assert ended["d"].code == 0 and any(line.startswith("failed: a: error: no room") for line in said)
-
-
-def test_as_many_at_a_time_as_asked_for(jobs: Callable[[int, list[str]], Jobs], tmp_path: Path) -> None:
-    """Two jobs that wait for each other, and one after both."""
-    meet = "import os, time\nopen('{0}', 'w').close()\nend = time.monotonic() + 20\n"
-    meet += "while not os.path.exists('{1}'): time.sleep(0.01 if time.monotonic() < end else -1)"
-    said: list[str] = []
-    tasks = [
-        program("a", meet.format("a", "b")),
-        program("b", meet.format("b", "a")),
-        program("c", "open('a')", "a", "b"),
-    ]
-    ended = jobs(2, said).run(tasks)
-    assert [end.code for end in ended.values()] == [0, 0, 0] and said[:2] == ["start: a", "start: b"]
-    assert said.index("start: c") > max(
-        i for i, line in enumerate(said) if line.startswith("done: ") and "done: c" not in line
-    )
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_asks_each_once_and_starts_no_more(
-    jobs: Callable[[int, list[str]], Jobs], tmp_path: Path, number: signal.Signals
-) -> None:
-    save = "import time\nopen('{0}', 'w').close()\ntry: time.sleep(20)\nexcept KeyboardInterrupt: open('{0}.saved', 'x').close()"
-
-    def interrupt() -> None:
-        while not all((tmp_path / name).exists() for name in "ab"):
-            time.sleep(0.01)
-        os.kill(os.getpid(), number)
-
-    threading.Thread(target=interrupt).start()
-    before = signal.getsignal(number)
-    with pytest.raises(Stopped) as stopped:
-        jobs(2, []).run(
-            [program("a", save.format("a")), program("b", save.format("b")), program("c", "open('c', 'w')")]
-        )
-    assert stopped.value.code == 128 + number and signal.getsignal(number) is before
-    assert all((tmp_path / f"{name}.saved").exists() for name in "ab") and not (tmp_path / "c").exists()
-
-
-def test_what_failed_before_a_signal_is_not_forgotten(jobs: Callable[[int, list[str]], Jobs], tmp_path: Path) -> None:
-    here = f"import os, signal\nos.kill({os.getpid()}, signal.SIGINT)"
-    with pytest.raises(Stopped) as stopped:
-        jobs(1, []).run([program("a", "raise SystemExit(2)"), program("b", here), program("c", "open('c', 'w')")])
-    assert stopped.value.ended["a"].code == 2 and not (tmp_path / "c").exists()
-
-
-def test_our_own_error_lets_the_others_save(jobs: Callable[[int, list[str]], Jobs], tmp_path: Path) -> None:
-    (tmp_path / "logs" / "b.log").mkdir(parents=True)  # cannot be opened
-    save = "import time\nopen('a', 'w').close()\ntry: time.sleep(20)\nexcept KeyboardInterrupt: open('a.saved', 'x').close()"
-    late = "import os, time\nwhile not os.path.exists('a'): time.sleep(0.01)"
-    with pytest.raises(IsADirectoryError):
-        jobs(2, []).run([program("a", save), program("first", late), program("b", "", "first")])
-    assert (tmp_path / "a.saved").exists()
-
-
-def test_nobody_listening_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    source, target = os.pipe()
-    os.close(source)
-    with open(os.dup(target), "w") as closed:
-        monkeypatch.setattr(sys, "stdout", closed)
-        for _ in range(2):
-            say("x")
-        assert sys.stdout is not closed
-        with contextlib.suppress(BrokenPipeError):
-            closed.flush()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), closed.fileno())
-    os.close(target)
-
-
-def test_a_passing_fault_is_tried_once_more(jobs: Callable[[int, list[str]], Jobs], tmp_path: Path) -> None:
-    text = "import os\nopen('{0}', 'a').write('x')\n"
-    text += "if os.path.getsize('{0}') < {1}: raise SystemExit('error: torn: run the same command again')"
-    said: list[str] = []
-    ended = jobs(1, said).run(
-        [program("a", text.format("a", 2)), program("b", text.format("b", 3)), program("c", "", "a")]
-    )
-    assert [ended[name].code for name in "abc"] == [0, 1, 0]
-    assert (tmp_path / "a").read_text() == "xx" and (tmp_path / "b").read_text() == "xx"
-
-
-def test_gpus_are_shared_out(
-    jobs: Callable[[int, list[str]], Jobs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    text = "import os, time\nopen('{0}', 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])\n"
-    text += "while len(os.listdir('.')) < 4: time.sleep(0.01)"
-    jobs(3, []).run([program(name, text.format(name)) for name in "abc"])  # logs, and one file of each
-    assert [(tmp_path / name).read_text() for name in "abc"] == ["4", "6", "4"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
-    assert reproduce_jobs.gpus() == []
-
-
-STUBBORN = """
-import signal, time
-signal.signal(signal.SIGINT, lambda *_: open('asked', 'w').close())
-open('ready', 'w').close()
-while True: time.sleep(0.05)
-"""
-
-
-def test_what_does_not_stop_is_killed(
-    jobs: Callable[[int, list[str]], Jobs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reproduce_jobs, "_GRACE_SECONDS", 0.2)
-
-    def interrupt() -> None:
-        wait_for(tmp_path / "ready")
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=interrupt).start()
-    with pytest.raises(Stopped) as stopped:
-        jobs(1, []).run([program("a", STUBBORN.replace("while True:", "for _ in range(400):"))])
-    assert (tmp_path / "asked").exists() and stopped.value.ended == {}
-
-
-def test_killed_it_leaves_nothing_running_and_out_is_kept_till_then(tmp_path: Path) -> None:
-    """kill -9 of the tool: the kernel tells its training to stop, which holds OUT until it has saved."""
-    source, target = os.pipe()
-    tool = os.fork()
-    if tool == 0:  # the tool: never returns from here
-        with claimed(tmp_path), open(tmp_path / "log", "w") as log:
-            process = start_process(["-I", "-S", "-c", STUBBORN], tmp_path, log, 1)
-            os.write(target, str(process.pid).encode())
-            time.sleep(60)
-        os._exit(0)
-    training = int(os.read(source, 20))
-    try:
-        wait_for(tmp_path / "ready")
-        os.kill(tool, signal.SIGKILL)
-        os.waitpid(tool, 0)
-        wait_for(tmp_path / "asked")
-        with (
-            pytest.raises(UserError, match=rf"is in use by process {tool} on .* that is still saving"),
-            claimed(tmp_path),
-        ):
-            pass
-    finally:
-        os.kill(training, signal.SIGKILL)
-    until = time.monotonic() + 10
-    while True:  # the lock is released when the process has ended
-        try:
-            with claimed(tmp_path):
-                break
-        except UserError:
-            assert time.monotonic() < until
-            time.sleep(0.02)
-
-
-def wait_for(path: Path) -> None:
-    until = time.monotonic() + 20
-    while not path.exists():
-        assert time.monotonic() < until, path
-        time.sleep(0.01)
-
-
-# ---- sums, by hand ----
-
-
-def write_run(
-    out: Path, task: Task, top1: float, sessions: list[tuple[str, str | None]], speed: float | None = 500.0
-) -> None:
-    """The files of a finished run; sessions: times of 2026-11-01, the end None for a killed one."""
-    folder = out / task.folder
-    folder.mkdir(parents=True)
-    test = {"top1": top1, "many": top1 + 0.1, "medium": top1, "few": None, "samples": 10000}
-    result = {"method": task.role, "steps": 100, "test": test, "speed": {"images_per_s": speed, "peak_memory_gb": 1.5}}
-    (folder / "result.json").write_text(json.dumps(result))
-    stamp = "2026-11-01T{}+00:00"
-    environment = {"device": "slow box", "torch": "2.13.0", "git_revision": "abc", "git_dirty": True}
-    told = [
-        {"started": stamp.format(a), "ended": b and stamp.format(b), "environment": environment} for a, b in sessions
-    ]
-    (folder / "run.json").write_text(
-        json.dumps({"facts": {"train": "d", "backend": "ffcv", "precision": "bf16"}, "sessions": told})
-    )
-
-
-def test_the_arithmetic_of_the_table(tmp_path: Path) -> None:
-    tasks = table_tasks(small_choice(settings=()), (IF100,), (0, 1, 2))
-    by_name = {task.name: task for task in tasks}
-    accuracies = {"bsce": [0.40, 0.42, 0.41], "dive": [0.44, 0.45], "ce": [0.38]}
-    for method, values in accuracies.items():
-        for seed, value in enumerate(values):
-            times: list[tuple[str, str | None]] = [("10:00:00", "11:00:00"), ("12:00:00", "12:30:00")]
-            write_run(tmp_path, by_name[f"{method}_if100-s{seed}"], value, times, 100.0 * (seed + 1))
-    failed = by_name["dive_if100-s2"].name
-    report = table_report(tasks, tmp_path, {failed: Ending(2, 5.0, "error: no room")}, {}, [])
-    rows = {(row["method"], row["imbalance"]): row for row in report.data["rows"]}
-    bsce, dive, ce = (rows[method, 100] for method in ("bsce", "dive", "ce"))
-    assert (bsce["top1"]["mean"], bsce["top1"]["std"], bsce["top1"]["n"]) == (pytest.approx(41), pytest.approx(1), 3)
-    assert bsce["difference"] == pytest.approx(41 - 42.39) and bsce["few"]["mean"] is None
-    assert bsce["many"]["mean"] == pytest.approx(51) and bsce["wall_s"]["mean"] == pytest.approx(5400)
-    assert dive["gain"] == {"mean": pytest.approx(3.5), "std": pytest.approx(0.5**0.5), "n": 2}, (
-        "paired by seed: 4 and 3"
-    )
-    assert dive["paper_gain"] == pytest.approx(2.96) and dive["state"] == "2 of 3 seeds"
-    assert dive["images_per_s"]["mean"] == pytest.approx(150) and ce["top1"]["std"] is None
-    page = to_markdown(report)
-    assert "| 100 | BSCE | 42.39 | 41.00 ± 1.00 | -1.39 | 51.00 ± 1.00 | 41.00 ± 1.00 | - |  |  | 3 | 1:30:00 |" in page
-    assert (
-        "| 100 | DiVE | 45.35 | 44.50 ± 0.71 | -0.85 |" in page and "| +2.96 | 3.50 ± 0.71 | 2 (2 of 3 seeds) |" in page
-    )
-    assert f"| `{failed}` | 2 | failed: error: no room |" in page and "`ce_if100-s1`" not in page
-    assert "in the paper's order" not in page, "not before all have the same seeds"
-    assert "at most 6 at a time" in page and "computed in: bf16, backend ffcv" in page
-    report = table_report([task for task in tasks if task.seed == 0 or task.kind == "data"], tmp_path, {}, {}, [])
-    assert "CE 38.00, BSCE 40.00, DiVE 44.00: in the paper's order" in to_markdown(report)
-    assert "device: slow box" in page and "code: abc with changes" in page
-
-
-def test_data_sets_are_told_apart_by_name(tmp_path: Path) -> None:
-    """One more row: only names and tags separate its tasks and figures from those of the other."""
-    other = replace(
-        IF100, name="other_lt", tag="other", column="data set", value="Other-LT", paper=dict.fromkeys(METHODS, 50.0)
-    )
-    tasks = table_tasks(small_choice(settings=()), (IF100, other), (0,))
-    assert len({task.name for task in tasks}) == len({task.folder for task in tasks}) == len(tasks)
-    for task in tasks:
-        if task.role == "ce":
-            write_run(tmp_path, task, 0.6 if task.dataset is other else 0.4, [("10:00:00", "11:00:00")])
-    rows = table_report(tasks, tmp_path, {}, {}, []).data["rows"]
-    ce = [row for row in rows if row["method"] == "ce"]
-    assert [(row["paper"], row["top1"]["mean"]) for row in ce] == [(38.35, pytest.approx(40)), (50, pytest.approx(60))]
-    assert ce[0]["imbalance"] == 100 and ce[1]["data set"] == "Other-LT"
-
-
-def test_when_something_was_at_work(tmp_path: Path) -> None:
-    """Two sessions that overlap and one later: 3,600 + 1,800 seconds, in which 3 x 12,800 images were trained."""
-    tasks = [task for task in table_tasks(small_choice(settings=()), (IF100,), (0, 1, 2), ["ce"]) if task.is_run]
-    times = [("10:00:00", "10:40:00"), ("10:20:00", "11:00:00"), ("12:00:00", "12:30:00")]
-    for task, session in zip(tasks, times, strict=True):
-        write_run(tmp_path, task, 0.4, [("09:00:00", None), session])
-    runs = [outcome(task, tmp_path) for task in tasks]
-    assert reproduce_outcomes.at_work(runs) == (5400, 2)
-    facts = reproduce_outcomes.environment_facts(runs)
-    assert facts["images/s in total"].startswith(f"{3 * 100 * 128 / 5400:,.0f}, ")
-    assert facts["trained"] == "2026-11-01, at most 2 at a time"
-
-
-def test_what_is_left_of_a_task(tmp_path: Path) -> None:
-    """By hand, at 0.1 s an image of training, 0.02 from a cache, 0.01 forward: 10 steps an epoch, evaluation every 10."""
-    costs = Costs(Cost(100, 0.1), Cost(50, 0.01), Cost(10, 0.02), "slow")
-    rows = Rows(1300, 1000)
-    tasks = {task.role: task for task in study_tasks(small_choice(settings=()), [0], None)}
-    batch = {role: 10 * 128 * 200 * image_s for role, image_s in (("bsce", 0.1), ("online", 0.03), ("cache", 0.02))}
-    evaluations = 20 * 1000 * 0.01
-    left = {role: expected_seconds(tasks[role], tmp_path, costs, rows) for role in ("bsce", "online")}
-    assert left == {
-        "bsce": pytest.approx(100 + batch["bsce"] + evaluations),
-        "online": pytest.approx(10 + batch["online"] + evaluations),
-    }
-    folder = tmp_path / tasks["bsce"].folder
-    folder.mkdir(parents=True)
-    (folder / "metrics.jsonl").write_text('{"epoch": 150.0}\n{"epoch": 150.7}\n{"epoch": 151')
-    half = expected_seconds(tasks["bsce"], tmp_path, costs, rows)
-    assert half == pytest.approx(100 + batch["bsce"] / 4 + 5 * 1000 * 0.01)
-    cache = next(task for task in study_tasks(small_choice(settings=()), [0], None) if task.kind == "cache")
-    assert expected_seconds(cache, tmp_path, costs, rows) == pytest.approx(50 + 200 * 1300 * 0.01)
-    for view in range(150):
-        (tmp_path / cache.folder / "one" / f"v{view:03}").mkdir(parents=True)
-    assert expected_seconds(cache, tmp_path, costs, rows) == pytest.approx(50 + 50 * 1300 * 0.01)
-
-
-def test_costs_are_means_over_those_that_ran_side_by_side(tmp_path: Path) -> None:
-    """By hand: 100 steps of 128 at 500 and 1,000 images/s are 25.6 and 12.8 s of 40."""
-    tasks = [task for task in table_tasks(small_choice(settings=()), (IF100,), (0, 1), ["dive"]) if task.kind != "data"]
-    for task in tasks:
-        if task.is_run:
-            write_run(tmp_path, task, 0.1, [], 500.0 * (1 + task.seed))
-        else:
-            made = {"sessions": [{"seconds": 10.0 * (1 + task.seed), "images": 1000}]}
-            (tmp_path / task.folder / "one").mkdir(parents=True)
-            (tmp_path / task.folder / "one" / "made.json").write_text(json.dumps(made))
-    found = reproduce_timing._costs_of(tasks, tmp_path, dict.fromkeys((task.name for task in tasks), 40.0))
-    assert (
-        found["teacher"]
-        == found["distill"]
-        == [pytest.approx((14.4 + 27.2) / 2), pytest.approx((1 / 500 + 1 / 1000) / 2)]
-    )
-    assert found["cache"] == [pytest.approx((30 + 20) / 2), pytest.approx(0.015)]
-
-
-def test_the_papers_figures() -> None:
-    """Table 1 of the paper."""
-    table = {"ce": (38.35, 42.41, 56.51), "bsce": (42.39, 47.60, 58.38), "dive": (45.35, 51.13, 62.00)}
-    for method, values in table.items():
-        assert tuple(CIFAR100_LT[imbalance].paper[method] for imbalance in (100, 50, 10)) == values
-
-
-def test_spreads_leave_out_what_is_not_there() -> None:
-    assert spread([1.0, None, 3.0]) == (2.0, pytest.approx(2**0.5), 2) and spread([None]) == (None, None, 0)
-    assert spread([1234.5]).text(0) == "1,234" and spread([]).text() == "-" and clock(3725.4) == "1:02:05"
-
-
-=======
 @pytest.mark.slow
->>>>>>> w-tools2
 def test_whether_the_draw_is_the_papers(
     done: tuple[Path, str], archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The records say what they were drawn from, independent of the present --archive."""
+    """The records say what they were drawn from, whatever --archive is now."""
     tasks = table_tasks(small_choice(), [IF10], [1])
     other = reproduce_outcomes.draw_of_images(tasks, done[0])
     assert "the draw of images differs where that order does" in other
