@@ -1,4 +1,4 @@
-"""Train a network on hard labels: a teacher with balanced softmax (bsce), or the cross-entropy baseline (ce).
+"""Train a network on hard labels: a teacher with balanced softmax, or the cross-entropy baseline.
 
 The same command again resumes an interrupted run, and prints the result of a finished one;
 with eval_only=true it trains nothing and evaluates what there is.
