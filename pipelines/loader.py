@@ -49,7 +49,7 @@ class DataConfig:
     views: int | None = None
     "V: the k-th occurrence (from 0) of a sample in epoch e shows view (e + k) mod V; null = number of epochs"
     sampling: Sampling = "instance"
-    "instance: every image once an epoch; class_balanced: every class equally often, for methods that do not correct by the class counts"
+    "instance: every image once an epoch; class_balanced: every class equally often, for methods without a class prior"
     verify: Literal["first", "always", "off"] = "first"
     "check each record's CRC on first touch, at every touch, or never"
     workers: int | None = None
