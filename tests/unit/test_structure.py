@@ -357,6 +357,24 @@ def test_no_unsafe_loads() -> None:
         assert unsafe_loads(path.read_text()) == [], path
 
 
+def unknown_modules(text: str) -> list[str]:
+    """Modules of ours that a text imports, in code, in a string or in a page, and that do not exist."""
+    named = re.findall(r"\b(?:from|import) ((?:pipelines|models|train|tools)(?:\.\w+)+)", text)
+    return [
+        one for one in named if not any((ROOT / one.replace(".", "/")).with_suffix(end).exists() for end in ("", ".py"))
+    ]
+
+
+def test_every_module_that_is_named_exists() -> None:
+    """Programs within strings and pages too: nothing else looks at those before they run."""
+    gone = "train." + "no_such_module"
+    assert unknown_modules(f"code = 'from {gone} import x'") == [gone] and not unknown_modules(
+        "from train.loop import fit"
+    )
+    offenders = {path: unknown_modules(path.read_text(errors="replace")) for path in repository_texts()}
+    assert not {path: found for path, found in offenders.items() if found}
+
+
 def test_no_machine_paths() -> None:
     made_up = "/".join(["", "home", "someone", "data"])
     assert machine_paths(f'x = "{made_up}"') and not machine_paths('x = root / "home/someone"; y = "$HOME/tmp/x"')

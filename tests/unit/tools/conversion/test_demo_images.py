@@ -1,4 +1,4 @@
-"""tools/demo_images.py: counts, determinism, what the files are, and what write_demo refuses to replace."""
+"""tools/conversion/demo_images.py: counts, determinism, what the files are, and what write_demo refuses to replace."""
 
 import hashlib
 from pathlib import Path

@@ -369,7 +369,7 @@ LATE = """
 import os, sys, time
 sys.path[0] = {root!r}
 from train import cache_logits
-from train.exits import guard
+from train.run.exits import guard
 in_time = cache_logits.write_cache
 def late(*arguments):
     time.sleep(1.5 * int(os.environ["RANK"]))
@@ -413,13 +413,13 @@ import sys
 sys.path[0] = {root!r}
 import numpy as np
 from accelerate import Accelerator
-from pipelines.finish import Finish
+from pipelines.augment.finish import Finish
 from pipelines.loader import Loader
 from pipelines.logits import Ensemble, LogitCache
 from pipelines.order import TrainOrder
 from pipelines.records import Records
 from pipelines.augment import Recipe
-from train.targets import CachedTargets
+from train.objectives.targets import CachedTargets
 accelerator = Accelerator(cpu=True)
 rank, world = accelerator.process_index, accelerator.num_processes
 records, device = Records({records!r}), accelerator.device

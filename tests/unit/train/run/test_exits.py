@@ -52,7 +52,7 @@ def test_a_rank_ends_with_its_code_whatever_happens_at_the_interpreters_end(tmp_
             f"""
             import atexit, os, sys, torch
             sys.path[0] = {str(ROOT)!r}
-            from train.exits import guard
+            from train.run.exits import guard
             class Aborts:
                 def __del__(self):
                     os.abort()
