@@ -6,10 +6,6 @@ from pathlib import Path
 
 from helpers.small_caches import CLASSES
 
-from pipelines.logits.blocks import BLOCK_ROWS
-
-MANY = BLOCK_ROWS + 37  # two blocks
-FEW = 41
 RECORD = 20 + 4 * len(CLASSES)  # fingerprint and f32 logits
 Run = Callable[..., tuple[int, str, str]]  # the fixture `run`
 B00, B01, B10, B11 = (f"v00{v}/b0000{b}.lc" for v in range(2) for b in range(2))

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipelines.augment.recipe import Recipe
 from pipelines.logits import CacheWriter
+from pipelines.logits.blocks import BLOCK_ROWS
 from pipelines.logits.fingerprint import Fingerprints
 from pipelines.logits.folder import Wanted
 from pipelines.logits.identity import cache_identity, view_identity
@@ -15,6 +16,8 @@ from pipelines.logits.writer import Cell
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
 
+MANY = BLOCK_ROWS + 37  # samples: two blocks
+FEW = 41
 CLASSES = ["ant", "bee", "cat", "dog", "eel"]
 RECIPE = Recipe(crop="pad_crop", size=4, pad=1)
 TEACHER = {

@@ -28,10 +28,10 @@ from train.run.environment import precision_of
 class Source(NamedTuple):
     """Where a run's soft targets come from, and what is to be known of it; a method without any has none."""
 
-    targets: Targets | None = None
-    teachers: list[dict[str, str]] = []
+    targets: Targets | None
+    teachers: list[dict[str, str]]
     "source, architecture and weights' hash of each, for the papers of the network"
-    cache_hashes: list[str] = []
+    cache_hashes: list[str]
     "of the caches' identities, sorted; none: the teacher is asked online"
 
     @property
@@ -45,11 +45,11 @@ def make_source(
 ) -> Source:
     """The caches that were opened, or without any the teacher, online."""
     if not METHODS[config.distill.method].targets:
-        return Source()
+        return Source(None, [], [])
     if caches is None:
         accelerator.print(f"targets: {config.distill.teacher}, online")
         teacher = make_teacher(config, train, accelerator)
-        return Source(teacher, teacher.teachers)
+        return Source(teacher, teacher.teachers, [])
     every, check = steps_per_epoch * config.optim.accumulate, config.cache
     targets = CachedTargets(caches, accelerator.device, check.check, check.pixels, every, accelerator.print)
     return Source(targets, targets.teachers, sorted(identity_hash(cache.identity).hex() for cache in caches.caches))

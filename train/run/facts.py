@@ -28,6 +28,12 @@ _TOLD = {
 _RECORDS = "was started on other records: data.{name} had the digest {{}}, it has {{}} now"
 
 
+def _stored(folder: Path) -> dict[str, Any]:
+    """The facts in run.json; none where there is no run."""
+    path = folder / "run.json"
+    return read_json(path).get("facts", {}) if path.exists() else {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """The facts of a run; None: an earlier version of the program did not store this fact."""
@@ -62,8 +68,7 @@ class Facts:
     @classmethod
     def of_run(cls, folder: Path) -> "Facts":
         """The facts that earlier sessions of the run in `folder` have stored; empty where there is no run."""
-        path = folder / "run.json"
-        return cls.of(read_json(path).get("facts", {}) if path.exists() else {})
+        return cls.of(_stored(folder))
 
     def to_json(self) -> dict[str, Any]:
         """To the form in run.json: flat, a split's digest under the split's name."""
@@ -73,8 +78,7 @@ class Facts:
 
     def require_same(self, folder: Path) -> None:
         """UserError where an earlier session of the run in `folder` stored a different fact."""
-        path = folder / "run.json"
-        before = read_json(path).get("facts", {}) if path.exists() else {}
+        before = _stored(folder)
         for name, value in self.to_json().items():
             if before.get(name, value) != value:
                 what = _TOLD.get(name, _RECORDS.format(name=name)).format(before[name], value)

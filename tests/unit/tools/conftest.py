@@ -4,21 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.cache_damage import FEW, MANY, Run
-from helpers.small_caches import make_cache, make_records, some_samples
+from helpers.cache_damage import Run
+from helpers.small_caches import make_cache
 
 from pipelines.records.reader import Records
 from tools.logits import main
-
-
-@pytest.fixture(scope="session")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Records:
-    return make_records(tmp_path_factory.mktemp("many") / "a.beton", some_samples(MANY))
-
-
-@pytest.fixture(scope="session")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Records:
-    return make_records(tmp_path_factory.mktemp("few") / "a.beton", some_samples(FEW))
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ import pytest
 import torch
 from helpers.small_caches import (
     CLASSES,
+    FEW,
+    MANY,
     RECIPE,
     cache_files,
     fill,
@@ -37,24 +39,11 @@ from pipelines.augment.recipe import Recipe
 from pipelines.errors import UserError
 from pipelines.files import is_temporary, temporary_path
 from pipelines.logits import CacheWriter, LogitCache
-from pipelines.logits.blocks import BLOCK_ROWS, HEADER, open_block
+from pipelines.logits.blocks import HEADER, open_block
 from pipelines.logits.folder import Wanted, find_cache
 from pipelines.logits.identity import cache_identity, identity_bytes, identity_hash, view_identity
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample
-
-MANY = BLOCK_ROWS + 37  # two blocks
-FEW = 41
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Records:
-    return make_records(tmp_path_factory.mktemp("many") / "a.beton", some_samples(MANY))
-
-
-@pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Records:
-    return make_records(tmp_path_factory.mktemp("few") / "a.beton", some_samples(FEW))
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from helpers.cache_damage import MANY, RECORD, Run, rows_of
-from helpers.small_caches import identity_of, logits_of, write_cell
+from helpers.cache_damage import RECORD, Run, rows_of
+from helpers.small_caches import MANY, identity_of, logits_of, write_cell
 
 from pipelines.logits import CacheWriter
 from pipelines.logits.blocks import BLOCK_ROWS

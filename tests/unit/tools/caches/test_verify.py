@@ -9,8 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.cache_damage import B00, B01, B10, B11, FEW, MANY, RECORD, Run, change, cut, edit, swap
-from helpers.small_caches import CLASSES, RECIPE, identity_of, logits_of, make_records, some_samples, write_cell
+from helpers.cache_damage import B00, B01, B10, B11, RECORD, Run, change, cut, edit, swap
+from helpers.small_caches import (
+    CLASSES,
+    FEW,
+    MANY,
+    RECIPE,
+    identity_of,
+    logits_of,
+    make_records,
+    some_samples,
+    write_cell,
+)
 
 from pipelines.augment.finish import Finish
 from pipelines.files import temporary_path
