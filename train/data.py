@@ -47,7 +47,7 @@ def open_splits(config: Config) -> Splits:
             more = f" (and of {len(unseen) - 1} more)" if len(unseen) > 1 else ""
             raise UserError(
                 f"data.{split}={records.path} has images of class {train.class_names[unseen[0]]}{more}, of which "
-                f"data.train={train.path} has none, so that nobody can learn it (its prior is log 0): convert both again, "
+                f"data.train={train.path} has none, so no network can learn it (its prior is log 0): convert both again, "
                 "with training images of every class or without these"
             )
     return Splits(train, evaluation)

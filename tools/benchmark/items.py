@@ -63,7 +63,7 @@ class Row:
         self.source, self.absent, self.timings = None, reason, []
 
     def median(self, figure: str) -> float:
-        """Of a property of Timing, over the rounds."""
+        """The median over the rounds of one property of Timing."""
         return float(np.median([getattr(timing, figure) for timing in self.timings]))
 
 
@@ -187,7 +187,7 @@ class Ours:
 
     @cached_property
     def _batch(self) -> Batch:
-        """One that stays on the device."""
+        """A batch that stays on the device."""
         batches = self._loader.stream(self._plan(1))
         try:
             return next(batches)
@@ -214,7 +214,7 @@ class Ours:
     # ---- (a) ----
 
     def loaders(self) -> Iterator[Row]:
-        """One row for each backend."""
+        """Measure the loader alone: one row for each backend."""
         recipe = self._config.data.recipe
         able = available_backends(self._records, recipe, self._device)
         for backend in ("resident", "dali", "ffcv", "reference"):

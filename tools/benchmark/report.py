@@ -154,7 +154,7 @@ def _tables(report: Report) -> Iterator[tuple[tuple[str, ...], list[tuple[str, .
 
 
 def show(report: Report) -> None:
-    """On the screen."""
+    """Print a report on the screen."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH
@@ -172,7 +172,7 @@ def show(report: Report) -> None:
 
 
 def to_markdown(report: Report) -> str:
-    """For a page of results."""
+    """Write a report as Markdown, for a page of results."""
     parts = ["\n".join(f"* {name}: {value}" for name, value in report.about.items())]
     for titles, lines, text in _tables(report):
         parts.append(markdown_table(titles, lines, right=set(titles) - set(text)))

@@ -25,7 +25,7 @@ def checked(found: Survey) -> list[Bad]:
         where = f"view {one.cell[0]}, block {one.cell[1]}: " if one.cell else ""
         print(f"bad: {where}{one.why}", file=sys.stderr)
     for path in found.strays:
-        print(f"note: {path} is no part of a cache; nobody reads it", file=sys.stderr)
+        print(f"note: {path} is not part of a cache, and is never read", file=sys.stderr)
     for path in found.temporary:
         print(f"note: {path} is being written, or was left behind by a killed writer", file=sys.stderr)
     return bad

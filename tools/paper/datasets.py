@@ -32,12 +32,12 @@ class Dataset:
 
     @property
     def label(self) -> str:
-        """In a sentence."""
+        """The row's name in a sentence, such as 'imbalance 100'."""
         return f"{self.column} {self.value}"
 
     @property
     def folder(self) -> str:
-        """Of its records, below OUT."""
+        """The folder of its records, below OUT."""
         return f"data/{self.name}"
 
 

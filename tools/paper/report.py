@@ -290,7 +290,7 @@ def _runs_table(runs: Sequence[Outcome]) -> Table:
 
 
 def to_markdown(report: Report) -> str:
-    """For docs/results."""
+    """Write a report as the page that is kept in docs/results."""
     parts = [f"# {report.title}", "\n".join(f"* {name}: {value}" for name, value in report.facts.items())]
     for table in report.tables:
         parts += [f"## {table.title}", markdown_table(table.columns, table.rows)]

@@ -32,7 +32,7 @@ def state_of(out: Path, task: Task) -> str:
 
 
 def show_plan(tasks: Sequence[Task], missing: Sequence[Task], out: Path, seconds: dict[str, float]) -> None:
-    """One line for each run and cache."""
+    """Print one line for each run and cache."""
     names = {task.name for task in missing}
     for task in tasks:
         if task.kind == "data":

@@ -36,7 +36,7 @@ class Source(NamedTuple):
 
     @property
     def teacher_hashes(self) -> list[str]:
-        """Of the teachers' weights, sorted."""
+        """Hashes of the teachers' weights, sorted."""
         return sorted(teacher["weights"] for teacher in self.teachers)
 
 

@@ -59,7 +59,7 @@ class Facts:
 
     @classmethod
     def of(cls, json: dict[str, Any]) -> "Facts":
-        """From the form in run.json."""
+        """Read the form that run.json holds."""
         plain = {name: json.get(name) for name in cls.__dataclass_fields__ if name not in ("digests", "stored")}
         digests = {split: json[split] for split in SPLITS if split in json}
         stored = {split: json[f"{split}_stored"] for split in SPLITS if f"{split}_stored" in json}
