@@ -512,7 +512,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
         ("ant/0.jpg 99999999999\n", "line 1: label 99999999999 is not in 0..999999"),
         ("\n\n", "the list has no lines"),
         ("", "the list has no lines"),
-        ("ant/0.jpg 0\nant/0.jpg 0\n", "ant/0.jpg (image 1) and ant/0.jpg (image 2)"),
+        ("ant/0.jpg 0\nant/0.jpg 0\n", "line 2: ant/0.jpg is in line 1 already"),
         ("ant/0.jpg 0\nant/none.jpg 0\n", "1 of 2 images cannot be read, first ant/none.jpg (no such file"),
     ],
 )
