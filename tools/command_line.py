@@ -4,6 +4,7 @@ Owns no command. Invariant: a user's mistake gives one line on stderr and exit c
 """
 
 import argparse
+import errno
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +44,16 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None, int
     interrupted: completes the message after Ctrl-C ("interrupted; ...").
     """
     args = parser.parse_args(argv)
-    return exit_code(lambda: args.run(args), f"interrupted; {interrupted}")
+
+    def work() -> int | None:
+        try:
+            return args.run(args)
+        except OSError as error:
+            if error.filename is None or error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(f"{error.filename}: {error.strerror}; check this path and who may use it") from error
+
+    return exit_code(work, f"interrupted; {interrupted}")
 
 
 def exit_cleanly_when_terminated() -> None:

@@ -8,6 +8,7 @@ every backend decodes it.
 import contextlib
 import io
 import os
+import stat
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -247,6 +248,9 @@ def read_lazy(image: Lazy) -> bytes | np.ndarray:
 def read_file(path: StrPath) -> bytes:
     """The bytes of a file; Broken if it cannot be read or is empty."""
     try:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a named pipe waits for its writer
+            raise Broken("not a regular file, but a pipe, socket or device")
         with open(path, "rb") as file:
             data = file.read()
     except OSError as error:

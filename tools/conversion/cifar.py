@@ -104,8 +104,12 @@ def _archive_members(path: Path) -> Iterator[tuple[str, bytes]]:
                 yield name, file.read()
 
 
+def _raise(error: OSError) -> None:
+    raise error  # os.walk leaves a folder that cannot be read out
+
+
 def _folder_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    for folder, _, files in sorted(os.walk(path)):
+    for folder, _, files in sorted(os.walk(path, onerror=_raise)):
         for name in sorted(WANTED.intersection(files)):
             yield name, Path(folder, name).read_bytes()
 

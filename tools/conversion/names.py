@@ -5,31 +5,43 @@ Invariant: a name depends on the input (a list's lines, paths inside a folder), 
 
 from pathlib import Path
 
+from pipelines import class_names
 from pipelines.errors import UserError
+
+LONGEST_SHOWN = 100  # characters of a line that a message quotes
 
 
 def stripped(name: str, prefix: str, where: str) -> str:
     """A name without --strip-prefix; one that lacks the prefix is refused: its key would differ from its twin's elsewhere."""
     if not name.startswith(prefix):
-        raise UserError(f"{where}: {name} does not start with {prefix}, the --strip-prefix given")
+        raise UserError(f"{where}: {shown(name)} does not start with {prefix}, the --strip-prefix given")
     return name.removeprefix(prefix)
+
+
+def shown(text: str) -> str:
+    """A line of input as a message quotes it: cut, and escaped where it would not print."""
+    if len(text) > LONGEST_SHOWN:
+        text = text[:LONGEST_SHOWN] + "..."
+    return text if text.isprintable() else ascii(text)
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {what} cannot be read: {error.strerror}; give a text file") from None
 
 
 def read_lines(path: Path, what: str) -> list[str]:
     """Lines of a text file; bytes that are not UTF-8 are kept, as in file names."""
-    try:
-        return path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
-    except OSError as error:
-        raise UserError(f"{path}: {what} cannot be read: {error.strerror}") from None
+    text = _read(path, what).decode("utf-8-sig", "surrogateescape")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    if "\0" in text:
+        number = next(number for number, line in enumerate(lines, 1) if "\0" in line)
+        raise UserError(f"{path}, line {number}: a NUL byte found; {what} must be a text file, in UTF-8")
+    return lines
 
 
 def read_classes(path: Path) -> list[str]:
     """Class names, one per line, in label order."""
-    names = [line.strip() for line in read_lines(path, "the class list")]
-    while names and not names[-1]:
-        names.pop()
-    if "" in names:
-        raise UserError(f"{path}, line {names.index('') + 1}: a class name expected, an empty line found")
-    if not names:
-        raise UserError(f"{path}: class names expected, one per line; the file is empty")
-    return names
+    return class_names.parse(_read(path, "the class list"), str(path))

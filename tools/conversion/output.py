@@ -14,6 +14,7 @@ from pipelines.records.writing import Sample, UnreadableImages, check_output, wr
 from tools.command_line import progress_bar
 from tools.conversion.splits import PARTS, split_samples
 from tools.conversion.storage import encoding_of
+from train.run.endings import one_line
 from train.watch.text import megabytes
 
 SHOWN = 20  # unreadable images listed one by one
@@ -37,10 +38,8 @@ def convert(
 
 def report(records: Records, more: str = "") -> None:
     """Print one line about a new file, and a note on classes without images."""
-    size = megabytes(records.data.size)
-    print(
-        f"{records.path}: {len(records)} images, {records.num_classes} classes, {size}, digest {records.digest}{more}"
-    )
+    path, size = one_line(str(records.path)), megabytes(records.data.size)
+    print(f"{path}: {len(records)} images, {records.num_classes} classes, {size}, digest {records.digest}{more}")
     empty = int((records.class_counts == 0).sum())
     if empty:
         print(f"note: {empty} of {records.num_classes} classes have no image in {records.path}", file=sys.stderr)
@@ -48,7 +47,7 @@ def report(records: Records, more: str = "") -> None:
 
 def list_unreadable(images: Sequence[Any]) -> None:
     for image in images[:SHOWN]:
-        print(f"unreadable: {image.name}: {image.reason}", file=sys.stderr)
+        print(f"unreadable: {one_line(f'{image.name}: {image.reason}')}", file=sys.stderr)
     if len(images) > SHOWN:
         print(f"unreadable: and {len(images) - SHOWN} more", file=sys.stderr)
 

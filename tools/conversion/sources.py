@@ -9,7 +9,7 @@ from pipelines.errors import UserError
 from pipelines.records.writing import Sample, check_output
 from tools.conversion.cifar import Split, draw_long_tail, long_tail_counts, read_cifar
 from tools.conversion.demo_images import write_demo
-from tools.conversion.folder import class_folders, folder_samples
+from tools.conversion.folder import class_folders, folder_samples, refuse_splits
 from tools.conversion.listing import list_samples
 from tools.conversion.names import read_classes
 from tools.conversion.output import convert, convert_images, convert_parts, part_outputs
@@ -45,7 +45,11 @@ def run_folder(args: argparse.Namespace) -> None:
     outputs = part_outputs(args) if args.val or args.test else None
     if outputs is None:
         check_output(args.out, args.force)
-    class_names = read_classes(args.classes) if args.classes else class_folders(args.images)
+    if args.classes:
+        class_names = read_classes(args.classes)
+    else:
+        class_names = class_folders(args.images)
+        refuse_splits(args.images, class_names)
     samples = folder_samples(args.images, class_names, args.strip_prefix)
     filled = {sample.label for sample in samples}
     empty = [name for label, name in enumerate(class_names) if label not in filled]

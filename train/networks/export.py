@@ -16,6 +16,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from pipelines import class_names as class_lists
 from pipelines.augment import transforms
 from pipelines.errors import UserError
 from pipelines.files import fsync_folder, read_json, temporary_path, write_durable
@@ -75,7 +76,7 @@ def write_export(target: Path, folder: Path, state: Tensors, info: ModelInfo, ev
     )
     texts = {
         "config.yaml": settings,
-        "class_names.txt": "".join(f"{name}\n" for name in info.class_names).encode(errors="surrogateescape"),
+        "class_names.txt": class_lists.text(info.class_names),
         "README.md": card(told, load(Config, folder / "config.yaml")).encode(errors="surrogateescape"),
     }
     temporary = temporary_path(target)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from models import ModelSpec
+from pipelines import class_names as class_lists
 from pipelines.errors import UserError
 from train.networks.final import load_final
 from train.networks.info import ModelInfo
@@ -181,13 +182,11 @@ def _finished(run: str | Path, origin: str) -> tuple[nn.Module, ModelInfo]:
 
 
 def _read_class_names(path: Path) -> list[str]:
+    origin = f"distill.teacher_classes={path}"
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().split("\n")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"distill.teacher_classes={path}: cannot be read ({error}); one class name per line") from error
-    if "" in names:
-        raise UserError(f"distill.teacher_classes={path}, line {names.index('') + 1}: a class name expected")
-    return names
+        return class_lists.parse(path.read_bytes(), origin)
+    except OSError as error:
+        raise UserError(f"{origin}: cannot be read ({error}); one class name per line") from error
 
 
 def _read_file(file: str, key: str) -> Stored:

@@ -42,6 +42,12 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def one_line(text: str) -> str:
+    """A message as one line of printable characters: what it quotes, such as a file's name, may hold any others."""
+    line = " ".join(text.splitlines())
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+
+
 def exit_code(
     work: Callable[[], int | None], interrupted: str = "interrupted", say: Callable[[str], None] = _to_stderr
 ) -> int:
@@ -52,7 +58,7 @@ def exit_code(
     try:
         return work() or 0
     except UserError as error:
-        say(f"error: {' '.join(str(error).splitlines())}")
+        say(f"error: {one_line(str(error))}")
         return 2
     except KeyboardInterrupt:
         _to_stderr(interrupted)

@@ -512,7 +512,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
         ("ant/0.jpg 99999999999\n", "line 1: label 99999999999 is not in 0..999999"),
         ("\n\n", "the list has no lines"),
         ("", "the list has no lines"),
-        ("ant/0.jpg 0\nant/0.jpg 0\n", "ant/0.jpg (image 1) and ant/0.jpg (image 2)"),
+        ("ant/0.jpg 0\nant/0.jpg 0\n", "line 2: ant/0.jpg is in line 1 already"),
         ("ant/0.jpg 0\nant/none.jpg 0\n", "1 of 2 images cannot be read, first ant/none.jpg (no such file"),
     ],
 )
@@ -579,6 +579,56 @@ def test_unreadable_images_are_listed(tmp_path: Path, tree: Path, capsys: pytest
     assert len(Records(out)) == 15 and len(Records(out).manifest["made"]["skipped"]) == 25
     assert convert.main(["info", str(out)]) == 0
     assert "25 unreadable images" in capsys.readouterr().out
+
+
+def test_a_named_pipe_is_an_unreadable_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "ant" / "0.jpg", 0)
+    os.mkfifo(tmp_path / "ant" / "pipe.jpg")
+    (tmp_path / "ant" / "zero.jpg").symlink_to("/dev/zero")
+    (tmp_path / "list.txt").write_text("ant/0.jpg 0\nant/pipe.jpg 0\nant/zero.jpg 0\n")
+    words = "2 of 3 images cannot be read, first ant/pipe.jpg (not a regular file, but a pipe, socket or device)"
+    out = ["--out", tmp_path / "a.beton", "--workers", 1]
+    assert words in failure(capsys, "folder", "--images", tmp_path, *out)
+    assert words in failure(capsys, "list", "--root", tmp_path, "--list", tmp_path / "list.txt", *out)
+
+
+def test_a_folder_reached_twice_and_a_folder_of_splits(
+    tmp_path: Path, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", tmp_path / "a.beton", "--workers", 1]
+    for split in ("train", "val"):
+        save(tmp_path / "splits" / split / "ant" / "0.jpg", 0)
+    command = ["folder", "--images", tmp_path / "splits", *out]
+    assert f"convert each, such as --images {tmp_path / 'splits' / 'train'}" in failure(capsys, *command)
+    (tmp_path / "classes.txt").write_text("train\nval\n")
+    assert convert.main([str(word) for word in (*command, "--classes", tmp_path / "classes.txt")]) == 0
+    (tmp_path / "splits" / "val" / "up").symlink_to("../train")
+    message = failure(capsys, *command, "--force", "--classes", tmp_path / "classes.txt")
+    assert "remove the link" in message
+
+
+@pytest.mark.parametrize("place", ["x" * 300, "x" * 300 + "/a.beton", "file/a.beton", "caf\udce9\x1b[31m/" + "x" * 300])
+def test_a_place_that_cannot_be_used_is_told_in_one_line(
+    tmp_path: Path, tree: Path, listing: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    path, out = tmp_path / place, tmp_path / "a.beton"
+    for command in (
+        ["folder", "--images", tree, "--out", path],
+        ["folder", "--images", tree, "--out", path, "--val", 0.2],
+        ["folder", "--images", path, "--out", out],
+        ["folder", "--images", tree, "--classes", path, "--out", out],
+        ["list", "--root", tree, "--list", listing, "--out", path],
+        ["list", "--root", path, "--list", listing, "--out", out],
+        ["list", "--root", tree, "--list", path, "--out", out],
+        ["cifar10-lt", "--imbalance", 10, "--archive", path, "--out", out],
+        ["cifar10-lt", "--imbalance", 10, "--archive", tree, "--out", path],
+        ["info", path],
+        ["repair", path, "--out", out],
+        ["demo", "--out", path],
+    ):
+        assert failure(capsys, *command).isprintable()
+    assert not out.exists()
 
 
 def test_existing_files_need_force(tmp_path: Path, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:

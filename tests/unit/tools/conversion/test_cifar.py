@@ -262,3 +262,12 @@ def test_the_whole_of_cifar100(shared_data: Path) -> None:
         counts = np.bincount(cifar.train.labels[drawn], minlength=100)
         assert len(set(drawn.tolist())) == len(drawn) == total
         assert ((counts > 100).sum(), ((counts >= 20) & (counts <= 100)).sum(), (counts < 20).sum()) == groups
+
+
+def test_a_folder_that_cannot_be_read_is_no_part_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(path: object) -> object:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", failing)
+    with pytest.raises(UserError, match="not a readable tar archive or folder, .*Permission denied"):
+        read_cifar(tmp_path)

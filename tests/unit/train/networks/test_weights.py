@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from models import ModelSpec, build_model
+from pipelines import class_names
 from pipelines.errors import UserError
 from train.networks.final import save_final
 from train.networks.info import ModelInfo
@@ -264,3 +265,11 @@ def test_a_file_without_its_network_is_told_what_to_add(network: torch.nn.Module
         path.write_bytes(b"")
         with pytest.raises(UserError, match="distill.teacher_arch=NAME distill.teacher_classes=FILE"):
             read_run(str(path))
+
+
+def test_an_exports_class_list_names_a_teachers_classes(network: torch.nn.Module, tmp_path: Path) -> None:
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    names = [" ant", "caf\udce9", "cat "]
+    (tmp_path / "class_names.txt").write_bytes(b"\xef\xbb\xbf" + class_names.text(names))
+    teacher = read_file(str(tmp_path / "a.pth"), "resnet20", str(tmp_path / "class_names.txt"), MEAN, STD, 16)
+    assert teacher.class_names == names
