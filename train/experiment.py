@@ -1,15 +1,18 @@
 """One training run: it is assembled, trained and evaluated, and its result is written; or it is only tried, or only shown."""
 
+import math
 from typing import Any
 
 from accelerate import Accelerator
 
 from models import outputs_of
+from pipelines.errors import UserError
 from train import loop
 from train.assembly import Assembled, assemble, check_method
 from train.config import Config
 from train.evaluation.counting import evaluate
 from train.evaluation.subject import evaluate_only
+from train.finite import FiniteLogits
 from train.networks.final import save_final
 from train.objectives.methods import METHODS
 from train.run.environment import device_name, make_accelerator
@@ -113,8 +116,17 @@ class Experiment:
         try:
             batch = next(batches)
             batch = batch.rows(0, len(batch.keys) // self.config.optim.accumulate)
-            loss, _ = training.objective(outputs_of(training.model(batch.images)), batch, 0)
+            outputs = outputs_of(training.model(batch.images))
+            loss, _ = training.objective(outputs, batch, 0)
             self.accelerator.backward(loss)
+            training.objective.require_finite(training.loader.records, self.accelerator)
+            finite = FiniteLogits()
+            finite.see(outputs.logits, batch.keys)
+            init = f" (model.init={self.config.model.init})" if self.config.model.init else ""
+            what = f"the network at its start{init}"
+            finite.require(training.loader.records, what, "use other weights, or precision=fp32", self.accelerator)
+            if not math.isfinite(loss):
+                raise UserError(f"the loss of the first batch is {float(loss)}, of finite logits; use precision=fp32")
         finally:
             batches.close()
         for split in assembled.evaluation:

@@ -25,13 +25,16 @@ from pipelines.batch import Batch, Plan
 from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.logits.blocks import BLOCK_ROWS
-from pipelines.logits.fingerprint import Fingerprinter, on_host
+from pipelines.logits.fingerprint import Fingerprinter, Fingerprints, on_host
 from pipelines.logits.writer import CacheWriter, Cell
+from pipelines.records.reader import Records
+from train.finite import FiniteLogits
 from train.objectives.targets import Teacher
 from train.watch.progress import Bar
 from train.watch.text import size_text
 
 _PLAIN_SECONDS = 10.0
+_NOT_FINITE = "nothing of this block was written; check the teacher, or use precision=fp32"
 _HELD_UP = 0.1  # share of time spent waiting above which the teacher is not the bottleneck
 
 
@@ -49,26 +52,27 @@ def write_cache(
     cells = missing[accelerator.process_index :: accelerator.num_processes]
     by_key = np.argsort(loader.records.keys, kind="stable")  # row i of the index is the sample at by_key[i]
     keys = loader.records.keys[by_key]
-    fingerprint = Fingerprinter()
+    fingerprint, finite = Fingerprinter(), FiniteLogits()
     start, images = time.perf_counter(), 0
     logits: list[torch.Tensor] = []
     prints: list[torch.Tensor] = []
     batches = loader.stream(_plan(writer, cells, by_key, batch))
     size = size_text(writer.bytes_of(all_cells(writer, views)))
     with (
-        _Publisher(writer) as publisher,
+        _Publisher(writer, loader.records) as publisher,
         _CellProgress(cells, publisher, size, accelerator.is_main_process) as progress,
     ):
         try:
             for item in progress.watch(batches):
                 # Nothing here waits for the device, which would then be idle until the next batch is on its way.
                 logits.append(teacher(item))
+                finite.see(logits[-1], item.keys)
                 prints.append(fingerprint.on_device(item.pixels))
                 images += len(item.keys)
                 cell = int(item.views[0]), int(np.searchsorted(keys, item.keys[0])) // BLOCK_ROWS
                 if sum(map(len, logits)) == writer.block_size(cell[1]):
-                    publisher.publish(cell, torch.cat(logits), torch.cat(prints))
-                    logits, prints = [], []
+                    publisher.publish(cell, torch.cat(logits), torch.cat(prints), finite)
+                    logits, prints, finite = [], [], FiniteLogits()
                     progress.advance(cell)
             publisher.wait()
         finally:
@@ -128,8 +132,8 @@ def _plan(writer: CacheWriter, cells: list[Cell], by_key: np.ndarray, batch: int
 class _Publisher:
     """Encodes, certifies and writes a block in its own thread while the next one is computed; never more than one behind."""
 
-    def __init__(self, writer: CacheWriter):
-        self._writer = writer
+    def __init__(self, writer: CacheWriter, records: Records):
+        self._writer, self._records = writer, records
         self._pool = ThreadPoolExecutor(1, "writer")
         self._last: tuple[Future, Future[int], int] | None = None
         self.waited = 0.0
@@ -143,10 +147,18 @@ class _Publisher:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
-    def publish(self, cell: Cell, logits: torch.Tensor, prints: torch.Tensor) -> None:
-        """Hand over a block, logits [n, C] and prints [n, 17] on the device; raises an error of the previous block."""
+    def publish(self, cell: Cell, logits: torch.Tensor, prints: torch.Tensor, finite: FiniteLogits) -> None:
+        """Hand over a block, logits [n, C] and prints [n, 17] on the device; raises an error of the previous block.
+
+        finite: has seen these logits and no others.
+        """
         self.wait()
-        arrived = self._pool.submit(lambda: (logits.cpu().numpy(), on_host(prints)))
+
+        def arrive() -> tuple[np.ndarray, Fingerprints]:
+            finite.require(self._records, f"the teacher (view {cell[0]})", _NOT_FINITE)
+            return logits.cpu().numpy(), on_host(prints)
+
+        arrived = self._pool.submit(arrive)
         written = self._pool.submit(lambda: self._writer.write(cell, *arrived.result()))
         self._last = arrived, written, len(logits)
 
