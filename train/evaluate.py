@@ -39,8 +39,8 @@ class EvaluateConfig(Config):
     weights: Literal["raw", "ema", "best"] = "raw"
     "which weights: those trained last, their moving average, or the checkpoint that save.keep_best kept"
     predictions: str | None = None
-    """file for keys int64 [n], labels int64 [n] and logits [n, C], as numpy .npz: float16, or float32 where float16 would overflow
-    or change a prediction"""
+    """file for keys int64 [n], labels int64 [n] and logits [n, C], as numpy .npz: float16, or float32 where float16 would
+    overflow or change a prediction"""
     export: str | None = None
     "new folder for the finished network with all that is needed to use it, and these figures: weights, settings, model card"
 

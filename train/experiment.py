@@ -125,8 +125,10 @@ class Experiment:
             init = f" (model.init={self.config.model.init})" if self.config.model.init else ""
             what = f"the network at its start{init}"
             finite.require(training.loader.records, what, "use other weights, or precision=fp32", self.accelerator)
-            if not math.isfinite(loss):
-                raise UserError(f"the loss of the first batch is {float(loss)}, of finite logits; use precision=fp32")
+            if not math.isfinite(float(loss.detach())):
+                raise UserError(
+                    f"the loss of the first batch is {float(loss.detach())}, of finite logits; use precision=fp32"
+                )
         finally:
             batches.close()
         for split in assembled.evaluation:

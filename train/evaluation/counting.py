@@ -18,7 +18,10 @@ from train.evaluation.metrics import group_accuracies
 from train.finite import FiniteLogits
 from train.run.stops import Stopped, Stops
 
-_NOT_FINITE = "there is no accuracy to report; evaluate with precision=fp32 or an earlier checkpoint, or train it again with a lower optim.lr"
+_NOT_FINITE = (
+    "there is no accuracy to report; evaluate with precision=fp32, or an earlier checkpoint, or train it again with a lower "
+    "optim.lr"
+)
 
 
 @dataclass(kw_only=True)

@@ -10,9 +10,10 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,6 @@ from pipelines.loader import Loader
 from pipelines.logits.blocks import BLOCK_ROWS
 from pipelines.logits.fingerprint import Fingerprinter, Fingerprints, on_host
 from pipelines.logits.writer import CacheWriter, Cell
-from pipelines.records.reader import Records
 from train.finite import FiniteLogits
 from train.objectives.targets import Teacher
 from train.watch.progress import Bar
@@ -59,7 +59,7 @@ def write_cache(
     batches = loader.stream(_plan(writer, cells, by_key, batch))
     size = size_text(writer.bytes_of(all_cells(writer, views)))
     with (
-        _Publisher(writer, loader.records) as publisher,
+        _Publisher(writer) as publisher,
         _CellProgress(cells, publisher, size, accelerator.is_main_process) as progress,
     ):
         try:
@@ -71,7 +71,9 @@ def write_cache(
                 images += len(item.keys)
                 cell = int(item.views[0]), int(np.searchsorted(keys, item.keys[0])) // BLOCK_ROWS
                 if sum(map(len, logits)) == writer.block_size(cell[1]):
-                    publisher.publish(cell, torch.cat(logits), torch.cat(prints), finite)
+                    publisher.publish(
+                        cell, torch.cat(logits), torch.cat(prints), partial(_require, finite, loader, cell)
+                    )
                     logits, prints, finite = [], [], FiniteLogits()
                     progress.advance(cell)
             publisher.wait()
@@ -129,11 +131,15 @@ def _plan(writer: CacheWriter, cells: list[Cell], by_key: np.ndarray, batch: int
             yield Plan(part, np.full(len(part), view, np.int32))
 
 
+def _require(finite: FiniteLogits, loader: Loader, cell: Cell) -> None:
+    finite.require(loader.records, f"the teacher (view {cell[0]})", _NOT_FINITE)
+
+
 class _Publisher:
     """Encodes, certifies and writes a block in its own thread while the next one is computed; never more than one behind."""
 
-    def __init__(self, writer: CacheWriter, records: Records):
-        self._writer, self._records = writer, records
+    def __init__(self, writer: CacheWriter):
+        self._writer = writer
         self._pool = ThreadPoolExecutor(1, "writer")
         self._last: tuple[Future, Future[int], int] | None = None
         self.waited = 0.0
@@ -147,15 +153,15 @@ class _Publisher:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
-    def publish(self, cell: Cell, logits: torch.Tensor, prints: torch.Tensor, finite: FiniteLogits) -> None:
+    def publish(self, cell: Cell, logits: torch.Tensor, prints: torch.Tensor, check: Callable[[], None]) -> None:
         """Hand over a block, logits [n, C] and prints [n, 17] on the device; raises an error of the previous block.
 
-        finite: has seen these logits and no others.
+        check: is called before the block is written, in the thread that waits for the device; it may refuse the block.
         """
         self.wait()
 
         def arrive() -> tuple[np.ndarray, Fingerprints]:
-            finite.require(self._records, f"the teacher (view {cell[0]})", _NOT_FINITE)
+            check()
             return logits.cpu().numpy(), on_host(prints)
 
         arrived = self._pool.submit(arrive)

@@ -5,7 +5,6 @@ and its named parts; methods.py says which loss that is.
 """
 
 import torch
-
 from accelerate import Accelerator
 
 from models import Outputs
