@@ -58,6 +58,8 @@ class Experiment:
             Run.open(self.config, self.name, self.script, self.accelerator) as run,
             Stops(run.folder, self.accelerator.num_processes) as stops,
         ):
+            if run.note_on_last:
+                self.say(run.note_on_last)
             for line in run.changes:
                 self.say(f"since the last session: {line}")
             run.note(assembled.facts)

@@ -24,6 +24,7 @@ from train.evaluation.counting import Evaluation, evaluate
 from train.networks.final import load_final
 from train.networks.info import ModelInfo
 from train.networks.layout import channels_last
+from train.networks.probe import require_fit
 from train.networks.weights import build, fill
 from train.run.checkpoint import load_best, load_latest
 from train.run.facts import Facts
@@ -83,6 +84,7 @@ def make_subject(folder: Path, weights: Weights, config: Config, accelerator: Ac
     network = build(spec, "model.name")
     fill(network, weights.state, spec, f"run {folder}")
     network = channels_last(network.to(accelerator.device))
+    require_fit(network, spec, config.data.recipe.size, f"run {folder}")
     model = accelerator.prepare_model(network, evaluation_mode=True)
     return Subject(folder, model, class_names, np.array(counts, np.int64), weights.step)
 

@@ -16,6 +16,7 @@ from pipelines.logits import Ensemble
 from pipelines.records.reader import Records
 from train.networks import layout
 from train.networks.layout import compile_in_place
+from train.networks.probe import require_fit
 from train.networks.weights import Pretrained, weights_hash
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -48,6 +49,7 @@ class Teacher:
         compile_mode: str = "default",
     ):
         _require_fit(source, records, input_size)
+        require_fit(source.network, source.spec, input_size, f"distill.teacher={source.origin}")
         self.name = source.name
         weights = weights_hash(source.network.state_dict())
         self._network = source.network.to(device).eval().requires_grad_(False)
