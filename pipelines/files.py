@@ -86,7 +86,7 @@ def read_json(path: Path) -> Any:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process holds the `by_process` lock of this file; takes nothing, so that it never disturbs one that locks."""
+    """Whether another process holds the `by_process` lock of this file; it takes nothing, and so disturbs none that lock."""
     query = struct.Struct("hhqqi0q")  # struct flock: type, whence, start, length, process
     try:
         handle = os.open(path, os.O_RDONLY)

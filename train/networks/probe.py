@@ -20,8 +20,8 @@ _ONE_VALUE = "more than 1 value per channel"  # torch's error of batch norm in t
 def require_fit(network: nn.Module, spec: ModelSpec, size: int, origin: str, images: int | None = None) -> None:
     """UserError, naming the shapes, unless the network maps [B, 3, size, size] to [B, C].
 
-    origin: where the network comes from, for messages. images: B of a forward pass in training (two say as much as more); None: the
-    network is used in eval mode.
+    origin: where the network comes from, for messages. images: B of a forward pass in training (two say as much as more); None:
+    the network is used in eval mode.
     """
     device = next(network.parameters()).device
     network = copy.deepcopy(network)
