@@ -129,7 +129,8 @@ class Experiment:
             finite.require(training.loader.records, what, "use other weights, or precision=fp32", self.accelerator)
             if not math.isfinite(float(loss.detach())):
                 raise UserError(
-                    f"the loss of the first batch is {float(loss.detach())}, of finite logits; use precision=fp32"
+                    f"the loss of the first batch is {float(loss.detach())}, of finite logits: check the "
+                    "settings of distill, or use precision=fp32"
                 )
         finally:
             batches.close()

@@ -309,7 +309,8 @@ def _not_finite(
         init = f"model.init={config.model.init}" if config.model.init else f"model.name={config.model.name}, as drawn,"
         return UserError(
             f"the loss of step 0 is not finite, before any update of the weights (images with the keys {keys} ...: all "
-            f"{images} are in {path}): {init} gives logits that overflow; use other initial weights, or precision=fp32"
+            f"{images} are in {path}): {init} gives logits that overflow, or a setting of distill, data.mean or data.std is out "
+            "of range. The same command with --dry-run names the first image; use other weights or settings, or precision=fp32"
         )
     return UserError(
         f"the loss of step {step} is not finite, or the weights after it (images with the keys {keys} ...: all {images} "

@@ -63,6 +63,11 @@ class CacheConfig:
             )
         if not all(0 < weight < math.inf for weight in self.weights):
             raise ValueError(f"cache.weights={self.weights}: must be above 0; leave out a cache that is not to count")
+        total = sum(self.weights)
+        if self.weights and (total == math.inf or min(self.weights) / total == 0):
+            raise ValueError(
+                f"cache.weights={self.weights}: too far apart or too large for a share of each; use smaller ones"
+            )
 
 
 def _integers(values: np.ndarray) -> np.ndarray:

@@ -209,6 +209,7 @@ def spoilt(taught: Path, name: str, value: float, tensor: str = "fc.weight") -> 
     state[tensor][0] = value
     folder = taught / "runs" / name
     shutil.copytree(taught / "runs/t", folder)
+    (folder / "evaluation_test.json").unlink(missing_ok=True)
     save_final(folder, state, info)
     return f"runs/{name}"
 
