@@ -223,6 +223,10 @@ class Records:
         if rows_digest(rows) != self.digest:
             raise _refusal(self.path, "the table of samples does not have the manifest's digest")
 
+    def __reduce__(self) -> tuple[type["Records"], tuple[Path]]:
+        """Pickling sends the path alone: another process makes its own memory map."""
+        return Records, (self.path.absolute(),)
+
     def __len__(self) -> int:
         return self.keys.size
 
