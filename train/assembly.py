@@ -26,7 +26,6 @@ from train.loop import Training
 from train.networks.info import ModelInfo
 from train.networks.initial import initialise
 from train.networks.layout import channels_last, compile_in_place
-from train.networks.probe import require_fit
 from train.objectives.losses import log_prior
 from train.objectives.methods import METHODS, DistillConfig, names_where
 from train.objectives.objective import Objective
@@ -234,10 +233,6 @@ def _network(config: Config, train: Records, folder: Path, accelerator: Accelera
     except ValueError as error:
         raise UserError(f"model.name: {error}") from error
     init = _initialised(network, config, train, folder, accelerator.print)
-    images = config.optim.batch // config.optim.accumulate  # of one forward pass, with sync_bn over all processes
-    images = images if config.model.sync_bn else images // accelerator.num_processes
-    spec = config.model.spec(train.num_classes)
-    require_fit(network, spec, config.data.recipe.size, f"model.name={config.model.name}", images)
     if config.model.sync_bn:
         if accelerator.device.type != "cuda":
             raise UserError("model.sync_bn=true needs GPUs (torch has it for them alone); leave it out")

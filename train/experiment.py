@@ -1,6 +1,7 @@
 """One training run: it is assembled, trained and evaluated, and its result is written; or it is only tried, or only shown."""
 
 import math
+from contextlib import AbstractContextManager
 from typing import Any
 
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from train.evaluation.counting import evaluate
 from train.evaluation.subject import evaluate_only
 from train.finite import FiniteLogits
 from train.networks.final import save_final
+from train.networks.probe import explained
 from train.objectives.methods import METHODS
 from train.run.environment import device_name, make_accelerator
 from train.run.folder import Run
@@ -50,7 +52,8 @@ class Experiment:
             return
         assembled = assemble(self.config, self.folder, self.accelerator)
         if self.options.dry_run:
-            self._dry_run(assembled)
+            with self._explained(assembled):
+                self._dry_run(assembled)
             return
         assembled.facts.require_same(self.folder)
         with (
@@ -64,7 +67,8 @@ class Experiment:
                 self.say(f"since the last session: {line}")
             run.note(assembled.facts)
             between = (lambda: progress(assembled, stops)) if assembled.evaluation else None
-            speed = loop.fit(assembled.training, run.folder, between, stops, dashboards)
+            with self._explained(assembled):
+                speed = loop.fit(assembled.training, run.folder, between, stops, dashboards)
             self._end(assembled, speed, run, stops, dashboards)
 
     def _end(
@@ -89,6 +93,16 @@ class Experiment:
             save_final(run.folder, training.network.state_dict(), assembled.model_info(), ema_state)
             tracking.show_result(result)
         run.finish(result)
+
+    def _explained(self, assembled: Assembled) -> AbstractContextManager[None]:
+        """Around the training: a network that does not take the images, or too few of them, is told by the settings."""
+        config = self.config
+        images = (
+            config.optim.batch // config.optim.accumulate
+        )  # of one forward pass; with sync_bn, of those of all processes
+        images = images if config.model.sync_bn else images // self.accelerator.num_processes
+        spec = config.model.spec(assembled.splits.train.num_classes)
+        return explained(spec, config.data.recipe.size, f"model.name={config.model.name}", images)
 
     def _dashboards(self) -> Dashboards:
         track, is_main = self.config.track, self.accelerator.is_main_process

@@ -1,45 +1,51 @@
-"""Whether a network takes the images that it will be given: tried once on blank images, before anything is trained or written.
+"""Why a forward pass failed: a network that does not take the images of the recipe is told from a fault of the program.
 
-Owns that try and the words for a network of another input size. Invariant: the network, its statistics and all random numbers
-are afterwards as they were.
-Shapes: B batch, C classes, S side of the images.
+Owns the words for it. A network of the same kind is built anew and tried on blank images, on the CPU, where no error of a device
+interferes; nothing is tried as long as nothing fails. Invariant: an error that this try does not repeat is left as it was.
+Shapes: B batch, C classes.
 """
 
-import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from models import ModelSpec, outputs_of, set_training
 from pipelines.errors import UserError
+from train.networks.weights import build
 
 _ONE_VALUE = "more than 1 value per channel"  # torch's error of batch norm in training
+_SHAPES = (RuntimeError, ValueError, AssertionError)  # what a network may raise for a shape that it does not take
+
+
+@contextmanager
+def explained(spec: ModelSpec, size: int, origin: str, images: int | None = None) -> Iterator[None]:
+    """Around forward passes of a network on images of `size` pixels: UserError, naming the shapes, where it does not take them.
+
+    origin: where the network comes from, for messages. images: B of a forward pass in training; None: in eval mode.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except _SHAPES:
+        require_fit(build(spec, origin), spec, size, origin, images)
+        raise
 
 
 @torch.no_grad()
 def require_fit(network: nn.Module, spec: ModelSpec, size: int, origin: str, images: int | None = None) -> None:
-    """UserError, naming the shapes, unless the network maps [B, 3, size, size] to [B, C].
-
-    origin: where the network comes from, for messages. images: B of a forward pass in training (two say as much as more); None:
-    the network is used in eval mode.
-    """
-    device = next(network.parameters()).device
-    network = copy.deepcopy(network)
+    """UserError unless the network maps [B, 3, size, size] to [B, C]; arguments as above. Its statistics may change."""
     if images is None:
         network.eval()
     else:
         set_training(network)
-    blank = torch.zeros(min(images or 1, 2), 3, size, size, device=device)
+    blank = torch.zeros(min(images or 1, 2), 3, size, size)  # two say as much as more
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.random.fork_rng([]):
             logits = outputs_of(network(blank)).logits
-    except torch.OutOfMemoryError:
-        raise
-    except (
-        RuntimeError,
-        ValueError,
-        AssertionError,
-    ) as error:  # whatever a network says of a shape that it does not take
+    except _SHAPES as error:
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
         if images is not None and _ONE_VALUE in words:
             raise UserError(
