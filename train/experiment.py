@@ -135,7 +135,7 @@ class Experiment:
             outputs = outputs_of(training.model(batch.images))
             loss, _ = training.objective(outputs, batch, 0)
             self.accelerator.backward(loss)
-            training.objective.require_finite(training.loader.records, self.accelerator)
+            training.objective.require_finite(training.loader, self.accelerator)
             finite = FiniteLogits()
             finite.see(outputs.logits, batch.keys)
             init = f" (model.init={self.config.model.init})" if self.config.model.init else ""

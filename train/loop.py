@@ -139,7 +139,7 @@ def fit(
 
     def require_finite_so_far() -> None:
         """What made a loss infinite is told before the loss: soft targets that were not finite."""
-        objective.require_finite(loader.records, accelerator)
+        objective.require_finite(loader, accelerator)
         meters.require_finite(accelerator)
 
     def evaluation(done: int) -> Best | None:

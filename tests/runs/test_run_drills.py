@@ -54,7 +54,8 @@ def test_killed_again_and_again(tiny: Path, tmp_path: Path) -> None:
     assert different(outcome(tmp_path / "calm"), outcome(tmp_path / "killed")) == []
 
 
-@pytest.mark.parametrize("backend", [_marked("ffcv"), pytest.param("reference", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", [_marked("ffcv"), "reference"])
 def test_records_cut_short_under_a_training_end_it_with_a_line(backend: str, tiny: Path, tmp_path: Path) -> None:
     ended = cut_short(backend, tiny, tmp_path)
     assert ended.returncode == 2, ended

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from models import Outputs
 from pipelines.batch import Batch
-from pipelines.records.reader import Records
+from pipelines.loader import Loader
 from train.finite import FiniteLogits
 from train.objectives.losses import Parts
 from train.objectives.methods import METHODS, DistillConfig, Given
@@ -44,12 +44,12 @@ class Objective:
             self._finite.see(soft, batch.keys)
         return self._method.loss(outputs, Given(batch.labels, soft, self._log_prior, self._config, step))
 
-    def require_finite(self, records: Records, accelerator: Accelerator) -> None:
+    def require_finite(self, loader: Loader, accelerator: Accelerator) -> None:
         """UserError, on every process, if the soft targets of any step since the last call were not finite."""
         if self._targets is None:
             return
         self._finite.require(
-            records,
+            loader.records,
             "the source of soft targets",
             "the student's learning rate is not to blame; check the teacher (distill.teacher, or that of the cache), or use "
             "precision=fp32",
