@@ -97,9 +97,8 @@ class Experiment:
     def _explained(self, assembled: Assembled) -> AbstractContextManager[None]:
         """Around the training: a network that does not take the images, or too few of them, is told by the settings."""
         config = self.config
-        images = (
-            config.optim.batch // config.optim.accumulate
-        )  # of one forward pass; with sync_bn, of those of all processes
+        # Of one forward pass of this process; sync_bn counts those of all processes together.
+        images = config.optim.batch // config.optim.accumulate
         images = images if config.model.sync_bn else images // self.accelerator.num_processes
         spec = config.model.spec(assembled.splits.train.num_classes)
         return explained(spec, config.data.recipe.size, f"model.name={config.model.name}", images)

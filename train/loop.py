@@ -272,8 +272,8 @@ def _restore(
 ) -> tuple[Best | None, bool]:
     """Everything that `checkpoint_now` saved; returns the best evaluation, and whether this step's is still to come."""
     tensors, state = checkpoint.tensors, checkpoint.state
-    for group in {"model", "ema", "optimizer"} & tensors.keys():
-        require_finite(tensors[group], f"the checkpoint of step {checkpoint.step}")
+    for group in ("model", "ema", "optimizer"):
+        require_finite(tensors.get(group, {}), f"the checkpoint of step {checkpoint.step}")
     try:
         network.load_state_dict(tensors["model"])
     except RuntimeError as error:  # only from `resume=`: a run's own settings are checked
