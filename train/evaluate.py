@@ -2,7 +2,7 @@
 
 Takes the name or folder of a run, or an export folder; settings given behind it override the run's own (another data.test,
 eval.batch ...). Of an unfinished run the newest checkpoint is evaluated, and said so. Figures go to evaluation_SPLIT.json in
-the run's folder; predictions=FILE.npz also saves keys, labels and float16 logits; export=DIR makes a folder that is all one
+the run's folder; predictions=FILE.npz also saves keys, labels and logits; export=DIR makes a folder that is all one
 needs to use the network elsewhere, with these figures in it (docs/export.md).
 
     accelerate launch train/evaluate.py RUN [split=test] [export=DIR] [predictions=FILE.npz] [data.test=FILE.beton]
@@ -39,7 +39,8 @@ class EvaluateConfig(Config):
     weights: Literal["raw", "ema", "best"] = "raw"
     "which weights: those trained last, their moving average, or the checkpoint that save.keep_best kept"
     predictions: str | None = None
-    "file for keys int64 [n], labels int64 [n] and logits float16 [n, C], as numpy .npz"
+    """file for keys int64 [n], labels int64 [n] and logits [n, C], as numpy .npz: float16, or float32 where float16 would
+    overflow or change a prediction"""
     export: str | None = None
     "new folder for the finished network with all that is needed to use it, and these figures: weights, settings, model card"
 

@@ -1,16 +1,21 @@
 """One training run: it is assembled, trained and evaluated, and its result is written; or it is only tried, or only shown."""
 
+import math
+from contextlib import AbstractContextManager
 from typing import Any
 
 from accelerate import Accelerator
 
 from models import outputs_of
+from pipelines.errors import UserError
 from train import loop
 from train.assembly import Assembled, assemble, check_method
 from train.config import Config
 from train.evaluation.counting import evaluate
 from train.evaluation.subject import evaluate_only
+from train.finite import FiniteLogits
 from train.networks.final import save_final
+from train.networks.probe import explained
 from train.objectives.methods import METHODS
 from train.run.environment import device_name, make_accelerator
 from train.run.folder import Run
@@ -47,7 +52,8 @@ class Experiment:
             return
         assembled = assemble(self.config, self.folder, self.accelerator)
         if self.options.dry_run:
-            self._dry_run(assembled)
+            with self._explained(assembled):
+                self._dry_run(assembled)
             return
         assembled.facts.require_same(self.folder)
         with (
@@ -55,11 +61,14 @@ class Experiment:
             Run.open(self.config, self.name, self.script, self.accelerator) as run,
             Stops(run.folder, self.accelerator.num_processes) as stops,
         ):
+            if run.note_on_last:
+                self.say(run.note_on_last)
             for line in run.changes:
                 self.say(f"since the last session: {line}")
             run.note(assembled.facts)
             between = (lambda: progress(assembled, stops)) if assembled.evaluation else None
-            speed = loop.fit(assembled.training, run.folder, between, stops, dashboards)
+            with self._explained(assembled):
+                speed = loop.fit(assembled.training, run.folder, between, stops, dashboards)
             self._end(assembled, speed, run, stops, dashboards)
 
     def _end(
@@ -84,6 +93,15 @@ class Experiment:
             save_final(run.folder, training.network.state_dict(), assembled.model_info(), ema_state)
             tracking.show_result(result)
         run.finish(result)
+
+    def _explained(self, assembled: Assembled) -> AbstractContextManager[None]:
+        """Around the training: a network that does not take the images, or too few of them, is told by the settings."""
+        config = self.config
+        # Of one forward pass of this process; sync_bn counts those of all processes together.
+        images = config.optim.batch // config.optim.accumulate
+        images = images if config.model.sync_bn else images // self.accelerator.num_processes
+        spec = config.model.spec(assembled.splits.train.num_classes)
+        return explained(spec, config.data.recipe.size, f"model.name={config.model.name}", images)
 
     def _dashboards(self) -> Dashboards:
         track, is_main = self.config.track, self.accelerator.is_main_process
@@ -113,8 +131,20 @@ class Experiment:
         try:
             batch = next(batches)
             batch = batch.rows(0, len(batch.keys) // self.config.optim.accumulate)
-            loss, _ = training.objective(outputs_of(training.model(batch.images)), batch, 0)
+            outputs = outputs_of(training.model(batch.images))
+            loss, _ = training.objective(outputs, batch, 0)
             self.accelerator.backward(loss)
+            training.objective.require_finite(training.loader, self.accelerator)
+            finite = FiniteLogits()
+            finite.see(outputs.logits, batch.keys)
+            init = f" (model.init={self.config.model.init})" if self.config.model.init else ""
+            what = f"the network at its start{init}"
+            finite.require(training.loader.records, what, "use other weights, or precision=fp32", self.accelerator)
+            if not math.isfinite(float(loss.detach())):
+                raise UserError(
+                    f"the loss of the first batch is {float(loss.detach())}, of finite logits: check the "
+                    "settings of distill, or use precision=fp32"
+                )
         finally:
             batches.close()
         for split in assembled.evaluation:

@@ -23,6 +23,7 @@ from pipelines.order import TrainOrder
 from train.config import Config
 from train.ema import Ema
 from train.meters import Meters, NotFinite
+from train.networks.weights import require_finite
 from train.objectives.objective import Objective
 from train.run.checkpoint import Checkpoint, Keep, SaveConfig, load_from, load_latest, pointed_at, save, step_folder
 from train.run.optimizer_state import optimizer_tensors, restore_optimizer
@@ -136,9 +137,16 @@ def fit(
         dashboards=dashboards,
     )
 
+    def require_finite_so_far() -> None:
+        """What made a loss infinite is told before the loss: soft targets that were not finite."""
+        objective.require_finite(loader, accelerator)
+        meters.require_finite(accelerator)
+
     def evaluation(done: int) -> Best | None:
         assert evaluate is not None
         with tracker.evaluating():
+            require_finite_so_far()
+            _require_finite_update(done - 1, network, optimizer, accelerator)
             figures, score = evaluate()
             tracker.event(done, **figures)
         if score is None or (best is not None and score <= best.score):
@@ -147,7 +155,7 @@ def fit(
 
     def checkpoint_now(done: int, unevaluated: bool) -> None:
         """unevaluated: the evaluation that is due at this step is still to come."""
-        meters.require_finite(accelerator)
+        require_finite_so_far()
         with tracker.evaluating():
             _require_finite_update(done - 1, network, optimizer, accelerator)
             sums, count = meters.state(accelerator)
@@ -185,6 +193,7 @@ def fit(
             done = step + 1
             tracker.step(done, config.optim.batch)
             if due(done % epoch_steps, LOG_STEPS, total=0) or done == total:  # due: also at the end of each epoch
+                require_finite_so_far()
                 tracker.log(done, lr=lr, **meters.read(accelerator))
             stop = stops.agreed()
             # The result evaluates the last step anyway; it is evaluated here only if the best is to be selected.
@@ -204,7 +213,7 @@ def fit(
                 raise Stopped(f"stopped by {stop} after step {done} of {total}, saved")
         return tracker.speed()
     except NotFinite as found:
-        raise _not_finite(found.step, folder, order, loader, accelerator) from found
+        raise _not_finite(found, folder, config, order, loader, accelerator) from found
     finally:
         tracker.close()
         batches.close()
@@ -217,7 +226,7 @@ def _require_finite_update(step: int, network: nn.Module, optimizer: Any, accele
     sums = [tensor.sum(dtype=torch.float64) for tensor in tensors if tensor.is_floating_point()]
     fine = torch.isfinite(torch.stack([one.to(accelerator.device) for one in sums])).all()
     if not bool(accelerator.gather(fine.reshape(1)).all()):  # type: ignore[union-attr]
-        raise NotFinite(step)
+        raise NotFinite(step, loss=False)
 
 
 def _keep(config: SaveConfig, best: Best | None, epoch_steps: int) -> Keep:
@@ -263,6 +272,8 @@ def _restore(
 ) -> tuple[Best | None, bool]:
     """Everything that `checkpoint_now` saved; returns the best evaluation, and whether this step's is still to come."""
     tensors, state = checkpoint.tensors, checkpoint.state
+    for group in ("model", "ema", "optimizer"):
+        require_finite(tensors.get(group, {}), f"the checkpoint of step {checkpoint.step}")
     try:
         network.load_state_dict(tensors["model"])
     except RuntimeError as error:  # only from `resume=`: a run's own settings are checked
@@ -279,8 +290,11 @@ def _restore(
     return Best(*state["best"]) if state["best"] else None, state["unevaluated"]
 
 
-def _not_finite(step: int, folder: Path, order: TrainOrder, loader: Loader, accelerator: Accelerator) -> UserError:
+def _not_finite(
+    found: NotFinite, folder: Path, config: Config, order: TrainOrder, loader: Loader, accelerator: Accelerator
+) -> UserError:
     """The error for the user; writes the images of that step, recomputed from the order, to a file."""
+    step = found.step
     (plan,) = order.whole().plan(step, step + 1)
     records, path, images = loader.records, folder / "not_finite.json", len(plan.positions)
     if accelerator.is_main_process:
@@ -292,6 +306,13 @@ def _not_finite(step: int, folder: Path, order: TrainOrder, loader: Loader, acce
     keys = ", ".join(str(key) for key in records.keys[plan.positions[:3]])
     good = pointed_at(folder, "latest")
     kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+    if step == 0 and found.loss:  # nothing has been learnt yet, so that no learning rate can be to blame
+        init = f"model.init={config.model.init}" if config.model.init else f"model.name={config.model.name}, as drawn,"
+        return UserError(
+            f"the loss of step 0 is not finite, before any update of the weights (images with the keys {keys} ...: all "
+            f"{images} are in {path}): {init} gives logits that overflow, or a setting of distill, data.mean or data.std is out "
+            "of range. The same command with --dry-run names the first image; use other weights or settings, or precision=fp32"
+        )
     return UserError(
         f"the loss of step {step} is not finite, or the weights after it (images with the keys {keys} ...: all {images} "
         f"are in {path}); {kept}. "

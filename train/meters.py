@@ -7,11 +7,11 @@ from accelerate import Accelerator
 
 
 class NotFinite(Exception):
-    """The first step, counted from 0, whose loss was not finite."""
+    """The first step, counted from 0, whose loss was not finite, or the weights after it. loss: it was the loss."""
 
-    def __init__(self, step: int):
+    def __init__(self, step: int, loss: bool = True):
         super().__init__(step)
-        self.step = step
+        self.step, self.loss = step, loss
 
 
 class Meters:

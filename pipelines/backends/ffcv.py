@@ -68,6 +68,7 @@ class FFCVBackend:
 
     def load(self, positions: np.ndarray, boxes: np.ndarray, out: np.ndarray) -> None:
         with _one_at_a_time:
+            self._records.require_whole()
             self._grow(positions)
             numba.set_num_threads(self._workers)
             _load_batch(self._columns, self._verifier.due, positions, boxes, out, self._scratch, self._status)

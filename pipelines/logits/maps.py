@@ -55,6 +55,23 @@ class BlockMaps:
         self._open += 1
         self.addresses[cell], self._sizes[cell], self._turns[cell] = address, size, self._turn
 
+    def require_whole(self, cell: int, path: Path) -> None:
+        """UserError if the file of an open cell was cut short or replaced: touching its map would end the process (SIGBUS).
+
+        A file that was deleted lives as long as its map.
+        """
+        try:
+            size = os.stat(path).st_size
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UserError(f"{path}: can no longer be read ({error.strerror}); check the disk") from error
+        if size != self._sizes[cell]:
+            raise UserError(
+                f"{path} has {size} bytes, and had {self._sizes[cell]} when it was opened: it was changed in use; delete it, "
+                "run train/cache_logits.py again to rewrite it, and then the same command"
+            )
+
     def close_oldest(self) -> None:
         """Close the blocks that were opened first, down to the limit."""
         excess = self._open - self._limit

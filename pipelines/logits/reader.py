@@ -63,6 +63,11 @@ class CacheConfig:
             )
         if not all(0 < weight < math.inf for weight in self.weights):
             raise ValueError(f"cache.weights={self.weights}: must be above 0; leave out a cache that is not to count")
+        total = sum(self.weights)
+        if self.weights and (total == math.inf or min(self.weights) / total == 0):
+            raise ValueError(
+                f"cache.weights={self.weights}: too far apart or too large for a share of each; use smaller ones"
+            )
 
 
 def _integers(values: np.ndarray) -> np.ndarray:
@@ -134,8 +139,12 @@ class LogitCache:
         return loss
 
     def _open_cells(self, cells: np.ndarray) -> None:
-        for cell in np.unique(cells[self._maps.addresses[cells] == 0]).tolist():
+        """Before any byte of a block is touched: those that are open are still whole, the others are opened."""
+        for cell in np.unique(cells).tolist():
             view, block = divmod(cell, self._blocks)
+            if self._maps.addresses[cell]:
+                self._maps.require_whole(cell, block_path(self.folder, view, block))
+                continue
             count = min(BLOCK_ROWS, len(self._rows) - block * BLOCK_ROWS)
             open_block(self.folder, self._kind, view, block, count)  # refuses a file of another cache, view or block
             self._maps.open(cell, block_path(self.folder, view, block), self._kind.block_bytes(count))

@@ -1,9 +1,11 @@
 """A read-only view of a record file. Needs numpy only; decodes nothing.
 
-Invariant: an opened file is whole. Everything but the images is checked on opening, the images by `verify`.
+Invariant: an opened file is whole. Everything but the images is checked on opening, the images by `verify`; whoever touches the
+map later asks `require_whole` first, because a map of a file that was cut short ends the process (SIGBUS) without a word.
 """
 
 import json
+import mmap
 import os
 import shlex
 import zlib
@@ -34,21 +36,23 @@ from pipelines.records.layout import (
 )
 
 AGAIN = "convert it again with tools/convert.py, or copy it again"
+_RESTORE = "put the whole file back and run the same command again"
 
 
 def _refusal(path: Path, what: str, advice: str = AGAIN) -> UserError:
     return UserError(f"{path}: {what}; {advice}")
 
 
-def _map_file(path: Path) -> np.memmap:
-    """The whole file as read-only bytes, long enough to hold header and field descriptors."""
+def _map_file(path: Path) -> mmap.mmap:
+    """A read-only map of the whole file, long enough to hold header and field descriptors."""
     if path.is_dir():
         raise _refusal(path, "is a folder", "name the .beton file in it")
     try:
         size = os.stat(path).st_size
         if size < TABLE_START:
             raise _refusal(path, f"the file is truncated or no record file: it has {size} bytes")
-        return np.memmap(path, np.uint8, mode="r")
+        with open(path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise _refusal(path, "no such record file", "write it with tools/convert.py") from None
     except OSError as error:
@@ -143,7 +147,8 @@ class Records:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.data = _map_file(self.path)
+        self._map = _map_file(self.path)
+        self.data = np.frombuffer(self._map, np.uint8)
         header = _read_header(self.path, self.data)
         footer = _read_footer(self.path, self.data, header)
         samples = int(header["num_samples"])
@@ -218,14 +223,17 @@ class Records:
         if rows_digest(rows) != self.digest:
             raise _refusal(self.path, "the table of samples does not have the manifest's digest")
 
+    def __reduce__(self) -> tuple[type["Records"], tuple[Path]]:
+        """Pickling sends the path alone: another process makes its own memory map."""
+        return Records, (self.path.absolute(),)
+
     def __len__(self) -> int:
         return self.keys.size
 
     def columns(self) -> Columns:
         """The columns that decoding needs; to be made once, as each of them is looked at."""
-        data = self.data.view(np.ndarray)  # slices of a memmap cost several times those of a plain array
         r = self
-        return Columns(data, r.offsets, r.sizes, r.crcs, r.raw, r.stored_widths, r.stored_heights)
+        return Columns(r.data, r.offsets, r.sizes, r.crcs, r.raw, r.stored_widths, r.stored_heights)
 
     def rows(self) -> np.ndarray:
         """ROW[N] sorted by key."""
@@ -237,13 +245,31 @@ class Records:
             rows[field] = column[order]
         return rows
 
+    def require_whole(self) -> None:
+        """UserError if the file is no longer as long as its map; to be asked once a batch, before any byte of it is touched.
+
+        It costs less than a microsecond: the map has a descriptor of its own file, whatever the name now belongs to.
+        """
+        try:
+            size = self._map.size()
+        except OSError as error:
+            raise _refusal(self.path, f"can no longer be read ({error.strerror})", _RESTORE) from error
+        if size != self.data.size:
+            raise _refusal(
+                self.path,
+                f"has {size} bytes, and had {self.data.size} when it was opened: it was changed in use",
+                _RESTORE,
+            )
+
     def name(self, position: int) -> str:
         """The name of one sample."""
+        self.require_whole()
         start, end = self._name_offsets[position], self._name_offsets[position + 1]
         return self._name_bytes[start:end].tobytes().decode("utf-8", "surrogateescape")
 
     def payload(self, position: int) -> np.ndarray:
         """The stored bytes of one image, JPEG or raw RGB pixels row by row: a read-only uint8 view."""
+        self.require_whole()
         start = self.offsets[position]
         return self.data[start : start + self.sizes[position]]
 

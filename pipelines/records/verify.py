@@ -51,7 +51,8 @@ class Verifier:
         self.due = Due(np.full(len(records), verify != "off", np.uint8), verify == "always")
 
     def check(self, positions: np.ndarray) -> None:
-        """Raise UserError naming a damaged record among `positions`."""
+        """Raise UserError naming a damaged record among `positions`, or the file if it was cut short."""
+        self._records.require_whole()
         positions = positions[self.due.unchecked[positions] != 0]
         if not len(positions):
             return
@@ -66,6 +67,7 @@ class Verifier:
                     self._records.verify(int(part[found]))
 
     def check_one(self, position: int) -> None:
-        """Raise UserError if this record is damaged; in the caller's thread."""
+        """Raise UserError if this record is damaged, or the file was cut short; in the caller's thread."""
+        self._records.require_whole()
         if not is_whole(self._columns, self.due, position):
             self._records.verify(position)

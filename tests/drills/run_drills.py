@@ -5,7 +5,10 @@ Each compares what is left on the disk with what an undisturbed run leaves, bit 
 
 import io
 import json
+import os
 import random
+import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -19,6 +22,7 @@ from PIL import Image
 
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
+from train.networks.final import why_not_final
 
 DIVE = "  tau: 3\n  p: 0.5\n  alpha: 0.5\n"
 KEPT = ("step", "epoch", "loss", "hard", "kl", "lr", "test", "test_ema")
@@ -119,6 +123,36 @@ def killed_until_done(script: str, arguments: Sequence[Any], folder: Path, kills
         torn += any(path.name.startswith(".") for path in checkpoints.iterdir())
     run(script, *arguments, f"run={folder}", cwd=folder.parent)
     return torn
+
+
+def cut_short(backend: str, tiny: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A training whose records are cut to half under it; put back, the same command ends as an undisturbed run.
+
+    Returns how it ended. A byte that is touched between the check and the cut would end it by SIGBUS, which is rare: then the run
+    says so, and is tried again.
+    """
+    shutil.copytree(tiny, folder / "data")
+    records = folder / "data/train.beton"
+    whole = records.read_bytes()
+    arguments = [tiny_config(folder, folder / "data"), *_EVERYTHING, f"data.backend={backend}", "schedule.epochs=5"]
+    run("teacher", *arguments, f"run={folder}/calm", cwd=folder)
+    cut = folder / "cut"
+    for _ in range(3):
+        shutil.rmtree(cut, ignore_errors=True)
+        process = start("teacher", *arguments, f"run={cut}", cwd=folder)
+        while process.poll() is None and not (cut / "checkpoints/latest").exists():
+            time.sleep(0.002)
+        os.truncate(records, len(whole) // 2)
+        ended = finish(process)
+        with open(records, "r+b") as file:
+            file.write(whole)
+        if ended.returncode != -signal.SIGBUS:
+            break
+        assert "ended without a word" in why_not_final(cut)
+    assert json.loads((cut / "run.json").read_text())["status"] == "error", ended
+    assert "resumed after step" in run("teacher", *arguments, f"run={cut}", cwd=folder).stdout
+    assert different(outcome(folder / "calm"), outcome(cut)) == []
+    return ended
 
 
 def resident_memory(script: str, arguments: Sequence[Any], folder: Path, epochs: int) -> list[tuple[int, float]]:

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from drills.run_drills import VARIANTS, different, full_disk, killed_until_done, outcome, prepare
+from drills.run_drills import VARIANTS, cut_short, different, full_disk, killed_until_done, outcome, prepare
 from helpers.launch import run
 from studies.loop_overhead import measure
 
@@ -52,6 +52,15 @@ def test_killed_again_and_again(tiny: Path, tmp_path: Path) -> None:
     run(script, *arguments, "run=./calm", cwd=tmp_path)
     killed_until_done(script, arguments, tmp_path / "killed", kills=2, seed=0, pause=0.1)
     assert different(outcome(tmp_path / "calm"), outcome(tmp_path / "killed")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", [_marked("ffcv"), "reference"])
+def test_records_cut_short_under_a_training_end_it_with_a_line(backend: str, tiny: Path, tmp_path: Path) -> None:
+    ended = cut_short(backend, tiny, tmp_path)
+    assert ended.returncode == 2, ended
+    said = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and "data/train.beton: has " in said[0] and "put the whole file back" in said[0]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")

@@ -18,6 +18,7 @@ from tools.paper.jobs import Ending
 from tools.paper.plan import ANY_SAMPLES, Task, is_done
 from tools.paper.timing import epochs_done
 from train.data import views_of
+from train.run.lock import ENDED_SILENTLY, status_of
 
 GROUPS = ("top1", "many", "medium", "few")
 PUBLISHED_TRAIN_MD5 = "16019d7e3df5f24257cddd939b257f8d"  # of the file `train` in the published cifar-100-python.tar.gz
@@ -74,7 +75,11 @@ def outcome(task: Task, out: Path, ending: Ending | None = None) -> Outcome:
         return Outcome(task, "failed" if ending.code else "not run", ending.words)
     if not (folder / "run.json").exists():
         return Outcome(task, "not run")
-    return Outcome(task, "unfinished", f"epoch {epochs_done(task, out):.0f} of {task.settings.schedule.epochs}")
+    stored = read_json(folder / "run.json").get("status", "")
+    words = f"epoch {epochs_done(task, out):.0f} of {task.settings.schedule.epochs}"
+    if status_of(folder, stored) != stored:
+        words += f", {ENDED_SILENTLY}"
+    return Outcome(task, "unfinished", words)
 
 
 def _finished(task: Task, folder: Path) -> Outcome:

@@ -15,7 +15,13 @@ from models import set_training
 from pipelines.loader import Loader
 from pipelines.order import evaluation_shard
 from train.evaluation.metrics import group_accuracies
+from train.finite import FiniteLogits
 from train.run.stops import Stopped, Stops
+
+_NOT_FINITE = (
+    "there is no accuracy to report; evaluate with precision=fp32, or an earlier checkpoint, or train it again with a lower "
+    "optim.lr"
+)
 
 
 @dataclass(kw_only=True)
@@ -38,7 +44,10 @@ class EvalConfig:
 
 
 class Predictions(NamedTuple):
-    """keys int64 [n], labels int64 [n], logits float16 [n, C], sorted by key."""
+    """keys int64 [n], labels int64 [n], logits [n, C], sorted by key.
+
+    The logits are float16, or float32 where float16 would overflow or change a prediction: their argmax gives the figures.
+    """
 
     keys: np.ndarray
     labels: np.ndarray
@@ -64,7 +73,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate by the plain argmax of raw logits on all records of the loader; groups by int64 train_counts [C].
 
-    Raises Stopped, on all processes at the same batch, when `stops` reports a request.
+    Raises Stopped, on all processes at the same batch, when `stops` reports a request; UserError, at the end, for logits that
+    are not finite.
     """
     records = loader.records
     shard = evaluation_shard(len(records), accelerator.process_index, accelerator.num_processes)
@@ -72,6 +82,7 @@ def evaluate(
     correct = torch.zeros(records.num_classes, dtype=torch.int64, device=device)
     total = torch.zeros_like(correct)
     kept: list[Predictions] = []
+    finite = FiniteLogits()
     # The bare network: the forward pass of DDP is a collective call, and the shards may differ by one batch.
     network = accelerator.unwrap_model(model)
     if accelerator.num_processes > 1:
@@ -89,17 +100,19 @@ def evaluate(
             if batch is None:
                 continue
             logits = _forward(network, batch.images, batch_size)
+            finite.see(logits, batch.keys)
             wrong = logits.argmax(dim=1) != batch.labels
             # Right answers, then wrong ones, without weights: CUDA refuses a weighted sum where results must be deterministic.
             right_wrong = torch.bincount(batch.labels + len(correct) * wrong, minlength=2 * len(correct))
             correct += right_wrong[: len(correct)]
             total += right_wrong[: len(correct)] + right_wrong[len(correct) :]
             if keep_predictions:
-                kept.append(Predictions(batch.keys, batch.labels.cpu().numpy(), logits.half().cpu().numpy()))
+                kept.append(Predictions(batch.keys, batch.labels.cpu().numpy(), logits.cpu().numpy()))
     finally:
         batches.close()
         if was_training:
             set_training(network)
+    finite.require(records, "the network", _NOT_FINITE, accelerator)
     sums: Any = accelerator.reduce(torch.stack([correct, total]), reduction="sum")
     correct_np, total_np = sums.cpu().numpy()
     figures = group_accuracies(correct_np, total_np, train_counts) | {"samples": int(total_np.sum())}
@@ -116,7 +129,7 @@ def _forward(network: nn.Module, images: torch.Tensor, batch_size: int) -> torch
 
 
 def _gather(kept: list[Predictions], classes: int, accelerator: Accelerator) -> Predictions:
-    empty = Predictions(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, classes), np.float16))
+    empty = Predictions(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, classes), np.float32))
     columns = [np.concatenate(column) for column in zip(empty, *kept, strict=True)]
     shards = [columns]
     if accelerator.num_processes > 1:
@@ -124,4 +137,12 @@ def _gather(kept: list[Predictions], classes: int, accelerator: Accelerator) -> 
         torch.distributed.all_gather_object(shards, columns)
     keys, labels, logits = (np.concatenate(column) for column in zip(*shards, strict=True))
     order = np.argsort(keys)
-    return Predictions(keys[order], labels[order], logits[order])
+    return Predictions(keys[order], labels[order], _narrowed(logits[order]))
+
+
+def _narrowed(logits: np.ndarray) -> np.ndarray:
+    """float16 where that leaves every logit finite and every prediction as it is, else the float32 that was given."""
+    with np.errstate(over="ignore"):
+        half = logits.astype(np.float16)
+    same = np.isfinite(half).all() and np.array_equal(half.argmax(axis=1), logits.argmax(axis=1))
+    return half if same else logits

@@ -24,6 +24,7 @@ from train.evaluation.counting import Evaluation, evaluate
 from train.networks.final import load_final
 from train.networks.info import ModelInfo
 from train.networks.layout import channels_last
+from train.networks.probe import explained
 from train.networks.weights import build, fill
 from train.run.checkpoint import load_best, load_latest
 from train.run.facts import Facts
@@ -50,6 +51,7 @@ class Subject(NamedTuple):
 
     folder: Path
     network: nn.Module
+    spec: ModelSpec
     class_names: list[str]
     train_counts: np.ndarray
     step: int | None
@@ -84,7 +86,7 @@ def make_subject(folder: Path, weights: Weights, config: Config, accelerator: Ac
     fill(network, weights.state, spec, f"run {folder}")
     network = channels_last(network.to(accelerator.device))
     model = accelerator.prepare_model(network, evaluation_mode=True)
-    return Subject(folder, model, class_names, np.array(counts, np.int64), weights.step)
+    return Subject(folder, model, spec, class_names, np.array(counts, np.int64), weights.step)
 
 
 def _described(weights: Weights, config: Config) -> tuple[ModelSpec, list[str], list[int]]:
@@ -120,9 +122,15 @@ def assess(
     else:
         backend = resolve_backend(setting, records, recipe, device)
     loader = make_loader(config, records, recipe, backend, accelerator)
-    done = evaluate(
-        subject.network, loader, config.eval.batch, subject.train_counts, accelerator, keep_predictions=keep_predictions
-    )
+    with explained(subject.spec, recipe.size, f"run {subject.folder}"):
+        done = evaluate(
+            subject.network,
+            loader,
+            config.eval.batch,
+            subject.train_counts,
+            accelerator,
+            keep_predictions=keep_predictions,
+        )
     of = {} if subject.step is None else {"step": subject.step}
     return done._replace(figures=done.figures | {"backend": backend} | of)
 

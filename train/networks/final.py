@@ -21,6 +21,7 @@ from pipelines.files import (
 )
 from train.networks.info import ModelInfo
 from train.networks.tensor_files import Tensors, encode, read_tensors, sha256_of
+from train.run.lock import status_of
 from train.run.place import run_folder
 
 
@@ -67,8 +68,10 @@ def why_not_final(folder: Path) -> str:
     """Why there are no final weights, and what to do, in words."""
     if (folder / "run.json").is_file():
         record = read_json(folder / "run.json")
+        status = status_of(folder, record["status"])
+        words = status if status != record["status"] else f"it is {status}"
         return (
-            f"run {folder} is unfinished (it is {record['status']}) and has no final weights yet; "
+            f"run {folder} is unfinished ({words}) and has no final weights yet; "
             f"to go on with it type: {record['command']}"
         )
     if folder.exists():

@@ -12,7 +12,7 @@ from torch import nn
 from models import ModelSpec
 from pipelines.errors import UserError
 from train.networks.tensor_files import Tensors
-from train.networks.weights import build, is_counter, misfits, read_state, weights_hash
+from train.networks.weights import build, is_counter, misfits, read_state, require_finite, weights_hash
 from train.watch.text import short_list
 
 KEY = "model.init"
@@ -44,6 +44,7 @@ def initialise(network: nn.Module, source: str, spec: ModelSpec, class_names: li
     if all(name in classifier or is_counter(name) for name in taken):
         what = "nothing" if classifier.isdisjoint(taken) else "nothing but the classifier"
         raise UserError(f"{KEY}={source} fits model.name={spec.name} in {what}: {'; '.join(lines)}")
+    require_finite(taken, f"{KEY}={source}")
     network.load_state_dict(drawn | taken)
     hashed = weights_hash(stored.state)
     return Initial(hashed, stored.notes + _report(source, hashed, drawn, taken, classifier) + lines)

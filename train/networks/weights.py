@@ -139,7 +139,18 @@ def fill(network: nn.Module, state: Mapping[str, torch.Tensor], spec: ModelSpec,
     wrong = [f"{kind} {short_list(names, 3)}" for kind, names in misfits(state, own).items() if names]
     if wrong:
         raise UserError(f"{origin} does not fit {spec}: {'; '.join(wrong)}{hint}")
+    require_finite({name: state[name] for name in own if name in state}, origin)
     network.load_state_dict(own | dict(state))
+
+
+def require_finite(state: Mapping[str, torch.Tensor], origin: str) -> None:
+    """UserError naming the tensors that hold NaN or infinity, or a negative variance of batch norm: every logit would be NaN."""
+    floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+    bad = [name for name, tensor in floats.items() if not bool(torch.isfinite(tensor).all())]
+    below = [name for name, tensor in floats.items() if name.endswith("running_var") and bool((tensor < 0).any())]
+    wrong = [("NaN or infinity", bad), ("a negative variance", below)]
+    if found := [f"{what} in {short_list(names, 3)}" for what, names in wrong if names]:
+        raise UserError(f"{origin} holds {'; '.join(found)}: a training that failed wrote it; give other weights")
 
 
 def misfits(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:

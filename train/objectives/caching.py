@@ -10,9 +10,10 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,15 @@ from pipelines.batch import Batch, Plan
 from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.logits.blocks import BLOCK_ROWS
-from pipelines.logits.fingerprint import Fingerprinter, on_host
+from pipelines.logits.fingerprint import Fingerprinter, Fingerprints, on_host
 from pipelines.logits.writer import CacheWriter, Cell
+from train.finite import FiniteLogits
 from train.objectives.targets import Teacher
 from train.watch.progress import Bar
 from train.watch.text import size_text
 
 _PLAIN_SECONDS = 10.0
+_NOT_FINITE = "nothing of this block was written; check the teacher, or use precision=fp32"
 _HELD_UP = 0.1  # share of time spent waiting above which the teacher is not the bottleneck
 
 
@@ -49,7 +52,7 @@ def write_cache(
     cells = missing[accelerator.process_index :: accelerator.num_processes]
     by_key = np.argsort(loader.records.keys, kind="stable")  # row i of the index is the sample at by_key[i]
     keys = loader.records.keys[by_key]
-    fingerprint = Fingerprinter()
+    fingerprint, finite = Fingerprinter(), FiniteLogits()
     start, images = time.perf_counter(), 0
     logits: list[torch.Tensor] = []
     prints: list[torch.Tensor] = []
@@ -63,12 +66,15 @@ def write_cache(
             for item in progress.watch(batches):
                 # Nothing here waits for the device, which would then be idle until the next batch is on its way.
                 logits.append(teacher(item))
+                finite.see(logits[-1], item.keys)
                 prints.append(fingerprint.on_device(item.pixels))
                 images += len(item.keys)
                 cell = int(item.views[0]), int(np.searchsorted(keys, item.keys[0])) // BLOCK_ROWS
                 if sum(map(len, logits)) == writer.block_size(cell[1]):
-                    publisher.publish(cell, torch.cat(logits), torch.cat(prints))
-                    logits, prints = [], []
+                    publisher.publish(
+                        cell, torch.cat(logits), torch.cat(prints), partial(_require, finite, loader, cell)
+                    )
+                    logits, prints, finite = [], [], FiniteLogits()
                     progress.advance(cell)
             publisher.wait()
         finally:
@@ -125,6 +131,10 @@ def _plan(writer: CacheWriter, cells: list[Cell], by_key: np.ndarray, batch: int
             yield Plan(part, np.full(len(part), view, np.int32))
 
 
+def _require(finite: FiniteLogits, loader: Loader, cell: Cell) -> None:
+    finite.require(loader.records, f"the teacher (view {cell[0]})", _NOT_FINITE)
+
+
 class _Publisher:
     """Encodes, certifies and writes a block in its own thread while the next one is computed; never more than one behind."""
 
@@ -143,10 +153,18 @@ class _Publisher:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
-    def publish(self, cell: Cell, logits: torch.Tensor, prints: torch.Tensor) -> None:
-        """Hand over a block, logits [n, C] and prints [n, 17] on the device; raises an error of the previous block."""
+    def publish(self, cell: Cell, logits: torch.Tensor, prints: torch.Tensor, check: Callable[[], None]) -> None:
+        """Hand over a block, logits [n, C] and prints [n, 17] on the device; raises an error of the previous block.
+
+        check: is called before the block is written, in the thread that waits for the device; it may refuse the block.
+        """
         self.wait()
-        arrived = self._pool.submit(lambda: (logits.cpu().numpy(), on_host(prints)))
+
+        def arrive() -> tuple[np.ndarray, Fingerprints]:
+            check()
+            return logits.cpu().numpy(), on_host(prints)
+
+        arrived = self._pool.submit(arrive)
         written = self._pool.submit(lambda: self._writer.write(cell, *arrived.result()))
         self._last = arrived, written, len(logits)
 

@@ -5,9 +5,12 @@ and its named parts; methods.py says which loss that is.
 """
 
 import torch
+from accelerate import Accelerator
 
 from models import Outputs
 from pipelines.batch import Batch
+from pipelines.loader import Loader
+from train.finite import FiniteLogits
 from train.objectives.losses import Parts
 from train.objectives.methods import METHODS, DistillConfig, Given
 from train.objectives.targets import CachedTargets, Targets
@@ -25,6 +28,7 @@ class Objective:
         self._config = config
         self._log_prior = log_prior
         self._targets = targets
+        self._finite = FiniteLogits()
 
     def resident(self) -> "Objective":
         """An objective with the same work on the device and no reads from disk: flat targets replace those of a cache."""
@@ -36,4 +40,18 @@ class Objective:
     def __call__(self, outputs: Outputs, batch: Batch, step: int) -> tuple[torch.Tensor, Parts]:
         """(loss, its named parts) as scalars on the device, of the student's outputs in optimizer step `step`, from 0."""
         soft = self._targets(batch) if self._targets else None
+        if soft is not None:
+            self._finite.see(soft, batch.keys)
         return self._method.loss(outputs, Given(batch.labels, soft, self._log_prior, self._config, step))
+
+    def require_finite(self, loader: Loader, accelerator: Accelerator) -> None:
+        """UserError, on every process, if the soft targets of any step since the last call were not finite."""
+        if self._targets is None:
+            return
+        self._finite.require(
+            loader.records,
+            "the source of soft targets",
+            "the student's learning rate is not to blame; check the teacher (distill.teacher, or that of the cache), or use "
+            "precision=fp32",
+            accelerator,
+        )

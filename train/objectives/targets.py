@@ -5,6 +5,7 @@ depend on; does not own the loss.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from pipelines.logits import Ensemble
 from pipelines.records.reader import Records
 from train.networks import layout
 from train.networks.layout import compile_in_place
+from train.networks.probe import explained
 from train.networks.weights import Pretrained, weights_hash
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -57,6 +59,7 @@ class Teacher:
         self._finish = Finish(source.mean, source.std, device, channels_last, compile)
         self._device = device
         self._dtype = _DTYPES[precision]
+        self._explained = partial(explained, source.spec, input_size, f"distill.teacher={source.origin}")
         self.identity: dict[str, Any] = {
             "weights": weights,
             "architecture": source.spec.name,
@@ -73,7 +76,8 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> torch.Tensor:
         images = self._finish(batch.pixels, batch.colours)
-        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+        autocast = torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
+        with self._explained(), autocast:
             # A copy: a CUDA graph's output is overwritten by its next run, and the cache's writer keeps several.
             return self._network(images).to(torch.float32, copy=True)
 

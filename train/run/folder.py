@@ -27,7 +27,7 @@ from pipelines.files import is_temporary, read_json, write_bytes_atomic, write_j
 from train.run.environment import describe_environment
 from train.run.exits import share_failure, shared_failure
 from train.run.facts import Facts
-from train.run.lock import Lock, now, text_of
+from train.run.lock import ENDED_SILENTLY, Lock, now, text_of
 from train.run.place import run_folder
 from train.run.stops import Stopped
 from train.settings import diff, load, to_yaml
@@ -53,6 +53,7 @@ class Run:
 
     changes: lines for the log of a resumed run: free settings and versions that differ from the last session.
     facts: values that an earlier session resolved for the whole run (`note`).
+    note_on_last: a line for the log if the last session did not record its end.
     """
 
     folder: Path
@@ -60,6 +61,7 @@ class Run:
     resumed: bool = False
     changes: list[str] = field(default_factory=list)
     facts: Facts = field(default_factory=Facts)
+    note_on_last: str = ""
     _result: dict[str, Any] | None = None
     _record: dict[str, Any] = field(default_factory=dict)
     _lock: "Lock | None" = None
@@ -78,9 +80,9 @@ class Run:
             except Exception as error:  # the other ranks wait in the broadcast: tell them, then raise it here
                 failure = error
         words = str(failure) if isinstance(failure, UserError) or failure is None else f"rank 0: {failure!r}"
-        answer = [(failure is not None, words, run.resumed, run.changes, run.facts, run._result)]
+        answer = [(failure is not None, words, run.resumed, run.changes, run.note_on_last, run.facts, run._result)]
         broadcast_object_list(answer)
-        failed, words, run.resumed, run.changes, run.facts, run._result = answer[0]
+        failed, words, run.resumed, run.changes, run.note_on_last, run.facts, run._result = answer[0]
         if failure is not None:
             raise failure
         if failed:
@@ -154,6 +156,7 @@ class Run:
         if sessions:
             if sessions[-1]["status"] == "running":  # it no longer holds the lock, but did not record its end
                 sessions[-1] |= {"status": "killed", "ended": self._last_sign_of_life(sessions[-1]["started"])}
+                self.note_on_last = f"the session of {sessions[-1]['started']} {ENDED_SILENTLY}"
             self.changes += _differences(sessions[-1]["environment"], environment)
         command = shlex.join(["python", *sys.argv])
         sessions.append({"started": now(), "ended": None, "status": "running", "message": ""})

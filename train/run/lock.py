@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.errors import UserError
-from pipelines.files import Held, lock
+from pipelines.files import Held, is_locked, lock
 
 
 def now() -> str:
@@ -15,6 +15,9 @@ def now() -> str:
 
 def text_of(time: datetime) -> str:
     return time.isoformat(timespec="seconds")
+
+
+ENDED_SILENTLY = "ended without a word: it was killed or it crashed"
 
 
 class Lock:
@@ -57,6 +60,21 @@ class Lock:
         """Release the lock."""
         Lock._held.discard(self._folder)
         os.close(self._handle)
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process, this one or another, is training in the run folder now."""
+    if folder.resolve() in Lock._held:  # to open and close the file here would drop this process's lock
+        return True
+    try:
+        return is_locked(folder / Lock.NAME)
+    except OSError:  # no such locks here: believe what run.json says
+        return True
+
+
+def status_of(folder: Path, stored: str) -> str:
+    """How the run in `folder` stands, in words; stored: its status in run.json, which a killed process leaves `running`."""
+    return ENDED_SILENTLY if stored == "running" and not in_use(folder) else stored
 
 
 def holder_line() -> str:

@@ -4,6 +4,7 @@ Also how far the backends differ from each other and from Pillow's resize and cr
 """
 
 import importlib.util
+import os
 import threading
 import time
 import zlib
@@ -560,6 +561,38 @@ def test_first_checks_once_and_always_each_time(files: dict[str, Path], tmp_path
     after = pixels_of(first, *plan_of(), 4)
     assert np.flatnonzero((after != before).any(axis=(1, 2, 3))).tolist() == [BAD]
     expect_damage(always, before, "is damaged: CRC-32")
+
+
+@pytest.mark.parametrize("verify", ["first", "off"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_file_cut_short_in_use_is_an_error(files: dict[str, Path], tmp_path: Path, backend: str, verify: str) -> None:
+    """To touch its map would end this process. One that lies on the device already is beyond harm, and so is a replaced file."""
+    source, path = files[file_of(backend)], tmp_path / "cut.beton"
+    path.write_bytes(source.read_bytes())
+    records = Records(path)
+    loader = make(records, backend, verify=verify)
+    whole = pixels_of(loader, *plan_of())
+    (tmp_path / "other").write_bytes(b"another file under the same name")
+    kept = tmp_path / "kept"
+    os.link(path, kept)
+    os.replace(tmp_path / "other", path)
+    np.testing.assert_array_equal(pixels_of(loader, *plan_of()), whole)
+    size = kept.stat().st_size
+    for changed in (size // 2, 0, size + 1):
+        os.truncate(kept, changed)
+        words = f"{path}: has {changed} bytes, and had {size} when it was opened: .*; put the whole file back"
+        for touch in (
+            lambda: make(records, backend, verify=verify) if backend == "resident" else pixels_of(loader, *plan_of()),
+            lambda: records.payload(0),
+            lambda: records.name(0),
+            lambda: records.verify(0),
+        ):
+            with pytest.raises(UserError, match=words):
+                promptly(touch)
+    if backend == "resident":
+        np.testing.assert_array_equal(pixels_of(loader, *plan_of()), whole)
+    kept.write_bytes(source.read_bytes())
+    np.testing.assert_array_equal(pixels_of(loader, *plan_of()), whole)
 
 
 @pytest.mark.parametrize("backend", JPEG_BACKENDS)

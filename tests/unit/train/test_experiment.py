@@ -1,6 +1,7 @@
 """The entry scripts from end to end on small real records: teacher, cache, students, evaluation, and every refusal."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pipelines.libffcv import library_path
 from pipelines.records.encoding import AS_THEY_ARE, Encoding
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
+from train.networks.final import load_final, save_final
 
 
 def test_teacher_learns_and_counts_every_test_image(taught: Path) -> None:
@@ -199,3 +201,65 @@ def test_the_same_images_stored_otherwise_are_other_records(tmp_path: Path) -> N
         (tmp_path / "runs/r" / name).unlink()
     other = run("teacher", config, "run=r", f"data.train={tmp_path}/small.beton", cwd=tmp_path, check=False)
     assert other.returncode == 2 and "data.train stored otherwise" in other.stderr
+
+
+def spoilt(taught: Path, name: str, value: float, tensor: str = "fc.weight") -> str:
+    """A finished run like `t`, as a path, with `value` in the first row of a tensor."""
+    state, info = load_final(taught / "runs/t")
+    state[tensor][0] = value
+    folder = taught / "runs" / name
+    shutil.copytree(taught / "runs/t", folder)
+    (folder / "evaluation_test.json").unlink(missing_ok=True)
+    save_final(folder, state, info)
+    return f"runs/{name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "tensor", "words"),
+    [
+        ("nan", float("nan"), "fc.weight", "holds NaN or infinity in fc.weight: "),
+        ("inf", float("inf"), "bn1.running_var", "holds NaN or infinity in bn1.running_var: "),
+        ("below", -1.0, "bn1.running_var", "holds a negative variance in bn1.running_var: "),
+    ],
+)
+def test_weights_that_are_not_finite_are_refused_where_they_are_read(
+    taught: Path, name: str, value: float, tensor: str, words: str
+) -> None:
+    run_of = spoilt(taught, name, value, tensor)
+    assert f"model.init={run_of} {words}" in refused(taught, "teacher", taught / "bsce.yaml", f"model.init={run_of}")
+    assert f"distill.teacher={run_of} {words}" in refused(
+        taught, "distill", taught / "dive.yaml", f"distill.teacher={run_of}"
+    )
+    for more in ([], [f"export=exports/{name}"], ["predictions=p.npz"]):
+        assert f"run {run_of} {words}" in refused(taught, "evaluate", name, *more)
+    assert not (taught / "exports" / name).exists()
+    shutil.rmtree(taught / run_of)
+
+
+def test_finite_weights_whose_logits_overflow_are_not_blamed_on_the_learning_rate(taught: Path) -> None:
+    """Told by whoever computes the logits first: evaluation, dry run, first step, online teacher."""
+    run_of = spoilt(taught, "huge", 3e38)
+    by_name = r"gives NaN or infinite logits for \d+ of \d+ images of .*(train|test).beton, first for (train|test)/class_\d/\d+ "
+    assert re.search(f"the network {by_name}", refused(taught, "evaluate", "huge", "export=exports/huge"))
+    assert not (taught / "exports/huge").exists() and not (taught / "runs/huge/evaluation_test.json").exists()
+    init, online = f"model.init={run_of}", ["distill.teacher=" + run_of, "run=s-huge"]
+    said = refused(taught, "teacher", taught / "bsce.yaml", init, "--dry-run")
+    assert re.search(rf"the network at its start \(model.init={run_of}\) {by_name}", said)
+    said = refused(taught, "distill", taught / "dive.yaml", *online, "--dry-run")
+    assert re.search(f"the source of soft targets {by_name}", said)
+    begun = run("teacher", taught / "bsce.yaml", init, "run=b-huge", cwd=taught, check=False)
+    assert begun.returncode == 2 and "loss of step 0 is not finite, before any update" in begun.stderr
+    assert init in begun.stderr and "optim.lr" not in begun.stderr
+    begun = run("distill", taught / "dive.yaml", *online, cwd=taught, check=False)
+    assert begun.returncode == 2 and re.search(f"the source of soft targets {by_name}", begun.stderr)
+    assert "optim.lr" not in begun.stderr and not list((taught / "runs/s-huge").glob("checkpoints/step_*"))
+
+
+def test_batch_norm_over_one_value_is_told_by_the_settings(taught: Path) -> None:
+    small = ["data.recipe.crop=random_resized_crop", "data.recipe.short_side=18", "data.recipe.size=4"]
+    said = refused(taught, "teacher", taught / "bsce.yaml", *small, "optim.batch=2", "optim.accumulate=2", "--dry-run")
+    assert "is trained on 1 image at a time" in said and "data.recipe.size=4" in said and "optim.accumulate" in said
+    begun = run("teacher", taught / "bsce.yaml", *small, "optim.batch=1", "run=one", cwd=taught, check=False)
+    assert begun.returncode == 2 and begun.stderr.startswith(
+        "error: optim.batch: model.name=resnet20 is trained on 1 image"
+    )

@@ -12,7 +12,7 @@ from helpers.launch import run, tiny_config
 from pipelines.records.reader import Records
 from train import loop
 from train.loop import due
-from train.run.checkpoint import load_latest
+from train.run.checkpoint import Keep, load_latest, save
 
 
 def test_due() -> None:
@@ -126,6 +126,12 @@ def test_resume_never_and_from_another_runs_checkpoint(tiny: Path, tmp_path: Pat
     a, b = ((tmp_path / f"runs/{name}/model.safetensors").read_bytes() for name in "ab")
     assert a == b
     assert [line["step"] for line in lines_of(tmp_path / "runs/b")] == [21]
+    spoilt = load_latest(tmp_path / "runs/a")
+    assert spoilt is not None
+    spoilt.tensors["model"]["fc.weight"][0] = float("nan")
+    save(tmp_path / "spoilt", spoilt.step, spoilt.tensors, spoilt.state, Keep(1))
+    nan = run("teacher", config, "run=n", f"resume={tmp_path}/spoilt", cwd=tmp_path, check=False)
+    assert nan.returncode == 2 and "the checkpoint of step 21 holds NaN or infinity in fc.weight" in nan.stderr
     wrong = run("teacher", config, "run=c", "resume=nothing", cwd=tmp_path, check=False)
     assert wrong.returncode == 2 and "no checkpoint there" in wrong.stderr and not (tmp_path / "runs/c").exists()
     other = run("teacher", config, "run=d", "resume=a", "model.name=resnet32", cwd=tmp_path, check=False)

@@ -94,6 +94,8 @@ def test_the_shortest_cache_limits_the_views(tmp_path: Path, records: Records, c
 def test_settings_that_make_no_sense() -> None:
     CacheConfig(paths=["a", "b"], weights=[1, 2.5])
     for weights, words in (
+        ([1e308, 1e308], "too far apart or too large for a share of each"),  # their sum is infinite, and each share 0
+        ([1e-300, 1e300], "too far apart or too large for a share of each"),
         ([1.0], r"cache.weights=\[1.0\]: needs one number for each of the 2 cache.paths"),
         ([1.0, 0.0], "must be above 0; leave out a cache"),
         ([1.0, float("nan")], "must be above 0"),

@@ -1,6 +1,8 @@
 """Memory maps of a cache's blocks: they leave nothing on the heap; when they are released; files that change meanwhile."""
 
 import ctypes
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +95,21 @@ def test_files_that_change_between_the_check_and_the_map(tmp_path: Path) -> None
     with pytest.raises(UserError, match="b00000.lc: cannot be mapped into memory"):
         maps.open(0, path, 0)
     assert len(maps) == 0 and not maps.addresses.any()
+
+
+def test_a_block_cut_short_in_use_is_an_error(cache_folder: Path, tmp_path: Path) -> None:
+    """To touch its map would end this process; a block that was deleted lives as long as its map."""
+    folder = shutil.copytree(cache_folder, tmp_path / cache_folder.name)
+    cache = LogitCache(folder)
+    keys, view = cache._keys, np.zeros(5, np.int64)
+    logits = cache.gather(keys, view)
+    path = folder / "v000/b00000.lc"
+    data = path.read_bytes()
+    for changed in (len(data) // 2, 0, len(data) + 1):
+        os.truncate(path, changed)
+        with pytest.raises(UserError, match=f"b00000.lc has {changed} bytes, and had {len(data)} when it was opened"):
+            cache.gather(keys, view)
+    path.write_bytes(data)
+    assert cache.gather(keys, view).equal(logits)
+    path.unlink()
+    assert cache.gather(keys, view).equal(logits)

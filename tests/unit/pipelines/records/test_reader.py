@@ -1,6 +1,10 @@
 """The record format: FFCV's layout, columns and names, and every damage refused in words."""
 
+import copy
+import errno
 import json
+import os
+import pickle
 import shlex
 import sys
 import zlib
@@ -364,3 +368,30 @@ def test_wrong_manifest_is_refused(tmp_path: Path, intact: bytes, entry: str, va
 def test_manifest_that_is_no_json_is_refused(tmp_path: Path, intact: bytes) -> None:
     for text in (b"{", b"[]", b"3", b'{"a": 1}', b"\xff\xfe"):
         assert "manifest" in refusal(tmp_path / "a.beton", reseal(bytearray(intact), text))
+
+
+def test_a_file_that_can_no_longer_be_asked_about(
+    intact: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network file system whose server is gone; one cut short is tested with every backend in test_loader.py."""
+    (tmp_path / "a.beton").write_bytes(intact)
+    records = Records(tmp_path / "a.beton")
+
+    class Gone:
+        def size(self) -> int:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(records, "_map", Gone())
+    with pytest.raises(
+        UserError, match=r"a.beton: can no longer be read \(Stale file handle\); put the whole file back"
+    ):
+        records.payload(0)
+
+
+def test_a_copy_makes_its_own_map(intact: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.beton").write_bytes(intact)
+    monkeypatch.chdir(tmp_path)
+    records = Records("a.beton")
+    for other in (pickle.loads(pickle.dumps(records)), copy.deepcopy(records)):
+        assert np.array_equal(other.payload(3), records.payload(3)) and other.name(3) == records.name(3)
+    assert len(pickle.dumps(records)) < 1000

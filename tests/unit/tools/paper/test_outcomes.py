@@ -1,5 +1,6 @@
 """Spreads and times over runs, by hand."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,13 @@ def test_when_something_was_at_work(tmp_path: Path) -> None:
 def test_spreads_leave_out_what_is_not_there() -> None:
     assert spread([1.0, None, 3.0]) == (2.0, pytest.approx(2**0.5), 2) and spread([None]) == (None, None, 0)
     assert spread([1234.5]).text(0) == "1,234" and spread([]).text() == "-" and clock(3725.4) == "1:02:05"
+
+
+def test_a_run_that_ended_without_a_word_is_told(tmp_path: Path) -> None:
+    (task,) = [task for task in table_tasks(small_choice(settings=()), (IF100,), (0,), ["ce"]) if task.is_run]
+    folder = tmp_path / task.folder
+    folder.mkdir(parents=True)
+    for status, words in (("running", ", ended without a word: it was killed or it crashed"), ("stopped", "")):
+        (folder / "run.json").write_text(json.dumps({"status": status}))
+        found = outcome(task, tmp_path)
+        assert (found.state, found.words) == ("unfinished", f"epoch 0 of {task.settings.schedule.epochs}{words}")

@@ -10,6 +10,7 @@ from torch import nn
 
 from pipelines.augment.finish import Finish
 from pipelines.augment.recipe import Recipe
+from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.records.reader import Records
 from train.evaluation.counting import EvalConfig, evaluate
@@ -63,3 +64,35 @@ def test_settings() -> None:
         (name,) = wrong
         with pytest.raises(ValueError, match=rf"eval\.{name}={wrong[name]}: must be at least"):
             EvalConfig(**wrong)
+
+
+def pixel_sums(scale: float, offset: float = 0.0) -> nn.Module:
+    """A network whose five logits are large and close together: scale * (the mean of a part of the image) + offset."""
+    linear = nn.Linear(48, 5)
+    with torch.no_grad():
+        linear.weight.copy_(scale * torch.eye(48)[:5])
+        linear.bias.fill_(offset)
+    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), linear)
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset", "dtype"), [(1.0, 0.0, np.float16), (1e6, 1e7, np.float32), (0.01, 60.0, np.float32)]
+)
+def test_predictions_give_the_figures_of_the_screen(loader: Loader, scale: float, offset: float, dtype: type) -> None:
+    """Beyond float16's range, and where its rounding makes two classes equal, the file holds float32."""
+    done = evaluate(pixel_sums(scale, offset), loader, 16, np.ones(5), Accelerator(cpu=True), keep_predictions=True)
+    keys, labels, logits = done.predictions or (None, None, None)
+    assert keys is not None and logits is not None and logits.dtype == dtype and np.isfinite(logits).all()
+    assert float((logits.argmax(axis=1) == labels).mean()) == done.figures["top1"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_logits_that_are_not_finite_have_no_accuracy(loader: Loader, value: float) -> None:
+    model = pixel_sums(1.0)
+    with torch.no_grad():
+        next(iter(model.parameters()))[1] = value  # 3e38: finite weights whose logits overflow for some images
+    with pytest.raises(
+        UserError, match=r"the network gives NaN or infinite logits for \d+ of 37 images of .*test.beton, first"
+    ):
+        evaluate(model.train(), loader, 16, np.ones(5), Accelerator(cpu=True))
+    assert model.training

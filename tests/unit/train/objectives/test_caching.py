@@ -67,7 +67,8 @@ def save_teacher(folder: Path, class_names: list[str], size: int, seed: int = 0,
         bias = network.get_parameter("fc.bias")
         bias -= network.eval()(colours).mean(dim=0)
         if broken:
-            bias[1] = float("nan")
+            bias[1] = torch.finfo().max  # finite, but more of it is not
+            network.get_parameter("fc.weight")[1] = 1e38
     meta = {"architecture": "resnet20", "class_names": class_names, "mean": [0.5] * 3, "std": [0.25] * 3}
     folder.mkdir(parents=True)
     save_final(folder, network.state_dict(), ModelInfo.of(meta | {"input_size": size, "precision": "fp32"}))
@@ -151,13 +152,16 @@ def test_nothing_left_to_compute(made: SimpleNamespace, records: Records) -> Non
     assert {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_teacher_of_nan_leaves_nothing_behind(records: Records, tmp_path: Path) -> None:
+def test_a_teacher_whose_logits_overflow_leaves_nothing_behind(records: Records, tmp_path: Path) -> None:
     teacher = teacher_of(tmp_path, records, broken=True)
     writer = writer_of(tmp_path, records, teacher)
     threads = threading.active_count()
     with pytest.raises(UserError) as caught:  # the exception is kept, with all that its traceback keeps alive
         write_cache(writer, loader_of(records), teacher, 3, BATCH, Accelerator(cpu=True))
-    assert re.search(r"NaN or infinite logits for sample \d+ \(view \d\)", str(caught.value))
+    assert re.search(
+        r"the teacher \(view \d\) gives NaN or infinite logits for \d+ of \d+ images of .*train.beton, first for \S+ \(key \d+\)",
+        str(caught.value),
+    )
     assert not list(writer.folder.rglob("*.lc")) and not (writer.folder / "done.json").exists()
     assert not [thread for thread in threading.enumerate() if thread.name == "loader"]
     assert threading.active_count() <= threads + 1  # one may be PIL's pool
@@ -193,7 +197,7 @@ class SlowWriter:
         return int(logits[0, 0])
 
 
-BLOCK = torch.full((4, CLASSES), 3.0), torch.zeros(4, 17, dtype=torch.int64)
+BLOCK = torch.full((4, CLASSES), 3.0), torch.zeros(4, 17, dtype=torch.int64), lambda: None
 
 
 def test_at_most_one_block_waits_to_be_written() -> None:

@@ -3,9 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from helpers.small_caches import RECIPE
 
 from models import Outputs
 from pipelines.batch import Batch
+from pipelines.errors import UserError
+from pipelines.loader import Loader
+from pipelines.records.reader import Records
 from train.objectives import losses
 from train.objectives.methods import METHODS, DistillConfig, hard_part
 from train.objectives.objective import Objective
@@ -69,3 +74,19 @@ def test_every_row_of_the_table_is_complete() -> None:
 
 def test_the_hard_part_of_a_method_has_its_prior() -> None:
     assert {name: hard_part(name) for name in METHODS} == {"ce": "ce", "bsce": "bsce", "dive": "bsce", "kd": "ce"}
+
+
+def test_soft_targets_that_are_not_finite_are_told_by_sample(few: Records) -> None:
+    """Whatever gives them: a teacher that is asked, or a cache."""
+    loader = Loader(few, RECIPE, seed=0, backend="reference", finish=None, device=torch.device("cpu"), workers=1)
+    soft = TEACHER.clone()
+    batch = BATCH._replace(keys=few.keys[:B])
+    objective, accelerator = Objective(DistillConfig(method="kd", tau=4), PRIOR, lambda _: soft), Accelerator(cpu=True)
+    objective(OUTPUTS, batch, 0)
+    objective.require_finite(loader, accelerator)
+    soft[2, 1] = float("nan")
+    objective(OUTPUTS, batch, 1)
+    words = f"the source of soft targets gives NaN or infinite logits for 1 of 6 images of {few.path}, first for {few.name(2)} "
+    with pytest.raises(UserError, match=f"{words}.*the student's learning rate is not to blame"):
+        objective.require_finite(loader, accelerator)
+    Objective(DistillConfig(method="ce"), PRIOR, None).require_finite(loader, accelerator)

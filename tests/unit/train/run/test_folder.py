@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from pipelines.errors import UserError
 from pipelines.files import write_json_atomic
 from train.config import Config
+from train.networks.final import why_not_final
 from train.optim import OptimConfig
 from train.run.checkpoint import SaveConfig
 from train.run.facts import Facts
@@ -97,8 +99,14 @@ def test_a_killed_session_is_recognised(accelerator):
     """
     process = subprocess.run([sys.executable, "-c", textwrap.dedent(code)])
     assert process.returncode == -signal.SIGKILL
+    assert record(Path("runs/a"))["status"] == "running"  # it could not write another
+    assert "run runs/a is unfinished (ended without a word: it was killed or it crashed)" in why_not_final(
+        Path("runs/a")
+    )
     with Run.open(Config(), "a", SCRIPT, accelerator) as run:
         assert run.resumed and run.changes == [] and run.facts == Facts(backend="ffcv")
+        assert re.fullmatch(r"the session of 20\S+ ended without a word: it was killed or it crashed", run.note_on_last)
+        assert "run runs/a is unfinished (it is running)" in why_not_final(Path("runs/a"))
         killed, session = record(run.folder)["sessions"]
         assert (killed["status"], session["status"]) == ("killed", "running")
         assert killed["ended"] == killed["started"] and session["ended"] is None

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from pipelines.errors import UserError
 from train.config import Config
 from train.run.folder import Run
+from train.run.lock import in_use, status_of
 
 ROOT = Path(__file__).parents[4]
 SCRIPT = "train/distill.py"
@@ -46,8 +47,12 @@ def test_a_run_in_use_is_refused_and_free_when_its_process_is_gone(accelerator):
         message = refusal("a", accelerator)
         assert message.startswith(f"run a is in use by process {holder.pid} on {platform.node()} since 20")
         assert os.listdir("runs/a") == ["lock"]
+        assert in_use(Path("runs/a")) and status_of(Path("runs/a"), "running") == "running"
         holder.kill()
         holder.wait()
+        assert not in_use(Path("runs/a"))
+        assert status_of(Path("runs/a"), "running").startswith("ended without a word")
+        assert status_of(Path("runs/a"), "error") == "error"
         with Run.open(Config(), "a", SCRIPT, accelerator):  # although its forked worker lives on
             os.kill(worker, 0)
     finally:
