@@ -29,6 +29,8 @@ from train.networks.tensor_files import Tensors, encode, read_tensors, sha256_of
 from train.run.place import run_folder
 
 _FORMAT = 2
+NOT_FINITE = "not_finite.json"
+"the file that the loop leaves after a loss that was not finite"
 
 
 @dataclass(kw_only=True)
@@ -221,6 +223,17 @@ def pointed_at(run_dir: Path, name: Literal["latest", "best"]) -> Path | None:
 def has_checkpoint(run_dir: Path) -> bool:
     """Whether a training in this folder would resume rather than start; `load_latest` finds damage."""
     return bool(_newest_first(run_dir / "checkpoints"))
+
+
+def has_trained_nothing(run_dir: Path) -> bool:
+    """Whether a training in this folder ended before it kept anything: no checkpoint, no weights, no figures.
+
+    Figures before a loss that was not finite do not count: the same command would begin again, and fail again.
+    """
+    if has_checkpoint(run_dir) or any((run_dir / name).exists() for name in ("result.json", "model.json")):
+        return False
+    metrics = run_dir / "metrics.jsonl"
+    return (run_dir / NOT_FINITE).exists() or not metrics.is_file() or metrics.stat().st_size == 0
 
 
 def _newest_first(root: Path) -> list[int]:
