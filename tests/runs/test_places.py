@@ -1,6 +1,9 @@
 """Where commands write: refused before the work where that is impossible, and a start that came to nothing blocks no other."""
 
+import io
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 from helpers.launch import refused, result, run, tiny_config
 
 from train.evaluation import subject
+from train.run.endings import script
 
 SHORT = ("schedule.epochs=1", "eval.every_epochs=0")
 
@@ -85,3 +89,24 @@ def test_a_loss_that_was_not_finite_does_not_block_the_right_command(work: Path)
     wrong = run("teacher", "bsce.yaml", *SHORT, "run=nan", "optim.lr=1e38", cwd=work, check=False)
     assert wrong.returncode == 2 and "not finite" in wrong.stderr
     assert "it begins anew" in run("teacher", "bsce.yaml", *SHORT, "run=nan", cwd=work).stdout
+
+
+@pytest.mark.parametrize("text", ["", "{}"])
+def test_settings_of_an_unfinished_run_that_were_lost(work: Path, text: str) -> None:
+    shutil.copytree(work / "runs/t", work / "runs/lost")
+    for name in ("model.json", "result.json"):
+        (work / "runs/lost" / name).unlink()
+    (work / "runs/lost/config.yaml").write_text(text)
+    assert "config.yaml of the run is damaged" in refused(work, "evaluate", "lost")
+    shutil.rmtree(work / "runs/lost")
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_class_names_that_the_locale_lacks(work: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A print of them fails no program: script() makes its streams safe."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, name, stream)
+    monkeypatch.setattr(sys, "argv", ["x"])
+    assert script(lambda argv: print("\u732b", file=getattr(sys, name))) == 0
+    stream.flush()
+    assert stream.buffer.getvalue() == b"\\u732b\n"

@@ -92,7 +92,10 @@ def _described(weights: Weights, config: Config) -> tuple[ModelSpec, list[str], 
     """(network, class names, training images of each class)"""
     if weights.info is not None:
         return weights.info.spec, weights.info.class_names, weights.info.train_counts
-    assert config.data.train is not None  # the run trained on it
+    if config.data.train is None:
+        raise UserError(
+            "data.train, which names the classes of an unfinished run, is not set: config.yaml of the run is damaged"
+        )
     train = Records(config.data.train)
     return config.model.spec(train.num_classes), list(train.class_names), train.class_counts.tolist()
 

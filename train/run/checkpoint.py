@@ -8,6 +8,7 @@ folder was written as a whole, and nothing is used whose digest differs.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from pipelines.files import (
     write_durable,
 )
 from train.networks.tensor_files import Tensors, encode, read_tensors, sha256_of
-from train.run.place import run_folder
+from train.run.place import expanded, run_folder
 
 _FORMAT = 2
 NOT_FINITE = "not_finite.json"
@@ -198,7 +199,7 @@ def load_best(run_dir: Path) -> Checkpoint:
 
 def load_from(path: str) -> Checkpoint:
     """The checkpoint in a folder step_N, or the newest intact one of a run (name or folder)."""
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if (folder / "state.json").exists():
         content, tensors = _read_folder(folder)
         return Checkpoint(content["step"], tensors, content["state"], [])
@@ -214,10 +215,10 @@ def pointed_at(run_dir: Path, name: Literal["latest", "best"]) -> Path | None:
     """The folder of the newest or the best checkpoint; None when there is none."""
     root = run_dir / "checkpoints"
     try:
-        folder = root / (root / name).read_text()
+        step = (root / name).read_bytes().decode(errors="replace")
     except OSError:
         return None
-    return folder if folder.is_dir() else None
+    return root / step if re.fullmatch(r"step_[0-9]{8}", step) and (root / step).is_dir() else None
 
 
 def has_checkpoint(run_dir: Path) -> bool:
