@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from models.registry import ModelSpec
-from models.tensor_files import read_tensors
+from models.tensor_files import check_kinds, read_tensors
 
 
 def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -34,8 +34,13 @@ def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     network = spec.build()
     digest = meta.pop("sha256", "")
     meta.pop("ema_sha256", None)
+    state = read_tensors(folder / "model.safetensors", digest)
     try:
-        network.load_state_dict(read_tensors(folder / "model.safetensors", digest))
+        check_kinds(state, network.state_dict())
+    except ValueError as error:
+        raise ValueError(f"{folder / 'model.safetensors'}: {error}") from error
+    try:
+        network.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(
             f"{folder / 'model.safetensors'} does not fit {spec}: {str(error).splitlines()[-1]}"

@@ -53,8 +53,11 @@ class ModelSpec:
 
     @classmethod
     def of(cls, meta: Mapping[str, Any]) -> "ModelSpec":
-        """The spec of the network that a model.json describes; KeyError where an entry is missing."""
-        return cls(meta["architecture"], len(meta["class_names"]))
+        """The spec of the network that a model.json describes; KeyError or TypeError where one is missing or of another type."""
+        name, classes = meta["architecture"], meta["class_names"]
+        if not isinstance(name, str) or not isinstance(classes, list):
+            raise TypeError("architecture must be text and class_names a list")
+        return cls(name, len(classes))
 
     def __str__(self) -> str:
         return f"{self.name} with {self.num_classes} classes"

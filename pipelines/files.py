@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -97,6 +97,76 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(handle)
     return query.unpack(answer)[0] != fcntl.F_UNLCK
+
+
+def read_object(path: Path, **kinds: type) -> dict[str, Any]:
+    """The object in a JSON file; UserError where it is none, or an entry named in `kinds` is missing or of another type."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: an object expected, not {value!r:.40}")
+    for name, kind in kinds.items():
+        if not isinstance(value.get(name), kind):
+            raise UserError(f"{path} is damaged: {name} is {value.get(name)!r:.40}")
+    return value
+
+
+def check_file_place(path: Path, given: str) -> None:
+    """UserError, before the work, where the file `path` could not be written after it; leaves no trace.
+
+    given: what named it, for the message. It may replace a file, and nothing else.
+    """
+    try:
+        reason = "it is no regular file" if path.exists() and not path.is_file() else None
+        if reason is None:
+            _try_to_write(path)
+    except OSError as error:
+        reason = error.strerror
+    if reason is not None:
+        raise UserError(
+            f"{given}: cannot write {_short(path)}: give a file in a folder that exists and can be written ({reason})"
+        )
+
+
+def check_folder_place(path: Path, given: str) -> None:
+    """UserError, before the work, where no file could be written into the folder `path`, once it is made; leaves no trace."""
+    made: list[Path] = []
+    try:
+        missing = next((n for n, one in enumerate((path, *path.parents)) if one.exists()), 0)
+        for one in reversed([path, *path.parents][:missing]):
+            one.mkdir()
+            made.append(one)
+        _try_to_write(path / "file")
+    except OSError as error:
+        raise UserError(f"{given}: cannot write in {_short(path)} ({error.strerror}); give another folder") from error
+    finally:
+        for one in reversed(made):
+            with suppress(OSError):  # another process has begun to use it
+                one.rmdir()
+
+
+def _try_to_write(path: Path) -> None:
+    probe = temporary_path(path)
+    open(probe, "xb").close()
+    probe.unlink()
+
+
+def _short(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def write_each(*writes: Callable[[], object]) -> None:
+    """Call every one, even where others fail; then one UserError for all OSErrors and UserErrors."""
+    failed = []
+    for write in writes:
+        try:
+            write()
+        except UserError as error:
+            failed.append(str(error))
+        except OSError as error:
+            failed.append(f"cannot write {error.filename or 'a file'}: {error.strerror}")
+    if failed:
+        raise UserError("; ".join(failed))
 
 
 class Held(Exception):

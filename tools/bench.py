@@ -22,7 +22,6 @@ CONFIG and KEY=VALUE are those of train/distill.py; data.train must be given. Pr
 """
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
@@ -33,7 +32,7 @@ if __name__ == "__main__":  # replaces this folder, whose module names are gener
 
 
 from pipelines.errors import UserError
-from pipelines.files import write_bytes_atomic, write_json_atomic
+from pipelines.files import check_file_place, write_bytes_atomic, write_each, write_json_atomic
 from tools.benchmark.report import show, to_json, to_markdown
 from tools.benchmark.session import SECTIONS, run
 from tools.command_line import Parser
@@ -78,8 +77,7 @@ def parse_flags(argv: list[str]) -> tuple[Flags, list[str]]:
         if (value := getattr(flags, name)) < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
     for path in filter(None, (flags.json, flags.markdown)):
-        if path.is_dir() or not os.access(path.parent, os.W_OK):  # refuse before the minutes of measuring, not after
-            raise UserError(f"cannot write {path}: give a file in a folder that exists and can be written")
+        check_file_place(path, "--json or --markdown")  # before the minutes of measuring, not after
     return flags, rest
 
 
@@ -95,10 +93,11 @@ def main(argv: list[str]) -> None:
     show(report)
     if options.dry_run:
         return
-    if flags.json:
-        write_json_atomic(flags.json, to_json(report))
-    if flags.markdown:
-        write_bytes_atomic(flags.markdown, to_markdown(report).encode())
+    json, markdown = flags.json, flags.markdown
+    write_each(
+        lambda: json and write_json_atomic(json, to_json(report)),
+        lambda: markdown and write_bytes_atomic(markdown, to_markdown(report).encode()),
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from tools.report.accuracy import draw, seconds, show_table
-from train.run.endings import script
+from train.run.endings import exit_code, script
 
 # the run's name, its title, the command that starts it
 RUNS = [
@@ -71,4 +71,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(script(main))
+    sys.exit(script(lambda argv: exit_code(lambda: main(argv))))

@@ -17,6 +17,7 @@ if __name__ == "__main__":  # replaces this folder, whose module names are gener
 import torch
 from rich.console import Console
 
+from pipelines.files import check_file_place, write_each
 from pipelines.logits import LogitCache
 from pipelines.records.reader import Records
 from tools.caches import flatness, info
@@ -48,13 +49,16 @@ def run_repair(args: argparse.Namespace) -> None:
 
 
 def run_flatness(args: argparse.Namespace) -> None:
+    for option, path in (("--json", args.json), ("--png", args.png)):
+        if path is not None:
+            check_file_place(path, option)
     cache = LogitCache(cache_folder(args.cache))
     report = flatness.measure(cache, Records(args.data) if args.data else None, args.p, args.views, device_here())
     flatness.show(report, args.classes, Console())
-    if args.json is not None:
-        flatness.write_json(report, args.json)
-    if args.png is not None:
-        flatness.draw(report, args.png)
+    write_each(
+        lambda: args.json is not None and flatness.write_json(report, args.json),
+        lambda: args.png is not None and flatness.draw(report, args.png),
+    )
 
 
 def positive(text: str) -> float:

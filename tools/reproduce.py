@@ -26,6 +26,7 @@ from tools.paper.datasets import CIFAR100_LT, METHODS
 from tools.paper.plan import check_settings
 from tools.paper.session import STUDIES, TABLE, reproduce
 from train.run.exits import guard
+from train.run.place import expanded
 
 
 def _scale(text: str) -> float:
@@ -39,7 +40,10 @@ def _scale(text: str) -> float:
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser().resolve()
+    try:
+        return expanded(text).resolve()
+    except RuntimeError as error:  # a link that leads to itself
+        raise UserError(f"{text}: {error}; give another path") from error
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -20,9 +20,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import numpy as np
 
 from pipelines.errors import UserError
-from pipelines.files import write_bytes_atomic
+from pipelines.files import check_file_place, check_folder_place, write_bytes_atomic, write_each
 from train.config import Config
-from train.evaluation.subject import assess, make_subject, newest_weights, open_split, write_figures
+from train.evaluation.subject import assess, figures_file, make_subject, newest_weights, open_split, write_figures
 from train.networks.export import check_exportable, measured, write_export
 from train.networks.final import why_not_final
 from train.run.environment import make_accelerator
@@ -53,25 +53,52 @@ def main(argv: list[str]) -> None:
         raise UserError(why_not_final(folder))
     config, _ = parse_args([str(folder / "config.yaml"), *argv[1:]], __doc__ or "", EvaluateConfig)
     weights = newest_weights(folder, config.weights)
-    if config.export is not None:
-        check_exportable(Path(config.export), folder, config)
+    kind = "" if config.weights == "raw" else f"_{config.weights}"
+    figures = f"{config.split}{kind}"
     accelerator = make_accelerator(config)
+    keeps_figures = accelerator.is_main_process and _check_places(config, folder, figures_file(folder, figures))
     subject = make_subject(folder, weights, config, accelerator)
     records = open_split(subject, config, config.split)
     done = assess(subject, records, config, accelerator, keep_predictions=config.predictions is not None)
     if not accelerator.is_main_process:
         return
     show_result({config.split: done.figures})
-    if done.predictions is not None and config.predictions is not None:
-        buffer = io.BytesIO()
-        np.savez(buffer, **done.predictions._asdict())
-        write_bytes_atomic(Path(config.predictions), buffer.getvalue())
-    kind = "" if config.weights == "raw" else f"_{config.weights}"
-    write_figures(folder, f"{config.split}{kind}", done.figures)
-    if config.export is not None and weights.info is not None:
-        evaluation = measured(config.split, records, done.figures, folder, config, accelerator)
-        write_export(Path(config.export), folder, weights.state, weights.info, evaluation)
-        print(f"exported to {config.export}")
+
+    def save_predictions() -> None:
+        if done.predictions is not None and config.predictions is not None:
+            buffer = io.BytesIO()
+            np.savez(buffer, **done.predictions._asdict())
+            write_bytes_atomic(Path(config.predictions), buffer.getvalue())
+
+    def export() -> None:
+        if config.export is not None and weights.info is not None:
+            evaluation = measured(config.split, records, done.figures, folder, config, accelerator)
+            write_export(Path(config.export), folder, weights.state, weights.info, evaluation)
+            print(f"exported to {config.export}")
+
+    write_each(
+        save_predictions, lambda: write_figures(folder, figures, done.figures) if keeps_figures else None, export
+    )
+
+
+def _check_places(config: EvaluateConfig, folder: Path, figures: Path) -> bool:
+    """Refuse, before the work, what could not be written after it; whether the run's folder can keep the figures.
+
+    Of a run that belongs to someone else the predictions and the export can be written all the same.
+    """
+    if config.export is not None:
+        check_exportable(Path(config.export), folder, config)
+        check_folder_place(Path(config.export), f"export={config.export}")
+    if config.predictions is not None:
+        check_file_place(Path(config.predictions), f"predictions={config.predictions}")
+    try:
+        check_file_place(figures, f"run {folder}")
+    except UserError as error:
+        if config.export is None and config.predictions is None:
+            raise
+        print(f"note: {error}; the figures are only printed")
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from models import outputs_of
 from pipelines.errors import UserError
+from pipelines.files import check_folder_place
 from train import loop
 from train.assembly import Assembled, assemble, check_method
 from train.config import Config
@@ -24,6 +25,8 @@ from train.run.stops import Stopped, Stops
 from train.settings import Options, flatten, parse_args
 from train.watch import tracking
 from train.watch.dashboards import Dashboards
+
+_SHOWN = 80  # characters of a run's name in a message
 
 
 class Experiment:
@@ -50,6 +53,8 @@ class Experiment:
                 if self.accelerator.is_main_process:
                     tracking.show_result(run.result() or {})
             return
+        if not self.options.dry_run and self.accelerator.is_main_process:
+            check_folder_place(self.folder, f"run={self.name}"[:_SHOWN])
         assembled = assemble(self.config, self.folder, self.accelerator)
         if self.options.dry_run:
             with self._explained(assembled):

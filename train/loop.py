@@ -25,7 +25,17 @@ from train.ema import Ema
 from train.meters import Meters, NotFinite
 from train.networks.weights import require_finite
 from train.objectives.objective import Objective
-from train.run.checkpoint import Checkpoint, Keep, SaveConfig, load_from, load_latest, pointed_at, save, step_folder
+from train.run.checkpoint import (
+    NOT_FINITE,
+    Checkpoint,
+    Keep,
+    SaveConfig,
+    load_from,
+    load_latest,
+    pointed_at,
+    save,
+    step_folder,
+)
 from train.run.optimizer_state import optimizer_tensors, restore_optimizer
 from train.run.stops import Stopped, Stops
 from train.schedule import Schedule
@@ -296,7 +306,7 @@ def _not_finite(
     """The error for the user; writes the images of that step, recomputed from the order, to a file."""
     step = found.step
     (plan,) = order.whole().plan(step, step + 1)
-    records, path, images = loader.records, folder / "not_finite.json", len(plan.positions)
+    records, path, images = loader.records, folder / NOT_FINITE, len(plan.positions)
     if accelerator.is_main_process:
         listed = [
             {"key": int(records.keys[i]), "name": records.name(i), "view": int(view)}

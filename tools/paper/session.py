@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.errors import UserError
-from pipelines.files import write_bytes_atomic, write_json_atomic
+from pipelines.files import check_file_place, write_bytes_atomic, write_each, write_json_atomic
 from tools.paper.datasets import CIFAR100_LT
 from tools.paper.jobs import Ending, Jobs, Stopped, claimed
 from tools.paper.plan import Choice, Task, refuse_strangers, seeds_found, study_tasks, table_tasks, wanted
@@ -78,11 +78,18 @@ def make_report(tasks: Sequence[Task], endings: dict[str, Ending], options: argp
     return table_report(tasks, options.out, endings, facts, notes)
 
 
-def write_report(report: Report, options: argparse.Namespace) -> None:
+def report_files(options: argparse.Namespace) -> tuple[Path, Path]:
+    """The report for people, and the one for programs."""
     path = options.out / f"{options.command.replace('-', '_')}.md"
-    write_bytes_atomic(path, to_markdown(report).encode())
-    write_json_atomic(path.with_suffix(".json"), report.data)
-    say(f"written: {path}, {path.with_suffix('.json').name}")
+    return path, path.with_suffix(".json")
+
+
+def write_report(report: Report, options: argparse.Namespace) -> None:
+    path, data = report_files(options)
+    write_each(
+        lambda: write_bytes_atomic(path, to_markdown(report).encode()), lambda: write_json_atomic(data, report.data)
+    )
+    say(f"written: {path}, {data.name}")
 
 
 def reproduce(options: argparse.Namespace) -> int:
@@ -90,6 +97,8 @@ def reproduce(options: argparse.Namespace) -> int:
     threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
     choice = Choice(options.archive, options.epochs_scale, tuple(options.settings), threads)
     with nullcontext() if options.table_only else claimed(options.out):
+        for path in () if options.plan else report_files(options):
+            check_file_place(path, f"--out {options.out}")
         asked, shown = plan_tasks(options, choice)
         refuse_strangers(shown, options.out)
         code, endings = 0, {}

@@ -5,6 +5,7 @@ in the figures. Owns evaluation_SPLIT.json; counting.py counts. Writes nothing e
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +17,7 @@ from torch import nn
 from models import ModelSpec
 from pipelines.backends.choice import resolve_backend
 from pipelines.errors import UserError
-from pipelines.files import write_json_atomic
+from pipelines.files import check_file_place, write_each, write_json_atomic
 from pipelines.records.reader import Records
 from train.config import Config
 from train.data import evaluation_backend, make_loader
@@ -93,7 +94,10 @@ def _described(weights: Weights, config: Config) -> tuple[ModelSpec, list[str], 
     """(network, class names, training images of each class)"""
     if weights.info is not None:
         return weights.info.spec, weights.info.class_names, weights.info.train_counts
-    assert config.data.train is not None  # the run trained on it
+    if config.data.train is None:
+        raise UserError(
+            "data.train, which names the classes of an unfinished run, is not set: config.yaml of the run is damaged"
+        )
     train = Records(config.data.train)
     return config.model.spec(train.num_classes), list(train.class_names), train.class_counts.tolist()
 
@@ -135,9 +139,14 @@ def assess(
     return done._replace(figures=done.figures | {"backend": backend} | of)
 
 
+def figures_file(folder: Path, split: str) -> Path:
+    """The file of the figures of a split."""
+    return folder / f"evaluation_{split}.json"
+
+
 def write_figures(folder: Path, split: str, figures: dict[str, Any]) -> None:
     """evaluation_SPLIT.json, beside the weights."""
-    path = folder / f"evaluation_{split}.json"
+    path = figures_file(folder, split)
     try:
         write_json_atomic(path, figures)
     except OSError as error:
@@ -155,6 +164,8 @@ def evaluate_only(config: Config, options: Options, folder: Path, accelerator: A
     splits = [split for split in ("val", "test") if getattr(config.data, split) is not None]
     if not splits:
         raise UserError("eval_only=true: neither data.val nor data.test is set; type data.test=FILE.beton")
+    if accelerator.is_main_process:
+        check_file_place(figures_file(folder, splits[0]), f"run {folder}")
     figures = {}
     for kind, one in zip(kinds, weights, strict=True):
         subject = make_subject(folder, one, config, accelerator)
@@ -163,8 +174,7 @@ def evaluate_only(config: Config, options: Options, folder: Path, accelerator: A
             figures[name] = assess(subject, open_split(subject, config, split), config, accelerator).figures
     if accelerator.is_main_process:
         show_result(figures)
-        for name, found in figures.items():
-            write_figures(folder, name, found)
+        write_each(*(partial(write_figures, folder, name, found) for name, found in figures.items()))
 
 
 def _require_the_runs_settings(config: Config, folder: Path) -> None:

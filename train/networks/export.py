@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from pipelines import class_names as class_lists
 from pipelines.augment import transforms
 from pipelines.errors import UserError
-from pipelines.files import fsync_folder, read_json, temporary_path, write_durable
+from pipelines.files import fsync_folder, read_object, temporary_path, write_durable
 from pipelines.records.reader import Records
 from train.config import Config
 from train.networks.card import card
@@ -101,7 +101,7 @@ def _published(environment: dict[str, Any]) -> dict[str, Any]:
 
 def _training(folder: Path) -> dict[str, Any]:
     """The history in run.json: the facts, and the distinct environments of the sessions."""
-    record = read_json(folder / "run.json")
+    record = read_object(folder / "run.json", script=str, facts=dict, sessions=list)
     environments: list[dict[str, Any]] = []
     for session in record["sessions"]:
         if (environment := _published(session["environment"])) not in environments:

@@ -16,6 +16,7 @@ import torch
 from pipelines.errors import UserError
 from pipelines.files import (
     read_json,
+    read_object,
     write_bytes_atomic,
     write_json_atomic,
 )
@@ -67,7 +68,7 @@ def load_final(run: str | Path, kind: Literal["raw", "ema"] = "raw") -> tuple[di
 def why_not_final(folder: Path) -> str:
     """Why there are no final weights, and what to do, in words."""
     if (folder / "run.json").is_file():
-        record = read_json(folder / "run.json")
+        record = read_object(folder / "run.json", status=str, command=str)
         status = status_of(folder, record["status"])
         words = status if status != record["status"] else f"it is {status}"
         return (

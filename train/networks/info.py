@@ -9,6 +9,20 @@ from typing import Any
 
 from models import ModelSpec
 
+_Number = (int, float)
+# The type of each entry that is read, in a list that of its elements.
+_KINDS: dict[str, Any] = {
+    **{"architecture": str, "precision": str, "method": str, "kind": str, "input_size": int},
+    **{"class_names": [str], "train_counts": [int], "mean": [_Number], "std": [_Number], "teachers": [dict]},
+    **{"recipe": dict, "evaluation_recipe": dict, "training": dict, "evaluation": dict},
+}
+
+
+def _is(kind: Any, value: Any) -> bool:
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_is(kind[0], one) for one in value)
+    return isinstance(value, kind) and not isinstance(value, bool)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
@@ -45,8 +59,14 @@ class ModelInfo:
 
     @classmethod
     def of(cls, json: dict[str, Any]) -> "ModelInfo":
-        """From model.json; entries unknown to this version are ignored."""
-        return cls(**{name: value for name, value in json.items() if name in cls.__dataclass_fields__})
+        """From model.json; entries unknown to this version are ignored, missing ones and those of other types a TypeError."""
+        if not isinstance(json, dict):
+            raise TypeError(f"an object expected, not {json!r:.40}")
+        info = cls(**{name: value for name, value in json.items() if name in cls.__dataclass_fields__})
+        for name, kind in _KINDS.items():
+            if not _is(kind, getattr(info, name)):
+                raise TypeError(f"{name} is {getattr(info, name)!r:.40}")
+        return info
 
     @property
     def spec(self) -> ModelSpec:

@@ -11,7 +11,7 @@ from torch import nn
 
 from models import ModelSpec
 from pipelines.errors import UserError
-from train.networks.tensor_files import Tensors
+from train.networks.tensor_files import Tensors, check_kinds
 from train.networks.weights import build, is_counter, misfits, read_state, require_finite, weights_hash
 from train.watch.text import short_list
 
@@ -34,6 +34,7 @@ def initialise(network: nn.Module, source: str, spec: ModelSpec, class_names: li
     A classifier of other classes stays as it was drawn, even one of equally many classes, where both sides name their classes.
     """
     stored, drawn = read_state(source, KEY), network.state_dict()
+    check_kinds(stored.state, drawn, f"{KEY}={source}")
     classifier = _classifier(drawn, spec)
     other_classes = stored.class_names is not None and stored.class_names != class_names
     skipped = [name for name in drawn if name in classifier and name in stored.state and other_classes]

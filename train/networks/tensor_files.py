@@ -8,7 +8,7 @@ from models import tensor_files
 from models.tensor_files import Tensors, encode, sha256_of
 from pipelines.errors import UserError
 
-__all__ = ["Tensors", "encode", "read_tensors", "sha256_of"]
+__all__ = ["Tensors", "check_kinds", "encode", "read_tensors", "sha256_of"]
 
 
 def read_tensors(path: Path, sha256: str) -> dict[str, torch.Tensor]:
@@ -17,3 +17,11 @@ def read_tensors(path: Path, sha256: str) -> dict[str, torch.Tensor]:
         return tensor_files.read_tensors(path, sha256)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def check_kinds(stored: Tensors, own: Tensors, origin: str) -> None:
+    """UserError where a tensor of floats in the network `own` would be filled from one that holds something else."""
+    try:
+        tensor_files.check_kinds(stored, own)
+    except ValueError as error:
+        raise UserError(f"{origin}: {error}") from error

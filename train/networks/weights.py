@@ -18,10 +18,12 @@ import torch
 from torch import nn
 
 from models import ModelSpec
+from models.tensor_files import has_plain_values, kind_of
 from pipelines import class_names as class_lists
 from pipelines.errors import UserError
 from train.networks.final import load_final
 from train.networks.info import ModelInfo
+from train.networks.tensor_files import check_kinds
 from train.watch.text import short_list
 
 _NESTED = ("state_dict", "model_state_dict", "model")  # the keys under which training scripts store weights
@@ -29,6 +31,15 @@ _NESTED = ("state_dict", "model_state_dict", "model")  # the keys under which tr
 _BROKEN = (
     *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error),
     safetensors.SafetensorError,
+)
+_OTHER_FILES = (  # what often lies where weights are expected: the first bytes, what the file is and what to do
+    (b"version https://git-lfs", "a git-LFS pointer, not the weights themselves; type: git lfs pull"),
+    (b"<", "an HTML or XML page: the download failed; download the file again"),
+    (b"{", "text in JSON, perhaps a server's error message; download the file again"),
+    (b"\x1f\x8b", "a gzip archive; unpack it"),
+    (b"\xfd7zXZ", "an xz archive; unpack it"),
+    (b"\x93NUMPY", "a numpy array; save the weights with torch.save or safetensors"),
+    (b"\x89HDF", "an HDF5 file (Keras?); save the weights with torch.save or safetensors"),
 )
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # which wrappers (DDP, torch.compile, Lightning) put before every name
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")  # of files of weights, whether they exist or not
@@ -139,6 +150,7 @@ def fill(network: nn.Module, state: Mapping[str, torch.Tensor], spec: ModelSpec,
     wrong = [f"{kind} {short_list(names, 3)}" for kind, names in misfits(state, own).items() if names]
     if wrong:
         raise UserError(f"{origin} does not fit {spec}: {'; '.join(wrong)}{hint}")
+    check_kinds(state, own, origin)
     require_finite({name: state[name] for name in own if name in state}, origin)
     network.load_state_dict(own | dict(state))
 
@@ -207,6 +219,7 @@ def _read_file(file: str, key: str) -> Stored:
 
 def _read_tensors(path: Path, key: str) -> dict[str, Any]:
     """The contents of a file of weights, still nested."""
+    _refuse_other_files(path, key)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -226,6 +239,32 @@ def _read_tensors(path: Path, key: str) -> dict[str, Any]:
     return content
 
 
+def _refuse_other_files(path: Path, key: str) -> None:
+    """UserError for a file that is evidently something else: the errors of the two readers would mislead."""
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{key}={path} is no regular file; give a file of weights, .safetensors or .pth")
+        with open(path, "rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise UserError(f"{key}={path}: cannot be read ({error.strerror})") from error
+    if not start:
+        raise UserError(f"{key}={path} is empty; copy or download it again")
+    is_safetensors = start[5:9] == b"\0\0\0{"  # the end of the length of its header, the header
+    pickled = start[:1] == b"\x80" or start[:4] == b"PK\x03\x04"
+    if path.suffix == ".safetensors" and pickled:
+        raise UserError(f"{key}={path} is a file of torch.save (or a zip archive), not safetensors: rename it to .pth")
+    if path.suffix != ".safetensors" and is_safetensors:
+        raise UserError(f"{key}={path} is a safetensors file: rename it to .safetensors")
+    for first, words in () if is_safetensors else _OTHER_FILES:
+        if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(first):
+            raise UserError(f"{key}={path} is no file of weights, but {words}")
+    if start[257:262] == b"ustar":
+        raise UserError(f"{key}={path} is no file of weights, but a tar archive; unpack it")
+    if path.suffix != ".safetensors" and not pickled:
+        raise UserError(f"{key}={path} is damaged, or no file of weights: it begins with {start[:8]!r}")
+
+
 def _plain_state(content: dict[str, Any], file: str, key: str) -> tuple[dict[str, torch.Tensor], list[str]]:
     """(tensors by their names in the network, notes): out of their nesting, without the prefix of a wrapper."""
     notes = []
@@ -234,10 +273,16 @@ def _plain_state(content: dict[str, Any], file: str, key: str) -> tuple[dict[str
         notes.append(f"{file}: took {nested!r} of {', '.join(sorted(map(str, content)))}")
         content = dict(content[nested])
     for name, value in content.items():
+        if not isinstance(name, str):
+            raise UserError(f"{key}={file}: {name!r} is no name of a tensor: save model.state_dict()")
         if not isinstance(value, torch.Tensor):
             raise UserError(
                 f"{key}={file}: {name!r} is a {type(value).__name__}, not a tensor, and none of "
                 f"{', '.join(_NESTED)} is in the file: save model.state_dict()"
+            )
+        if not has_plain_values(value):
+            raise UserError(
+                f"{key}={file}: {name} is {kind_of(value)}: save it as floats, e.g. tensor.to_dense().float()"
             )
     while prefix := next((p for p in _PREFIXES if content and all(name.startswith(p) for name in content)), None):
         notes.append(f"{file}: every name began with {prefix!r}, which was left out")

@@ -8,6 +8,7 @@ folder was written as a whole, and nothing is used whose digest differs.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,9 +27,11 @@ from pipelines.files import (
     write_durable,
 )
 from train.networks.tensor_files import Tensors, encode, read_tensors, sha256_of
-from train.run.place import run_folder
+from train.run.place import expanded, run_folder
 
 _FORMAT = 2
+NOT_FINITE = "not_finite.json"
+"the file that the loop leaves after a loss that was not finite"
 
 
 @dataclass(kw_only=True)
@@ -196,7 +199,7 @@ def load_best(run_dir: Path) -> Checkpoint:
 
 def load_from(path: str) -> Checkpoint:
     """The checkpoint in a folder step_N, or the newest intact one of a run (name or folder)."""
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if (folder / "state.json").exists():
         content, tensors = _read_folder(folder)
         return Checkpoint(content["step"], tensors, content["state"], [])
@@ -212,15 +215,26 @@ def pointed_at(run_dir: Path, name: Literal["latest", "best"]) -> Path | None:
     """The folder of the newest or the best checkpoint; None when there is none."""
     root = run_dir / "checkpoints"
     try:
-        folder = root / (root / name).read_text()
+        step = (root / name).read_bytes().decode(errors="replace")
     except OSError:
         return None
-    return folder if folder.is_dir() else None
+    return root / step if re.fullmatch(r"step_[0-9]{8}", step) and (root / step).is_dir() else None
 
 
 def has_checkpoint(run_dir: Path) -> bool:
     """Whether a training in this folder would resume rather than start; `load_latest` finds damage."""
     return bool(_newest_first(run_dir / "checkpoints"))
+
+
+def has_trained_nothing(run_dir: Path) -> bool:
+    """Whether a training in this folder ended before it kept anything: no checkpoint, no weights, no figures.
+
+    Figures before a loss that was not finite do not count: the same command would begin again, and fail again.
+    """
+    if has_checkpoint(run_dir) or any((run_dir / name).exists() for name in ("result.json", "model.json")):
+        return False
+    metrics = run_dir / "metrics.jsonl"
+    return (run_dir / NOT_FINITE).exists() or not metrics.is_file() or metrics.stat().st_size == 0
 
 
 def _newest_first(root: Path) -> list[int]:

@@ -5,6 +5,7 @@ Invariant: an exit code is 0 only if the work was done.
 """
 
 import errno
+import io
 import os
 import re
 import select
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from pipelines.errors import UserError
 
+_LONGEST = 200  # characters of a path that are shown
 _NO_READER = 128 + signal.SIGPIPE
 
 
@@ -23,11 +25,17 @@ def script(main: Callable[[list[str]], int | None]) -> int:
 
     When the reader of the output is gone (`| head`), the program ends at once and silently, with the code of SIGPIPE.
     """
+    _make_output_safe()
     try:
         try:
             return main(sys.argv[1:]) or 0
         finally:
-            sys.stdout.flush()  # while a closed pipe can still be handled, also after --help
+            _flush()  # while a closed pipe can still be handled, also after --help
+    except _OutputLost as lost:
+        _to_stderr(
+            f"error: the output cannot be written: {lost}; the work itself may be done, make room and run it again"
+        )
+        return 2
     except BrokenPipeError:
         if not _drop_closed_pipes():
             raise  # another pipe, such as a worker's
@@ -36,6 +44,30 @@ def script(main: Callable[[list[str]], int | None]) -> int:
         if not isinstance(leave.__context__, BrokenPipeError):
             raise
         return _NO_READER  # rich found the closed pipe and exited with 1
+
+
+class _OutputLost(Exception):
+    """Standard output did not take what was printed, for example on a full disk."""
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again when it ends
+        raise _OutputLost(error.strerror) from error
+
+
+def _make_output_safe() -> None:
+    """Let no print fail for its letters (in the locale C), nor because the program was started with a closed output."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _to_stderr(line: str) -> None:
@@ -53,9 +85,13 @@ def exit_code(
 ) -> int:
     """Do the work, or print in one line why it was not done. Code: 0 or the work's own, 2 for a user's mistake, 130 after Ctrl-C.
 
+    A file or folder that the system refuses is the user's to mend, like any UserError. Every other error is a fault of the
+    program: it keeps its traceback, which then says so.
+
     interrupted: the message after Ctrl-C; say: prints the line.
     """
     try:
+        _require_a_current_folder()
         return work() or 0
     except UserError as error:
         say(f"error: {one_line(str(error))}")
@@ -64,11 +100,33 @@ def exit_code(
         _to_stderr(interrupted)
         return 130
     except Exception as error:
-        words = _passing_trouble(error)
-        if words is None:
-            raise
-        _to_stderr(f"error: {words}: run the same command again")
-        return 2
+        if words := _passing_trouble(error):
+            _to_stderr(f"error: {words}: run the same command again")
+            return 2
+        if words := _place(error):
+            say(f"error: {words}")
+            return 2
+        if not isinstance(error, BrokenPipeError):
+            error.add_note(
+                "This is a fault of the program, not of what you typed: please report it with the lines above."
+            )
+        raise
+
+
+def _require_a_current_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError("the current folder does not exist any more; change to one that does: cd FOLDER") from error
+
+
+def _place(error: Exception) -> str | None:
+    """The file or folder that the system refused, and why; None for an error without a path."""
+    if not isinstance(error, OSError) or error.filename is None or isinstance(error.filename, int):
+        return None
+    path = os.fsdecode(error.filename)
+    shown = path if len(path) <= _LONGEST else f"{path[:_LONGEST]}..."
+    return f"{shown}: {error.strerror}; give another file or folder, or make this one usable"
 
 
 def _drop_closed_pipes() -> bool:

@@ -6,6 +6,7 @@ Owns the choice of precision and torch's global switches. Invariant: the launche
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ def _accelerates_word(precision: str) -> str:
 def make_accelerator(config: Config) -> Accelerator:
     """The Accelerator that the settings ask for; UserError when the launcher asked for something else."""
     precision = _accelerates_word(resolve_precision(config.precision))
+    _check_numbers()
     _check_launcher(precision)
     if config.deterministic:
         # cuBLAS reads the variable when it starts.
@@ -117,6 +119,16 @@ def make_accelerator(config: Config) -> Accelerator:
             "would believe to be the only one. Without a GPU, type ACCELERATE_USE_CPU=true before the command"
         )
     return accelerator
+
+
+def _check_numbers() -> None:
+    """UserError where a number that a launcher sets is none."""
+    names = [name for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE") if name in os.environ]
+    for name in [*names, "MASTER_PORT"] if names and "MASTER_PORT" in os.environ else names:
+        if not re.fullmatch(r"-?[0-9]+", os.environ[name]):
+            raise UserError(
+                f"{name}={os.environ[name]!r} is no whole number: a launcher sets this variable; without one type: unset {name}"
+            )
 
 
 def _check_launcher(precision: str) -> None:

@@ -84,7 +84,7 @@ def _first_to_say(line: str) -> bool:
     The launcher's store counts, even before torch.distributed is initialised. The first rank must print: as soon as it
     has left, the launcher kills the others, perhaps rank 0 among them.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return True
     store = _launchers_store()
     # Without a store a line may be printed twice, which is better than not at all.

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.files import read_json
+from pipelines.files import read_object
+from train.run.checkpoint import has_trained_nothing
 
 SPLITS = ("train", "val", "test")
 _TOLD = {
@@ -29,9 +30,9 @@ _RECORDS = "was started on other records: data.{name} had the digest {{}}, it ha
 
 
 def _stored(folder: Path) -> dict[str, Any]:
-    """The facts in run.json; none where there is no run."""
+    """The facts in run.json; none where there is no run, or one that has trained nothing."""
     path = folder / "run.json"
-    return read_json(path).get("facts", {}) if path.exists() else {}
+    return read_object(path, facts=dict)["facts"] if path.exists() and not has_trained_nothing(folder) else {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from pipelines.errors import UserError
-from pipelines.files import is_temporary, read_json, write_bytes_atomic, write_json_atomic
+from pipelines.files import is_temporary, read_object, write_bytes_atomic, write_json_atomic
+from train.run.checkpoint import NOT_FINITE, has_trained_nothing
 from train.run.environment import describe_environment
 from train.run.exits import share_failure, shared_failure
 from train.run.facts import Facts
@@ -120,28 +121,33 @@ class Run:
 
     def _check_and_record(self, config: Any, script: str, accelerator: Accelerator) -> None:
         if (self.folder / "run.json").exists():
-            self._record = read_json(self.folder / "run.json")
-            if self._record["script"] != script:
+            self._record = _read_record(self.folder / "run.json")
+            if self._record["script"] != script and not has_trained_nothing(self.folder):
                 raise UserError(f"{self.folder} is a run of {self._record['script']}; give {script} another run=NAME")
-        self._check_settings(config)
+        self._check_settings(config, script)
         if (self.folder / "result.json").exists():
-            self._result = read_json(self.folder / "result.json")
+            self._result = read_object(self.folder / "result.json")
             if self._record.get("status") == "running":  # killed between the two files of `finish`
                 self._set_status("finished")
             return
         self._start_session(script, accelerator)
 
-    def _check_settings(self, config: Any) -> None:
+    def _check_settings(self, config: Any, script: str) -> None:
         path = self.folder / "config.yaml"
         if not path.exists():
             write_bytes_atomic(path, to_yaml(config).encode())
             return
-        if config.resume == "never":
+        empty = has_trained_nothing(self.folder)
+        if config.resume == "never" and not empty:
             raise UserError(f"run {self.folder} exists, and resume=never; give another run=NAME, or leave resume out")
         self.resumed = True
         changed = diff(load(type(config), path), config)
         refused = binding(changed, FREE_KEYS + PLACES)
-        if refused:
+        if empty and (refused or self._record.get("script", script) != script):
+            self._record["facts"] = {}
+            (self.folder / NOT_FINITE).unlink(missing_ok=True)
+            self.changes.append("the run had trained nothing that was kept: it begins anew with the settings given now")
+        elif refused:
             raise UserError(
                 f"run {self.folder} was started with other settings (stored -> given): {'; '.join(refused)}. "
                 "Give the stored ones, or another run=NAME"
@@ -236,6 +242,15 @@ class Run:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    record = read_object(path, script=str, status=str, facts=dict, sessions=list)
+    for session in record["sessions"]:
+        kinds = (("started", str), ("status", str), ("environment", dict))
+        if not isinstance(session, dict) or not all(isinstance(session.get(name), kind) for name, kind in kinds):
+            raise UserError(f"{path} is damaged: a session is {session!r:.40}")
+    return record
 
 
 def binding(changes: list[str], free: tuple[str, ...] = FREE_KEYS) -> list[str]:

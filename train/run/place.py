@@ -17,11 +17,19 @@ def run_folder(name: str) -> Path:
     Earlier versions took every name with a slash for a path: a run or an export that lies there is still found.
     """
     if name.startswith(_PATHS):
-        return Path(name).expanduser()
+        return expanded(name)
     folder, beside = RUNS / name, Path(name)
     if "/" in name and not folder.exists() and (beside.is_file() or _is_run(beside)):
         return beside
     return folder
+
+
+def expanded(path: str) -> Path:
+    """The path, with ~ as the home folder; UserError where that is not known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # there is no such user, or HOME is not set
+        raise UserError(f"{path}: the home folder is not known; give the path without ~") from error
 
 
 def _is_run(folder: Path) -> bool:

@@ -73,7 +73,7 @@ class Stops:
         now = time.monotonic()
         if not self._heard and now - self._looked_at >= _FILE_SECONDS:
             self._looked_at = now
-            if self._file.exists():
+            if self._file.is_file():
                 self._heard = len(_REASONS) - 1
         return self._heard
 
@@ -96,4 +96,5 @@ class Stops:
 
     def obeyed(self) -> None:
         """Remove the stop file after the stop, so that the same command can go on."""
-        self._file.unlink(missing_ok=True)
+        if self._file.is_file():  # a folder of that name asks for nothing
+            self._file.unlink(missing_ok=True)

@@ -342,7 +342,9 @@ def _drop_after(path: Path, step: int | None) -> list[bytes]:
 
 
 def _step_of(line: bytes) -> float:
+    """The step of a line; infinity for a partial or damaged one."""
     try:
-        return json.loads(line)["step"] if line.endswith(b"\n") else math.inf
-    except ValueError:
+        step = json.loads(line)["step"] if line.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError, IndexError):
         return math.inf
+    return step if isinstance(step, int) else math.inf

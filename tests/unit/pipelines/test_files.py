@@ -17,11 +17,15 @@ from pipelines.files import (
     Held,
     alone_in,
     atomic_writer,
+    check_file_place,
+    check_folder_place,
     is_temporary,
     lock,
     read_json,
+    read_object,
     temporary_path,
     write_bytes_atomic,
+    write_each,
     write_json_atomic,
 )
 
@@ -197,3 +201,47 @@ def test_where_folders_have_no_locks_the_work_goes_on(tmp_path: Path, monkeypatc
     monkeypatch.setattr(files.fcntl, "flock", refused)
     with alone_in(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("place", ["nowhere/a", "folder", "pipe", "file/a", "x" * 300, "x" * 250, "loop/a", "/proc/a"])
+def test_a_file_that_could_not_be_written_is_refused_at_once(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"^out=1: cannot write .*give a file in a folder that exists"):
+        check_file_place(tmp_path / place, "out=1")
+    check_file_place(tmp_path / "file", "out=1")
+    check_file_place(tmp_path / "folder" / "new", "out=1")
+    assert sorted(tmp_path.iterdir()) == before and not list((tmp_path / "folder").iterdir())
+
+
+@pytest.mark.parametrize("place", ["file", "file/a", "x" * 300, "a/" + "x" * 300, "loop/a", "dangling", "/proc/a/b"])
+def test_a_folder_that_could_not_be_made_is_refused_at_once(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"^run=1: cannot write in .*give another folder"):
+        check_folder_place(tmp_path / place, "run=1")
+    check_folder_place(tmp_path / "a" / "b" / "c", "run=1")
+    check_folder_place(tmp_path, "run=1")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_one_output_that_fails_leaves_the_others(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write .*nowhere.*: No such file.*; also"):
+        write_each(
+            lambda: write_bytes_atomic(tmp_path / "nowhere" / "a", b""),
+            lambda: write_bytes_atomic(tmp_path / "b", b"b"),
+            lambda: (_ for _ in ()).throw(UserError("also")),
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", "{}", '{"a": "1"}'])
+def test_an_object_of_another_form(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"a.json is damaged"):
+        read_object(tmp_path / "a.json", a=int)

@@ -1,7 +1,10 @@
 """Finished networks: from a run, an export folder or a file of weights; the same network from each of them, or a refusal."""
 
+import io
 import json
+import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from pipelines import class_names
 from pipelines.errors import UserError
 from train.networks.final import save_final
 from train.networks.info import ModelInfo
+from train.networks.initial import initialise
 from train.networks.weights import Pretrained, read_file, read_run, read_state, weights_hash
 
 FIXTURES = Path(__file__).parents[3] / "fixtures"
@@ -236,6 +240,90 @@ def test_damaged_and_missing_files(network: torch.nn.Module, tmp_path: Path, suf
         with pytest.raises(UserError) as caught:
             read(path)
         assert "\n" not in str(caught.value)
+
+
+def zip_of_a_text() -> bytes:
+    with zipfile.ZipFile(buffer := io.BytesIO(), "w") as archive:
+        archive.writestr("a.txt", "b")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "a git-LFS pointer.*git lfs pull"),
+        (b"<!DOCTYPE html>\n<html>404</html>", "an HTML or XML page: the download failed"),
+        (b"\n  <html>404</html>", "an HTML or XML page"),
+        (b'{"message": "Not Found"}', "text in JSON"),
+        (b"\x1f\x8b\x08" + bytes(40), "a gzip archive; unpack it"),
+        (bytes(257) + b"ustar\0" + bytes(300), "a tar archive; unpack it"),
+        (b"\x93NUMPY\x01\x00", "a numpy array"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        (b"", "is empty"),
+        (zip_of_a_text(), "no file of weights|or a zip archive"),
+        (bytes(range(256)), "no file of weights"),
+    ],
+)
+def test_another_file_is_called_what_it_is(tmp_path: Path, suffix: str, data: bytes, words: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=words) as caught:
+        read_state(str(path), "model.init")
+    assert "run code" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_pipe_and_files_under_the_other_suffix_are_refused(network: torch.nn.Module, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pth")
+    torch.save(network.state_dict(), tmp_path / "a.safetensors")
+    safetensors.torch.save_file(dict(network.state_dict()), tmp_path / "b.pth")
+    for name, words in (("pipe.pth", "no regular file"), ("a.safetensors", "to .pth"), ("b.pth", "to .safetensors")):
+        with pytest.raises(UserError, match=words):
+            read_state(str(tmp_path / name), "model.init")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda weight: weight.to(torch.int8), "fc.weight is int8"),
+        (lambda weight: weight > 0, "fc.weight is bool"),
+        (lambda weight: weight.to(torch.float8_e4m3fn), "fc.weight is float8_e4m3fn"),
+        (lambda weight: weight.to(torch.complex64), "fc.weight is complex64"),
+        (lambda weight: weight.to_sparse(), r"fc.weight is a sparse tensor"),
+        (lambda weight: weight.to("meta"), "fc.weight is a tensor without values"),
+    ],
+)
+def test_only_floats_are_weights(network: torch.nn.Module, tmp_path: Path, change, words: str) -> None:
+    """Converting them silently would give a network of other weights."""
+    state = dict(network.state_dict())
+    torch.save(state | {"fc.weight": change(state["fc.weight"])}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=words):
+        read(tmp_path / "a.pth")
+    with pytest.raises(UserError, match=words):
+        initialise(network, str(tmp_path / "a.pth"), ModelSpec("resnet20", 3), NAMES)
+
+
+@pytest.mark.parametrize("key", [0, ("a",), None, b"a"])
+def test_names_of_tensors_are_text(tmp_path: Path, key: object) -> None:
+    torch.save({key: torch.ones(2)}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="is no name of a tensor|damaged|run code"):
+        read_state(str(tmp_path / "a.pth"), "model.init")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({}, [], 3, None, "x"),
+        *({"class_names": 3}, {"class_names": [1, 2, 3]}, {"architecture": 5}, {"mean": "0.5"}, {"std": [None]}),
+        *({"input_size": "16"}, {"training": []}, {"train_counts": ["1"]}, {"sha256": 4}),
+    ],
+)
+def test_a_damaged_description_is_one_line(network: torch.nn.Module, tmp_path: Path, changed: object) -> None:
+    path = save_run(tmp_path / "t", network) / "model.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole | changed if isinstance(changed, dict) and changed else changed))
+    with pytest.raises(UserError, match=r"model.json is damaged|model.safetensors is damaged"):
+        read_run(str(tmp_path / "t"))
 
 
 def test_messages_name_the_setting_that_was_given(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from helpers.tensors import assert_same, damage, some_tensors
 
 from pipelines.errors import UserError
-from train.run.checkpoint import Keep, SaveConfig, load_from, load_latest, pointed_at, save
+from train.run.checkpoint import Keep, SaveConfig, load_best, load_from, load_latest, pointed_at, save
 
 ROOT = Path(__file__).parents[4]
 
@@ -226,3 +226,18 @@ def test_another_runs_checkpoint_is_read_by_folder_or_run(tmp_path):
     assert_same(first.tensors, some_tensors(1))
     with pytest.raises(UserError, match="resume=.*: no checkpoint there"):
         load_from(str(tmp_path))
+
+
+@pytest.mark.parametrize("pointer", [b"", b"3", b"\xff", b"step_zz", b"/etc", b"..", b"a\0b", b"x" * 400])
+def test_a_damaged_pointer_names_no_checkpoint(tmp_path, pointer):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best").write_bytes(pointer)
+    (tmp_path / "run.json").touch()
+    assert pointed_at(tmp_path, "best") is None
+    with pytest.raises(UserError, match="has no best checkpoint"):
+        load_best(tmp_path)
+
+
+def test_a_home_folder_that_is_not_known():
+    with pytest.raises(UserError, match="the home folder is not known"):
+        load_from("~nosuch/x")

@@ -92,3 +92,12 @@ def test_git_state(tmp_path):
 def test_the_revision_is_that_of_the_code() -> None:
     revision = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     assert describe_environment(Accelerator(cpu=True))["git_revision"] == revision.stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"])
+@pytest.mark.parametrize("value", ["", "two", "1.5"])
+def test_a_launchers_number_that_is_none(monkeypatch, name, value):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"{name}='{value}' is no whole number"):
+        make_accelerator(Config())

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
+from train.run.endings import exit_code
 from train.run.exits import guard
 
 ROOT = Path(__file__).parents[4]
@@ -144,3 +145,69 @@ def test_another_broken_pipe_is_no_reader_that_has_gone() -> None:
     program = PROGRAM.format(body="raise BrokenPipeError('of a worker')")
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "BrokenPipeError: of a worker" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("nowhere/a", "nowhere/a: No such file or directory"),
+        (".", ".: Is a directory"),
+        ("x" * 300, "...: File name too long"),
+        ("loop", "loop: Too many levels of symbolic links"),
+        ("file/a", "file/a: Not a directory"),
+    ],
+)
+def test_a_path_that_the_system_refuses_is_one_line(capsys, path, words):
+    """Wherever it was used, and in every program."""
+    Path("loop").symlink_to("loop")
+    Path("file").touch()
+
+    def main(argv: list[str]) -> None:
+        Path(path).write_bytes(b"")
+
+    for end in (guard, lambda main: exit_code(lambda: main([]))):
+        assert end(main) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and words in error and error.count("\n") == 1
+
+
+def test_a_fault_of_the_program_says_so():
+    with pytest.raises(ZeroDivisionError) as caught:
+        exit_code(lambda: 1 // 0)
+    assert "fault of the program" in caught.value.__notes__[0]
+
+
+def test_a_current_folder_that_was_deleted(capsys, monkeypatch, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert exit_code(lambda: 0) == 2
+    assert "the current folder does not exist any more" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "words"),
+    [
+        ("> /dev/full", 2, "the output cannot be written: No space left on device"),
+        (">&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+        ("> out", 0, ""),
+    ],
+)
+def test_an_output_that_takes_nothing(tmp_path, shell, code, words):
+    """Also in the locale C, with letters that it lacks."""
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from train.run.endings import exit_code, script; "
+        "sys.exit(script(lambda argv: exit_code(lambda: print(chr(252), chr(0xdc80)))))"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f'exec "$0" -c "$1" {shell}', sys.executable, program],
+        cwd=tmp_path,
+        env={"LANG": "C", "PYTHONIOENCODING": "ascii", "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False) and words in done.stderr
+    if shell == "> out":
+        assert (tmp_path / "out").read_text() == "\\xfc \\udc80\n"

@@ -174,7 +174,7 @@ def refusal(*arguments) -> str:
 
 def test_other_settings_are_refused_with_the_difference(accelerator):
     with Run.open(Config(), "a", SCRIPT, accelerator):
-        pass
+        Path("runs/a/metrics.jsonl").write_text('{"step": 50}\n')
     before = (Path("runs/a/config.yaml").read_bytes(), Path("runs/a/run.json").read_bytes())
     message = refusal(Config(seed=1, optim=OptimConfig(lr=0.2)), "a", SCRIPT, accelerator)
     assert "run runs/a was started with other settings" in message
@@ -217,7 +217,7 @@ def test_a_finished_run_with_other_settings_is_refused(accelerator):
 
 def test_another_scripts_run_is_refused(accelerator):
     with Run.open(Config(), "a", "train/teacher.py", accelerator):
-        pass
+        Path("runs/a/metrics.jsonl").write_text('{"step": 50}\n')
     message = refusal(Config(), "a", SCRIPT, accelerator)
     assert message == "runs/a is a run of train/teacher.py; give train/distill.py another run=NAME"
 
@@ -321,3 +321,44 @@ def test_a_full_disk_at_the_end_does_not_cover_the_first_error(accelerator):
     with pytest.raises(UserError, match="first"), Run.open(Config(), "a", SCRIPT, accelerator) as run:
         run._write_record = full
         raise UserError("first")
+
+
+# ---- a start that trained nothing ----
+
+
+def test_a_run_that_kept_nothing_begins_anew_with_other_settings(accelerator):
+    with pytest.raises(UserError), Run.open(Config(), "a", "train/teacher.py", accelerator) as run:
+        run.note(Facts(backend="ffcv", digests={"train": "d"}))
+        (run.folder / "metrics.jsonl").touch()
+        raise UserError("refused late")
+    with Run.open(Config(seed=1, resume="never"), "a", SCRIPT, accelerator) as run:
+        assert run.facts == Facts() and any("begins anew" in line for line in run.changes)
+        assert load(Config, run.folder / "config.yaml").seed == 1 and record(run.folder)["script"] == SCRIPT
+        assert "is in use by" in refusal(Config(seed=2), "a", SCRIPT, accelerator)
+        (run.folder / "metrics.jsonl").write_text('{"step": 50}\n')
+    assert "other settings" in refusal(Config(seed=2), "a", SCRIPT, accelerator)
+    (run.folder / "not_finite.json").write_text("{}")  # those figures led nowhere
+    with Run.open(Config(seed=2), "a", SCRIPT, accelerator):
+        assert not (run.folder / "not_finite.json").exists()
+        (run.folder / "checkpoints" / "step_00000001").mkdir(parents=True)
+    assert "other settings" in refusal(Config(seed=3), "a", SCRIPT, accelerator)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{}", "[]", "3", "null", "\udcff\0", '{"script": 3}', '{"script": "train/distill.py", "status": "running"}'),
+        '{"script": "train/distill.py", "status": "running", "facts": {}, "sessions": [3]}',
+        '{"script": "train/distill.py", "status": "running", "facts": [], "sessions": []}',
+        '{"script": "train/distill.py", "status": "running", "facts": {}, "sessions": [{"status": "running"}]}',
+    ],
+)
+def test_a_record_of_another_form_is_damaged(accelerator, text):
+    with Run.open(Config(), "a", SCRIPT, accelerator):
+        pass
+    Path("runs/a/run.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert "runs/a/run.json is damaged" in refusal(Config(), "a", SCRIPT, accelerator)
+    Path("runs/a/metrics.jsonl").write_text("{}\n")
+    if '"facts": {}' not in text:
+        with pytest.raises(UserError, match=r"run.json is damaged"):
+            Facts.of_run(Path("runs/a"))

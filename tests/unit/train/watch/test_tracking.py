@@ -335,3 +335,13 @@ def test_peak_memory_of_a_gpu():
     before = torch.cuda.memory_allocated(device)
     block = torch.ones(60_000_000, device=device)
     assert peak_memory(device) >= before + block.nbytes
+
+
+@pytest.mark.parametrize(
+    "line", [b"{}", b"[]", b"3", b"null", b'{"step": "4"}', b'{"step": null}', b"\xff\x00", b'{"ste']
+)
+def test_a_damaged_line_is_dropped(tracker, tmp_path: Path, line: bytes):
+    good = b'{"step": 5, "loss": 1.0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(good + line + b"\n" + good + line)
+    tracker(resumed_at=10)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == good * 2
