@@ -3,5 +3,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh report dev
-# One process per core; all tests of a file run in the same process, so that its fixtures are set up once.
-exec .venv/bin/python -m pytest -n logical --dist loadfile --durations=15 "$@"
+# One process more than cores, because many tests wait for processes that they started. All tests of a file run in the same
+# process, so that its fixtures are set up once.
+exec .venv/bin/python -m pytest -n $(($(nproc) + 1)) --dist loadfile --durations=15 "$@"

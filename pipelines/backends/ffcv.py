@@ -1,8 +1,9 @@
 """The ffcv backend: FFCV's file format and its JPEG decoder in one compiled, parallel pass over a batch.
 
-It is FFCV's own scheme (numba loops that call libffcv without the GIL), compiled by us so that the machine code is kept on
+It is FFCV's own scheme (numba loops that call its decoder without the GIL), compiled by us so that the machine code is kept on
 disk and start-up takes no compilation. The parts of the stock Loader that break the contract of loader.py do not exist
-here: its epoch thread, a Python object per sample, decode scratch per sample and slot (here: per thread), ignored decode errors.
+here: its epoch thread, a Python object per sample, decode scratch per sample and slot (here: per thread), ignored decode
+errors, the inexact DCT (libffcv.py).
 """
 
 import threading
@@ -22,12 +23,16 @@ _GOOD, _BAD_CRC, _BAD_IMAGE = 0, 1, 2
 # Numba's fallback threading layer aborts the process when two threads enter parallel code at once.
 _one_at_a_time = threading.Lock()
 
-_imdecode = libffcv.compiled_decoder()
+_decompress = libffcv.compiled_decoder()
+_RGB, _EXACT = libffcv.RGB, libffcv.EXACT
 
 
 @exact_parallel
-def _load_batch(columns, due, positions, boxes, out, scratch, status):
-    """Fill uint8 out[B, S, S, 3] with the boxes int32[B, 5] of the records at int64[B]; status[i]: the outcome of row i."""
+def _load_batch(columns, due, positions, boxes, out, decoders, scratch, status):
+    """Fill uint8 out[B, S, S, 3] with the boxes int32[B, 5] of the records at int64[B]; status[i]: the outcome of row i.
+
+    decoders: uintp[threads], scratch: uint8[threads, bytes of the largest image].
+    """
     for i in prange(len(positions)):
         k = positions[i]
         if not is_whole(columns, due, k):
@@ -38,10 +43,10 @@ def _load_batch(columns, due, positions, boxes, out, scratch, status):
         if columns.raw[k]:
             image = payload.reshape((height, width, 3))
         else:
-            image = scratch[numba.get_thread_id()][: height * width * 3].reshape((height, width, 3))
-            result = _imdecode(
-                payload.ctypes.data, len(payload), height, width, image.ctypes.data, height, width, 0, 0, 1, 1, 0, 0
-            )
+            thread = numba.get_thread_id()
+            image = scratch[thread][: height * width * 3].reshape((height, width, 3))
+            source, to = payload.ctypes.data, image.ctypes.data
+            result = _decompress(decoders[thread], source, len(payload), to, width, 0, height, _RGB, _EXACT)
             if result != 0:  # the stock Loader ignores this, and returns the image decoded before
                 status[i] = _BAD_IMAGE
                 continue
@@ -64,6 +69,7 @@ class FFCVBackend:
         self._workers = min(workers, numba.config.NUMBA_NUM_THREADS)  # pyright: ignore[reportAttributeAccessIssue]
         self._columns, self._verifier = records.columns(), Verifier(records, verify, self._workers)
         self._status = np.zeros(0, np.uint8)
+        self._decoders = libffcv.Handles(self._workers)
         self._scratch = np.zeros((self._workers, 0), np.uint8)
 
     def load(self, positions: np.ndarray, boxes: np.ndarray, out: np.ndarray) -> None:
@@ -71,7 +77,16 @@ class FFCVBackend:
             self._records.require_whole()
             self._grow(positions)
             numba.set_num_threads(self._workers)
-            _load_batch(self._columns, self._verifier.due, positions, boxes, out, self._scratch, self._status)
+            _load_batch(
+                self._columns,
+                self._verifier.due,
+                positions,
+                boxes,
+                out,
+                self._decoders.addresses,
+                self._scratch,
+                self._status,
+            )
             bad = np.flatnonzero(self._status[: len(positions)])
         if len(bad):
             r, position = self._records, int(positions[bad[0]])

@@ -41,4 +41,8 @@ def pixel_source(backend: str, records: Records, device: torch.device) -> PixelS
         from nvidia.dali import __version__
 
         return PixelSource(backend, f"{'mixed' if device.type == 'cuda' else 'cpu'} {__version__}")
+    if backend == "ffcv":
+        return PixelSource(
+            backend, "exact"
+        )  # without the word: by versions that decoded with the inexact DCT, other pixels
     return PixelSource(backend)

@@ -163,7 +163,7 @@ def test_what_does_not_belong_there_is_said_and_does_no_harm(cache: Path, run: R
     code, _, err = run("verify", cache)
     notes = [line for line in err.splitlines() if line.startswith("note: ")]
     assert code == 0 and len(notes) == 5
-    assert all(any(f"note: {path} is no part of a cache" in line for line in notes) for path in strays)
+    assert all(any(f"note: {path} is not part of a cache" in line for line in notes) for path in strays)
     assert any(f"note: {temporary} is being written, or was left" in line for line in notes)
 
 
