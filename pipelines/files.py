@@ -20,6 +20,15 @@ from pipelines.errors import UserError
 _SUFFIX = ".tmp"
 
 
+def home_expanded(path: str) -> str:
+    """The path with the home folder in place of a leading `~` or `~USER`; ValueError, worded for users, where there is none."""
+    expanded = os.path.expanduser(path)
+    if path.startswith("~") and expanded == path:
+        home = path.partition("/")[0]
+        raise ValueError(f"{home} is no home folder here; a file whose name begins with ~ is ./{path}")
+    return expanded
+
+
 def temporary_path(path: Path) -> Path:
     """A fresh name in the folder of `path`, unique among threads, processes and hosts that write there."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}")

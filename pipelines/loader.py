@@ -31,11 +31,11 @@ Item = TypeVar("Item")
 
 @dataclass(kw_only=True)
 class DataConfig:
-    train: str | None = None
+    train: str | None = field(default=None, metadata={"path": True})
     "training records (.beton, made by tools/convert.py)"
-    val: str | None = None
+    val: str | None = field(default=None, metadata={"path": True})
     "validation records; null = none"
-    test: str | None = None
+    test: str | None = field(default=None, metadata={"path": True})
     "test records"
     backend: Literal["auto", "ffcv", "dali", "resident", "reference"] = "auto"
     "what decodes and crops; auto = the cache's; else resident for raw images that fit, dali on a GPU, ffcv, reference"

@@ -10,7 +10,7 @@ needs to use the network elsewhere, with these figures in it (docs/export.md).
 
 import io
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -38,9 +38,9 @@ class EvaluateConfig(Config):
     "which records to evaluate: data.test or data.val"
     weights: Literal["raw", "ema", "best"] = "raw"
     "which weights: those trained last, their moving average, or the checkpoint that save.keep_best kept"
-    predictions: str | None = None
+    predictions: str | None = field(default=None, metadata={"path": True})
     "file for keys int64 [n], labels int64 [n] and logits float16 [n, C], as numpy .npz"
-    export: str | None = None
+    export: str | None = field(default=None, metadata={"path": True})
     "new folder for the finished network with all that is needed to use it, and these figures: weights, settings, model card"
 
 

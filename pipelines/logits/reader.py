@@ -37,7 +37,7 @@ _OPEN_BLOCKS = 8192
 
 @dataclass(kw_only=True)
 class CacheConfig:
-    paths: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list, metadata={"path": True})
     "logit caches to train from, one per teacher: its folder, or the folder that contains it; empty = run the teacher online"
     weights: list[float] = field(default_factory=list)
     "weights of the caches in the average, one positive number each; empty = equal"
@@ -51,7 +51,7 @@ class CacheConfig:
     "how train/cache_logits.py stores logits: 8 bits per class with a range per sample, or floats"
     batch: int = 256
     "images per forward pass of the teacher in train/cache_logits.py; part of the cache's identity"
-    dir: str = "caches"
+    dir: str = field(default="caches", metadata={"path": True})
     "folder in which train/cache_logits.py creates the folder of the cache"
 
     def __post_init__(self) -> None:

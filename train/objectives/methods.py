@@ -129,12 +129,12 @@ def _explained() -> str:
 @dataclass(kw_only=True)
 class DistillConfig:
     method: MethodName = field(default="dive", metadata={"doc": _explained()})
-    teacher: str | None = None
+    teacher: str | None = field(default=None, metadata={"path": True})
     """the finished teacher: its run (name or folder), a folder with model.safetensors and model.json, or, with the keys below, a
     file of weights (.safetensors, .pth); optional beside a cache"""
     teacher_arch: str | None = None
     "network of a teacher that is a file of weights, named as in model.name: resnext50_32x4d, timm/NAME; null = it is a run"
-    teacher_classes: str | None = None
+    teacher_classes: str | None = field(default=None, metadata={"path": True})
     "file with that teacher's class names, one per line, in the order of its outputs"
     teacher_mean: list[float] | None = None
     "per-channel mean with which that teacher was trained, 0..1; null = data.mean"

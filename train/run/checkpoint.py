@@ -196,7 +196,7 @@ def load_best(run_dir: Path) -> Checkpoint:
 
 def load_from(path: str) -> Checkpoint:
     """The checkpoint in a folder step_N, or the newest intact one of a run (name or folder)."""
-    folder = Path(path).expanduser()
+    folder = Path(path)
     if (folder / "state.json").exists():
         content, tensors = _read_folder(folder)
         return Checkpoint(content["step"], tensors, content["state"], [])

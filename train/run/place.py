@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from pipelines.errors import UserError
+from pipelines.files import home_expanded
 
 RUNS = Path("runs")
 _PATHS = ("./", "../", "/", "~", f"{RUNS}/")  # a name that begins so is a path
@@ -17,7 +18,10 @@ def run_folder(name: str) -> Path:
     Earlier versions took every name with a slash for a path: a run or an export that lies there is still found.
     """
     if name.startswith(_PATHS):
-        return Path(name).expanduser()
+        try:
+            return Path(home_expanded(name))
+        except ValueError as error:
+            raise UserError(str(error)) from error
     folder, beside = RUNS / name, Path(name)
     if "/" in name and not folder.exists() and (beside.is_file() or _is_run(beside)):
         return beside
