@@ -55,14 +55,16 @@ class CacheConfig:
     "folder in which train/cache_logits.py creates the folder of the cache"
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ValueError(f"cache.batch={self.batch}: must be at least 1")
+        if not 1 <= self.batch <= BLOCK_ROWS:
+            raise ValueError(f"cache.batch={self.batch}: must be from 1 to {BLOCK_ROWS}, the images of a block")
         if self.weights and len(self.weights) != len(self.paths):
             raise ValueError(
                 f"cache.weights={self.weights}: needs one number for each of the {len(self.paths)} cache.paths"
             )
-        if not all(0 < weight < math.inf for weight in self.weights):
-            raise ValueError(f"cache.weights={self.weights}: must be above 0; leave out a cache that is not to count")
+        if not all(1e-6 <= weight <= 1e6 for weight in self.weights):
+            raise ValueError(
+                f"cache.weights={self.weights}: must be above 0, in 1e-6..1e6; leave out a cache that is not to count"
+            )
 
 
 def _integers(values: np.ndarray) -> np.ndarray:

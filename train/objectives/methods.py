@@ -126,6 +126,9 @@ def _explained() -> str:
     return "; ".join(f"{name}: {row.short}" for name, row in METHODS.items())
 
 
+_LEAST_T, _MOST_T = 0.01, 1000  # softmax is one-hot or uniform long before; beyond, tau**2 overflows
+
+
 @dataclass(kw_only=True)
 class DistillConfig:
     method: MethodName = field(default="dive", metadata={"doc": _explained()})
@@ -149,10 +152,9 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         self._check_teacher()
-        if self.tau is not None and self.tau <= 0:
-            raise ValueError(f"distill.tau={self.tau}: must be above 0")
-        if self.p <= 0:
-            raise ValueError(f"distill.p={self.p}: must be above 0")
+        for name, value in (("tau", self.tau), ("p", self.p)):
+            if value is not None and not _LEAST_T <= value <= _MOST_T:
+                raise ValueError(f"distill.{name}={value}: must be above 0, in {_LEAST_T}..{_MOST_T}")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"distill.alpha={self.alpha}: must be from 0 to 1")
         method = METHODS[self.method]
