@@ -1,6 +1,7 @@
 """The data of a run: opened splits, number of views, loaders with the configuration's normalisation and checks."""
 
 import hashlib
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +52,27 @@ def open_splits(config: Config) -> Splits:
                 "with training images of every class or without these"
             )
     return Splits(train, evaluation)
+
+
+class Overlap(NamedTuple):
+    """Two splits that share most of the images of the first, or of the second."""
+
+    split: str
+    other: str
+    share: float
+
+
+def overlaps(splits: Splits) -> list[Overlap]:
+    """Pairs of splits with (mostly) the same images, whatever their files and names: by the hashes of the original images.
+
+    Published sets share some per cent of theirs, so that only more than half counts.
+    """
+    found = []
+    for (split, one), (other, two) in itertools.combinations(reversed(splits.all().items()), 2):
+        share = max(np.isin(a.sources, b.sources).mean() for a, b in ((one, two), (two, one)))
+        if share > 0.5:
+            found.append(Overlap(split, other, float(share)))
+    return found
 
 
 def epochs_of(config: Config, samples: int) -> int:

@@ -22,13 +22,14 @@ import numpy as np
 from pipelines.errors import UserError
 from pipelines.files import write_bytes_atomic
 from train.config import Config
+from train.effects import require_evaluations
 from train.evaluation.subject import assess, make_subject, newest_weights, open_split, write_figures
 from train.networks.export import check_exportable, measured, write_export
 from train.networks.final import why_not_final
 from train.run.environment import make_accelerator
 from train.run.exits import guard
 from train.run.place import run_folder
-from train.settings import parse_args
+from train.settings import diff, load, parse_args
 from train.watch.tracking import show_result
 
 
@@ -50,8 +51,11 @@ def main(argv: list[str]) -> None:
     folder = run_folder(argv[0].rstrip("/"))
     if not (folder / "config.yaml").is_file():
         raise UserError(why_not_final(folder))
-    config, _ = parse_args([str(folder / "config.yaml"), *argv[1:]], __doc__ or "", EvaluateConfig)
+    config, options = parse_args([str(folder / "config.yaml"), *argv[1:]], __doc__ or "", EvaluateConfig)
+    if options.dry_run:
+        raise UserError("--dry-run: an evaluation has nothing to try before it; leave it out")
     weights = newest_weights(folder, config.weights)
+    require_evaluations(diff(load(EvaluateConfig, options.config), config), unfinished=weights.info is None)
     if config.export is not None:
         check_exportable(Path(config.export), folder, config)
     accelerator = make_accelerator(config)

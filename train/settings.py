@@ -285,6 +285,11 @@ def _override_leaves(cls: type, override: str) -> Iterator[Leaf]:
     return iter([Leaf(key, None, COMMAND_LINE) if node is None else _leaf(key, node, hint, COMMAND_LINE)])
 
 
+def keys_of(cls: type, overrides: list[str]) -> list[str]:
+    """The keys that `a.b=c` overrides set."""
+    return [leaf.key for override in overrides for leaf in _override_leaves(cls, override)]
+
+
 def _hint_at(cls: type, key: str) -> Any:
     """The declared type of a dotted key (a dataclass for a section); None when there is no such key."""
     hint: Any = cls

@@ -259,7 +259,7 @@ def test_aliases_of_aliases_cost_nothing(recipe):
 
 def test_paths_begin_at_the_home_folder(recipe, monkeypatch):
     """In a file and on the command line alike, also in lists; a text that is no path keeps its `~`."""
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/users/me")
     given = ["data.train=~/a b.beton", "data.paths=[~/c, ~, ./~/d, x/~]", "name=~/e"]
     with pytest.raises(UserError, match=r"data.paths takes"):  # YAML's null
         load(Root, recipe(), given)
@@ -267,8 +267,8 @@ def test_paths_begin_at_the_home_folder(recipe, monkeypatch):
     by_line = load(Root, recipe(), given)
     by_file = load(Root, recipe("data: {train: ~/a b.beton, paths: [~/c, ./~/d, x/~]}\nname: ~/e"))
     for config in (by_line, by_file):
-        assert config.data.train == "/home/me/a b.beton" and config.name == "~/e"
-        assert config.data.paths == ["/home/me/c", "./~/d", "x/~"]
+        assert config.data.train == "/users/me/a b.beton" and config.name == "~/e"
+        assert config.data.paths == ["/users/me/c", "./~/d", "x/~"]
         assert load(Root, recipe(to_yaml(config))) == config
 
 
