@@ -21,7 +21,7 @@ if __name__ == "__main__":  # replaces this folder, whose module names are gener
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipelines.errors import UserError
-from tools.command_line import Parser, whole
+from tools.command_line import Parser, path, whole
 from tools.paper.datasets import CIFAR100_LT, METHODS
 from tools.paper.plan import check_settings
 from tools.paper.session import STUDIES, TABLE, reproduce
@@ -39,7 +39,7 @@ def _scale(text: str) -> float:
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser().resolve()
+    return path(text).resolve()
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -50,7 +50,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add = common.add_argument
     add("--archive", type=_path, help="the CIFAR-100 python archive: .tar.gz, .tar.xz or unpacked folder")
     add("--out", type=_path, required=True, metavar="DIR", help="folder for everything that is made")
-    add("--jobs", type=whole(1), default=1, metavar="N", help="processes at a time (default: %(default)s)")
+    add("--jobs", type=whole(1, 1024), default=1, metavar="N", help="processes at a time (default: %(default)s)")
     add("--plan", action="store_true", help="convert and measure, print the plan and how long it will take, and stop")
     add("--table-only", action="store_true", help="run nothing: write the table of what is finished")
     table = commands.add_parser(TABLE, parents=[common], help="Table 1: paper against ours")

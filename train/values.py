@@ -6,6 +6,7 @@ finite, integers fit into 64 bits, texts can be printed and stored, and no path 
 """
 
 import math
+import os
 import re
 import types
 from typing import Any, Literal, Union, get_args, get_origin
@@ -71,7 +72,7 @@ def checked(value: Any, hint: Any, is_path: bool) -> Any:
         raise ValueError("takes integers below 2**63")
     if isinstance(value, str):
         _check_text(value)
-        return _path(value) if is_path else value
+        return path_text(value) if is_path else value
     return value
 
 
@@ -87,9 +88,10 @@ def _check_text(text: str) -> None:
         raise ValueError(f"takes a text on one line, without control characters; this holds {odd!r}")
 
 
-def _path(text: str) -> str:
+def path_text(text: str) -> str:
+    """The path with its `~` expanded; ValueError, which completes "KEY: ", where no file can have it."""
     if not text.strip():
         raise ValueError("takes a path, which is not empty; leave the setting out, or name the current folder by ./")
-    if max(len(name.encode()) for name in text.split("/")) > _NAME_BYTES:
+    if max(len(os.fsencode(name)) for name in text.split("/")) > _NAME_BYTES:
         raise ValueError(f"takes a path, in which no name is longer than {_NAME_BYTES} bytes")
     return home_expanded(text)

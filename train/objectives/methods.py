@@ -126,7 +126,7 @@ def _explained() -> str:
     return "; ".join(f"{name}: {row.short}" for name, row in METHODS.items())
 
 
-_LEAST_T, _MOST_T = 0.01, 1000  # softmax is one-hot or uniform long before; beyond, tau**2 overflows
+LEAST_T, MOST_T = 0.01, 1000  # softmax is one-hot or uniform long before; beyond, tau**2 overflows
 
 
 @dataclass(kw_only=True)
@@ -153,8 +153,8 @@ class DistillConfig:
     def __post_init__(self) -> None:
         self._check_teacher()
         for name, value in (("tau", self.tau), ("p", self.p)):
-            if value is not None and not _LEAST_T <= value <= _MOST_T:
-                raise ValueError(f"distill.{name}={value}: must be above 0, in {_LEAST_T}..{_MOST_T}")
+            if value is not None and not LEAST_T <= value <= MOST_T:
+                raise ValueError(f"distill.{name}={value}: must be above 0, in {LEAST_T}..{MOST_T}")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"distill.alpha={self.alpha}: must be from 0 to 1")
         method = METHODS[self.method]
