@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from pipelines.errors import UserError
 
+NAME_BYTES = 255  # the longest name within a path, on all of Linux's file systems
 _SUFFIX = ".tmp"
 
 
@@ -76,6 +77,14 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Replace the content of `path` by `data`; after a failure it holds what it held before."""
     with atomic_writer(path) as file:
         file.write(data)
+
+
+def check_output_file(path: Path) -> None:
+    """UserError unless a file could be written there, for programs that compute for minutes before they write it."""
+    taken = os.path.exists(path) and not os.path.isfile(path)  # a folder, or a device that a rename would replace
+    temporary = len(os.fsencode(temporary_path(path).name)) if path.name else 0
+    if taken or not 0 < temporary <= NAME_BYTES or not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write {path}: give a file in a folder that exists and can be written")
 
 
 def write_json_atomic(path: Path, value: Any) -> None:

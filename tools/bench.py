@@ -22,7 +22,6 @@ CONFIG and KEY=VALUE are those of train/distill.py; data.train must be given. Pr
 """
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
@@ -33,7 +32,7 @@ if __name__ == "__main__":  # replaces this folder, whose module names are gener
 
 
 from pipelines.errors import UserError
-from pipelines.files import write_bytes_atomic, write_json_atomic
+from pipelines.files import check_output_file, write_bytes_atomic, write_json_atomic
 from tools.benchmark.report import show, to_json, to_markdown
 from tools.benchmark.session import SECTIONS, run
 from tools.command_line import Parser, path
@@ -78,8 +77,7 @@ def parse_flags(argv: list[str]) -> tuple[Flags, list[str]]:
         if not 1 <= (value := getattr(flags, name)) <= most:
             raise UserError(f"--{name} {value}: must be at least 1 and at most {most:,}")
     for file in filter(None, (flags.json, flags.markdown)):
-        if file.is_dir() or not os.access(file.parent, os.W_OK):  # refuse before the minutes of measuring, not after
-            raise UserError(f"cannot write {file}: give a file in a folder that exists and can be written")
+        check_output_file(file)
     return flags, rest
 
 

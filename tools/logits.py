@@ -17,6 +17,7 @@ if __name__ == "__main__":  # replaces this folder, whose module names are gener
 import torch
 from rich.console import Console
 
+from pipelines.files import check_output_file
 from pipelines.logits import LogitCache
 from pipelines.records.reader import Records
 from tools.caches import flatness, info
@@ -48,6 +49,8 @@ def run_repair(args: argparse.Namespace) -> None:
 
 
 def run_flatness(args: argparse.Namespace) -> None:
+    for file in filter(None, (args.png, args.json)):
+        check_output_file(file)
     cache = LogitCache(cache_folder(args.cache))
     report = flatness.measure(cache, Records(args.data) if args.data else None, args.p, args.views, device_here())
     flatness.show(report, args.classes, Console())

@@ -127,7 +127,8 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
     caches, backend, distill = _caches(config, splits.train, device, say)
     backend = backend or resolve_backend(config.data.backend, splits.train, config.data.recipe, device)
     say(f"{len(splits.train)} training images of {splits.train.num_classes} classes, backend {backend}")
-    loader = make_loader(config, splits.train, config.data.recipe, backend, accelerator)
+    share = config.optim.batch // accelerator.num_processes
+    loader = make_loader(config, splits.train, config.data.recipe, backend, accelerator, batch=share)
     evaluation = _evaluation(config, splits, backend, accelerator)
     _check_choices(config, folder, evaluation)
     _check_overlaps(config, splits, say)
@@ -195,7 +196,9 @@ def _evaluation(config: Config, splits: Splits, trained: str, accelerator: Accel
         backend = evaluation_backend(trained, records, recipe, accelerator.device)
         if backend != trained:
             accelerator.print(f"data.{split} is loaded by backend {backend}: {trained} cannot serve it")
-        found[split] = Split(make_loader(config, records, recipe, backend, accelerator), backend)
+        found[split] = Split(
+            make_loader(config, records, recipe, backend, accelerator, batch=config.eval.batch), backend
+        )
     return found
 
 

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     recipe, device = config.data.recipe, accelerator.device
     backend = resolve_backend(config.data.backend, records, recipe, device)
     # Crops are not finished: the teacher normalises them itself.
-    loader = make_loader(config, records, recipe, backend, accelerator, finished=False)
+    loader = make_loader(config, records, recipe, backend, accelerator, finished=False, batch=config.cache.batch)
     view = view_identity(records, recipe, config.data.seed, pixel_source(backend, records, device))
     identity = cache_identity(view, teacher.identity, config.cache.codec, config.cache.batch)
     views = views_of(config, len(records))

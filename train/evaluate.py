@@ -20,7 +20,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import numpy as np
 
 from pipelines.errors import UserError
-from pipelines.files import write_bytes_atomic
+from pipelines.files import check_output_file, write_bytes_atomic
 from train.config import Config
 from train.effects import require_evaluations
 from train.evaluation.subject import assess, make_subject, newest_weights, open_split, write_figures
@@ -58,6 +58,8 @@ def main(argv: list[str]) -> None:
     require_evaluations(diff(load(EvaluateConfig, options.config), config), unfinished=weights.info is None)
     if config.export is not None:
         check_exportable(Path(config.export), folder, config)
+    if config.predictions is not None:
+        check_output_file(Path(config.predictions))
     accelerator = make_accelerator(config)
     subject = make_subject(folder, weights, config, accelerator)
     records = open_split(subject, config, config.split)

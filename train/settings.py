@@ -7,6 +7,7 @@ name, `1e-3` is a number, `off` a choice. Invariant: what `load` returns has onl
 """
 
 import ast
+import copy
 import difflib
 import functools
 import inspect
@@ -300,12 +301,17 @@ def _hint_at(cls: type, key: str) -> Any:
     return hint
 
 
+@functools.cache  # making it takes several times as long as copying it
+def _empty_tree(cls: type) -> Any:
+    return OmegaConf.structured(cls)
+
+
 def load(cls: type[C], path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> C:
     """A YAML file with `a.b=c` overrides on top; a UserError names the key at fault and its origin."""
     leaves = list(_file_leaves(cls, Path(path)))
     for override in overrides:
         leaves += _override_leaves(cls, override)
-    known, given, tree = keys(cls), {}, OmegaConf.structured(cls)
+    known, given, tree = keys(cls), {}, copy.deepcopy(_empty_tree(cls))
     for leaf in leaves:
         given[leaf.key] = leaf
         try:

@@ -5,7 +5,6 @@ trees of values, and each section's dataclass refuses what makes no sense for it
 finite, integers fit into 64 bits, texts can be printed and stored, and no path begins with `~`.
 """
 
-import math
 import os
 import re
 import types
@@ -13,11 +12,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from pipelines.files import home_expanded
+from pipelines.files import NAME_BYTES, home_expanded
 
 _BOOLEANS = re.compile("true|false|on|off|yes|no|y|n|1|0|null|~|", re.IGNORECASE)
+_MOST = 1e30  # beyond 3e38, which a product of settings must not reach, float32 ends
 _TEXT_BYTES = 4095  # the longest path of Linux
-_NAME_BYTES = 255  # the longest name within a path, on all its file systems
 _SHOWN = 80  # characters of a value in a message
 
 
@@ -66,8 +65,8 @@ def checked(value: Any, hint: Any, is_path: bool) -> Any:
         return {name: checked(item, args[1], is_path) for name, item in value.items()}
     if get_origin(inner) is Literal and value not in args:  # an interpolation is not converted
         raise ValueError(f"takes {'|'.join(map(str, args))}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("takes finite numbers")
+    if isinstance(value, float) and not abs(value) <= _MOST:  # NaN compares to nothing
+        raise ValueError(f"takes finite numbers, of at most {_MOST:g}")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError("takes integers below 2**63")
     if isinstance(value, str):
@@ -92,6 +91,6 @@ def path_text(text: str) -> str:
     """The path with its `~` expanded; ValueError, which completes "KEY: ", where no file can have it."""
     if not text.strip():
         raise ValueError("takes a path, which is not empty; leave the setting out, or name the current folder by ./")
-    if max(len(os.fsencode(name)) for name in text.split("/")) > _NAME_BYTES:
-        raise ValueError(f"takes a path, in which no name is longer than {_NAME_BYTES} bytes")
+    if max(len(os.fsencode(name)) for name in text.split("/")) > NAME_BYTES:
+        raise ValueError(f"takes a path, in which no name is longer than {NAME_BYTES} bytes")
     return home_expanded(text)

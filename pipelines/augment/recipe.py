@@ -45,7 +45,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 1 <= self.size <= _LONGEST_SIDE // 2:
             raise ValueError(f"data.recipe.size={self.size}: must be from 1 to {_LONGEST_SIDE // 2} pixels")
-        if self.pad < 0 or (self.crop == "pad_crop" and self.pad > self.size):
+        if not 0 <= self.pad <= (self.size if self.crop == "pad_crop" else _LONGEST_SIDE):
             raise ValueError(
                 f"data.recipe.pad={self.pad}: must be from 0 to data.recipe.size={self.size}: beyond, views may miss the image"
             )

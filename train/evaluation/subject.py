@@ -119,7 +119,7 @@ def assess(
         backend = evaluation_backend(trained, records, recipe, device)
     else:
         backend = resolve_backend(setting, records, recipe, device)
-    loader = make_loader(config, records, recipe, backend, accelerator)
+    loader = make_loader(config, records, recipe, backend, accelerator, batch=config.eval.batch)
     done = evaluate(
         subject.network, loader, config.eval.batch, subject.train_counts, accelerator, keep_predictions=keep_predictions
     )

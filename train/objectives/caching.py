@@ -5,6 +5,7 @@ depend on who writes it. Owns the loop, its progress and the thread that encodes
 belongs to pipelines/logits. Invariant: a kill loses at most the block being computed and the one being written.
 """
 
+import os
 import platform
 import random
 import shutil
@@ -33,7 +34,7 @@ from train.watch.progress import Bar
 from train.watch.text import size_text
 
 _PLAIN_SECONDS = 10.0
-_MOST_BLOCKS = 10**7  # some gigabytes of memory to list them; 200 views of 437,513 images have 21,400
+_MOST_BLOCKS = 10**6  # files, whose list takes 200 MB of memory; 200 views of 437,513 images have 21,400
 _HELD_UP = 0.1  # share of time spent waiting above which the teacher is not the bottleneck
 
 
@@ -107,17 +108,17 @@ def require_space(folder: Path, size: CacheSize) -> None:
     folder: of the cache, finished, begun or not there yet.
     """
     what = f"data.views={size.views}: {size.samples} samples x {size.views} views x {size.kind.record_bytes} bytes"
-    if size.blocks > _MOST_BLOCKS:
-        raise UserError(
-            f"{what} are {size.blocks:,} files, at most {_MOST_BLOCKS:,} are allowed: give fewer data.views"
-        )
     there = sum(path.stat().st_size for path in folder.glob("v*/b*.lc"))
-    place = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    place = next(place for place in (folder, *folder.absolute().parents) if os.path.isdir(place))
     needed, free = size.bytes - there, shutil.disk_usage(place).free
     if needed > free:
         raise UserError(
             f"{what}: the cache needs {size_text(needed)} more, {folder} has {size_text(free)} free: choose another "
             "cache.dir, fewer data.views, or cache.codec=u8"
+        )
+    if size.blocks > _MOST_BLOCKS:
+        raise UserError(
+            f"{what} are {size.blocks:,} files, at most {_MOST_BLOCKS:,} are allowed: give fewer data.views"
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipelines.errors import UserError
 
+_PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _NO_READER = 128 + signal.SIGPIPE
 
 
@@ -58,6 +59,9 @@ def exit_code(
         _to_stderr(interrupted)
         return 130
     except Exception as error:
+        if words := _refused_place(error):
+            say(f"error: {words}")
+            return 2
         words = _passing_trouble(error)
         if words is None:
             raise
@@ -79,6 +83,13 @@ def _drop_closed_pipes() -> bool:
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
             found = True
     return found
+
+
+def _refused_place(error: Exception) -> str | None:
+    """What the file system refused, where the cause is the place that was given: closed, read-only, no folder, a long name."""
+    if isinstance(error, OSError) and error.errno in _PLACES and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}; give another place, or change its permissions"
+    return None
 
 
 def _passing_trouble(error: Exception) -> str | None:
