@@ -5,6 +5,7 @@ network comes back only if the file is the one that was written, and its tensors
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     Images float32 [B, 3, S, S], normalised by meta["mean"] and meta["std"], in; logits [B, C] of meta["class_names"] out.
     ValueError where the folder holds no finished network, a file in it is damaged, or the weights do not fit.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))  # unlike Path.expanduser, it leaves the name of an unknown user as it is
     try:
         meta = json.loads((folder / "model.json").read_bytes())
         spec = ModelSpec.of(meta)

@@ -9,7 +9,7 @@ weights are freshly drawn.
 import difflib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -77,7 +77,7 @@ class ModelSpec:
 class ModelConfig:
     name: str = "resnet32"
     """a network in models/registry.py, or timm/NAME for a network of the timm package"""
-    init: str | None = None
+    init: str | None = field(default=None, metadata={"path": True})
     """initial weights: a finished run (name or folder), an export folder or a file (.safetensors, .pth); tensors that fit by name
     and shape are taken, the others are reported; null = random weights, drawn from the seed"""
     sync_bn: bool = False

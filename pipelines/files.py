@@ -18,7 +18,17 @@ from typing import Any, BinaryIO
 
 from pipelines.errors import UserError
 
+NAME_BYTES = 255  # the longest name within a path, on all of Linux's file systems
 _SUFFIX = ".tmp"
+
+
+def home_expanded(path: str) -> str:
+    """The path with the home folder in place of a leading `~` or `~USER`; ValueError, worded for users, where there is none."""
+    expanded = os.path.expanduser(path)
+    if path.startswith("~") and expanded == path:
+        home = path.partition("/")[0]
+        raise ValueError(f"{home} is no home folder here; a file whose name begins with ~ is ./{path}")
+    return expanded
 
 
 def temporary_path(path: Path) -> Path:

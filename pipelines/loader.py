@@ -27,15 +27,16 @@ from pipelines.order import Sampling
 from pipelines.records.reader import Records
 
 Item = TypeVar("Item")
+_MOST_WORKERS = 1024  # more threads than any machine has cores for a process
 
 
 @dataclass(kw_only=True)
 class DataConfig:
-    train: str | None = None
+    train: str | None = field(default=None, metadata={"path": True})
     "training records (.beton, made by tools/convert.py)"
-    val: str | None = None
+    val: str | None = field(default=None, metadata={"path": True})
     "validation records; null = none"
-    test: str | None = None
+    test: str | None = field(default=None, metadata={"path": True})
     "test records"
     backend: Literal["auto", "ffcv", "dali", "resident", "reference"] = "auto"
     "what decodes and crops; auto = the cache's; else resident for raw images that fit, dali on a GPU, ffcv, reference"
@@ -60,10 +61,15 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"data.seed={self.seed}: must be at least 0 and less than 2**63")
-        if self.views is not None and self.views < 1:
-            raise ValueError(f"data.views={self.views}: must be at least 1, or null for the number of epochs")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"data.workers={self.workers}: must be at least 1, or null")
+        if self.views is not None and not 1 <= self.views < 2**31:
+            raise ValueError(
+                f"data.views={self.views}: must be at least 1 and less than 2**31, or null for the number of epochs"
+            )
+        if self.workers is not None and not 1 <= self.workers <= _MOST_WORKERS:
+            raise ValueError(
+                f"data.workers={self.workers}: must be from 1 to {_MOST_WORKERS} threads, or null for this process's share of "
+                "the cores"
+            )
         if not 0 <= self.hw_decoder_load <= 1:
             raise ValueError(f"data.hw_decoder_load={self.hw_decoder_load}: must be from 0 to 1")
         check_normalisation(self.mean, self.std)

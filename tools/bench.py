@@ -35,7 +35,7 @@ from pipelines.errors import UserError
 from pipelines.files import check_file_place, write_bytes_atomic, write_each, write_json_atomic
 from tools.benchmark.report import show, to_json, to_markdown
 from tools.benchmark.session import SECTIONS, run
-from tools.command_line import Parser
+from tools.command_line import Parser, path
 from train.config import Config
 from train.run.environment import make_accelerator
 from train.run.exits import guard
@@ -67,17 +67,17 @@ def parse_flags(argv: list[str]) -> tuple[Flags, list[str]]:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--only", type=_sections, default=SECTIONS)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--json", type=path)
+    parser.add_argument("--markdown", type=path)
     given, rest = parser.parse_known_args(argv)
     flags = Flags(**vars(given))
-    if not 0 <= flags.seconds < float("inf"):
-        raise UserError(f"--seconds {flags.seconds:g}: must be 0 or more")
-    for name in ("rounds", "images"):
-        if (value := getattr(flags, name)) < 1:
-            raise UserError(f"--{name} {value}: must be at least 1")
-    for path in filter(None, (flags.json, flags.markdown)):
-        check_file_place(path, "--json or --markdown")  # before the minutes of measuring, not after
+    if not 0 <= flags.seconds <= 86400:
+        raise UserError(f"--seconds {flags.seconds:g}: must be 0 or more, at most a day")
+    for name, most in (("rounds", 10**4), ("images", 10**7)):
+        if not 1 <= (value := getattr(flags, name)) <= most:
+            raise UserError(f"--{name} {value}: must be at least 1 and at most {most:,}")
+    for file in filter(None, (flags.json, flags.markdown)):
+        check_file_place(file, "--json or --markdown")  # before the minutes of measuring, not after
     return flags, rest
 
 

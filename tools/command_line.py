@@ -4,11 +4,11 @@ Owns no command. Invariant: a user's mistake gives one line on stderr and exit c
 """
 
 import argparse
-import errno
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
@@ -16,6 +16,7 @@ from rich.progress import TimeRemainingColumn
 
 from pipelines.errors import UserError
 from train.run.endings import exit_code
+from train.values import path_text, shortened
 from train.watch.progress import Bar
 
 
@@ -23,19 +24,29 @@ class Parser(argparse.ArgumentParser):
     """Raises UserError where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
+        # argparse repeats what was given, however long.
+        message = " ".join(shortened(word) for word in message.split(" "))
         raise UserError(f"{message}; --help explains")
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
-    """An argparse type: an integer of at least `low`, at most `high`."""
+    """An argparse type: an integer of at least `low`, at most `high` and always below 2**63."""
 
     def integer(text: str) -> int:
         value = int(text)
-        if value < low or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"{value} given, {low}..{'' if high is None else high} allowed")
+        if not low <= value <= (2**63 - 1 if high is None else high):
+            raise argparse.ArgumentTypeError(f"{shortened(text)} given, {low}..{'' if high is None else high} allowed")
         return value
 
     return integer
+
+
+def path(text: str) -> Path:
+    """An argparse type: a file or folder, its `~` expanded, which no shell does in `--out=~/x`."""
+    try:
+        return Path(path_text(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r}: {error}") from error
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None, interrupted: str) -> int:
@@ -43,17 +54,11 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None, int
 
     interrupted: completes the message after Ctrl-C ("interrupted; ...").
     """
-    args = parser.parse_args(argv)
-
-    def work() -> int | None:
-        try:
-            return args.run(args)
-        except OSError as error:
-            if error.filename is None or error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(f"{error.filename}: {error.strerror}; check this path and who may use it") from error
-
-    return exit_code(work, f"interrupted; {interrupted}")
+    parsed: list[argparse.Namespace] = []
+    if code := exit_code(lambda: parsed.append(parser.parse_args(argv))):
+        raise SystemExit(code)  # as argparse itself would
+    args = parsed[0]
+    return exit_code(lambda: args.run(args), f"interrupted; {interrupted}")
 
 
 def exit_cleanly_when_terminated() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 if __name__ == "__main__":  # replaces this folder, whose module names are generic
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tools.command_line import exit_cleanly_when_terminated, run_command, whole
+from tools.command_line import Parser, exit_cleanly_when_terminated, path, run_command, whole
 from tools.conversion.inspection import run_info, run_repair
 from tools.conversion.options import cifar_options, common_options, folder_options, image_options
 from tools.conversion.sources import run_cifar, run_demo, run_folder, run_list
@@ -23,8 +23,8 @@ from tools.conversion.storage import recipe_table
 from train.run.endings import script
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="convert.py", description="Turn images into record files (.beton).")
+def build_parser() -> Parser:
+    parser = Parser(prog="convert.py", description="Turn images into record files (.beton).")
     commands = parser.add_subparsers(dest="command", required=True)
     common = common_options()
     for name, archive in (("cifar100-lt", "CIFAR-100"), ("cifar10-lt", "CIFAR-10")):
@@ -41,28 +41,28 @@ def build_parser() -> argparse.ArgumentParser:
     folder.set_defaults(run=run_folder)
     listed = commands.add_parser("list", help="images named in a file of 'path label' lines", **table)
     listed.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="record file to write, such as train.beton"
+        "--out", type=path, required=True, metavar="FILE", help="record file to write, such as train.beton"
     )
-    listed.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder the list's paths start from")
-    listed.add_argument("--list", type=Path, required=True, metavar="FILE", help="lines 'path label'")
+    listed.add_argument("--root", type=path, required=True, metavar="DIR", help="folder the list's paths start from")
+    listed.add_argument("--list", type=path, required=True, metavar="FILE", help="lines 'path label'")
     listed.set_defaults(run=run_list)
     demo = commands.add_parser("demo", parents=[common], help="a small long-tailed image set, drawn by a program")
-    demo.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for images and record files")
+    demo.add_argument("--out", type=path, required=True, metavar="DIR", help="folder for images and record files")
     demo.add_argument("--seed", type=whole(0), default=0, help="of the drawings (default: %(default)s)")
     demo.set_defaults(run=run_demo)
     _record_commands(commands, common)
     return parser
 
 
-def _record_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+def _record_commands(commands: Any, common: Parser) -> None:
     """Add the commands that read a record file."""
     info = commands.add_parser("info", help="what a record file holds and how it was made")
-    info.add_argument("file", type=Path, metavar="FILE")
+    info.add_argument("file", type=path, metavar="FILE")
     info.add_argument("--check", action="store_true", help="check as well that every image is whole and decodes")
     info.set_defaults(run=run_info)
     repair = commands.add_parser("repair", parents=[common], help="copy a record file without its damaged images")
-    repair.add_argument("file", type=Path, metavar="FILE")
-    repair.add_argument("--out", type=Path, required=True, metavar="NEW", help="record file to write")
+    repair.add_argument("file", type=path, metavar="FILE")
+    repair.add_argument("--out", type=path, required=True, metavar="NEW", help="record file to write")
     repair.set_defaults(run=run_repair)
 
 

@@ -24,8 +24,8 @@ from tools.caches import flatness, info
 from tools.caches.check import cache_folder, survey
 from tools.caches.repair import repair
 from tools.caches.verify import verify, verify_pixels
-from tools.command_line import exit_cleanly_when_terminated, run_command, whole
-from train.objectives.methods import DistillConfig
+from tools.command_line import Parser, exit_cleanly_when_terminated, path, run_command, whole
+from train.objectives.methods import LEAST_T, MOST_T, DistillConfig
 from train.run.endings import script
 
 
@@ -49,9 +49,9 @@ def run_repair(args: argparse.Namespace) -> None:
 
 
 def run_flatness(args: argparse.Namespace) -> None:
-    for option, path in (("--json", args.json), ("--png", args.png)):
-        if path is not None:
-            check_file_place(path, option)
+    for option, file in (("--json", args.json), ("--png", args.png)):
+        if file is not None:
+            check_file_place(file, option)
     cache = LogitCache(cache_folder(args.cache))
     report = flatness.measure(cache, Records(args.data) if args.data else None, args.p, args.views, device_here())
     flatness.show(report, args.classes, Console())
@@ -61,11 +61,11 @@ def run_flatness(args: argparse.Namespace) -> None:
     )
 
 
-def positive(text: str) -> float:
-    """An argparse type: a number above 0."""
+def power(text: str) -> float:
+    """An argparse type: a value of distill.p."""
     value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} given, a number above 0 allowed")
+    if not LEAST_T <= value <= MOST_T:
+        raise argparse.ArgumentTypeError(f"{text} given, a number above 0, in {LEAST_T}..{MOST_T}, allowed")
     return value
 
 
@@ -74,17 +74,17 @@ def all_or_whole(text: str) -> int | None:
     return None if text == "all" else whole(1)(text)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="logits.py", description="Look at a logit cache, check it, repair it.")
+def build_parser() -> Parser:
+    parser = Parser(prog="logits.py", description="Look at a logit cache, check it, repair it.")
     commands = parser.add_subparsers(dest="command", required=True)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("cache", type=Path, metavar="CACHE", help="folder of the cache, or one that holds only it")
+    common = Parser(add_help=False)
+    common.add_argument("cache", type=path, metavar="CACHE", help="folder of the cache, or one that holds only it")
     command = commands.add_parser("info", parents=[common], help="what a cache holds, finished or not")
     command.set_defaults(run=run_info)
     command = commands.add_parser("verify", parents=[common], help="check every file and every record")
     command.add_argument(
         "--data",
-        type=Path,
+        type=path,
         metavar="FILE.beton",
         help="load views of these records as well, and compare them with what the teacher saw",
     )
@@ -96,14 +96,14 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=run_repair)
     command = commands.add_parser("flatness", parents=[common], help="virtual examples per class, and the T to use")
     add = command.add_argument
-    add("--data", type=Path, metavar="FILE.beton", help="training records, if they are only some of the cache's")
-    add("--p", type=positive, default=DistillConfig().p, help="distill.p of the student (default: %(default)s)")
+    add("--data", type=path, metavar="FILE.beton", help="training records, if they are only some of the cache's")
+    add("--p", type=power, default=DistillConfig().p, help="distill.p of the student (default: %(default)s)")
     add(
         "--views", type=whole(1), default=1, metavar="N", help="views to average over (default: %(default)s, the first)"
     )
     add("--classes", action="store_true", help="list every class")
-    add("--png", type=Path, metavar="FILE", help="draw a picture")
-    add("--json", type=Path, metavar="FILE", help="write every number")
+    add("--png", type=path, metavar="FILE", help="draw a picture")
+    add("--json", type=path, metavar="FILE", help="write every number")
     command.set_defaults(run=run_flatness)
     return parser
 

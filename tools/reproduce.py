@@ -21,12 +21,11 @@ if __name__ == "__main__":  # replaces this folder, whose module names are gener
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipelines.errors import UserError
-from tools.command_line import Parser, whole
+from tools.command_line import Parser, path, whole
 from tools.paper.datasets import CIFAR100_LT, METHODS
 from tools.paper.plan import check_settings
 from tools.paper.session import STUDIES, TABLE, reproduce
 from train.run.exits import guard
-from train.run.place import expanded
 
 
 def _scale(text: str) -> float:
@@ -41,7 +40,7 @@ def _scale(text: str) -> float:
 
 def _path(text: str) -> Path:
     try:
-        return expanded(text).resolve()
+        return path(text).resolve()
     except RuntimeError as error:  # a link that leads to itself
         raise UserError(f"{text}: {error}; give another path") from error
 
@@ -54,7 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add = common.add_argument
     add("--archive", type=_path, help="the CIFAR-100 python archive: .tar.gz, .tar.xz or unpacked folder")
     add("--out", type=_path, required=True, metavar="DIR", help="folder for everything that is made")
-    add("--jobs", type=whole(1), default=1, metavar="N", help="processes at a time (default: %(default)s)")
+    add("--jobs", type=whole(1, 1024), default=1, metavar="N", help="processes at a time (default: %(default)s)")
     add("--plan", action="store_true", help="convert and measure, print the plan and how long it will take, and stop")
     add("--table-only", action="store_true", help="run nothing: write the table of what is finished")
     table = commands.add_parser(TABLE, parents=[common], help="Table 1: paper against ours")

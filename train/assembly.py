@@ -20,7 +20,16 @@ from pipelines.logits import Ensemble
 from pipelines.order import TrainOrder
 from pipelines.records.reader import Records
 from train.config import Config
-from train.data import Splits, evaluation_backend, make_loader, open_splits, reuse_of_views, stored_digest, views_of
+from train.data import (
+    Splits,
+    evaluation_backend,
+    make_loader,
+    open_splits,
+    overlaps,
+    reuse_of_views,
+    stored_digest,
+    views_of,
+)
 from train.ema import Ema
 from train.loop import Training
 from train.networks.info import ModelInfo
@@ -118,9 +127,11 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
     caches, backend, distill = _caches(config, splits.train, device, say)
     backend = backend or resolve_backend(config.data.backend, splits.train, config.data.recipe, device)
     say(f"{len(splits.train)} training images of {splits.train.num_classes} classes, backend {backend}")
-    loader = make_loader(config, splits.train, config.data.recipe, backend, accelerator)
+    share = config.optim.batch // accelerator.num_processes
+    loader = make_loader(config, splits.train, config.data.recipe, backend, accelerator, batch=share)
     evaluation = _evaluation(config, splits, backend, accelerator)
     _check_choices(config, folder, evaluation)
+    _check_overlaps(config, splits, say)
     order = _order(config, splits.train, accelerator)
     for line in (reuse_of_views(config, len(splits.train)), describe_scaling(config.optim)):
         if line:
@@ -185,7 +196,9 @@ def _evaluation(config: Config, splits: Splits, trained: str, accelerator: Accel
         backend = evaluation_backend(trained, records, recipe, accelerator.device)
         if backend != trained:
             accelerator.print(f"data.{split} is loaded by backend {backend}: {trained} cannot serve it")
-        found[split] = Split(make_loader(config, records, recipe, backend, accelerator), backend)
+        found[split] = Split(
+            make_loader(config, records, recipe, backend, accelerator, batch=config.eval.batch), backend
+        )
     return found
 
 
@@ -198,6 +211,21 @@ def _check_choices(config: Config, folder: Path, evaluation: dict[str, Split]) -
             )
     if config.resume not in ("auto", "never") and not checkpoint.has_checkpoint(folder):
         checkpoint.load_from(config.resume)  # refuse it now, before the run's folder exists
+
+
+def _check_overlaps(config: Config, splits: Splits, say: Say) -> None:
+    """Say which splits have the same images; UserError where save.keep_best=val would select on others than those of data.val."""
+    for split, other, share in overlaps(splits):
+        same = f"data.{split} and data.{other} share {share:.0%} of their images"
+        if config.save.keep_best == "val" and "val" in (split, other):
+            on_test = "test" in (split, other)
+            how = "; to select on the test split, type save.keep_best=test_split_knowingly" if on_test else ""
+            what = "the test split" if on_test else "training images"
+            raise UserError(
+                f"save.keep_best=val would select on {what}: {same}; give data.val images of its own (tools/convert.py folder "
+                f"--val SHARE makes them), or leave save.keep_best out{how}"
+            )
+        say(f"warning: {same}")
 
 
 def _order(config: Config, train: Records, accelerator: Accelerator) -> TrainOrder:

@@ -22,10 +22,12 @@ from pipelines.errors import UserError
 from pipelines.loader import default_workers
 from pipelines.logits import CacheWriter
 from pipelines.logits.identity import cache_identity, view_identity
+from pipelines.logits.writer import cache_folder, cache_size
 from pipelines.records.reader import Records
 from train.config import Config
 from train.data import make_loader, views_of
-from train.objectives.caching import all_cells, write_cache
+from train.effects import of_cache_writer
+from train.objectives.caching import require_space, write_cache
 from train.objectives.sources import make_teacher
 from train.run.environment import make_accelerator
 from train.run.exits import guard
@@ -45,25 +47,28 @@ def main(argv: list[str]) -> None:
             "distill.teacher_arch=NAME distill.teacher_classes=FILE"
         )
     accelerator = make_accelerator(config)
+    if idle := of_cache_writer(config, options):
+        accelerator.print(idle)
     torch.backends.cudnn.benchmark = False  # it chooses by timing, and a block's bytes must not depend on that
     records = Records(config.data.train)
     teacher = make_teacher(config, records, accelerator)
     recipe, device = config.data.recipe, accelerator.device
     backend = resolve_backend(config.data.backend, records, recipe, device)
     # Crops are not finished: the teacher normalises them itself.
-    loader = make_loader(config, records, recipe, backend, accelerator, finished=False)
+    loader = make_loader(config, records, recipe, backend, accelerator, finished=False, batch=config.cache.batch)
     view = view_identity(records, recipe, config.data.seed, pixel_source(backend, records, device))
     identity = cache_identity(view, teacher.identity, config.cache.codec, config.cache.batch)
     views = views_of(config, len(records))
+    size = cache_size(identity, len(records), views)
+    require_space(cache_folder(config.cache.dir, teacher.name, identity), size)
     if options.dry_run:
         accelerator.print(f"dry run: would write {views} views of {len(records)} samples into {config.cache.dir}")
         return
     workers = min(_CERTIFYING, config.data.workers or default_workers())
     writer = CacheWriter(config.cache.dir, teacher.name, identity, records.rows(), workers)
-    cells = all_cells(writer, views)
     accelerator.print(
-        f"writing {writer.folder}: {len(writer.missing(views))} of {len(cells)} blocks missing, "
-        f"{size_text(writer.bytes_of(cells))} in the end"
+        f"writing {writer.folder}: {len(writer.missing(views))} of {size.blocks} blocks missing, "
+        f"{size_text(size.bytes)} in the end"
     )
     figures = write_cache(writer, loader, teacher, views, config.cache.batch, accelerator)
     accelerator.print("  ".join(f"{name} {value}" for name, value in figures.items()))

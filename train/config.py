@@ -34,14 +34,14 @@ class Config:
     save: SaveConfig = field(default_factory=SaveConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
-    run: str | None = None
+    run: str | None = field(default=None, metadata={"path": True})
     """name of the run, kept in runs/NAME; after ./, ../, / or ~ it is the folder itself; null = CONFIG's stem, the method
     unless the stem names it, and -s<seed>"""
     seed: int = 0
     "seed of the initialisation and of the order of images (the views have data.seed)"
     deterministic: bool = False
     "the same bits in every run on a GPU too, at some cost in speed"
-    resume: str = "auto"
+    resume: str = field(default="auto", metadata={"path": True})
     """auto: continue the run if there is one; never: refuse then; PATH of a run or of a folder RUN/checkpoints/step_N: a new
     run begins from that checkpoint"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

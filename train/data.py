@@ -1,9 +1,11 @@
 """The data of a run: opened splits, number of views, loaders with the configuration's normalisation and checks."""
 
 import hashlib
+import itertools
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator
 
@@ -15,6 +17,7 @@ from pipelines.loader import Loader
 from pipelines.records.reader import Records
 from train.config import Config
 from train.schedule import begun_epochs
+from train.watch.text import size_text
 
 
 class Splits(NamedTuple):
@@ -53,6 +56,27 @@ def open_splits(config: Config) -> Splits:
     return Splits(train, evaluation)
 
 
+class Overlap(NamedTuple):
+    """Two splits that share most of the images of the first, or of the second."""
+
+    split: str
+    other: str
+    share: float
+
+
+def overlaps(splits: Splits) -> list[Overlap]:
+    """Pairs of splits with (mostly) the same images, whatever their files and names: by the hashes of the original images.
+
+    Published sets share some per cent of theirs, so that only more than half counts.
+    """
+    found = []
+    for (split, one), (other, two) in itertools.combinations(reversed(splits.all().items()), 2):
+        share = max(np.isin(a.sources, b.sources).mean() for a, b in ((one, two), (two, one)))
+        if share > 0.5:
+            found.append(Overlap(split, other, float(share)))
+    return found
+
+
 def epochs_of(config: Config, samples: int) -> int:
     """How many epochs of `samples` training images are begun; `TrainOrder` refuses a batch that is larger than an epoch."""
     batch = config.optim.batch
@@ -85,10 +109,20 @@ def reuse_of_views(config: Config, samples: int) -> str | None:
 
 
 def make_loader(
-    config: Config, records: Records, recipe: Recipe, backend: str, accelerator: Accelerator, finished: bool = True
+    config: Config,
+    records: Records,
+    recipe: Recipe,
+    backend: str,
+    accelerator: Accelerator,
+    finished: bool = True,
+    batch: int = 1,
 ) -> Loader:
-    """A loader with the configuration's normalisation, workers and checks; without a finish: its images are the crops."""
+    """A loader with the configuration's normalisation, workers and checks; without a finish: its images are the crops.
+
+    batch: images of a batch on this process; UserError where these alone would not fit into the machine's memory.
+    """
     data, device = config.data, accelerator.device
+    _require_memory(recipe.size, min(batch, len(records)))
     try:
         finish = Finish(data.mean, data.std, device, channels_last=True, compile=config.compile) if finished else None
         return Loader(
@@ -104,6 +138,16 @@ def make_loader(
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _require_memory(size: int, images: int) -> None:
+    """UserError where the views of one batch, as bytes and as float32, are more than this machine holds."""
+    needed, there = images * size * size * 3 * 5, psutil.virtual_memory().total
+    if needed > there:
+        raise UserError(
+            f"data.recipe.size={size}: a batch of {images} such views takes {size_text(needed)}, this machine has "
+            f"{size_text(there)} of memory; give a smaller size, or smaller batches"
+        )
 
 
 def evaluation_backend(trained: str, records: Records, recipe: Recipe, device: torch.device) -> str:

@@ -10,7 +10,7 @@ needs to use the network elsewhere, with these figures in it (docs/export.md).
 
 import io
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -22,13 +22,14 @@ import numpy as np
 from pipelines.errors import UserError
 from pipelines.files import check_file_place, check_folder_place, write_bytes_atomic, write_each
 from train.config import Config
+from train.effects import require_evaluations
 from train.evaluation.subject import assess, figures_file, make_subject, newest_weights, open_split, write_figures
 from train.networks.export import check_exportable, measured, write_export
 from train.networks.final import why_not_final
 from train.run.environment import make_accelerator
 from train.run.exits import guard
 from train.run.place import run_folder
-from train.settings import parse_args
+from train.settings import diff, load, parse_args
 from train.watch.tracking import show_result
 
 
@@ -38,10 +39,10 @@ class EvaluateConfig(Config):
     "which records to evaluate: data.test or data.val"
     weights: Literal["raw", "ema", "best"] = "raw"
     "which weights: those trained last, their moving average, or the checkpoint that save.keep_best kept"
-    predictions: str | None = None
+    predictions: str | None = field(default=None, metadata={"path": True})
     """file for keys int64 [n], labels int64 [n] and logits [n, C], as numpy .npz: float16, or float32 where float16 would
     overflow or change a prediction"""
-    export: str | None = None
+    export: str | None = field(default=None, metadata={"path": True})
     "new folder for the finished network with all that is needed to use it, and these figures: weights, settings, model card"
 
 
@@ -51,10 +52,13 @@ def main(argv: list[str]) -> None:
     folder = run_folder(argv[0].rstrip("/"))
     if not (folder / "config.yaml").is_file():
         raise UserError(why_not_final(folder))
-    config, _ = parse_args([str(folder / "config.yaml"), *argv[1:]], __doc__ or "", EvaluateConfig)
+    config, options = parse_args([str(folder / "config.yaml"), *argv[1:]], __doc__ or "", EvaluateConfig)
+    if options.dry_run:
+        raise UserError("--dry-run: an evaluation has nothing to try before it; leave it out")
     weights = newest_weights(folder, config.weights)
     kind = "" if config.weights == "raw" else f"_{config.weights}"
     figures = f"{config.split}{kind}"
+    require_evaluations(diff(load(EvaluateConfig, options.config), config), unfinished=weights.info is None)
     accelerator = make_accelerator(config)
     keeps_figures = accelerator.is_main_process and _check_places(config, folder, figures_file(folder, figures))
     subject = make_subject(folder, weights, config, accelerator)

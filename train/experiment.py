@@ -12,6 +12,7 @@ from pipelines.files import check_folder_place
 from train import loop
 from train.assembly import Assembled, assemble, check_method
 from train.config import Config
+from train.effects import of_training
 from train.evaluation.counting import evaluate
 from train.evaluation.subject import evaluate_only
 from train.finite import FiniteLogits
@@ -40,8 +41,12 @@ class Experiment:
         self.config, self.options, self.script = config, options, script
         self.name = run_name(config.run, options.config, config.seed, config.distill.method)
         self.folder = run_folder(self.name)
+        # A run that exists goes on by the command that began it, whatever that said.
+        idle = None if (self.folder / "config.yaml").exists() else of_training(config, options)
         self.accelerator: Accelerator = make_accelerator(config)
         self.say = self.accelerator.print
+        if idle:
+            self.say(idle)
         if note := note_on_place(config.run, self.folder):
             self.say(note)
 

@@ -69,8 +69,9 @@ class OptimConfig:
         for pattern in self.no_decay:
             try:
                 re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"optim.no_decay: {pattern!r} is no regular expression: {error}") from error
+            except (re.error, OverflowError, RecursionError) as error:
+                given = f"{pattern[:80]!r}"
+                raise ValueError(f"optim.no_decay: {given} is no regular expression: {error}") from error
 
 
 def scaled_lr(config: OptimConfig) -> float:

@@ -11,6 +11,8 @@ from typing import Literal
 
 from pipelines.errors import UserError
 
+MOST_STEPS = 10**8 - 1  # a checkpoint's name has eight digits
+
 
 @dataclass(kw_only=True)
 class ScheduleConfig:
@@ -65,6 +67,8 @@ class ScheduleConfig:
         for name, value in given.items():
             if value < 1:
                 raise ValueError(f"schedule.{name}={value}: must be at least 1")
+            if name != "samples" and value > MOST_STEPS:
+                raise ValueError(f"schedule.{name}={value}: must be at most {MOST_STEPS:,}")
 
     def check_epochs(self, epochs: int, length: str) -> None:
         """ValueError where the warm-up or a milestone lies outside `epochs` epochs; length: the setting that gave this number."""
@@ -115,6 +119,10 @@ class Schedule:
     def _check_fit(self) -> None:
         """UserError where the warm-up or a milestone lies beyond the end, which cannot be told from the settings alone."""
         config, length = self.config, f"{self.total_steps} steps in all, {self.steps_per_epoch} an epoch"
+        if self.total_steps > MOST_STEPS:
+            raise UserError(
+                f"schedule: {length}: a training has at most {MOST_STEPS:,}; shorten schedule.epochs or samples"
+            )
         try:
             config.check_epochs(self.epochs, length)
         except ValueError as error:

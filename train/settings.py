@@ -7,35 +7,44 @@ name, `1e-3` is a number, `off` a choice. Invariant: what `load` returns has onl
 """
 
 import ast
+import copy
 import difflib
 import functools
 import inspect
+import operator
+import os
 import re
 import sys
 import textwrap
-import types
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pipelines.errors import UserError
+from pipelines.files import home_expanded
+from train.values import checked, has_shape, shortened, without_none
 
 C = TypeVar("C")
 COMMAND_LINE = "command line"
 FLAGS = ("--help", "--print-config", "--dry-run")
+_FILE_BYTES = 2**17  # of a config file; a full one has 5,000, and reading much more takes minutes
 
 
 class Key(NamedTuple):
-    """One setting: declared type, default (`dataclasses.MISSING` when it must be given) and explanation."""
+    """One setting: declared type, default (`dataclasses.MISSING` when it must be given) and explanation.
+
+    is_path: whether it names a file or folder (or several), which the metadata of its field says: {"path": True}.
+    """
 
     hint: Any
     default: Any
     doc: str
+    is_path: bool
 
 
 class Leaf(NamedTuple):
@@ -68,7 +77,8 @@ def keys(cls: type, prefix: str = "") -> dict[str, Key]:
             found |= keys(hint, f"{prefix}{item.name}.")
         else:
             default = item.default_factory() if item.default_factory is not MISSING else item.default
-            found[prefix + item.name] = Key(hint, default, item.metadata.get("doc", docs.get(item.name, "")))
+            doc = item.metadata.get("doc", docs.get(item.name, ""))
+            found[prefix + item.name] = Key(hint, default, doc, item.metadata.get("path", False))
     return found
 
 
@@ -88,18 +98,9 @@ def _field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def _without_none(hint: Any) -> tuple[Any, bool]:
-    """`Optional[T]` as (T, True), anything else as (hint, False)."""
-    if get_origin(hint) in (Union, types.UnionType):
-        rest = [arg for arg in get_args(hint) if arg is not type(None)]
-        if len(rest) == 1:
-            return rest[0], True
-    return hint, False
-
-
 def type_text(hint: Any) -> str:
     """A type in the words of the help: `float`, `a|b`, `[str, ...] or null`."""
-    hint, optional = _without_none(hint)
+    hint, optional = without_none(hint)
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         text = "|".join(map(str, args))
@@ -152,7 +153,7 @@ def nearest(given: str, known: list[str]) -> str | None:
 
 
 def _plain(node: yaml.Node, origin: str) -> Any:
-    """A YAML node as text, None, lists and dictionaries."""
+    """A YAML node, which has the shape of its setting's type, as text, None, lists and dictionaries."""
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, origin) for item in node.value]
     if isinstance(node, yaml.MappingNode):
@@ -180,9 +181,19 @@ def _at(origin: str, node: yaml.Node) -> str:
     return origin if origin == COMMAND_LINE else f"{origin}, line {node.start_mark.line + 1}"
 
 
+def _given(node: yaml.Node) -> str:
+    """A YAML node as it was written."""
+    start, end = node.start_mark, node.end_mark
+    return shortened(" ".join((start.buffer or "")[start.pointer : end.pointer].split()))
+
+
 def _compose(text: str, what: str) -> yaml.Node | None:
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError as error:
+        raise UserError(
+            f"{what}: nested too deeply; settings are sections, single values and lists of these"
+        ) from error
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark and "\n" in text else ""
         raise UserError(f"{what}{line}: not valid YAML: {error.problem or error.context}") from error
@@ -196,9 +207,9 @@ def _unknown(key: str, origin: str, cls: type) -> UserError:
         section, _, name = key.rpartition(".")
         return UserError(f"'{key}' ({origin}): a file is nested; write `{section}:` and `{name}: ...` below it")
     sections = list(dict.fromkeys(parent for name in known for parent in _parents(name)))
-    close = nearest(key, known + sections)
+    close = nearest(key, known + sections) if len(key) < 100 else None
     hint = f"nearest: {close}" if close else "--help lists all keys"
-    return UserError(f"unknown key '{key}' ({origin}); {hint}")
+    return UserError(f"unknown key '{shortened(key)}' ({origin}); {hint}")
 
 
 def _parents(key: str) -> list[str]:
@@ -208,16 +219,15 @@ def _parents(key: str) -> list[str]:
 
 def _leaves(root: type, section: type, prefix: str, node: yaml.Node, origin: str) -> Iterator[Leaf]:
     """The settings in a YAML mapping that stands for the dataclass `section`, at `prefix` below `root`."""
-    value = _plain(node, origin)
-    if value is None:
+    if node.tag == "tag:yaml.org,2002:null":
         return  # `optim:` with everything below it commented out
     if not isinstance(node, yaml.MappingNode):
         name = prefix.rstrip(".")
         raise UserError(
-            f"{name}={_as_given(value)} ({_at(origin, node)}): {name} is a section; its keys: "
+            f"{name}={_given(node)} ({_at(origin, node)}): {name} is a section; its keys: "
             + ", ".join(keys(section, prefix))
             if name
-            else f"{origin}: a config file is a mapping of sections, not {_as_given(value)}"
+            else f"{origin}: a config file is a mapping of sections, not {_given(node)}"
         )
     hints = get_type_hints(section)
     for name, child in _pairs(node, origin):
@@ -226,42 +236,59 @@ def _leaves(root: type, section: type, prefix: str, node: yaml.Node, origin: str
         if _is_section(hints[name]):
             yield from _leaves(root, hints[name], f"{prefix}{name}.", child, origin)
         else:
-            yield Leaf(prefix + name, _plain(child, origin), _at(origin, child))
+            yield _leaf(prefix + name, child, hints[name], _at(origin, child))
+
+
+def _leaf(key: str, node: yaml.Node, hint: Any, origin: str) -> Leaf:
+    if not has_shape(node, hint):
+        raise UserError(f"{key}={_given(node)} ({origin}): {key} takes {type_text(hint)}")
+    return Leaf(key, _plain(node, origin), origin)
 
 
 def _file_leaves(cls: type, path: Path) -> Iterator[Leaf]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_FILE_BYTES + 1)
     except UnicodeDecodeError as error:
         raise UserError(f"config file {path} is not UTF-8 text") from error
     except OSError as error:
         near = difflib.get_close_matches(path.name, _yaml_names(path.parent), n=1)
         hint = f"; nearest: {path.parent / near[0]}" if near else ""
         raise UserError(f"cannot read config file {path}: {error.strerror}{hint}") from error
+    if len(text) > _FILE_BYTES:
+        raise UserError(f"config file {path} has more than {_FILE_BYTES:,} characters: give a YAML file of settings")
     node = _compose(text, str(path))
     return iter(()) if node is None else _leaves(cls, cls, "", node, str(path))
 
 
 def _yaml_names(folder: Path) -> list[str]:
-    return sorted(item.name for item in folder.glob("*.yaml"))
+    try:
+        return sorted(name for name in os.listdir(folder) if name.endswith(".yaml"))
+    except OSError:
+        return []
 
 
 def _override_leaves(cls: type, override: str) -> Iterator[Leaf]:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"'{override}' is not a setting; type KEY=VALUE, e.g. seed=1 or optim.lr=0.1")
+        raise UserError(f"'{shortened(override)}' is not a setting; type KEY=VALUE, e.g. seed=1 or optim.lr=0.1")
     hint = _hint_at(cls, key)
     if hint is None:
         raise _unknown(key, COMMAND_LINE, cls)
     if _is_section(hint):
-        node = _compose(text, f"{override} ({COMMAND_LINE})")
+        node = _compose(text, f"{shortened(override)} ({COMMAND_LINE})")
         return iter(()) if node is None else _leaves(cls, hint, f"{key}.", node, COMMAND_LINE)
-    inner, _ = _without_none(hint)
+    inner, _ = without_none(hint)
     if (inner is str or get_origin(inner) is Literal) and text[:1] not in ("'", '"'):
         # Not parsed as YAML: a path or a name may hold any character.
         return iter([Leaf(key, None if text in ("", "~", "null") else text, COMMAND_LINE)])
-    node = _compose(text, f"{override} ({COMMAND_LINE})")
-    return iter([Leaf(key, None if node is None else _plain(node, COMMAND_LINE), COMMAND_LINE)])
+    node = _compose(text, f"{shortened(override)} ({COMMAND_LINE})")
+    return iter([Leaf(key, None, COMMAND_LINE) if node is None else _leaf(key, node, hint, COMMAND_LINE)])
+
+
+def keys_of(cls: type, overrides: list[str]) -> list[str]:
+    """The keys that `a.b=c` overrides set."""
+    return [leaf.key for override in overrides for leaf in _override_leaves(cls, override)]
 
 
 def _hint_at(cls: type, key: str) -> Any:
@@ -274,14 +301,19 @@ def _hint_at(cls: type, key: str) -> Any:
     return hint
 
 
+@functools.cache  # making it takes several times as long as copying it
+def _empty_tree(cls: type) -> Any:
+    return OmegaConf.structured(cls)
+
+
 def load(cls: type[C], path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> C:
     """A YAML file with `a.b=c` overrides on top; a UserError names the key at fault and its origin."""
     leaves = list(_file_leaves(cls, Path(path)))
     for override in overrides:
         leaves += _override_leaves(cls, override)
-    known, origins, tree = keys(cls), {}, OmegaConf.structured(cls)
+    known, given, tree = keys(cls), {}, copy.deepcopy(_empty_tree(cls))
     for leaf in leaves:
-        origins[leaf.key] = leaf.origin
+        given[leaf.key] = leaf
         try:
             # "???" marks a value that the user of the file must give.
             OmegaConf.update(tree, leaf.key, leaf.value)
@@ -293,19 +325,33 @@ def load(cls: type[C], path: Path | str, overrides: list[str] | tuple[str, ...] 
         raise UserError(f"{error.full_key} must be given; type {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         key = re.sub(r"\[.*", "", error.full_key or "")
-        raise UserError(f"{key} ({origins.get(key, path)}): {str(error).splitlines()[0]}") from error
+        origin = given[key].origin if key in given else path
+        raise UserError(f"{key} ({origin}): {str(error).splitlines()[0]}") from error
+    for leaf in given.values():
+        _check(values, leaf, known[leaf.key])
     return _build(cls, values, "")
 
 
+def _check(values: Any, leaf: Leaf, key: Key) -> None:
+    """Put the checked value of a setting into the tree of values."""
+    *sections, name = leaf.key.split(".")
+    section = functools.reduce(operator.getitem, sections, values)
+    try:
+        section[name] = checked(section[name], key.hint, key.is_path)
+    except ValueError as error:
+        raise UserError(f"{leaf.key}={shortened(_as_given(leaf.value))} ({leaf.origin}): {error}") from error
+
+
 def _rejected(leaf: Leaf, hint: Any) -> UserError:
-    inner, _ = _without_none(hint)
+    inner, _ = without_none(hint)
     listed = get_origin(inner) is list
     element = get_args(inner)[0] if listed else inner
     choices = [str(arg) for arg in get_args(element)] if get_origin(element) is Literal else []
-    given = leaf.value if isinstance(leaf.value, list) else [leaf.value]
-    close = [near for item in given for near in difflib.get_close_matches(str(item), choices, n=1)]
+    items = leaf.value if isinstance(leaf.value, list) else [leaf.value]
+    close = [near for item in items for near in difflib.get_close_matches(str(item), choices, n=1)]
     meant = f"; did you mean {leaf.key}={_as_given(close if listed else close[0])}?" if close else ""
-    return UserError(f"{leaf.key}={_as_given(leaf.value)} ({leaf.origin}): {leaf.key} takes {type_text(hint)}{meant}")
+    given = shortened(_as_given(leaf.value))
+    return UserError(f"{leaf.key}={given} ({leaf.origin}): {leaf.key} takes {type_text(hint)}{meant}")
 
 
 def _build(cls: type[C], values: Any, prefix: str) -> C:
@@ -362,10 +408,14 @@ def parse_args(argv: list[str], description: str, cls: type[C]) -> tuple[C, Opti
         raise SystemExit(0)
     for flag in sorted(flags - set(FLAGS)):
         raise _unknown_flag(flag, cls)
-    if not rest or ("=" in rest[0] and not Path(rest[0]).exists()):
-        given = f", got '{rest[0]}'" if rest else ""
+    if not rest or ("=" in rest[0] and not os.path.exists(rest[0])):
+        given = f", got '{shortened(rest[0])}'" if rest else ""
         raise UserError(f"the first argument must be a config file (.yaml){given}; --help explains")
-    options = Options(Path(rest[0]), rest[1:], "--dry-run" in flags)
+    try:
+        path = Path(home_expanded(rest[0]))
+    except ValueError as error:
+        raise UserError(f"config file {error}") from error
+    options = Options(path, rest[1:], "--dry-run" in flags)
     config = load(cls, options.config, options.overrides)
     if "--print-config" in flags:
         print(to_yaml(config), end="")

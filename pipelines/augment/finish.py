@@ -10,14 +10,22 @@ import torch
 from pipelines.augment import colour
 from pipelines.batch import Colours
 
+LEAST_STD = 0.001  # of pixels in 0..1, whose steps are 0.004
 FINISH_VERSION = 1  # raise when any finished value changes; part of a cache's identity
 
 
 def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, prefix: str = "data.") -> None:
     """ValueError unless these are three means and three deviations; None is allowed. prefix: that of the settings' names."""
-    for name, values in (("mean", mean), ("std", std)):
-        if values is not None and (len(values) != 3 or (name == "std" and min(values) <= 0)):
-            raise ValueError(f"{prefix}{name}={list(values)}: needs three numbers, on the 0..1 scale, std above 0")
+    for name, values, least in (("mean", mean, 0.0), ("std", std, LEAST_STD)):
+        if values is None or (len(values) == 3 and all(least <= value <= 1 for value in values)):
+            continue
+        given = f"{prefix}{name}={list(values)}"
+        if len(values) == 3 and all(1 < value <= 255 for value in values):
+            divided = ",".join(f"{value / 255:.4g}" for value in values)
+            raise ValueError(
+                f"{given}: {name} is in 0..1, of pixels divided by 255; divide by 255: {prefix}{name}=[{divided}]"
+            )
+        raise ValueError(f"{given}: needs three numbers in {least:g}..1, of pixels divided by 255")
 
 
 def _jitter_and_normalise(

@@ -17,6 +17,10 @@ KINDS = {
 }
 
 
+_LONGEST_SIDE = 65535  # of a JPEG; its views are at most half as long, as an evaluation needs a longer short side
+_MOST_JITTER = 2  # every channel saturates long before
+
+
 @dataclass(kw_only=True)
 class Recipe:
     """How a training view is cut from an image; `evaluation()` is the view for validation and test."""
@@ -39,19 +43,25 @@ class Recipe:
     "colour jitter: largest change of brightness, contrast and saturation, 0 = none (ImageNet-LT [0.4, 0.4, 0.4])"
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"data.recipe.size={self.size}: must be at least 1")
-        if self.pad < 0:
-            raise ValueError(f"data.recipe.pad={self.pad}: must be 0 or more")
+        if not 1 <= self.size <= _LONGEST_SIDE // 2:
+            raise ValueError(f"data.recipe.size={self.size}: must be from 1 to {_LONGEST_SIDE // 2} pixels")
+        if not 0 <= self.pad <= (self.size if self.crop == "pad_crop" else _LONGEST_SIDE):
+            raise ValueError(
+                f"data.recipe.pad={self.pad}: must be from 0 to data.recipe.size={self.size}: beyond, views may miss the image"
+            )
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"data.recipe.scale={self.scale}: must be [low, high] with 0 < low <= high <= 1")
         if len(self.ratio) != 2 or not 0.1 <= self.ratio[0] <= self.ratio[1] <= 10:
             raise ValueError(f"data.recipe.ratio={self.ratio}: must be [low, high] with 0.1 <= low <= high <= 10")
-        if self.short_side is not None and self.short_side < self.size:
-            raise ValueError(f"data.recipe.short_side={self.short_side}: must be at least size={self.size}")
-
-        if len(self.jitter) != 3 or min(self.jitter) < 0:
-            raise ValueError(f"data.recipe.jitter={self.jitter}: must be [brightness, contrast, saturation], 0 or more")
+        if self.short_side is not None and not self.size <= self.short_side <= _LONGEST_SIDE:
+            raise ValueError(
+                f"data.recipe.short_side={self.short_side}: must be at least size={self.size}, at most {_LONGEST_SIDE} pixels"
+            )
+        if len(self.jitter) != 3 or not all(0 <= most <= _MOST_JITTER for most in self.jitter):
+            raise ValueError(
+                f"data.recipe.jitter={self.jitter}: must be [brightness, contrast, saturation], shares in 0..{_MOST_JITTER}: "
+                "0.4 is a change by up to 40 %"
+            )
 
     def resolved_short_side(self) -> int:
         """Short side in pixels that `resize_crop` and the evaluation view resize to."""

@@ -37,7 +37,7 @@ _OPEN_BLOCKS = 8192
 
 @dataclass(kw_only=True)
 class CacheConfig:
-    paths: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list, metadata={"path": True})
     "logit caches to train from, one per teacher: its folder, or the folder that contains it; empty = run the teacher online"
     weights: list[float] = field(default_factory=list)
     "weights of the caches in the average, one positive number each; empty = equal"
@@ -51,22 +51,19 @@ class CacheConfig:
     "how train/cache_logits.py stores logits: 8 bits per class with a range per sample, or floats"
     batch: int = 256
     "images per forward pass of the teacher in train/cache_logits.py; part of the cache's identity"
-    dir: str = "caches"
+    dir: str = field(default="caches", metadata={"path": True})
     "folder in which train/cache_logits.py creates the folder of the cache"
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ValueError(f"cache.batch={self.batch}: must be at least 1")
+        if not 1 <= self.batch <= BLOCK_ROWS:
+            raise ValueError(f"cache.batch={self.batch}: must be from 1 to {BLOCK_ROWS}, the images of a block")
         if self.weights and len(self.weights) != len(self.paths):
             raise ValueError(
                 f"cache.weights={self.weights}: needs one number for each of the {len(self.paths)} cache.paths"
             )
-        if not all(0 < weight < math.inf for weight in self.weights):
-            raise ValueError(f"cache.weights={self.weights}: must be above 0; leave out a cache that is not to count")
-        total = sum(self.weights)
-        if self.weights and (total == math.inf or min(self.weights) / total == 0):
+        if not all(1e-6 <= weight <= 1e6 for weight in self.weights):
             raise ValueError(
-                f"cache.weights={self.weights}: too far apart or too large for a share of each; use smaller ones"
+                f"cache.weights={self.weights}: must be above 0, in 1e-6..1e6; leave out a cache that is not to count"
             )
 
 

@@ -8,13 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipelines.errors import UserError
 from pipelines.files import alone_in, is_temporary, read_json, write_bytes_atomic, write_json_atomic
-from pipelines.logits.blocks import BLOCK_ROWS, block_path, missing_cells, open_block, write_block
+from pipelines.logits.blocks import BLOCK_ROWS, BlockKind, block_path, missing_cells, open_block, write_block
 from pipelines.logits.codec import TEMPERATURES, certificate, encode
 from pipelines.logits.fingerprint import Fingerprints
 from pipelines.logits.folder import open_folder, write_done
@@ -36,6 +36,37 @@ def leftovers(folder: Path) -> list[Path]:
     return found
 
 
+class CacheSize(NamedTuple):
+    """How large a cache is, by arithmetic: nothing here grows with the number of views."""
+
+    samples: int
+    views: int
+    kind: BlockKind
+
+    @property
+    def blocks(self) -> int:
+        """Of all views together; each is a file."""
+        return self.views * -(-self.samples // BLOCK_ROWS)
+
+    @property
+    def bytes(self) -> int:
+        """On disk, of all blocks."""
+        full, rest = divmod(self.samples, BLOCK_ROWS)
+        of_view = full * self.kind.block_bytes(BLOCK_ROWS) + (self.kind.block_bytes(rest) if rest else 0)
+        return self.views * of_view
+
+
+def cache_folder(parent: str | Path, name: str, identity: dict[str, Any]) -> Path:
+    """Where the cache of this identity lies, or would."""
+    return Path(parent) / f"{name}-{identity_hash(identity).hex()[:12]}"
+
+
+def cache_size(identity: dict[str, Any], samples: int, views: int) -> CacheSize:
+    """The size that a cache of this identity has in the end."""
+    kind = BlockKind(b"", b"", len(identity["dataset"]["class_names"]), identity["codec"])
+    return CacheSize(samples, views, kind)
+
+
 class CacheWriter:
     """Creates or continues `parent/name-<12 hex>`; rows: ROW[N] sorted by key, of the dataset in the identity.
 
@@ -45,7 +76,7 @@ class CacheWriter:
     def __init__(
         self, parent: str | Path, name: str, identity: dict[str, Any], rows: np.ndarray, workers: int = 1
     ) -> None:
-        self.folder = Path(parent) / f"{name}-{identity_hash(identity).hex()[:12]}"
+        self.folder = cache_folder(parent, name, identity)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for file, content in (("identity.json", identity_bytes(identity)), ("index.bin", rows.tobytes())):
@@ -69,9 +100,9 @@ class CacheWriter:
         rows = self.block_rows(block)
         return rows.stop - rows.start
 
-    def bytes_of(self, cells: list[Cell]) -> int:
-        """Size on disk of the blocks of these cells, in bytes."""
-        return sum(self.kind.block_bytes(self.block_size(block)) for _, block in cells)
+    def size(self, views: int) -> CacheSize:
+        """Of the finished cache with `views` views."""
+        return CacheSize(len(self.rows), views, self.kind)
 
     def missing(self, views: int) -> list[Cell]:
         """Cells of the first `views` views that are not on disk, in order."""

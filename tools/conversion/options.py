@@ -2,9 +2,8 @@
 
 import argparse
 import os
-from pathlib import Path
 
-from tools.command_line import whole
+from tools.command_line import Parser, path, whole
 from tools.conversion.storage import RECIPES
 
 
@@ -24,18 +23,20 @@ def share(text: str) -> float:
     return value
 
 
-def common_options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False)
+def common_options() -> Parser:
+    parser = Parser(add_help=False)
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=whole(0), default=cores, help="processes that encode (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=whole(0, 1024), default=cores, help="processes that encode (default: %(default)s)"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite what exists")
     return parser
 
 
-def image_options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False)
+def image_options() -> Parser:
+    parser = Parser(add_help=False)
     add = parser.add_argument
-    add("--classes", type=Path, metavar="FILE", help="class names in label order, one per line")
+    add("--classes", type=path, metavar="FILE", help="class names in label order, one per line")
     add("--recipe", choices=list(RECIPES), help="store what this recipe needs and no more, see below")
     add("--short-side", type=whole(1), metavar="N", help="shrink images until the short side is N pixels")
     add("--max-side", type=whole(1), metavar="N", help="shrink images until the long side is at most N pixels")
@@ -55,19 +56,19 @@ def image_options() -> argparse.ArgumentParser:
     return parser
 
 
-def cifar_options(parser: argparse.ArgumentParser, archive: str) -> None:
-    parser.add_argument("--archive", type=Path, required=True, help=f"{archive} .tar.gz, .tar.xz or unpacked folder")
+def cifar_options(parser: Parser, archive: str) -> None:
+    parser.add_argument("--archive", type=path, required=True, help=f"{archive} .tar.gz, .tar.xz or unpacked folder")
     parser.add_argument(
         "--imbalance", type=imbalance, required=True, help="largest class / smallest class, such as 100"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for train.beton and test.beton")
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder for train.beton and test.beton")
 
 
-def folder_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of class folders")
+def folder_options(parser: Parser) -> None:
+    parser.add_argument("--images", type=path, required=True, metavar="DIR", help="folder of class folders")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path,
         required=True,
         metavar="FILE|DIR",
         help="record file to write, such as train.beton; with --val or --test the folder for train.beton and the others",

@@ -90,8 +90,10 @@ def evaluate(
             torch.distributed.broadcast(buffer, 0)
     was_training = network.training
     network.eval()
-    batches = loader.batches(shard, np.zeros(len(shard), np.int32), batch_size)
     largest = -(-len(records) // accelerator.num_processes)
+    # Short batches are filled up, which for a small file must not cost what a large eval.batch would; the same on all processes.
+    batch_size = min(batch_size, max(largest, EvalConfig().batch))
+    batches = loader.batches(shard, np.zeros(len(shard), np.int32), batch_size)
     try:
         for _ in range(-(-largest // batch_size)):  # equally often on all processes; some may lack a batch
             if stops and (reason := stops.agreed()):

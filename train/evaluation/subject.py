@@ -125,7 +125,7 @@ def assess(
         backend = evaluation_backend(trained, records, recipe, device)
     else:
         backend = resolve_backend(setting, records, recipe, device)
-    loader = make_loader(config, records, recipe, backend, accelerator)
+    loader = make_loader(config, records, recipe, backend, accelerator, batch=config.eval.batch)
     with explained(subject.spec, recipe.size, f"run {subject.folder}"):
         done = evaluate(
             subject.network,

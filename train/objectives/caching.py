@@ -5,6 +5,7 @@ depend on who writes it. Owns the loop, its progress and the thread that encodes
 belongs to pipelines/logits. Invariant: a kill loses at most the block being computed and the one being written.
 """
 
+import os
 import platform
 import random
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.logits.blocks import BLOCK_ROWS
 from pipelines.logits.fingerprint import Fingerprinter, Fingerprints, on_host
-from pipelines.logits.writer import CacheWriter, Cell
+from pipelines.logits.writer import CacheSize, CacheWriter, Cell
 from train.finite import FiniteLogits
 from train.objectives.targets import Teacher
 from train.watch.progress import Bar
@@ -35,20 +37,16 @@ from train.watch.text import size_text
 
 _PLAIN_SECONDS = 10.0
 _NOT_FINITE = "nothing of this block was written; check the teacher, or use precision=fp32"
+_MOST_BLOCKS = 10**6  # files, whose list takes 200 MB of memory; 200 views of 437,513 images have 21,400
 _HELD_UP = 0.1  # share of time spent waiting above which the teacher is not the bottleneck
-
-
-def all_cells(writer: CacheWriter, views: int) -> list[Cell]:
-    """All cells of a finished cache with `views` views."""
-    return [(view, block) for view in range(views) for block in range(writer.blocks)]
 
 
 def write_cache(
     writer: CacheWriter, loader: Loader, teacher: Teacher, views: int, batch: int, accelerator: Accelerator
 ) -> dict[str, Any]:
     """Fill the cache's first `views` views and declare them complete; returns figures of this session, of all ranks."""
+    require_space(writer.folder, writer.size(views))
     missing = _shared_list(writer, views)
-    _require_space(writer, missing)
     cells = missing[accelerator.process_index :: accelerator.num_processes]
     by_key = np.argsort(loader.records.keys, kind="stable")  # row i of the index is the sample at by_key[i]
     keys = loader.records.keys[by_key]
@@ -57,7 +55,7 @@ def write_cache(
     logits: list[torch.Tensor] = []
     prints: list[torch.Tensor] = []
     batches = loader.stream(_plan(writer, cells, by_key, batch))
-    size = size_text(writer.bytes_of(all_cells(writer, views)))
+    size = size_text(writer.size(views).bytes)
     with (
         _Publisher(writer) as publisher,
         _CellProgress(cells, publisher, size, accelerator.is_main_process) as progress,
@@ -110,13 +108,23 @@ def _shared_list(writer: CacheWriter, views: int) -> list[Cell]:
     return missing
 
 
-def _require_space(writer: CacheWriter, missing: list[Cell]) -> None:
-    """Refuse, before the first byte is written, a cache that would not fit on the disk."""
-    needed, free = writer.bytes_of(missing), shutil.disk_usage(writer.folder).free
+def require_space(folder: Path, size: CacheSize) -> None:
+    """Refuse a cache that would not fit on the disk, before its folder exists and before any list of its blocks.
+
+    folder: of the cache, finished, begun or not there yet.
+    """
+    what = f"data.views={size.views}: {size.samples} samples x {size.views} views x {size.kind.record_bytes} bytes"
+    there = sum(path.stat().st_size for path in folder.glob("v*/b*.lc"))
+    place = next(place for place in (folder, *folder.absolute().parents) if os.path.isdir(place))
+    needed, free = size.bytes - there, shutil.disk_usage(place).free
     if needed > free:
         raise UserError(
-            f"the cache needs {size_text(needed)} more, {writer.folder} has {size_text(free)} free: choose another "
+            f"{what}: the cache needs {size_text(needed)} more, {folder} has {size_text(free)} free: choose another "
             "cache.dir, fewer data.views, or cache.codec=u8"
+        )
+    if size.blocks > _MOST_BLOCKS:
+        raise UserError(
+            f"{what} are {size.blocks:,} files, at most {_MOST_BLOCKS:,} are allowed: give fewer data.views"
         )
 
 

@@ -126,15 +126,18 @@ def _explained() -> str:
     return "; ".join(f"{name}: {row.short}" for name, row in METHODS.items())
 
 
+LEAST_T, MOST_T = 0.01, 1000  # softmax is one-hot or uniform long before; beyond, tau**2 overflows
+
+
 @dataclass(kw_only=True)
 class DistillConfig:
     method: MethodName = field(default="dive", metadata={"doc": _explained()})
-    teacher: str | None = None
+    teacher: str | None = field(default=None, metadata={"path": True})
     """the finished teacher: its run (name or folder), a folder with model.safetensors and model.json, or, with the keys below, a
     file of weights (.safetensors, .pth); optional beside a cache"""
     teacher_arch: str | None = None
     "network of a teacher that is a file of weights, named as in model.name: resnext50_32x4d, timm/NAME; null = it is a run"
-    teacher_classes: str | None = None
+    teacher_classes: str | None = field(default=None, metadata={"path": True})
     "file with that teacher's class names, one per line, in the order of its outputs"
     teacher_mean: list[float] | None = None
     "per-channel mean with which that teacher was trained, 0..1; null = data.mean"
@@ -149,10 +152,9 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         self._check_teacher()
-        if self.tau is not None and self.tau <= 0:
-            raise ValueError(f"distill.tau={self.tau}: must be above 0")
-        if self.p <= 0:
-            raise ValueError(f"distill.p={self.p}: must be above 0")
+        for name, value in (("tau", self.tau), ("p", self.p)):
+            if value is not None and not LEAST_T <= value <= MOST_T:
+                raise ValueError(f"distill.{name}={value}: must be above 0, in {LEAST_T}..{MOST_T}")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"distill.alpha={self.alpha}: must be from 0 to 1")
         method = METHODS[self.method]

@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from pipelines.errors import UserError
+from pipelines.files import home_expanded
 
 RUNS = Path("runs")
 _PATHS = ("./", "../", "/", "~", f"{RUNS}/")  # a name that begins so is a path
@@ -27,9 +28,9 @@ def run_folder(name: str) -> Path:
 def expanded(path: str) -> Path:
     """The path, with ~ as the home folder; UserError where that is not known."""
     try:
-        return Path(path).expanduser()
-    except RuntimeError as error:  # there is no such user, or HOME is not set
-        raise UserError(f"{path}: the home folder is not known; give the path without ~") from error
+        return Path(home_expanded(path))
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _is_run(folder: Path) -> bool:

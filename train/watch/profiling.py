@@ -14,6 +14,8 @@ from torch.profiler import profile, record_function
 from pipelines.files import write_bytes_atomic
 from train.watch.tracking import Tracker
 
+_MOST_STEPS = 1000  # some megabytes each
+
 
 @dataclass(kw_only=True)
 class ProfileConfig:
@@ -23,9 +25,12 @@ class ProfileConfig:
     "steps to record, into RUN/trace_FIRST-LAST.json, on the main process; 0 = none"
 
     def __post_init__(self) -> None:
-        for name in ("start", "steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"profile.{name}={getattr(self, name)}: must be at least 0")
+        if self.start < 0:
+            raise ValueError(f"profile.start={self.start}: must be at least 0")
+        if not 0 <= self.steps <= _MOST_STEPS:
+            raise ValueError(
+                f"profile.steps={self.steps}: must be from 0 to {_MOST_STEPS}: a trace is kept in memory until it ends"
+            )
 
 
 def traced(

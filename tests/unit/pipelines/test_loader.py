@@ -700,7 +700,9 @@ def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     ("settings", "words"),
     [
         ({"views": 0}, "data.views=0"),
+        ({"views": 2**31}, "data.views=2147483648"),
         ({"workers": 0}, "data.workers=0"),
+        ({"workers": 10**6}, "data.workers=1000000: must be from 1 to 1024 threads"),
         ({"hw_decoder_load": 1.5}, "data.hw_decoder_load=1.5"),
         ({"mean": [0.5, 0.5]}, r"data.mean=\[0.5, 0.5\]"),
         ({"std": [0.5, 0.5, 0.0]}, r"data.std=\[0.5, 0.5, 0.0\]"),

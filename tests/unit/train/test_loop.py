@@ -95,7 +95,8 @@ def test_sums_between_two_log_lines_survive_a_checkpoint(tiny: Path, tmp_path: P
 
 def test_the_best_evaluation_is_kept(tiny: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, tiny)
-    given = ["run=r", f"data.val={tiny}/test.beton", "eval.every_epochs=1", "schedule.epochs=6", "ema.decay=0.5"]
+    given = ["run=r", f"data.val={tiny}/test.beton", "data.test=null", "eval.every_epochs=1", "schedule.epochs=6"]
+    given.append("ema.decay=0.5")
     refused = run("teacher", config, *given, "save.keep_best=test", cwd=tmp_path, check=False)
     assert refused.returncode == 2 and "test_split_knowingly" in refused.stderr
     run("teacher", config, *given, "save.keep_best=val", "save.keep_last=1", cwd=tmp_path)
@@ -176,7 +177,8 @@ def test_a_finite_loss_with_an_overflowing_gradient_is_not_saved(
 
 def test_the_best_is_saved_when_it_is_found_and_means_one_run_and_split(tiny: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, tiny)
-    given = [f"data.val={tiny}/test.beton", "schedule.epochs=6", "save.every_epochs=6", "eval.every_epochs=1"]
+    given = ["schedule.epochs=6", "save.every_epochs=6", "eval.every_epochs=1"]
+    given += [f"data.val={tiny}/test.beton", "data.test=null"]
     run("teacher", config, "run=a", *given, "save.keep_best=val", cwd=tmp_path)
     checkpoints = tmp_path / "runs/a/checkpoints"
     scores = {line["step"]: line["val"]["top1"] for line in lines_of(tmp_path / "runs/a") if "val" in line}
@@ -193,6 +195,7 @@ def test_the_best_is_saved_when_it_is_found_and_means_one_run_and_split(tiny: Pa
     assert state is not None and state.state["best"][2] == "val"
     shutil.rmtree(checkpoints / "step_00000042")
     (checkpoints / "latest").write_text(f"step_{best:08d}")
+    given += ["data.val=null", f"data.test={tiny}/test.beton"]
     run("teacher", config, "run=a", *given, "save.keep_best=test_split_knowingly", cwd=tmp_path)
     found = load_latest(tmp_path / "runs/a")
     assert found is not None and (found.state["best"] is None or found.state["best"][2] == "test_split_knowingly")

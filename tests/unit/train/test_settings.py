@@ -1,4 +1,3 @@
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,8 @@ import yaml
 
 from pipelines.errors import UserError
 from train.config import Config
-from train.settings import describe, diff, flatten, keys, load, nearest, parse_args, to_yaml
+from train.evaluate import EvaluateConfig
+from train.settings import describe, diff, flatten, keys, load, nearest, parse_args, to_yaml, type_text
 
 
 @dataclass(kw_only=True)
@@ -21,13 +21,13 @@ class Crop:
 
 @dataclass(kw_only=True)
 class Data:
-    train: str | None = None
+    train: str | None = field(default=None, metadata={"path": True})
     "training records"
     crop: Crop = field(default_factory=Crop)
     mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     pair: tuple[int, int] = (1, 2)
     weights: dict[str, float] = field(default_factory=dict)
-    paths: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list, metadata={"path": True})
     """Several lines
     become one."""
     workers: int | None = None
@@ -81,7 +81,6 @@ def test_defaults_file_and_overrides_in_that_order(recipe):
 VALUES = [  # (key, text, value): the declared type decides, in a file and on the command line alike
     ("optim.lr", "1e-3", 0.001),
     ("optim.lr", "3", 3.0),
-    ("optim.lr", ".inf", math.inf),
     ("optim.clip", "null", None),
     ("optim.clip", "2.5", 2.5),
     ("optim.nesterov", "off", False),
@@ -154,6 +153,31 @@ WRONG = [  # (text of the override, what the message must hold)
     ("data.pair=[1]", "data.pair takes [int, int]"),
     ("data.paths=a", "data.paths takes [str, ...]"),
     ("optim=3", "optim=3 (command line): optim is a section; its keys: optim.lr, optim.nesterov, optim.clip"),
+    ("optim.lr=.inf", "optim.lr=inf (command line): takes finite numbers"),
+    ("optim.lr=1e400", "optim.lr=1e400 (command line): takes finite numbers"),
+    ("optim.clip=nan", "optim.clip=nan (command line): takes finite numbers"),
+    ("data.mean=[0, -inf, 1]", "data.mean=[0, -inf, 1] (command line): takes finite numbers"),
+    ("data.weights={a: nan}", "takes finite numbers"),
+    ("data.pair=[1, 9223372036854775808]", "takes integers below 2**63"),
+    ("seed=" + "9" * 400, "... (400 characters) (command line): takes integers below 2**63"),
+    ("seed=" + "9" * 5000, "(command line): seed takes int"),
+    ("optim.nesterov=2", "optim.nesterov=2 (command line): optim.nesterov takes bool"),
+    ("data.paths=[[a]]", "data.paths=[[a]] (command line): data.paths takes [str, ...]"),
+    ("data.mean=[[1], 2]", "data.mean takes [float, ...]"),
+    ("data.mean=[{a: 1}]", "data.mean takes [float, ...]"),
+    ("data.mean=" + "[" * 99 + "]" * 99, "data.mean takes [float, ...]"),
+    ("data.mean=" + "[" * 999 + "]" * 999, "nested too deeply"),
+    ("data=" + "[" * 999, "nested too deeply"),
+    ("data.paths=&a [*a]", "data.paths=&a [*a] (command line): data.paths takes [str, ...]"),
+    ("data.paths=[!!python/object/apply:os.system [ls]]", "data.paths takes [str, ...]"),
+    ("seed=${seed}", "seed (command line): Recursive interpolation detected"),
+    ("name=${nokey}", "name (command line): Interpolation key 'nokey' not found"),
+    ("name=a\nb", "name=a\\nb (command line): takes a text on one line, without control characters; this holds '\\n'"),
+    ("name=a\0b", "this holds '\\x00'"),
+    ("name=\x1b[31m", "name=\\x1b[31m (command line)"),
+    ("name=\udcff", "name=\\udcff (command line): takes UTF-8 text"),
+    ("name=" + "a" * 5000, "takes a text of at most 4095 bytes, this has 5,000"),
+    ("o" * 100_000 + "=1", "unknown key 'oooo"),
     ("optim.lr=-1", "optim.lr=-1.0: must be above 0"),
     ("optim.clip=0", "optim: clip=0 would stop everything"),
     ("optim.lr", "'optim.lr' is not a setting; type KEY=VALUE"),
@@ -199,6 +223,19 @@ WRONG_FILES = [
     ("? [a]\n: 1", "FILE: a key must be a plain name"),
     ("seed: \x01", "FILE: not valid YAML"),
     ("data:\n  train: ???\n", "data.train must be given"),
+    ("data:\n\ttrain: x", "FILE, line 2: not valid YAML: found character '\\t'"),
+    ("seed: 1\n---\nseed: 2", "FILE, line 2: not valid YAML"),
+    ("data: " + "[" * 999, "FILE: nested too deeply"),
+    ("".join(f"{' ' * depth}a:\n" for depth in range(500)), "FILE: nested too deeply"),
+    ("data: {paths: &a [*a]}", "data.paths=&a [*a] (FILE, line 1): data.paths takes [str, ...]"),
+    ("data: &a {crop: *a}", "unknown key 'data.crop.crop' (FILE, line 1)"),
+    ("<<: {seed: 1}", "unknown key '<<' (FILE, line 1)"),
+    ("data: !!set {a}", "unknown key 'data.a' (FILE, line 1)"),
+    ("seed: !!python/object/apply:os.mkdir [pwned]", "seed takes int"),
+    ('name: "a\\0b"', "takes a text on one line"),
+    ('name: "\\ud800"', "takes UTF-8 text"),
+    ("seed: 1\n" + "#" * 2**17, "FILE has more than 131,072 characters: give a YAML file of settings"),
+    ("hello", "FILE: a config file is a mapping of sections, not hello"),
 ]
 
 
@@ -209,6 +246,57 @@ def test_wrong_files(recipe, text, message):
         load(Root, path)
     assert message.replace("FILE", str(path)) in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not Path("pwned").exists()
+
+
+def test_aliases_of_aliases_cost_nothing(recipe):
+    lists = ["a: &a [x, x, x, x, x, x, x, x]"] + [
+        f"{b}: &{b} [{', '.join([f'*{a}'] * 8)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    ]
+    with pytest.raises(UserError, match="data.mean takes .float, ..."):
+        load(Root, recipe("data: {mean: " + f"[{', '.join(line.partition(': ')[2] for line in lists)}]" + "}"))
+
+
+def test_paths_begin_at_the_home_folder(recipe, monkeypatch):
+    """In a file and on the command line alike, also in lists; a text that is no path keeps its `~`."""
+    monkeypatch.setenv("HOME", "/users/me")
+    given = ["data.train=~/a b.beton", "data.paths=[~/c, ~, ./~/d, x/~]", "name=~/e"]
+    with pytest.raises(UserError, match=r"data.paths takes"):  # YAML's null
+        load(Root, recipe(), given)
+    given[1] = "data.paths=[~/c, ./~/d, x/~]"
+    by_line = load(Root, recipe(), given)
+    by_file = load(Root, recipe("data: {train: ~/a b.beton, paths: [~/c, ./~/d, x/~]}\nname: ~/e"))
+    for config in (by_line, by_file):
+        assert config.data.train == "/users/me/a b.beton" and config.name == "~/e"
+        assert config.data.paths == ["/users/me/c", "./~/d", "x/~"]
+        assert load(Root, recipe(to_yaml(config))) == config
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (
+            "~no_such_user/x",
+            "~no_such_user is no home folder here; a file whose name begins with ~ is ./~no_such_user/x",
+        ),
+        ("''", "takes a path, which is not empty"),
+        ("a/" + "b" * 256, "takes a path, in which no name is longer than 255 bytes"),
+        ("é" * 128, "takes a path, in which no name is longer than 255 bytes"),
+    ],
+)
+def test_paths_that_cannot_be(recipe, value, message):
+    for override in (f"data.train={value}", f"data.paths=[{value}]"):
+        with pytest.raises(UserError) as caught:
+            load(Root, recipe(), [override])
+        assert message in str(caught.value)
+    assert load(Root, recipe(), [f"name={value}"])
+
+
+def test_every_text_is_a_path_or_known_not_to_be_one():
+    no_paths = {"model.name", "distill.teacher_arch", "track.project", "optim.no_decay"}
+    texts = {name for name, key in keys(EvaluateConfig).items() if "str" in type_text(key.hint)}
+    paths = {name for name, key in keys(EvaluateConfig).items() if key.is_path}
+    assert texts - paths == no_paths and paths < texts
 
 
 def test_a_value_that_must_be_given_may_come_from_the_command_line(recipe):

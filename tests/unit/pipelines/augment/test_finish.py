@@ -1,11 +1,13 @@
 """Normalisation against its formula in float64, and the memory format."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from pipelines.augment.colour import apply, colours
-from pipelines.augment.finish import Finish
+from pipelines.augment.finish import Finish, check_normalisation
 from pipelines.augment.recipe import Recipe, view_params
 from pipelines.batch import Batch, Colours
 
@@ -45,11 +47,37 @@ def test_the_crops_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mean", "std"), [([0.5, 0.5], STD), (MEAN, [0.2]), (MEAN, [0.2, 0.2, 0.0]), (MEAN, [0.2, -0.2, 0.2])]
+    ("mean", "std"),
+    [
+        ([0.5, 0.5], STD),
+        ([-0.1, 0.5, 0.5], STD),
+        ([0.5, 1.5, 0.5], STD),
+        ([math.nan, 0.5, 0.5], STD),
+        (MEAN, [0.2]),
+        (MEAN, [0.2, 0.2, 0.0]),
+        (MEAN, [0.2, -0.2, 0.2]),
+        (MEAN, [0.2, 1e-30, 0.2]),
+        (MEAN, [0.2, math.inf, 0.2]),
+    ],
 )
 def test_impossible_settings_are_refused(mean: list[float], std: list[float]) -> None:
-    with pytest.raises(ValueError, match=r"data\.(mean|std)=.* three numbers, .*std above 0"):
+    with pytest.raises(
+        ValueError, match=r"data\.(mean|std)=.* three numbers in 0(\.001)?\.\.1, of pixels divided by 255"
+    ):
         Finish(mean, std, CPU, False)
+
+
+@pytest.mark.parametrize("prefix", ["data.", "distill.teacher_"])
+def test_numbers_on_the_scale_of_bytes_are_told_in_the_right_unit(prefix: str) -> None:
+    for name, given, divided in (
+        ("mean", [123.675, 116.28, 103.53], "0.485,0.456,0.406"),
+        ("std", [58.395, 57.12, 57.375], "0.229,0.224,0.225"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            check_normalisation(**({"mean": None, "std": None} | {name: given}), prefix=prefix)
+        assert str(caught.value) == (
+            f"{prefix}{name}={given}: {name} is in 0..1, of pixels divided by 255; divide by 255: {prefix}{name}=[{divided}]"
+        )
 
 
 def torchvision_jitter(image: np.ndarray, factors: np.ndarray, order: np.ndarray) -> np.ndarray:

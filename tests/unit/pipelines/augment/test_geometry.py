@@ -304,7 +304,12 @@ def test_seed_key_and_view_each_change_the_view() -> None:
     ("settings", "words"),
     [
         ({"size": 0}, "data.recipe.size=0"),
+        ({"size": 10**9}, "data.recipe.size=1000000000"),
+        ({"size": 32, "short_side": 10**9}, "data.recipe.short_side=1000000000"),
         ({"pad": -1}, "data.recipe.pad=-1"),
+        ({"crop": "pad_crop", "size": 32, "pad": 33}, "data.recipe.pad=33"),
+        ({"jitter": [40.0, 40.0, 40.0]}, "data.recipe.jitter=[40.0, 40.0, 40.0]"),
+        ({"jitter": [math.nan, 0.0, 0.0]}, "data.recipe.jitter=[nan, 0.0, 0.0]"),
         ({"scale": [0.0, 1.0]}, "data.recipe.scale=[0.0, 1.0]"),
         ({"scale": [0.5, 0.4]}, "data.recipe.scale=[0.5, 0.4]"),
         ({"scale": [0.5, 1.1]}, "data.recipe.scale=[0.5, 1.1]"),
