@@ -23,15 +23,15 @@ class OddFile(NamedTuple):
     """A file's bytes and its fate.
 
     kept: stored byte by byte. encoded: decoded, and stored as a new JPEG. reported: cannot be read, listed with a reason.
-    refused: can be read but not stored, which is an error that says what to type.
+    shrunk: too large for a record or for decoders, stored smaller.
     """
 
     data: bytes
-    fate: Literal["kept", "encoded", "reported", "refused"]
+    fate: Literal["kept", "encoded", "reported", "shrunk"]
     picture: np.ndarray | None = (
         None  # uint8[height, width, 3] that the stored image must show, within a few grey levels
     )
-    words: str = ""  # of the reason, for files that are not stored
+    words: str = ""  # of the reason, for files that cannot be read
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -311,9 +311,7 @@ def odd_files() -> dict[str, OddFile]:
     files |= {name: OddFile(data, "encoded", rgb_of(shown)) for name, data, shown in encoded_files(image)}
     files |= {name: OddFile(data, "reported", words=words) for name, data, words in reported_files(image)}
     wide = packed(Image.new("RGB", (66_000, 1)), "PNG")
-    files["wider-than-jpeg.png"] = OddFile(
-        wide, "refused", words="66000x1 pixels, a JPEG's sides end at 65500; use --max-side"
-    )
+    files["wider-than-jpeg.png"] = OddFile(wide, "shrunk")
     return files
 
 
