@@ -6,13 +6,15 @@ every backend decodes it.
 """
 
 import contextlib
+import errno
 import io
+import itertools
 import os
 import stat
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import PIL
@@ -29,6 +31,9 @@ MAX_STORED_PIXELS = (
     1 << 28
 ) // 3  # 256 MiB as RGB; the reference backend's Pillow warns of more, and refuses twice that
 MAX_READ_PIXELS = 1 << 29  # 1.5 GiB as RGB: a 200-megapixel photo passes, a forged header does not exhaust the memory
+
+DARK_BITS = 4  # grey that leaves so many of its upper bits unused is nearly black: 15 of 255 at most
+MACHINE_FAULTS = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC}  # no image is to blame for these
 
 StrPath = str | os.PathLike[str]
 
@@ -49,14 +54,30 @@ class Encoding:
     short_side: int | None = None
     max_side: int | None = None
     quality: int = 95  # JPEG quality of images that are re-encoded, always 4:4:4
+    grey_bits: int = 16  # the bits that 16-bit grey uses, 8 to 16: the upper 8 of these are stored
 
     def __str__(self) -> str:
         limits = {"short side": self.short_side, "long side": self.max_side}
         parts = [f"{name} at most {limit}" for name, limit in limits.items() if limit]
+        if self.grey_bits != 16:
+            parts.append(f"16-bit grey from {self.grey_bits} bits")
         return ", ".join(parts) or "files as they are"
+
+    def recorded(self) -> dict[str, Any]:
+        """What a manifest says: everything, but the bits of grey only where they are not 16."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("grey_bits", 16)}
 
 
 AS_THEY_ARE = Encoding()
+
+
+class Note(NamedTuple):
+    """What the user should know of an image that was stored."""
+
+    kind: Literal[
+        "shrunk", "dark", "clipped"
+    ]  # too large for a record; 16-bit grey, nearly black or beyond `grey_bits`
+    bits: int = 0  # that the grey uses
 
 
 class Stored(NamedTuple):
@@ -69,10 +90,11 @@ class Stored(NamedTuple):
     stored_width: int
     stored_height: int
     source: int
+    notes: tuple[Note, ...] = ()
 
 
 class Broken(Exception):
-    """An image that cannot be decoded; the message says why."""
+    """An image that cannot be read or stored; the message says why."""
 
 
 class JpegFrame(NamedTuple):
@@ -155,15 +177,24 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+def _blamed(error: Exception) -> Broken | UserError:
+    """Broken where the image is at fault, UserError where the machine is."""
+    if isinstance(error, MemoryError):
+        return UserError("out of memory while decoding; use fewer --workers")
+    if isinstance(error, OSError) and error.errno in MACHINE_FAULTS:
+        return UserError(f"{_reason(error)}; use fewer --workers")
+    return Broken(_reason(error))
+
+
 @contextlib.contextmanager
 def _decoding() -> Iterator[None]:
-    """Turn any exception of Pillow's decoders into Broken: on a damaged file they raise nearly anything."""
+    """Turn any exception of Pillow, which raises nearly anything on a damaged file, into what `_blamed` says."""
     try:
         yield
-    except MemoryError:
-        raise UserError("out of memory while decoding; use fewer --workers") from None
+    except Broken:
+        raise
     except Exception as error:
-        raise Broken(_reason(error)) from error
+        raise _blamed(error) from error
 
 
 def _open(data: bytes) -> Image.Image:
@@ -178,60 +209,96 @@ def _open(data: bytes) -> Image.Image:
         raise
     finally:
         Image.MAX_IMAGE_PIXELS = pillows
+    if not (image.width and image.height):
+        raise ValueError(f"{image.width}x{image.height} pixels")
     if image.width * image.height > MAX_READ_PIXELS:
         raise ValueError(f"{image.width}x{image.height} pixels, more than the {MAX_READ_PIXELS} that are read")
     return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, grey_bits: int) -> tuple[Image.Image, tuple[Note, ...]]:
     """RGB as `convert` gives it (alpha dropped, palette applied), but 16-bit grey scaled, not clipped."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        grey = np.asarray(image).astype(np.uint32) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        return _grey_to_rgb(image, grey_bits)
     if image.mode in ("I", "F"):
         raise ValueError(f"32-bit pixels (mode {image.mode}) have no defined range")
-    return image.convert("RGB")
+    return image.convert("RGB"), ()
 
 
-def _encode_jpeg(rgb: Image.Image, size: tuple[int, int], quality: int) -> bytes:
-    if max(size) > MAX_ENCODED_SIDE:
-        raise UserError(f"{size[0]}x{size[1]} pixels, a JPEG's sides end at {MAX_ENCODED_SIDE}; use --max-side")
+def _grey_to_rgb(image: Image.Image, bits: int) -> tuple[Image.Image, tuple[Note, ...]]:
+    """The upper 8 of `bits` bits of 16-bit grey; larger values are white."""
+    scaled = _scaled_by_pillow(image)
+    if scaled:
+        bits = 16
+    grey = np.asarray(image)
+    used = int(grey.max()).bit_length()
+    notes: tuple[Note, ...] = ()
+    if used > bits:
+        notes = (Note("clipped", used),)
+    elif 0 < used <= bits - DARK_BITS and not scaled:
+        notes = (Note("dark", used),)
+    grey = np.minimum(grey, (1 << bits) - 1) >> (bits - 8)
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB"), notes
+
+
+def _scaled_by_pillow(image: Image.Image) -> bool:
+    """Whether a file says how many bits its grey uses, which Pillow then scales to 16: PGM's largest value, JPEG 2000's depth."""
+    if image.format != "PPM":
+        return image.format == "JPEG2000"
+    decoder, _, _, args = image.tile[0]  # type: ignore[attr-defined]
+    return decoder != "raw" and args[-1] != 65535
+
+
+def _as_jpeg(rgb: Image.Image, size: tuple[int, int], quality: int) -> bytes:
     if size != rgb.size:
         # The antialiased filter of the views (resample.py): at their size, it gives the pixels that they would have computed.
         rgb = rgb.resize(size, Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
     rgb.save(buffer, "JPEG", quality=quality, subsampling=0, comment=b"")  # else Pillow keeps the source's comment
-    if buffer.tell() > layout.PAGE_SIZE:
-        raise UserError(f"{buffer.tell()} bytes as JPEG, more than a page of {layout.PAGE_SIZE}; use --max-side")
     return buffer.getvalue()
+
+
+def _fit_for_decoders(width: int, height: int) -> bool:
+    return width * height <= MAX_STORED_PIXELS and max(width, height) <= MAX_ENCODED_SIDE
+
+
+def _encode_jpeg(rgb: Image.Image, wanted: tuple[int, int], quality: int) -> tuple[bytes, tuple[int, int]]:
+    """JPEG bytes and their size: the one wanted, or the first of its 7/8, 49/64 and so on that decoders and a page take."""
+    for steps in itertools.count():
+        width, height = (max(1, side * 7**steps // 8**steps) for side in wanted)
+        if _fit_for_decoders(width, height):
+            payload = _as_jpeg(rgb, (width, height), quality)
+            if len(payload) <= layout.PAGE_SIZE:
+                return payload, (width, height)
+    raise AssertionError("a single pixel fits")
 
 
 def store_file(data: bytes, encoding: Encoding) -> Stored:
     """The bytes of an image file if all backends decode them and no resize is due, else the image re-encoded as JPEG.
 
-    Raises Broken for what cannot be decoded, UserError for what can be decoded but not stored.
+    Raises Broken for what cannot be decoded, UserError for a fault of the machine.
     """
     with _decoding():
         image = _open(data)
-    size = stored_size(*image.size, encoding)
-    if size[0] * size[1] > MAX_STORED_PIXELS:
-        raise UserError(f"{size[0]}x{size[1]} pixels, at most {MAX_STORED_PIXELS} can be stored; use --max-side")
-    payload = data
-    keep = size == image.size and _keepable(data)
-    if not (keep and libffcv.decoder()):
-        with _decoding():
-            rgb = _to_rgb(image)
-        payload = data if keep else _encode_jpeg(rgb, size, encoding.quality)
-    return Stored(payload, layout.MODE_JPEG, *image.size, *size, source=layout.hash63(data))
+        size = stored_size(*image.size, encoding)
+        keep = size == image.size and size[0] * size[1] <= MAX_STORED_PIXELS and _keepable(data)
+        payload, notes = data, ()
+        if not (keep and libffcv.decoder()):
+            rgb, notes = _to_rgb(image, encoding.grey_bits)
+            if not keep:
+                wanted = size
+                payload, size = _encode_jpeg(rgb, wanted, encoding.quality)
+                notes += (Note("shrunk"),) if size != wanted else ()
+        return Stored(payload, layout.MODE_JPEG, *image.size, *size, layout.hash63(data), notes)
 
 
 def store_array(pixels: np.ndarray) -> Stored:
-    """Raw pixels, uint8[height, width, 3]."""
+    """Raw pixels, uint8[height, width, 3]. Raises Broken for pixels that do not fit a page."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ValueError(f"uint8[height, width, 3] expected, {pixels.dtype}{list(pixels.shape)} given")
     height, width = pixels.shape[:2]
     if max(height, width) > MAX_STORED_SIDE or pixels.nbytes > layout.PAGE_SIZE:
-        raise UserError(f"{width}x{height} raw pixels do not fit a page of {layout.PAGE_SIZE} bytes")
+        raise Broken(f"{width}x{height} raw pixels do not fit a page of {layout.PAGE_SIZE} bytes")
     payload = pixels.tobytes()
     return Stored(payload, layout.MODE_RAW, width, height, width, height, layout.hash63(payload))
 
@@ -253,8 +320,8 @@ def read_file(path: StrPath) -> bytes:
             raise Broken("not a regular file, but a pipe, socket or device")
         with open(path, "rb") as file:
             data = file.read()
-    except OSError as error:
-        raise Broken(_reason(error)) from error
+    except (OSError, MemoryError) as error:
+        raise _blamed(error) from error
     if not data:
         raise Broken("empty file")
     return data

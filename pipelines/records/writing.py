@@ -17,7 +17,6 @@ import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -65,7 +64,7 @@ class Samples(Protocol):
 
 
 class Unreadable(NamedTuple):
-    """One image that cannot be decoded, and why, in words."""
+    """One image that cannot be read or stored, and why, in words."""
 
     name: str
     reason: str
@@ -89,7 +88,7 @@ class UnreadableImages(UserError):
 
 
 def encode_sample(sample: Sample, encoding: Encoding) -> Stored | Unreadable:
-    """What to store for one sample. Raises UserError for an image that can be read but not stored."""
+    """What to store for one sample. Raises UserError for a fault of the machine."""
     try:
         image = sample.image
         if isinstance(image, (str, os.PathLike)):
@@ -369,6 +368,7 @@ def write_records(
     skip_bad: bool = False,
     force: bool = False,
     progress: Callable[[], None] | None = None,
+    noted: Callable[[str, Stored], None] | None = None,
 ) -> list[Unreadable]:
     """Write one record file, whole or not at all, and return the unreadable images that `skip_bad` left out.
 
@@ -376,8 +376,9 @@ def write_records(
     a length need not hold them either.
     kind, options: how the data set was made, for the manifest; no paths of this machine, no times.
     encoding: for files. workers: processes that read and encode, 0 or 1 = none. progress: called per image.
-    Raises UnreadableImages after trying every sample; UserError for labels, names, sizes, an existing file, a
-    full disk, an image on which a worker died.
+    noted: called with the name of each stored image that has notes, in order.
+    Raises UnreadableImages after trying every sample; UserError for labels, names, an existing file, a
+    full disk, no memory, an image on which a worker died.
     """
     target = Path(path)
     check_output(target, force)
@@ -394,12 +395,14 @@ def write_records(
                 modes.add(stored.mode)
                 if len(modes) > 1:
                     raise ValueError("a record file holds either files or arrays, not both")
+                if noted and stored.notes:
+                    noted(sample.name, stored)
             if progress:
                 progress()
         if bad and (not skip_bad or len(bad) == len(samples)):
             raise UnreadableImages(bad, len(samples))
         if layout.MODE_JPEG in modes:
-            made |= {"encoding": asdict(encoding), "decoder": decoder_name(), "pillow": PIL.__version__}
+            made |= {"encoding": encoding.recorded(), "decoder": decoder_name(), "pillow": PIL.__version__}
         writer.finish(class_names, made | {"skipped": [image.name for image in bad]})
     return bad
 
@@ -425,7 +428,9 @@ def copy_records(
             source.verify(position)
             columns = source.widths, source.heights, source.stored_widths, source.stored_heights, source.sources
             mode = layout.MODE_RAW if source.raw[position] else layout.MODE_JPEG
-            stored = Stored(source.payload(position).data, mode, *(int(column[position]) for column in columns))
+            stored = Stored(
+                source.payload(position).data, mode, *(int(column[position]) for column in columns), notes=()
+            )
             writer.add(source.name(position), int(source.labels[position]), int(source.keys[position]), stored)
             if progress:
                 progress()

@@ -3,6 +3,9 @@
 `write_odd_files(folder)` writes them all. Every picture is known without decoding the file, so a decoder that turns, inverts
 or mixes up something is caught. Pillow writes what it can; the JPEGs that it cannot write come from the small encoder below
 (baseline, extended and lossless; any components, sampling factors and precision).
+
+`many_odd_files()` has over 200 more, whose fate is what Pillow makes of them: drawings that JPEG finds hard, at every quality and
+sampling, every mode of the other formats, cut and lying files. Line art and halftones show what smooth pictures hide.
 """
 
 import base64
@@ -23,15 +26,15 @@ class OddFile(NamedTuple):
     """A file's bytes and its fate.
 
     kept: stored byte by byte. encoded: decoded, and stored as a new JPEG. reported: cannot be read, listed with a reason.
-    refused: can be read but not stored, which is an error that says what to type.
+    shrunk: too large for a record or for decoders, stored smaller.
     """
 
     data: bytes
-    fate: Literal["kept", "encoded", "reported", "refused"]
+    fate: Literal["kept", "encoded", "reported", "shrunk"]
     picture: np.ndarray | None = (
         None  # uint8[height, width, 3] that the stored image must show, within a few grey levels
     )
-    words: str = ""  # of the reason, for files that are not stored
+    words: str = ""  # of the reason, for files that cannot be read
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -188,12 +191,16 @@ ARITHMETIC = base64.b64decode(
 # PNG with 16 bits, which Pillow does not write for colour images
 
 
-def png(pixels: np.ndarray, colour: int, size: tuple[int, int] | None = None) -> bytes:
+ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+
+
+def png(pixels: np.ndarray, colour: int, size: tuple[int, int] | None = None, *, interlaced: bool = False) -> bytes:
     """A PNG of uint8 or uint16 pixels; `colour` is PNG's colour type; `size` forges the dimensions in the header."""
     height, width = pixels.shape[:2]
-    rows = pixels.astype(f">u{pixels.itemsize}")
-    header = struct.pack(">IIBBBBB", *(size or (width, height)), 8 * pixels.itemsize, colour, 0, 0, 0)
-    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    big = pixels.astype(f">u{pixels.itemsize}")
+    header = struct.pack(">IIBBBBB", *(size or (width, height)), 8 * pixels.itemsize, colour, 0, 0, interlaced)
+    passes = [big[y::down, x::across] for y, x, down, across in ADAM7] if interlaced else [big]
+    body = zlib.compress(b"".join(b"\0" + row.tobytes() for part in passes if part.size for row in part))
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -311,9 +318,7 @@ def odd_files() -> dict[str, OddFile]:
     files |= {name: OddFile(data, "encoded", rgb_of(shown)) for name, data, shown in encoded_files(image)}
     files |= {name: OddFile(data, "reported", words=words) for name, data, words in reported_files(image)}
     wide = packed(Image.new("RGB", (66_000, 1)), "PNG")
-    files["wider-than-jpeg.png"] = OddFile(
-        wide, "refused", words="66000x1 pixels, a JPEG's sides end at 65500; use --max-side"
-    )
+    files["wider-than-jpeg.png"] = OddFile(wide, "shrunk")
     return files
 
 
@@ -322,3 +327,132 @@ def write_odd_files(folder: Path) -> dict[str, OddFile]:
     for name, file in odd_files().items():
         (folder / name).write_bytes(file.data)
     return odd_files()
+
+
+# Many more
+
+
+def line_art(width: int, height: int) -> Image.Image:
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
+    for step in range(0, width + height, 7):
+        draw.line((step, 0, 0, step), fill=(0, 0, 0) if step % 2 else (255, 0, 0))
+    draw.ellipse((width // 4, height // 4, width * 3 // 4, height * 3 // 4), outline=(0, 0, 255), width=2)
+    return image
+
+
+def text(width: int, height: int) -> Image.Image:
+    image = Image.new("RGB", (width, height), (255, 255, 240))
+    for row in range(0, height, 11):
+        ImageDraw.Draw(image).text((1, row), f"Sphinx of black quartz {row}", fill=(20, 0, 90))
+    return image
+
+
+def halftone(width: int, height: int) -> Image.Image:
+    return picture(width, height).convert("CMYK").convert("RGB").convert("1").convert("RGB")
+
+
+def checkerboard(width: int, height: int) -> Image.Image:
+    rows, columns = np.mgrid[0:height, 0:width]
+    fine, coarse = (rows + columns) % 2, (rows // 5 + columns // 5) % 2
+    return Image.fromarray(
+        (255 * np.stack([fine, coarse, np.where(columns < width // 2, fine, 1)], -1)).astype(np.uint8)
+    )
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
+CONTENTS = {
+    "smooth": picture,
+    "line-art": line_art,
+    "text": text,
+    "halftone": halftone,
+    "checkerboard": checkerboard,
+    "noise": noise,
+}
+SIDES = (96, 72)  # of nearly all; not multiples of 16, so that the last blocks are padded
+
+
+def many_jpegs(name: str, image: Image.Image) -> Iterator[tuple[str, bytes]]:
+    """JPEGs of one picture."""
+    for quality in (75, 85, 90, 95, 98, 100):
+        for sampling, factors in enumerate(("444", "422", "420")):
+            yield f"{name}-q{quality}-{factors}.jpg", packed(image, "JPEG", quality=quality, subsampling=sampling)
+    yield f"{name}-grey.jpg", packed(image.convert("L"), "JPEG", quality=98)
+    yield f"{name}-progressive.jpg", packed(image, "JPEG", quality=95, progressive=True, subsampling=0)
+    yield f"{name}-restart.jpg", packed(image, "JPEG", quality=98, restart_marker_rows=1)
+    yield f"{name}-cmyk.jpg", packed(image.convert("CMYK"), "JPEG", quality=95)
+    rgb = np.moveaxis(np.asarray(image), 2, 0)
+    yield f"{name}-rgb-adobe.jpg", jpeg(rgb, adobe=0)
+    ycck = np.moveaxis(np.asarray(Image.fromarray(255 - np.asarray(image)).convert("YCbCr")), 2, 0)
+    yield f"{name}-ycck.jpg", jpeg([*ycck, np.full_like(rgb[0], 255)], adobe=2)
+
+
+def many_others(name: str, image: Image.Image) -> Iterator[tuple[str, bytes]]:
+    """Other formats of one picture."""
+    grey, pixels = np.asarray(image.convert("L")), np.asarray(image)
+    deep = grey.astype(np.uint16) * 257
+    yield f"{name}-interlaced.png", png(pixels, 2, interlaced=True)
+    yield f"{name}-grey-16-interlaced.png", png(deep, 0, interlaced=True)
+    yield f"{name}-rgb-16-interlaced.png", png(pixels.astype(np.uint16) * 257, 2, interlaced=True)
+    yield f"{name}-lossless.webp", packed(image, "WEBP", lossless=True)
+    yield f"{name}-lossy.webp", packed(image, "WEBP", quality=80)
+    yield f"{name}.gif", packed(image, "GIF")
+    for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
+        yield f"{name}-{compression}.tif", packed(image, "TIFF", compression=compression)
+
+
+def all_modes(image: Image.Image) -> Iterator[tuple[str, bytes]]:
+    """Every mode that each format can hold."""
+    modes = {
+        "PNG": ("1", "L", "LA", "P", "RGB", "RGBA"),
+        "TIFF": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"),
+        "BMP": ("1", "L", "P", "RGB", "RGBA"),
+        "GIF": ("1", "L", "P", "RGBA"),
+        "WEBP": ("L", "P", "RGB", "RGBA"),
+        "PPM": ("1", "L", "RGB"),
+    }
+    for form, names in modes.items():
+        for mode in names:
+            yield f"mode-{mode}.{form.lower()}", packed(image.convert(mode), form)
+    for bits in (1, 2, 4):
+        yield f"palette-{bits}.png", packed(image.quantize(1 << bits), "PNG", bits=bits)
+    for orientation in range(1, 9):
+        yield f"orientation-{orientation}.jpg", packed(image, "JPEG", quality=98, exif=exif(orientation))
+    yield "pages.tif", packed(image, "TIFF", save_all=True, append_images=[image.rotate(180)])
+
+
+def cut_and_lying(image: Image.Image) -> Iterator[tuple[str, bytes]]:
+    """Files that end early, go on after their end, or promise what they do not hold."""
+    for form in ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP", "PPM"):
+        data = packed(image, form)
+        for eighths in (1, 4, 7):
+            yield f"cut-{eighths}.{form.lower()}", data[: len(data) * eighths // 8]
+        yield f"garbage-after.{form.lower()}", data + b"garbage" * 50
+    body = struct.pack("<IiiHHIIiiII", 40, 20_000, 20_000, 1, 24, 0, 0, 0, 0, 0, 0)
+    yield "lying.bmp", b"BM" + struct.pack("<IHHI", 57, 0, 0, 54) + body + bytes(3)
+    yield "lying.ppm", b"P6 9000 9000 255\n123"
+    yield "lying.png", png(np.zeros((1, 1), np.uint8), 0, (9000, 9000))
+    yield "lying-wide.png", png(np.zeros((1, 1), np.uint8), 0, (70_000, 1))
+    gif = packed(image, "GIF")
+    yield "lying.gif", gif[:6] + struct.pack("<HH", 60_000, 60_000) + gif[10:]
+
+
+def thin_and_large() -> Iterator[tuple[str, bytes]]:
+    for width, height in ((1, 500), (500, 1), (2, 3), (1, 1), (17, 16)):
+        for form in ("JPEG", "PNG"):
+            yield f"{width}x{height}.{form.lower()}", packed(picture(width, height), form)
+    yield "large.jpg", packed(noise(2400, 1600), "JPEG", quality=100, subsampling=0)
+
+
+@cache
+def many_odd_files() -> dict[str, bytes]:
+    """Over 200 files by name."""
+    files: dict[str, bytes] = {}
+    for name, draw in CONTENTS.items():
+        image = draw(*SIDES)
+        files |= {**dict(many_jpegs(name, image)), **dict(many_others(name, image))}
+    image = picture(*SIDES)
+    return {**files, **dict(all_modes(image)), **dict(cut_and_lying(image)), **dict(thin_and_large())}

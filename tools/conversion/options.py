@@ -47,6 +47,13 @@ def image_options() -> Parser:
         help="of images encoded anew, 4:4:4 (default: %(default)s)",
     )
     add(
+        "--grey-bits",
+        type=whole(8, 16),
+        default=16,
+        metavar="N",
+        help="bits that images of 16-bit grey use, such as 12; larger values become white (default: %(default)s)",
+    )
+    add(
         "--strip-prefix",
         default="",
         metavar="P",

@@ -1,6 +1,7 @@
 """Writes record files with a progress bar, and prints what was written. Invariant: all files come from the same split."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from pipelines.errors import UserError
+from pipelines.files import write_bytes_atomic
+from pipelines.records.encoding import Note, Stored
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, UnreadableImages, check_output, write_records
+from pipelines.records.writing import Sample, Unreadable, UnreadableImages, check_output, write_records
 from tools.command_line import progress_bar
 from tools.conversion.splits import PARTS, split_samples
 from tools.conversion.storage import encoding_of
@@ -20,20 +23,76 @@ from train.watch.text import megabytes
 SHOWN = 20  # unreadable images listed one by one
 
 
+def unreadable_list(out: Path) -> Path:
+    """The file beside a record file that lists its unreadable images, where they are more than are shown."""
+    return out.with_name(f"{out.name}.unreadable.txt")
+
+
+class Notes:
+    """What the user should know of images that were stored: one line for each kind, with the first image as its example."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, tuple[str, Stored]] = {}
+        self.all: list[Note] = []
+
+    def add(self, name: str, stored: Stored) -> None:
+        for note in stored.notes:
+            self.first.setdefault(note.kind, (one_line(name), stored))
+            self.all.append(note)
+
+    def show(self, grey_bits: int) -> None:
+        for kind, (name, stored) in self.first.items():
+            used = [note.bits for note in self.all if note.kind == kind]
+            images, bits = f"{len(used)} images", max(used)
+            size = f"{stored.width}x{stored.height} as {stored.stored_width}x{stored.stored_height}"
+            text = {
+                "shrunk": f"{images} do not fit a record at their size and are stored smaller, such as {name} ({size})",
+                "dark": f"{images} of 16-bit grey use at most {bits} of their bits, such as {name}, and are stored nearly "
+                f"black; --grey-bits {max(8, bits)} scales them",
+                "clipped": f"{images} of 16-bit grey use up to {bits} bits, such as {name}; what --grey-bits {grey_bits} "
+                "cannot hold is white",
+            }
+            print(f"note: {text[kind]}", file=sys.stderr)
+
+
 def convert(
     out: Path, samples: Sequence[Sample], class_names: Sequence[str], args: argparse.Namespace, **more: Any
 ) -> None:
     """Write one record file with a progress bar, and print what was written."""
+    check_output(out, args.force)
+    forget_unreadable(out)
+    notes = Notes()
     try:
         with progress_bar(out.name, len(samples)) as progress:
             skipped = write_records(
-                out, samples, class_names, workers=args.workers, force=args.force, progress=progress, **more
+                out,
+                samples,
+                class_names,
+                workers=args.workers,
+                force=args.force,
+                progress=progress,
+                noted=notes.add,
+                **more,
             )
     except UnreadableImages as error:
-        list_unreadable(error.images)
+        list_unreadable(error.images, unreadable_list(out))
         raise
-    list_unreadable(skipped)
+    list_unreadable(skipped, unreadable_list(out))
+    notes.show(getattr(args, "grey_bits", 16))
     report(Records(out), f", {len(skipped)} unreadable images left out" if skipped else "")
+
+
+def forget_unreadable(out: Path) -> None:
+    """Remove the list that an earlier run has left for the same record file."""
+    if os.path.isfile(unreadable_list(out)):
+        remove(unreadable_list(out))
+
+
+def remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be overwritten: {error.strerror}") from error
 
 
 def report(records: Records, more: str = "") -> None:
@@ -45,11 +104,18 @@ def report(records: Records, more: str = "") -> None:
         print(f"note: {empty} of {records.num_classes} classes have no image in {records.path}", file=sys.stderr)
 
 
-def list_unreadable(images: Sequence[Any]) -> None:
-    for image in images[:SHOWN]:
-        print(f"unreadable: {one_line(f'{image.name}: {image.reason}')}", file=sys.stderr)
-    if len(images) > SHOWN:
-        print(f"unreadable: and {len(images) - SHOWN} more", file=sys.stderr)
+def list_unreadable(images: Sequence[Unreadable], path: Path) -> None:
+    """Print the first images and, if there are more, write all of them to `path`, one a line."""
+    lines = [one_line(f"{image.name}: {image.reason}") for image in images]
+    for line in lines[:SHOWN]:
+        print(f"unreadable: {line}", file=sys.stderr)
+    if len(lines) > SHOWN:
+        print(f"unreadable: and {len(lines) - SHOWN} more", file=sys.stderr)
+        try:
+            write_bytes_atomic(path, "".join(f"{line}\n" for line in lines).encode())
+            print(f"note: {one_line(str(path))} lists all {len(lines)}", file=sys.stderr)
+        except OSError as error:
+            print(f"note: {one_line(str(path))}, a list of all, cannot be written: {error.strerror}", file=sys.stderr)
 
 
 def convert_images(
@@ -94,10 +160,8 @@ def convert_parts(
             share = getattr(args, part)
             raise UserError(f"--{part} {share:g} of classes of at most {largest} images is none; give a larger share")
     for out in outputs.values():  # an interrupted run must not leave parts of two splits side by side
-        try:
-            out.unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(f"{out} cannot be overwritten: {error.strerror}") from error
+        remove(out)
+        forget_unreadable(out)
     split = {"val": args.val, "test": args.test, "split_seed": args.split_seed}
     for part, out in outputs.items():
         convert_images(out, parts[part], class_names, args, part=part, split=part, **split)

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 from helpers.drawings import drawings
-from helpers.odd_files import write_odd_files
+from helpers.odd_files import many_odd_files, write_odd_files
 from PIL import Image
+from studies import odd_files
 
 from pipelines.augment.finish import Finish
 from pipelines.augment.recipe import Recipe, view_params
@@ -738,6 +739,20 @@ def test_odd_files_look_alike_on_every_backend(tmp_path: Path) -> None:
         for other, limit in ((shown["reference"], BETWEEN_BACKENDS), (drawn, FROM_THE_PICTURE)):
             apart = np.abs(pixels - other).mean(axis=(1, 2, 3))
             assert apart.max() <= limit, (backend, names[int(apart.argmax())], apart.max())
+
+
+def test_many_odd_files_come_out_as_pillow_shows_the_originals(tmp_path: Path) -> None:
+    """What the study does, which adds the other backends: what Pillow reads is stored, at its size and with its pixels."""
+    files = {name: data for name, data in many_odd_files().items() if name != "large.jpg"}
+    outcome = odd_files.converted(files, tmp_path)
+    assert len(files) > 200 and odd_files.size_faults(outcome) == []
+    assert min(len(outcome.unreadable), sum(map(outcome.kept, range(len(outcome.records))))) > 20
+    apart = odd_files.differences(outcome, "reference")
+    bounds = [odd_files.bound(outcome, position) for position in range(len(apart))]
+    beyond = [(outcome.names()[position], apart[position]) for position in np.flatnonzero(apart > bounds)]
+    assert beyond == []
+    wrong = {name: np.rot90(pixels, 2) for name, pixels in outcome.originals.items()}
+    assert (odd_files.differences(outcome._replace(originals=wrong), "reference") > bounds).mean() > 0.7, "it can fail"
 
 
 def view_of(picture: np.ndarray | None, records: Records, position: int) -> np.ndarray:

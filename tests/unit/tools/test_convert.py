@@ -581,6 +581,81 @@ def test_unreadable_images_are_listed(tmp_path: Path, tree: Path, capsys: pytest
     assert "25 unreadable images" in capsys.readouterr().out
 
 
+def test_a_file_lists_all_unreadable_images_of_the_last_run(
+    tmp_path: Path, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out, listed = tmp_path / "images", tmp_path / "a.beton", tmp_path / "a.beton.unreadable.txt"
+    shutil.copytree(tree, root)
+    for number in range(25):
+        (root / "bee" / f"bad{number:02d}.jpg").write_bytes(b"no image")
+    common = [*map(str, ["folder", "--images", root, "--out", out, "--workers", 1, "--force"])]
+    for more, code in (([], 2), (["--skip-bad"], 0)):
+        capsys.readouterr()
+        listed.write_text("of an earlier run")
+        assert convert.main([*common, *more]) == code
+        assert f"note: {listed} lists all 25" in capsys.readouterr().err
+        lines = [f"bee/bad{number:02d}.jpg: no image format that Pillow knows" for number in range(25)]
+        assert listed.read_text().splitlines() == lines
+    for number in range(20):
+        (root / "bee" / f"bad{number:02d}.jpg").unlink()
+    assert convert.main(common) == 2 and not listed.exists(), "what is shown needs no list"
+    listed.mkdir()
+    assert convert.main([*common, "--skip-bad"]) == 0 and len(Records(out)) == 15
+
+
+@pytest.mark.parametrize("recipe", [[], ["--recipe", "imagenet_lt"], ["--recipe", "evaluation"]])
+def test_large_photos_and_lying_headers_end_no_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: list[str]
+) -> None:
+    """With any options, and the same bytes from any number of workers."""
+    folder, noise = tmp_path / "images" / "a", np.random.default_rng(0).integers(0, 256, (1600, 2400, 3), np.uint8)
+    folder.mkdir(parents=True)
+    Image.fromarray(noise).save(folder / "large.jpg", quality=100, subsampling=0)
+    (folder / "lying.bmp").write_bytes(b"BM9\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0 N\0\0 N\0\0\1\0\x18" + bytes(28))
+    save(folder / "small.jpg", 1)
+    common = ["folder", "--images", str(tmp_path / "images"), *recipe, "--skip-bad"]
+    for workers in ("1", "2"):
+        capsys.readouterr()
+        assert convert.main([*common, "--out", str(tmp_path / f"{workers}.beton"), "--workers", workers]) == 0
+        message = capsys.readouterr().err
+        assert "unreadable: a/lying.bmp: image file is truncated" in message
+        large = "note: 1 images do not fit a record at their size and are stored smaller, such as a/large.jpg"
+        assert (f"{large} (2400x1600 as 2100x1400)" in message) == ("evaluation" not in recipe)
+    assert (tmp_path / "1.beton").read_bytes() == (tmp_path / "2.beton").read_bytes()
+
+
+def test_dark_16_bit_grey_is_noted_and_scaled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "images" / "a"
+    folder.mkdir(parents=True)
+    values = np.linspace(0, 4095, 600).astype(np.uint16).reshape(20, 30)
+    for number, scale in enumerate((1, 2, 16)):
+        Image.fromarray(values // 2 * scale).save(folder / f"{number}.png")
+    common, made = ["folder", "--images", str(tmp_path / "images"), "--force"], {}
+    for name, more in {
+        "plain": [],
+        "16": ["--grey-bits", "16"],
+        "12": ["--grey-bits", "12", "--recipe", "inat18"],
+    }.items():
+        messages = []
+        for workers in ("1", "2"):
+            capsys.readouterr()
+            out = tmp_path / f"{name}-{workers}.beton"
+            assert convert.main([*common, "--out", str(out), "--workers", workers, *more]) == 0
+            messages.append([line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")])
+        assert messages[0] == messages[1] and out.read_bytes() == (tmp_path / f"{name}-1.beton").read_bytes()
+        made[name] = Records(out).manifest["made"]["encoding"], messages[0]
+    plain = {"short_side": None, "max_side": None, "quality": 95}
+    dark = "2 images of 16-bit grey use at most 12 of their bits, such as a/0.png, and are stored nearly black"
+    assert made["plain"] == made["16"] == (plain, [f"note: {dark}; --grey-bits 12 scales them"])
+    clipped = "1 images of 16-bit grey use up to 15 bits, such as a/2.png; what --grey-bits 12 cannot hold is white"
+    assert made["12"] == (plain | {"grey_bits": 12}, [f"note: {clipped}"])
+    assert convert.main(["info", str(tmp_path / "12-1.beton")]) == 0
+    assert "16-bit grey from 12 bits" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit):
+        convert.main([*common, "--out", str(out), "--grey-bits", "17"])
+    assert "17" in capsys.readouterr().err
+
+
 def test_a_named_pipe_is_an_unreadable_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path / "ant" / "0.jpg", 0)
     os.mkfifo(tmp_path / "ant" / "pipe.jpg")

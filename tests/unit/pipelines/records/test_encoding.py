@@ -1,9 +1,12 @@
 """How one image is stored: every odd kind of file, what is kept, sizes and limits; and what counts as damage."""
 
+import errno
 import io
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -12,14 +15,15 @@ import pytest
 from helpers.drawings import drawings
 from helpers.odd_files import exif, jpeg, odd_files, packed, picture, png, unpacked, write_odd_files
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from pipelines.augment.geometry import view_box
 from pipelines.augment.recipe import Recipe, view_params
 from pipelines.errors import UserError
 from pipelines.records import encoding, layout, writing
-from pipelines.records.encoding import AS_THEY_ARE, Encoding, Stored, damage, jpeg_frame, store_file, stored_size
+from pipelines.records.encoding import AS_THEY_ARE, Encoding, Note, Stored, damage, jpeg_frame, store_file, stored_size
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.writing import Sample, Unreadable, write_records
 
 needs_libffcv = pytest.mark.skipif(encoding.decoder_name() != "libffcv", reason="FFCV is not installed")
 both_decoders = pytest.mark.parametrize(
@@ -51,7 +55,7 @@ def layers(data: bytes | memoryview) -> set[tuple[int, int]]:
 
 
 def test_the_matrix_holds_every_fate() -> None:
-    counts = {fate: len(named(fate)) for fate in ("kept", "encoded", "reported", "refused")}
+    counts = {fate: len(named(fate)) for fate in ("kept", "encoded", "reported", "shrunk")}
     assert min(counts.values()) > 0 and sum(counts.values()) == len(FILES) > 60
     pixels = {name: FILES[name].picture for name in STORED}
     turned = np.rot90(pixels["plain.jpg"], 2)  # type: ignore[arg-type]
@@ -104,19 +108,11 @@ def test_what_cannot_be_read_is_reported_in_words(tmp_path: Path, name: str, dec
     assert FILES[name].words in answer.reason and "0x7f" not in answer.reason and "\n" not in answer.reason
 
 
-@pytest.mark.parametrize("name", named("refused"))
-def test_what_cannot_be_stored_says_what_to_type(name: str) -> None:
-    with pytest.raises(UserError) as caught:
-        store_file(FILES[name].data, AS_THEY_ARE)
-    assert str(caught.value) == FILES[name].words and "--max-side" in FILES[name].words
-    assert store_file(FILES[name].data, Encoding(max_side=660)).stored_width == 660
-
-
 def test_a_folder_of_odd_files(tmp_path: Path) -> None:
     """All at once, as with `convert.py folder --skip-bad`."""
     folder = tmp_path / "odd"
     folder.mkdir()
-    names = [name for name, file in write_odd_files(folder).items() if file.fate != "refused"]
+    names = [name for name, file in write_odd_files(folder).items() if file.fate != "shrunk"]
     samples = [Sample(name, 0, folder / name) for name in names]
     skipped = write_records(tmp_path / "odd.beton", samples, ["a"], kind="test", skip_bad=True)
     opened = Records(tmp_path / "odd.beton")
@@ -244,23 +240,129 @@ def test_kept_bytes_keep_their_orientation_tag(orientation: int) -> None:
     assert stored.payload == data and (stored.width, stored.height) == (60, 40)
 
 
-def test_what_fits_no_page_asks_for_max_side() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (2100, 2100, 3), np.uint8)
-    with pytest.raises(UserError, match=r"bytes as JPEG, more than a page of 8388608; use --max-side"):
-        store_file(packed(Image.fromarray(noise), "BMP"), AS_THEY_ARE)
+# Images that are too large
 
 
-def test_more_pixels_than_readers_take_ask_for_max_side(monkeypatch: pytest.MonkeyPatch) -> None:
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def test_what_fits_no_page_is_stored_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the first of 7/8, 49/64 and so on that fits, with the sides of the original kept; at its own size where that fits."""
+    monkeypatch.setattr(encoding.layout, "PAGE_SIZE", 20_000)
+    image = noise(200, 120)
+    for data in (packed(image, "PNG"), packed(image, "JPEG", quality=100, subsampling=0)):
+        assert len(data) > 20_000
+        stored = store_file(data, AS_THEY_ARE)
+        size = (stored.stored_width, stored.stored_height)
+        assert (stored.width, stored.height) == (200, 120) and size in [
+            (200 * 7**k // 8**k, 120 * 7**k // 8**k) for k in range(1, 5)
+        ]
+        assert stored.notes == (Note("shrunk"),) and len(stored.payload) <= 20_000
+        shown = np.asarray(Image.open(io.BytesIO(data)).resize(size, Image.Resampling.BILINEAR)).astype(int)
+        assert np.abs(unpacked(bytes(stored.payload)) - shown).mean() < 5
+        larger = tuple(side * 8 // 7 for side in size)
+        assert len(packed(image.resize(larger), "JPEG", quality=95, subsampling=0)) > 20_000, "no larger than need be"
+    smooth = packed(picture(200, 120), "PNG") + bytes(30_000)
+    stored = store_file(smooth, AS_THEY_ARE)
+    assert (stored.stored_width, stored.stored_height, stored.notes) == (200, 120, ())
+
+
+def test_an_image_beyond_a_page_of_8_mib(tmp_path: Path) -> None:
+    """A real one, with both limits and the backends' decoders as they are."""
+    data = packed(noise(2400, 1600), "JPEG", quality=100, subsampling=0)
+    assert len(data) > 8_400_000
+    (tmp_path / "a.jpg").write_bytes(data)
+    write_records(tmp_path / "a.beton", [Sample("a", 0, tmp_path / "a.jpg")], ["any"], kind="test")
+    opened = Records(tmp_path / "a.beton")
+    assert (opened.widths[0], opened.heights[0]) == (2400, 1600) and damage(opened, 0) is None
+    assert opened.sizes[0] <= 8_388_608 and opened.stored_widths[0] == 7 * 2400 // 8
+
+
+def test_sides_and_pixels_beyond_the_decoders_are_stored_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow's own limits do not refuse an image that becomes small, and do not change for other code."""
+    stored = store_file(FILES["wider-than-jpeg.png"].data, AS_THEY_ARE)
+    assert (stored.width, stored.stored_width, stored.stored_height) == (66_000, 57_750, 1)
+    assert unpacked(bytes(stored.payload)).shape == (1, 57_750, 3)
     monkeypatch.setattr(encoding, "MAX_STORED_PIXELS", 60 * 40 - 1)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for name in ("plain.jpg", "png-named.JPEG"):
-        with pytest.raises(UserError, match=r"^60x40 pixels, at most 2399 can be stored; use --max-side$"):
-            store_file(FILES[name].data, AS_THEY_ARE)
-        assert store_file(FILES[name].data, Encoding(max_side=59)).stored_width == 59
+        stored = store_file(FILES[name].data, AS_THEY_ARE)
+        assert (stored.stored_width, stored.stored_height, stored.notes) == (52, 35, (Note("shrunk"),))
+        stored = store_file(FILES[name].data, Encoding(max_side=59))
+        assert (stored.stored_width, stored.notes) == (59, ())
     assert Image.MAX_IMAGE_PIXELS == 100
     monkeypatch.undo()
     assert (Image.MAX_IMAGE_PIXELS or 0) >= encoding.MAX_STORED_PIXELS, "what is stored, the reference backend opens"
+
+
+def lying_bmp(width: int, height: int) -> bytes:
+    """57 bytes."""
+    body = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(3)
+    return b"BM" + struct.pack("<IHHI", 57, 0, 0, 54) + body
+
+
+def test_small_files_with_lying_headers_are_unreadable() -> None:
+    wide = png(np.zeros((1, 1), np.uint8), 0, (70_000, 20))
+    for data in (lying_bmp(20_000, 20_000), lying_bmp(70_000, 1), wide, b"P6 20000 20000 255\n123"):
+        for limits in (AS_THEY_ARE, Encoding(short_side=256)):
+            with pytest.raises(encoding.Broken):
+                store_file(data, limits)
+
+
+@pytest.mark.parametrize("stage", ["open", "load", "convert", "resize", "save"])
+def test_nothing_that_pillow_raises_ends_a_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """Whichever step of Pillow raises it, for one image among others; but a fault of the machine does end it."""
+    errors = [
+        kind("some")
+        for kind in (AssertionError, AttributeError, EOFError, IndexError, KeyError, NotImplementedError, OSError)
+        + (OverflowError, RecursionError, RuntimeError, StopIteration, SyntaxError, TypeError, ValueError)
+        + (ZeroDivisionError, struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning)
+    ]
+    errors.append(UnicodeDecodeError("ascii", b"", 0, 1, "some"))
+    where = Image if stage == "open" else PngImageFile if stage == "load" else Image.Image
+    original, raised = getattr(where, stage), [OSError(), *errors, MemoryError(), OSError(errno.ENOMEM, "no memory")]
+
+    def failing(*args: object, **options: object) -> object:
+        if turn[0] % 2:
+            raise raised[turn[0] // 2]
+        return original(*args, **options)
+
+    turn = [0]
+    (tmp_path / "a.png").write_bytes(packed(picture(30, 20), "PNG"))
+    samples = [Sample(str(number), 0, tmp_path / "a.png") for number in range(2 * len(raised))]
+    monkeypatch.setattr(where, stage, failing)
+
+    def write(count: int) -> list[Unreadable]:
+        turn[0] = 0
+        return write_records(
+            tmp_path / "a.beton",
+            samples[:count],
+            ["any"],
+            kind="test",
+            encoding=Encoding(max_side=25),
+            skip_bad=True,
+            force=True,
+            progress=lambda: turn.__setitem__(0, turn[0] + 1),
+        )
+
+    assert [image.name for image in write(2 * len(errors) + 2)] == [
+        str(2 * number + 1) for number in range(len(errors) + 1)
+    ]
+    raised = raised[-2:]
+    for _ in range(2):
+        with pytest.raises(UserError, match="memory"):
+            write(4)
+        raised.reverse()
+
+
+def test_an_image_of_no_pixels_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = Image.new("RGB", (0, 5))
+    monkeypatch.setattr(Image, "open", lambda _: empty)
+    with pytest.raises(encoding.Broken, match="^0x5 pixels$"):
+        store_file(b"any", Encoding(short_side=256))
 
 
 def test_a_forged_size_costs_no_memory() -> None:
@@ -270,6 +372,63 @@ def test_a_forged_size_costs_no_memory() -> None:
     for data in (forged, png(np.zeros((1, 1), np.uint8), 0, (60_000, 60_000))):
         with pytest.raises(encoding.Broken, match="60000x60000 pixels, more than the 536870912 that are read"):
             store_file(data, Encoding(short_side=256))
+
+
+# 16-bit grey
+
+
+def grey_files(values: np.ndarray) -> dict[str, bytes]:
+    """Every form in which Pillow reads 16-bit grey; uint16 values."""
+    height, width = values.shape
+    big, text = values.astype(">u2"), " ".join(map(str, values.ravel().tolist()))
+    return {
+        "png": png(values, 0),
+        "tiff": packed(Image.fromarray(values), "TIFF"),
+        "tiff-big-endian": packed(Image.frombytes("I;16B", (width, height), big.tobytes()), "TIFF"),
+        "tiff-compressed": packed(Image.fromarray(values), "TIFF", compression="tiff_lzw"),
+        "pgm": b"P5 %d %d 65535\n" % (width, height) + big.tobytes(),
+        "pgm-text": f"P2 {width} {height} 65535\n{text}\n".encode(),
+    }
+
+
+RAMP = np.repeat(np.linspace(0, 1, 64), 32).reshape(64, 32)
+
+
+@pytest.mark.parametrize("bits", [8, 9, 12, 16])
+@pytest.mark.parametrize("form", grey_files(RAMP.astype(np.uint16)))
+def test_grey_bits_scale_16_bit_grey(form: str, bits: int) -> None:
+    values = np.rint(RAMP * ((1 << bits) - 1)).astype(np.uint16)
+    data = grey_files(values)[form]
+    stored = store_file(data, Encoding(grey_bits=bits))
+    assert stored.notes == ()
+    assert np.abs(unpacked(bytes(stored.payload))[..., 1] - (values >> (bits - 8))).max() <= 6
+    plain = store_file(data, AS_THEY_ARE)
+    assert plain.notes == ((Note("dark", bits),) if bits <= 12 else ())
+    assert np.abs(unpacked(bytes(plain.payload))[..., 1] - (values >> 8)).max() <= 6
+    if bits > 9:
+        clipped = store_file(data, Encoding(grey_bits=9))
+        assert clipped.notes == (Note("clipped", bits),)
+        assert np.abs(unpacked(bytes(clipped.payload))[20:, :, 1] - 255).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["P5", "P2"])
+@pytest.mark.parametrize("bits", [9, 12, 16])
+def test_a_pgm_says_its_own_range(kind: str, bits: int) -> None:
+    values = np.rint(RAMP * 4095).astype(int)
+    body = values.astype(">u2").tobytes() if kind == "P5" else " ".join(map(str, values.ravel().tolist())).encode()
+    stored = store_file(f"{kind} 32 64 4095\n".encode() + body, Encoding(grey_bits=bits))
+    assert stored.notes == () and np.abs(unpacked(bytes(stored.payload))[..., 1] - (values >> 4)).max() <= 6
+
+
+def test_only_dark_grey_is_noted() -> None:
+    for largest, noted in ((0, False), (1, True), (4095, True), (4096, False), (65535, False)):
+        values = np.zeros((4, 4), np.uint16)
+        values[1, 2] = largest
+        assert bool(store_file(png(values, 0), AS_THEY_ARE).notes) == noted, largest
+    deep = np.full((4, 4, 3), 3000, np.uint16)
+    for data in (png(deep, 2), png(deep[..., :2], 4), png(np.full((4, 4), 3, np.uint8), 0), PLAIN):
+        assert store_file(data, Encoding(grey_bits=9)).notes == store_file(data, AS_THEY_ARE).notes == ()
+        assert store_file(data, Encoding(grey_bits=9)).payload == store_file(data, AS_THEY_ARE).payload
 
 
 # Damage

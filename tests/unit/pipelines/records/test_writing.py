@@ -172,7 +172,7 @@ def test_nothing_readable_is_an_error_even_when_skipping(tmp_path: Path) -> None
 
 def test_arrays(tmp_path: Path) -> None:
     out = tmp_path / "a.beton"
-    with pytest.raises(UserError, match="a: 1700x1700 raw pixels do not fit a page"):
+    with pytest.raises(UnreadableImages, match=r"first a \(1700x1700 raw pixels do not fit a page"):
         write_records(out, [Sample("a", 0, np.zeros((1700, 1700, 3), np.uint8))], ["a"], kind="test")
     with pytest.raises(RuntimeError, match="while converting a"):
         write_records(out, [Sample("a", 0, np.zeros((4, 4), np.uint8))], ["a"], kind="test")
@@ -182,12 +182,11 @@ def test_arrays(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["0000.jpg"]
 
 
-def test_what_cannot_be_stored_is_named_and_stops_at_once(tmp_path: Path) -> None:
-    (tmp_path / "wide.png").write_bytes(odd_files()["wider-than-jpeg.png"].data)
-    samples = samples_of([tmp_path / "wide.png", *jpegs(tmp_path, 2)])
-    with pytest.raises(UserError, match=r"^a/wide\.png: .*--max-side$"):
-        write_records(tmp_path / "out" / "a.beton", samples, ["a"], kind="test")
-    assert os.listdir(tmp_path / "out") == []
+@pytest.mark.parametrize("workers", [1, 2])
+def test_pixels_that_cannot_be_stored_are_left_out(tmp_path: Path, workers: int) -> None:
+    samples = [Sample(str(side), 0, np.zeros((side, side, 3), np.uint8)) for side in (4, 1700, 5)]
+    bad = write_records(tmp_path / "a.beton", samples, ["a"], kind="test", skip_bad=True, workers=workers)
+    assert [image.name for image in bad] == ["1700"] and len(Records(tmp_path / "a.beton")) == 2
 
 
 def test_the_manifest_says_how_files_are_stored(tmp_path: Path) -> None:
