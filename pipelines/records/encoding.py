@@ -280,16 +280,18 @@ def store_file(data: bytes, encoding: Encoding) -> Stored:
     """
     with _decoding():
         image = _open(data)
-        size = stored_size(*image.size, encoding)
-        keep = size == image.size and size[0] * size[1] <= MAX_STORED_PIXELS and _keepable(data)
+        original = image.size
+        size = stored_size(*original, encoding)
+        keep = size == original and size[0] * size[1] <= MAX_STORED_PIXELS and _keepable(data)
         payload, notes = data, ()
         if not (keep and libffcv.decoder()):
             rgb, notes = _to_rgb(image, encoding.grey_bits)
+            del image  # as large as `rgb`
             if not keep:
                 wanted = size
                 payload, size = _encode_jpeg(rgb, wanted, encoding.quality)
                 notes += (Note("shrunk"),) if size != wanted else ()
-        return Stored(payload, layout.MODE_JPEG, *image.size, *size, layout.hash63(data), notes)
+        return Stored(payload, layout.MODE_JPEG, *original, *size, layout.hash63(data), notes)
 
 
 def store_array(pixels: np.ndarray) -> Stored:
