@@ -83,7 +83,9 @@ def check_output_file(path: Path) -> None:
     """UserError unless a file could be written there, for programs that compute for minutes before they write it."""
     taken = os.path.exists(path) and not os.path.isfile(path)  # a folder, or a device that a rename would replace
     temporary = len(os.fsencode(temporary_path(path).name)) if path.name else 0
-    if taken or not 0 < temporary <= NAME_BYTES or not os.access(path.parent, os.W_OK):
+    folder, mode = path.parent, os.W_OK | os.X_OK
+    writable = os.path.isdir(folder) and os.access(folder, mode, effective_ids=True)
+    if taken or not 0 < temporary <= NAME_BYTES or not writable:
         raise UserError(f"cannot write {path}: give a file in a folder that exists and can be written")
 
 

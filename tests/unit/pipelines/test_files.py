@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import os
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.closed import closed
 
 from pipelines import files
 from pipelines.errors import UserError
@@ -17,6 +19,8 @@ from pipelines.files import (
     Held,
     alone_in,
     atomic_writer,
+    check_output_file,
+    home_expanded,
     is_temporary,
     lock,
     read_json,
@@ -197,3 +201,35 @@ def test_where_folders_have_no_locks_the_work_goes_on(tmp_path: Path, monkeypatc
     monkeypatch.setattr(files.fcntl, "flock", refused)
     with alone_in(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("name", ["new", "old", "dangling", "x" * 200])
+def test_files_that_can_be_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / "old").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    check_output_file(tmp_path / name)
+    write_bytes_atomic(tmp_path / name, b"x")
+
+
+@pytest.mark.parametrize(
+    "name", [".", "..", "folder", "missing/x", "old/x", "x" * 255, "x" * 256, "closed/x", "closed", "device"]
+)
+def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path, name: str) -> None:
+    (tmp_path / "old").touch()
+    (tmp_path / "device").symlink_to(os.devnull)
+    for folder in ("folder", "closed"):
+        (tmp_path / folder).mkdir()
+    with (
+        closed(tmp_path / "closed"),
+        contextlib.chdir(tmp_path),
+        pytest.raises(UserError, match="cannot write .*: give a file in a folder that exists and can be written"),
+    ):
+        check_output_file(Path(name))
+
+
+def test_home_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/users/me")
+    paths = {"~": "/users/me", "~/a": "/users/me/a", "~root": "/root", "a/~": "a/~", "./~": "./~", "": ""}
+    assert {path: home_expanded(path) for path in paths} == paths
+    with pytest.raises(ValueError, match="~no_such_user is no home folder here; .* is ./~no_such_user/a"):
+        home_expanded("~no_such_user/a")
