@@ -45,8 +45,7 @@ def _path(text: str) -> Path:
         raise UserError(f"{text}: {error}; give another path") from error
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Options, and in `settings` every KEY=VALUE, wherever it stands."""
+def build_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     common = Parser(add_help=False)
@@ -74,8 +73,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             default=scale,
             help="of epochs, warm-up and milestones (default: %(default)s)",
         )
+    return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Options, and in `settings` every KEY=VALUE, wherever it stands."""
     settings = [argument for argument in argv if re.match(r"[a-z][a-z_.]*=", argument)]
-    options = parser.parse_args([argument for argument in argv if argument not in settings])
+    options = build_parser().parse_args([argument for argument in argv if argument not in settings])
     options.settings, options.typed = settings, typed(argv)
     return options
 

@@ -1,9 +1,9 @@
 """Evaluate a run: top-1, many / medium / few and per-class accuracy, by the training counts of that run.
 
 Takes the name or folder of a run, or an export folder; settings given behind it override the run's own (another data.test,
-eval.batch ...). Of an unfinished run the newest checkpoint is evaluated, and said so. Figures go to evaluation_SPLIT.json in
-the run's folder; predictions=FILE.npz also saves keys, labels and logits; export=DIR makes a folder that is all one
-needs to use the network elsewhere, with these figures in it (docs/export.md).
+eval.batch ...), and those of the training are refused. Of an unfinished run the newest checkpoint is evaluated, and said so.
+Figures go to evaluation_SPLIT.json in the run's folder; predictions=FILE.npz also saves keys, labels and logits;
+export=DIR makes a folder that is all one needs to use the network elsewhere, with these figures in it (docs/export.md).
 
     accelerate launch train/evaluate.py RUN [split=test] [export=DIR] [predictions=FILE.npz] [data.test=FILE.beton]
 """

@@ -1,9 +1,9 @@
 """Settings: from a YAML file and `a.b=c` overrides to typed dataclasses.
 
-Owns the machinery that reads, checks, prints and compares a tree of settings; config.py has the tree itself. Scalars reach
-OmegaConf's structured mode as the text that was written, so the declared type alone decides what they mean: `007` stays a
-name, `1e-3` is a number, `off` a choice. Invariant: what `load` returns has only known keys and declared types, and loading its
-`to_yaml` gives an equal tree.
+Owns the machinery that reads, checks, prints and compares a tree of settings; config.py has the tree itself, values.py what is
+refused of single values. Scalars reach OmegaConf's structured mode as the text that was written, so the declared type alone
+decides what they mean: `007` stays a name, `1e-3` is a number, `off` a choice. Invariant: what `load` returns has only known
+keys and declared types, and loading its `to_yaml` gives an equal tree.
 """
 
 import ast

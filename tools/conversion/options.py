@@ -10,8 +10,8 @@ from tools.conversion.storage import RECIPES
 def imbalance(text: str) -> int | float:
     """Images of the largest class per image of the smallest; whole numbers stay integers in the manifest."""
     value = float(text)
-    if not 1 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} given, at least 1 allowed")
+    if not 1 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text} given, at least 1 and at most a million allowed")
     return int(value) if value.is_integer() else value
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import os
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.closed import closed
 
 from pipelines import files
 from pipelines.errors import UserError
@@ -19,6 +21,7 @@ from pipelines.files import (
     atomic_writer,
     check_file_place,
     check_folder_place,
+    home_expanded,
     is_temporary,
     lock,
     read_json,
@@ -245,3 +248,35 @@ def test_an_object_of_another_form(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=r"a.json is damaged"):
         read_object(tmp_path / "a.json", a=int)
+
+
+@pytest.mark.parametrize("name", ["new", "old", "dangling", "x" * 200])
+def test_files_that_can_be_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / "old").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    check_file_place(tmp_path / name, "out=1")
+    write_bytes_atomic(tmp_path / name, b"x")
+
+
+@pytest.mark.parametrize(
+    "name", [".", "..", "folder", "missing/x", "old/x", "x" * 255, "x" * 256, "closed/x", "closed", "device"]
+)
+def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path, name: str) -> None:
+    (tmp_path / "old").touch()
+    (tmp_path / "device").symlink_to(os.devnull)
+    for folder in ("folder", "closed"):
+        (tmp_path / folder).mkdir()
+    with (
+        closed(tmp_path / "closed"),
+        contextlib.chdir(tmp_path),
+        pytest.raises(UserError, match="cannot write .*: give a file in a folder that exists and can be written"),
+    ):
+        check_file_place(Path(name), "out=1")
+
+
+def test_home_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/users/me")
+    paths = {"~": "/users/me", "~/a": "/users/me/a", "~root": "/root", "a/~": "a/~", "./~": "./~", "": ""}
+    assert {path: home_expanded(path) for path in paths} == paths
+    with pytest.raises(ValueError, match="~no_such_user is no home folder here; .* is ./~no_such_user/a"):
+        home_expanded("~no_such_user/a")

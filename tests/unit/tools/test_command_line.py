@@ -1,11 +1,14 @@
 """What the offline programs' command lines share; their commands have separate tests."""
 
 import argparse
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from pipelines.errors import UserError
-from tools.command_line import Parser, progress_bar, run_command, whole
+from tools import convert, logits, reproduce
+from tools.command_line import Parser, path, progress_bar, run_command, whole
 
 
 def test_how_commands_end(capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,6 +33,40 @@ def test_mistakes_in_options_are_user_errors() -> None:
     for given, words in (("0", "0 given, 1..9 allowed"), ("10", "10 given"), ("x", "invalid"), ("", "invalid")):
         with pytest.raises(UserError, match=f"argument --jobs: .*{words}.*; --help explains"):
             parser.parse_args(["--jobs", given])
+
+
+def options_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
+    """(command, option) for all that take a value, those of sub-commands too."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                yield from ((name, option) for _, option in options_of(command))
+        elif action.type is not None and not action.choices:
+            yield "", action
+
+
+PARSERS = {"convert": convert.build_parser, "logits": logits.build_parser, "reproduce": reproduce.build_parser}
+OPTIONS = [
+    pytest.param(option, id=f"{tool}-{command}-{option.dest}")
+    for tool, build in PARSERS.items()
+    for command, option in options_of(build())
+]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_refuses_what_no_program_can_use(option: argparse.Action, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path begins at the home folder and is possible; a number is finite and fits into 64 bits."""
+    monkeypatch.setenv("HOME", "/users/me")
+    parser = Parser()
+    parser.add_argument("--given", type=option.type)
+    is_path = isinstance(option.type("x"), Path) if option.type in (path, reproduce._path) else False
+    hopeless = ["nan", "inf", "-1", "1" * 5000, str(10**30), "1e400", "1e30"]
+    for text in ["", "~no_such_user/x", "x" * 256] if is_path else hopeless:
+        with pytest.raises(UserError) as caught:
+            parser.parse_args([f"--given={text}"])
+        assert len(str(caught.value)) < 400 and "--help explains" in str(caught.value)
+    if is_path:
+        assert parser.parse_args(["--given=~/x"]).given == Path("/users/me/x")
 
 
 def test_progress_without_a_terminal_is_a_line_at_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,10 @@
-"""Splits that do not fit each other, and how many views a training uses."""
+"""Splits that do not fit each other or share images, how many views a training uses, and numbers that no machine could serve."""
 
+import resource
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,3 +33,90 @@ def test_views_of_a_training_in_steps_are_its_begun_epochs(taught: Path) -> None
     assert "views" in refused(taught, "distill", taught / "dive.yaml", *in_steps, "schedule.steps=22")
     images = ["distill.teacher=t", "schedule.epochs=null", "schedule.samples=240", "--dry-run"]
     assert "would write 3 views" in run("cache_logits", taught / "dive.yaml", *images, cwd=taught).stdout
+
+
+def write_images(path: Path, positions: Iterable[int], prefix: str) -> None:
+    """Different images by number, two of each class; the same number is the same image under any name."""
+    samples = [
+        Sample(f"{prefix}/{i}", i % 5, np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8))
+        for i in positions
+    ]
+    write_records(path, samples, [f"class_{c}" for c in range(5)], kind="test", force=True)
+
+
+@pytest.fixture
+def splits(taught: Path, tmp_path: Path) -> list[str]:
+    """Settings of three splits without a common image."""
+    for name, positions in (("train", range(100, 140)), ("val", range(10)), ("test", range(20, 30))):
+        write_images(tmp_path / f"{name}.beton", positions, name)
+    named = [f"data.{name}={tmp_path}/{name}.beton" for name in ("train", "val", "test")]
+    return [str(taught / "bsce.yaml"), *named, "optim.batch=8", "eval.every_epochs=1", "run=overlap", "--dry-run"]
+
+
+def test_splits_without_a_common_image_say_nothing(taught: Path, splits: list[str], tmp_path: Path) -> None:
+    assert "share" not in run("teacher", *splits, "save.keep_best=val", cwd=taught).stdout
+    write_images(tmp_path / "val.beton", [*range(6), 20, 21, 22, 23, 24], "val")  # less than half
+    assert "share" not in run("teacher", *splits, "save.keep_best=val", cwd=taught).stdout
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("test.beton", "would select on the test split: data.test and data.val share 100% of their images"),
+        ("link.beton", "would select on the test split"),
+        ("copy.beton", "would select on the test split"),
+        ("renamed.beton", "would select on the test split"),
+        ("half.beton", "would select on the test split"),
+        ("more.beton", "would select on the test split"),
+        ("train.beton", "would select on training images: data.val and data.train share 100% of their images"),
+    ],
+)
+def test_a_selection_on_other_images_than_those_of_val(
+    taught: Path, splits: list[str], tmp_path: Path, name: str, words: str
+) -> None:
+    """Whatever the file is called: by its images."""
+    (tmp_path / "link.beton").symlink_to("test.beton")
+    shutil.copy(tmp_path / "test.beton", tmp_path / "copy.beton")
+    write_images(tmp_path / "renamed.beton", range(20, 30), "other")
+    write_images(tmp_path / "half.beton", range(20, 25), "half")
+    write_images(tmp_path / "more.beton", [*range(20, 30), *range(5)], "more")
+    val = f"data.val={tmp_path}/{name}"
+    line = refused(taught, "teacher", *splits, val, "save.keep_best=val")
+    assert words in line and "give data.val images of its own" in line
+    assert ("type save.keep_best=test_split_knowingly" in line) == ("test split:" in words or "test split" in words)
+    share = "data.train" if name == "train.beton" else "data.val"
+    told = run("teacher", *splits, val, cwd=taught).stdout  # selects nothing: told, on the first screen
+    assert "warning: data." in told and share in told
+    knowingly = run("teacher", *splits, val, "save.keep_best=test_split_knowingly", cwd=taught)
+    assert "warning: data." in knowingly.stdout
+
+
+def test_training_images_as_test_images_are_told(taught: Path, splits: list[str], tmp_path: Path) -> None:
+    told = run("teacher", *splits, f"data.test={tmp_path}/train.beton", cwd=taught).stdout
+    assert "warning: data.test and data.train share 100% of their images" in told
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (
+            "data.recipe.crop=center data.recipe.size=20000",
+            "data.recipe.size=20000: a batch of 8 such views takes 48.0 GB",
+        ),
+        ("schedule.epochs=1000000000", "schedule.epochs=1000000000: must be at most 99,999,999"),
+        ("schedule.epochs=99999999", "steps in all, 5 an epoch: a training has at most 99,999,999"),
+        ("optim.batch=1000000000", "optim.batch=1000000000 is larger than the 40 training samples"),
+        ("data.workers=1000000", "data.workers=1000000: must be from 1 to 1024"),
+        ("profile.steps=1000000000", "profile.steps=1000000000: must be from 0 to 1000"),
+    ],
+)
+def test_numbers_that_no_machine_could_serve(taught: Path, splits: list[str], monkeypatch, settings, words) -> None:
+    monkeypatch.setattr("train.data.psutil.virtual_memory", lambda: SimpleNamespace(total=10**10))
+    assert words in refused(taught, "teacher", *splits, *settings.split())
+
+
+@pytest.mark.parametrize("settings", ["data.views=2000000000", "eval.batch=1000000000", "schedule.epochs=19999999"])
+def test_large_numbers_that_cost_nothing(taught: Path, splits: list[str], settings: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "dry run: loss" in run("teacher", *splits, settings, cwd=taught).stdout
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 200_000  # kB

@@ -32,7 +32,7 @@ def model() -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 5), nn.Dropout(0.5))
 
 
-@pytest.mark.parametrize("batch", [1, 13, 16, 37, 64])
+@pytest.mark.parametrize("batch", [1, 13, 16, 37, 64, 10**9])
 def test_every_sample_once_at_any_batch_size(loader: Loader, model: nn.Module, batch: int) -> None:
     counts = np.array([60, 30, 16, 8, 4])
     model.train()

@@ -4,6 +4,7 @@ import contextlib
 import json
 import random
 import re
+import resource
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ from pipelines.logits import CacheWriter, Ensemble, LogitCache
 from pipelines.logits.blocks import BLOCK_ROWS
 from pipelines.logits.fingerprint import Fingerprints
 from pipelines.logits.identity import cache_identity, view_identity
+from pipelines.logits.writer import cache_size
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
 from train.networks.final import save_final
@@ -177,6 +179,43 @@ def test_too_small_a_disk_is_refused_at_the_start(made, records: Records, tmp_pa
         write(tmp_path, records, 2)
     assert not list(tmp_path.rglob("*.lc"))
     write(made.place, records, 2)
+
+
+def test_the_size_is_known_without_a_list_of_blocks(made, records: Records) -> None:
+    identity = LogitCache(made.folder).identity
+    size = cache_size(identity, len(records), 2)
+    files = list(made.folder.rglob("*.lc"))
+    assert (size.blocks, size.bytes) == (len(files), sum(path.stat().st_size for path in files))
+    for samples in (4096, 4097, 8192, 100_000):
+        one = cache_size(identity, samples, 1)
+        rows = [min(4096, samples - first) for first in range(0, samples, 4096)]
+        assert (one.blocks, one.bytes) == (len(rows), sum(map(one.kind.block_bytes, rows)))
+        assert cache_size(identity, samples, 10**9).bytes == one.bytes * 10**9
+
+
+@pytest.mark.parametrize(
+    "settings, free, words",
+    [
+        (
+            "data.views=1000000000",
+            10**12,
+            r"118 samples x 1000000000 views x \d+ bytes: .* needs .* more, .* has 1000\.0 GB",
+        ),
+        ("schedule.epochs=99999999", 10**10, r"118 samples x 99999999 views .* has 10\.0 GB free"),
+        ("data.views=1000000000", 10**18, "are 1,000,000,000 files, at most 1,000,000 are allowed"),
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_views_beyond_any_disk_are_refused_before_anything_grows(
+    alone: Path, tmp_path: Path, monkeypatch, settings: str, free: int, words: str, more: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("train.objectives.caching.shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    given = [f"distill.teacher={alone}/runs/t", f"cache.dir={tmp_path}/new/caches", settings, *more]
+    done = launch.run("cache_logits", alone / "dive.yaml", *given, cwd=alone, check=False)
+    assert done.returncode == 2 and re.search(words, done.stderr), done.stderr
+    assert not (tmp_path / "new").exists()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 100_000  # kB
 
 
 # ---- the thread that writes behind ----

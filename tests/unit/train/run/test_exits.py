@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from helpers.closed import closed
 
 from pipelines.errors import UserError
 from train.run.endings import exit_code
@@ -33,6 +34,21 @@ def test_guard(capsys, monkeypatch):
     assert guard(raises(KeyboardInterrupt())) == 130
     with pytest.raises(ZeroDivisionError):  # a bug of ours keeps its traceback
         guard(raises(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize("place", ["closed/x", "file/x", "loop", "x" * 256, "folder"])
+def test_a_place_that_the_file_system_refuses_is_one_line(tmp_path, capsys, place):
+    """Wherever in the program it is met."""
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("closed", "folder"):
+        (tmp_path / name).mkdir()
+    with closed(tmp_path / "closed"):
+        assert guard(lambda argv: (tmp_path / place).write_text("x")) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {tmp_path / place}: ") and line.endswith(
+        "; give another place, or change its permissions\n"
+    )
 
 
 def test_an_error_is_told_even_if_the_launcher_cannot_be_asked(capsys, monkeypatch):
