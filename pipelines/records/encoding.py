@@ -75,9 +75,9 @@ class Note(NamedTuple):
     """What the user should know of an image that was stored."""
 
     kind: Literal[
-        "shrunk", "dark", "clipped"
-    ]  # too large for a record; 16-bit grey, nearly black or beyond `grey_bits`
-    bits: int = 0  # that the grey uses
+        "shrunk", "dark", "clipped", "dark colour"
+    ]  # too large for a record; 16-bit grey, nearly black or beyond `grey_bits`; 16-bit colour, nearly black
+    bits: int = 0  # that the image uses
 
 
 class Stored(NamedTuple):
@@ -197,18 +197,26 @@ def _decoding() -> Iterator[None]:
         raise _blamed(error) from error
 
 
+@contextlib.contextmanager
+def _pillows_limit(pixels: int | None) -> Iterator[None]:
+    """Another limit than Pillow's own, which refuses twice as many pixels: on opening an image, and on decoding a TIFF."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
 def _open(data: bytes) -> Image.Image:
     """An image whose header was read, under our limit of pixels instead of Pillow's."""
-    pillows, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        image = Image.open(io.BytesIO(data))
+        with _pillows_limit(None):
+            image = Image.open(io.BytesIO(data))
     except PIL.UnidentifiedImageError:
         if frame := jpeg_frame(data):
             what = f"{frame.components} components of {frame.precision} bits, {frame.width}x{frame.height} pixels"
             raise ValueError(f"a JPEG that Pillow does not read: {what}") from None
         raise
-    finally:
-        Image.MAX_IMAGE_PIXELS = pillows
     if not (image.width and image.height):
         raise ValueError(f"{image.width}x{image.height} pixels")
     if image.width * image.height > MAX_READ_PIXELS:
@@ -222,7 +230,15 @@ def _to_rgb(image: Image.Image, grey_bits: int) -> tuple[Image.Image, tuple[Note
         return _grey_to_rgb(image, grey_bits)
     if image.mode in ("I", "F"):
         raise ValueError(f"32-bit pixels (mode {image.mode}) have no defined range")
-    return image.convert("RGB"), ()
+    halved = _halved_by_pillow(image)
+    rgb = image.convert("RGB")
+    used = 8 + int(np.max(rgb.getextrema())).bit_length() if halved else 16
+    return rgb, ((Note("dark colour", used),) if used <= 16 - DARK_BITS else ())
+
+
+def _halved_by_pillow(image: Image.Image) -> bool:
+    """Whether a PNG or TIFF holds 16 bits per channel, of which Pillow decodes the upper 8: colour, and grey with alpha."""
+    return image.mode != "CMYK" and any(";16" in str(tile.args) for tile in getattr(image, "tile", []))
 
 
 def _grey_to_rgb(image: Image.Image, bits: int) -> tuple[Image.Image, tuple[Note, ...]]:
@@ -285,7 +301,8 @@ def store_file(data: bytes, encoding: Encoding) -> Stored:
         keep = size == original and size[0] * size[1] <= MAX_STORED_PIXELS and _keepable(data)
         payload, notes = data, ()
         if not (keep and libffcv.decoder()):
-            rgb, notes = _to_rgb(image, encoding.grey_bits)
+            with _pillows_limit(MAX_READ_PIXELS):
+                rgb, notes = _to_rgb(image, encoding.grey_bits)
             del image  # as large as `rgb`
             if not keep:
                 wanted = size

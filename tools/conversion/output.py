@@ -51,6 +51,8 @@ class Notes:
                 f"black; --grey-bits {max(8, bits)} scales them",
                 "clipped": f"{images} of 16-bit grey use up to {bits} bits, such as {name}; what --grey-bits {grey_bits} "
                 "cannot hold is white",
+                "dark colour": f"{images} of 16-bit colour, or of grey with alpha, use at most {bits} of their bits, such as "
+                f"{name}, and are stored nearly black; save them with 8 bits, as --grey-bits does not scale them",
             }
             print(f"note: {text[kind]}", file=sys.stderr)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.cifar_archives import cifar10, cifar100, pack
+from helpers.odd_files import png
 from PIL import Image
 
 from pipelines.augment.recipe import Recipe
@@ -654,6 +655,21 @@ def test_dark_16_bit_grey_is_noted_and_scaled(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         convert.main([*common, "--out", str(out), "--grey-bits", "17"])
     assert "17" in capsys.readouterr().err
+
+
+def test_dark_16_bit_colour_is_noted_without_the_option_that_cannot_scale_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a" / "0.png").write_bytes(png(np.full((4, 4, 3), 2047, np.uint16), 2))
+    command = ["folder", "--images", str(tmp_path / "images"), "--out", str(tmp_path / "a.beton"), "--workers", "1"]
+    assert convert.main(command) == 0
+    message = capsys.readouterr().err
+    assert (
+        "note: 1 images of 16-bit colour, or of grey with alpha, use at most 11 of their bits, such as a/0.png"
+        in message
+    )
+    assert "save them with 8 bits" in message
 
 
 def test_a_named_pipe_is_an_unreadable_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

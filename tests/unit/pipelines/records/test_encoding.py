@@ -291,6 +291,8 @@ def test_sides_and_pixels_beyond_the_decoders_are_stored_smaller(monkeypatch: py
         assert (stored.stored_width, stored.stored_height, stored.notes) == (52, 35, (Note("shrunk"),))
         stored = store_file(FILES[name].data, Encoding(max_side=59))
         assert (stored.stored_width, stored.notes) == (59, ())
+    tiff = packed(picture(60, 40), "TIFF", compression="tiff_lzw")  # Pillow asks again when it decodes one
+    assert store_file(tiff, Encoding(max_side=59)).stored_width == 59
     assert Image.MAX_IMAGE_PIXELS == 100
     monkeypatch.undo()
     assert (Image.MAX_IMAGE_PIXELS or 0) >= encoding.MAX_STORED_PIXELS, "what is stored, the reference backend opens"
@@ -425,10 +427,40 @@ def test_only_dark_grey_is_noted() -> None:
         values = np.zeros((4, 4), np.uint16)
         values[1, 2] = largest
         assert bool(store_file(png(values, 0), AS_THEY_ARE).notes) == noted, largest
-    deep = np.full((4, 4, 3), 3000, np.uint16)
+    deep = np.full((4, 4, 3), 4096, np.uint16)
     for data in (png(deep, 2), png(deep[..., :2], 4), png(np.full((4, 4), 3, np.uint8), 0), PLAIN):
         assert store_file(data, Encoding(grey_bits=9)).notes == store_file(data, AS_THEY_ARE).notes == ()
         assert store_file(data, Encoding(grey_bits=9)).payload == store_file(data, AS_THEY_ARE).payload
+
+
+def colour_tiff(rgb: np.ndarray) -> bytes:
+    """Pillow writes no colour of 16 bits: tags up to byte 98, then the bits of each channel, then uint16[height, width, 3]."""
+    height, width = rgb.shape[:2]
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, 98), (262, 3, 1, 2), (273, 4, 1, 104), (277, 3, 1, 3)]
+    tags.append((279, 4, 1, rgb.nbytes))
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    return head + struct.pack("<HHH", 16, 16, 16) + rgb.astype("<u2").tobytes()
+
+
+def colour_files(values: np.ndarray) -> dict[str, bytes]:
+    """16 bits per channel that Pillow reads as 8; uint16 values[height, width]."""
+    rgb, opaque = np.dstack([values] * 3), np.full_like(values, 65535)
+    return {
+        "png": png(rgb, 2),
+        "png-grey-alpha": png(np.dstack([values, opaque]), 4),
+        "png-alpha": png(np.dstack([rgb, opaque]), 6),
+        "tiff": colour_tiff(rgb),
+    }
+
+
+@pytest.mark.parametrize("bits", [8, 12, 13, 16])
+@pytest.mark.parametrize("form", colour_files(RAMP.astype(np.uint16)))
+def test_dark_16_bit_colour_is_noted(form: str, bits: int) -> None:
+    """Pillow decodes its upper 8 bits alone, so that no option can scale it."""
+    values = np.rint(RAMP * ((1 << bits) - 1)).astype(np.uint16)
+    stored = store_file(colour_files(values)[form], AS_THEY_ARE)
+    assert stored.notes == ((Note("dark colour", bits),) if bits <= 12 else ())
+    assert np.abs(unpacked(bytes(stored.payload))[..., 1] - (values >> 8)).max() <= 6
 
 
 # Damage
