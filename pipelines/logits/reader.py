@@ -63,7 +63,8 @@ class CacheConfig:
             )
         if not all(1e-6 <= weight <= 1e6 for weight in self.weights):
             raise ValueError(
-                f"cache.weights={self.weights}: must be above 0, in 1e-6..1e6; leave out a cache that is not to count"
+                f"cache.weights={self.weights}: must be above 0; leave out a cache that is not to count (only ratios "
+                "matter: numbers in 1e-6..1e6 do)"
             )
 
 

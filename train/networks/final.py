@@ -53,7 +53,7 @@ def load_final(run: str | Path, kind: Literal["raw", "ema"] = "raw") -> tuple[di
     content = read_json(folder / "model.json")
     try:
         info = ModelInfo.of(content)
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{folder / 'model.json'} is damaged, or was not written by this program ({error})") from error
     raw, ema = content.get("sha256", ""), content.get("ema_sha256")
     if kind == "raw":

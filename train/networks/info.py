@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from models import ModelSpec
+from pipelines.augment.finish import check_normalisation
 
 _Number = (int, float)
 # The type of each entry that is read, in a list that of its elements.
@@ -59,13 +60,17 @@ class ModelInfo:
 
     @classmethod
     def of(cls, json: dict[str, Any]) -> "ModelInfo":
-        """From model.json; entries unknown to this version are ignored, missing ones and those of other types a TypeError."""
+        """From model.json; entries unknown to this version are ignored, missing ones and those of other types a TypeError.
+
+        ValueError for a mean or std outside of its range.
+        """
         if not isinstance(json, dict):
             raise TypeError(f"an object expected, not {json!r:.40}")
         info = cls(**{name: value for name, value in json.items() if name in cls.__dataclass_fields__})
         for name, kind in _KINDS.items():
             if not _is(kind, getattr(info, name)):
                 raise TypeError(f"{name} is {getattr(info, name)!r:.40}")
+        check_normalisation(info.mean, info.std, "")
         return info
 
     @property

@@ -44,7 +44,7 @@ def run_name(run: str | None, config_file: Path, seed: int, method: str) -> str:
     method under that name keeps it.
     """
     name = run or _default_name(config_file, seed, method)
-    if name.strip() in ("", ".", ".."):
+    if name.strip().rstrip("/").rpartition("/")[2] in ("", ".", ".."):
         raise UserError(f"run={name}: a run needs a name, e.g. run=first, or a folder, e.g. run=./first")
     return name
 

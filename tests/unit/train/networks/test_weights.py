@@ -316,6 +316,7 @@ def test_names_of_tensors_are_text(tmp_path: Path, key: object) -> None:
         *({}, [], 3, None, "x"),
         *({"class_names": 3}, {"class_names": [1, 2, 3]}, {"architecture": 5}, {"mean": "0.5"}, {"std": [None]}),
         *({"input_size": "16"}, {"training": []}, {"train_counts": ["1"]}, {"sha256": 4}),
+        *({"mean": [120, 118, 104]}, {"std": [0.0, 1.0, 1.0]}),
     ],
 )
 def test_a_damaged_description_is_one_line(network: torch.nn.Module, tmp_path: Path, changed: object) -> None:

@@ -72,6 +72,7 @@ def test_a_run_under_the_name_of_earlier_versions_keeps_it() -> None:
 
 def test_names_that_are_none() -> None:
     assert run_name("007", Path("x.yaml"), 3, "ce") == "007"
-    for wrong in (".", "..", " "):
+    assert run_name("./a/", Path("x.yaml"), 3, "ce") == "./a/"  # as a shell completes it
+    for wrong in (".", "..", " ", "a/..", "./a/.", "/"):
         with pytest.raises(UserError, match="a run needs a name"):
             run_name(wrong, Path("x.yaml"), 0, "ce")
