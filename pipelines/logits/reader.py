@@ -61,10 +61,12 @@ class CacheConfig:
             raise ValueError(
                 f"cache.weights={self.weights}: needs one number for each of the {len(self.paths)} cache.paths"
             )
-        if not all(1e-6 <= weight <= 1e6 for weight in self.weights):
+        if not all(0 < weight < math.inf for weight in self.weights):
+            raise ValueError(f"cache.weights={self.weights}: must be above 0; leave out a cache that is not to count")
+        total = sum(self.weights)
+        if self.weights and (total == math.inf or min(self.weights) / total == 0):
             raise ValueError(
-                f"cache.weights={self.weights}: must be above 0; leave out a cache that is not to count (only ratios "
-                "matter: numbers in 1e-6..1e6 do)"
+                f"cache.weights={self.weights}: too far apart or too large for a share of each; use smaller ones"
             )
 
 

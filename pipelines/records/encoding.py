@@ -217,6 +217,8 @@ def _open(data: bytes) -> Image.Image:
             what = f"{frame.components} components of {frame.precision} bits, {frame.width}x{frame.height} pixels"
             raise ValueError(f"a JPEG that Pillow does not read: {what}") from None
         raise
+    if image.format == "EPS":
+        raise ValueError("EPS is a program, which Pillow would have Ghostscript run; convert it to an image yourself")
     if not (image.width and image.height):
         raise ValueError(f"{image.width}x{image.height} pixels")
     if image.width * image.height > MAX_READ_PIXELS:

@@ -295,6 +295,7 @@ def reported_files(image: Image.Image) -> Iterator[tuple[str, bytes, str]]:
     yield "empty.jpg", b"", "empty file"
     yield "zeros.jpg", bytes(5000), unknown
     yield "text.jpg", b"<html>404</html>", unknown
+    yield "program.jpg", packed(image, "EPS"), "EPS is a program"
     yield "leading-garbage.jpg", b"\0\0" + plain, unknown
     yield "truncated.jpg", plain[: len(plain) // 2], "Truncated File Read"
     yield "last-bytes-gone.jpg", plain[:-2], "truncated"

@@ -86,7 +86,7 @@ def test_a_start_that_was_refused_late_does_not_block_the_right_command(work: Pa
 
 
 def test_a_loss_that_was_not_finite_does_not_block_the_right_command(work: Path) -> None:
-    wrong = run("teacher", "bsce.yaml", *SHORT, "run=nan", "optim.lr=1e38", cwd=work, check=False)
+    wrong = run("teacher", "bsce.yaml", *SHORT, "run=nan", "optim.lr=1e30", cwd=work, check=False)
     assert wrong.returncode == 2 and "not finite" in wrong.stderr
     assert "it begins anew" in run("teacher", "bsce.yaml", *SHORT, "run=nan", cwd=work).stdout
 

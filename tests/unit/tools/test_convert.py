@@ -78,7 +78,11 @@ def names(records: Records) -> list[str]:
 def failure(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """The one line that a failing command prints; checks exit code 2."""
     capsys.readouterr()
-    assert convert.main([str(argument) for argument in arguments]) == 2
+    try:
+        code = convert.main([str(argument) for argument in arguments])
+    except SystemExit as leave:  # of the options, before any command is called
+        code = leave.code
+    assert code == 2
     output = capsys.readouterr()
     lines = [line for line in output.err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and output.err.endswith(lines[0] + "\n") and output.out == ""

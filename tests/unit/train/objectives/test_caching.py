@@ -372,7 +372,7 @@ def test_progress_says_what_the_limit_is(capsys: pytest.CaptureFixture[str], mon
         cells = [(view, 0) for view in range(5)]
         with _CellProgress(cells, publisher, "1.5 GB", is_main=True) as progress:  # type: ignore[arg-type]
             for cell, _ in zip(cells, progress.watch(batches()), strict=True):  # type: ignore[arg-type]
-                time.sleep(0.01 + disk)
+                time.sleep(0.04 + disk)  # long against the delays of a busy machine
                 publisher.waited += disk
                 publisher.rows, publisher.right = publisher.rows + 8, publisher.right + 5
                 progress.advance(cell)
@@ -382,12 +382,12 @@ def test_progress_says_what_the_limit_is(capsys: pytest.CaptureFixture[str], mon
             r"block 3/5, ([\d,]+) images/s, 0:00:00 left of 1\.5 GB, waiting for data (\d+)%, teacher top-1 62.5%, limit: (.*)",
             lines[2],
         )
-        assert match and float(match[1]) > 100
+        assert match and float(match[1]) > 20
         return match[3]
 
     assert limit(0.0, 0.0) == "the teacher"
-    assert limit(0.03, 0.005) == "data"
-    assert limit(0.005, 0.03) == "writing"
+    assert limit(0.12, 0.02) == "data"
+    assert limit(0.02, 0.12) == "writing"
 
 
 def test_sizes_in_words() -> None:

@@ -239,5 +239,5 @@ def test_a_damaged_pointer_names_no_checkpoint(tmp_path, pointer):
 
 
 def test_a_home_folder_that_is_not_known():
-    with pytest.raises(UserError, match="the home folder is not known"):
+    with pytest.raises(UserError, match="is no home folder here"):
         load_from("~nosuch/x")

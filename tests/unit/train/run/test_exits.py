@@ -46,9 +46,8 @@ def test_a_place_that_the_file_system_refuses_is_one_line(tmp_path, capsys, plac
     with closed(tmp_path / "closed"):
         assert guard(lambda argv: (tmp_path / place).write_text("x")) == 2
     line = capsys.readouterr().err
-    assert line.startswith(f"error: {tmp_path / place}: ") and line.endswith(
-        "; give another place, or change its permissions\n"
-    )
+    assert line.startswith(f"error: {tmp_path / place}"[:200])
+    assert line.endswith("; give another file or folder, or make this one usable\n") and line.count("\n") == 1
 
 
 def test_an_error_is_told_even_if_the_launcher_cannot_be_asked(capsys, monkeypatch):
