@@ -1,4 +1,4 @@
-"""The one exception that is shown to users.
+"""The one exception that is shown to users, and how a message quotes what it was given.
 
 Raised wherever input from outside (a file, a setting, a cache) is not what it must be. Its message is one line that says
 what was given, what is allowed and what to type; entry scripts print it without a traceback and exit with code 2.
@@ -7,3 +7,15 @@ what was given, what is allowed and what to type; entry scripts print it without
 
 class UserError(Exception):
     """A mistake that the user can correct; `str(error)` is the whole explanation."""
+
+
+def printable(text: str) -> str:
+    """A message as one line of printable characters: what it quotes, such as a file's name, may hold any others."""
+    line = " ".join(text.splitlines())
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+
+
+def quoted(text: object, longest: int = 80) -> str:
+    """At most `longest` characters of what was given, for messages; what a terminal would not show, or obey, is escaped."""
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(text))
+    return line if len(line) <= longest else f"{line[: longest - 20]}... ({len(line):,} characters)"

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, quoted
 
 NAME_BYTES = 255  # the longest name within a path, on all of Linux's file systems
 _SUFFIX = ".tmp"
@@ -133,7 +133,7 @@ def check_file_place(path: Path, given: str) -> None:
         reason = error.strerror
     if reason is not None:
         raise UserError(
-            f"{given}: cannot write {_short(path)}: give a file in a folder that exists and can be written ({reason})"
+            f"{given}: cannot write {quoted(path, 200)}: give a file in a folder that exists and can be written ({reason})"
         )
 
 
@@ -147,7 +147,9 @@ def check_folder_place(path: Path, given: str) -> None:
             made.append(one)
         _try_to_write(path / "file")
     except OSError as error:
-        raise UserError(f"{given}: cannot write in {_short(path)} ({error.strerror}); give another folder") from error
+        raise UserError(
+            f"{given}: cannot write in {quoted(path, 200)} ({error.strerror}); give another folder"
+        ) from error
     finally:
         for one in reversed(made):
             with suppress(OSError):  # another process has begun to use it
@@ -158,11 +160,6 @@ def _try_to_write(path: Path) -> None:
     probe = temporary_path(path)
     open(probe, "xb").close()
     probe.unlink()
-
-
-def _short(path: Path) -> str:
-    text = str(path)
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def write_each(*writes: Callable[[], object]) -> None:

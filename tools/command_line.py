@@ -14,9 +14,9 @@ from typing import NoReturn
 from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, quoted
 from train.run.endings import exit_code
-from train.values import path_text, shortened
+from train.values import path_text
 from train.watch.progress import Bar
 
 
@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         # argparse repeats what was given, however long.
-        message = " ".join(shortened(word) for word in message.split(" "))
+        message = " ".join(quoted(word) for word in message.split(" "))
         raise UserError(f"{message}; --help explains")
 
 
@@ -35,7 +35,7 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
     def integer(text: str) -> int:
         value = int(text)
         if not low <= value <= (2**63 - 1 if high is None else high):
-            raise argparse.ArgumentTypeError(f"{shortened(text)} given, {low}..{'' if high is None else high} allowed")
+            raise argparse.ArgumentTypeError(f"{quoted(text)} given, {low}..{'' if high is None else high} allowed")
         return value
 
     return integer
@@ -46,7 +46,7 @@ def path(text: str) -> Path:
     try:
         return Path(path_text(text))
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{shortened(text)!r}: {error}") from error
+        raise argparse.ArgumentTypeError(f"{quoted(text)!r}: {error}") from error
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None, interrupted: str) -> int:

@@ -25,9 +25,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, quoted
 from pipelines.files import home_expanded
-from train.values import checked, has_shape, shortened, without_none
+from train.values import checked, has_shape, without_none
 
 C = TypeVar("C")
 COMMAND_LINE = "command line"
@@ -184,7 +184,7 @@ def _at(origin: str, node: yaml.Node) -> str:
 def _given(node: yaml.Node) -> str:
     """A YAML node as it was written."""
     start, end = node.start_mark, node.end_mark
-    return shortened(" ".join((start.buffer or "")[start.pointer : end.pointer].split()))
+    return quoted(" ".join((start.buffer or "")[start.pointer : end.pointer].split()))
 
 
 def _compose(text: str, what: str) -> yaml.Node | None:
@@ -209,7 +209,7 @@ def _unknown(key: str, origin: str, cls: type) -> UserError:
     sections = list(dict.fromkeys(parent for name in known for parent in _parents(name)))
     close = nearest(key, known + sections) if len(key) < 100 else None
     hint = f"nearest: {close}" if close else "--help lists all keys"
-    return UserError(f"unknown key '{shortened(key)}' ({origin}); {hint}")
+    return UserError(f"unknown key '{quoted(key)}' ({origin}); {hint}")
 
 
 def _parents(key: str) -> list[str]:
@@ -271,18 +271,18 @@ def _yaml_names(folder: Path) -> list[str]:
 def _override_leaves(cls: type, override: str) -> Iterator[Leaf]:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"'{shortened(override)}' is not a setting; type KEY=VALUE, e.g. seed=1 or optim.lr=0.1")
+        raise UserError(f"'{quoted(override)}' is not a setting; type KEY=VALUE, e.g. seed=1 or optim.lr=0.1")
     hint = _hint_at(cls, key)
     if hint is None:
         raise _unknown(key, COMMAND_LINE, cls)
     if _is_section(hint):
-        node = _compose(text, f"{shortened(override)} ({COMMAND_LINE})")
+        node = _compose(text, f"{quoted(override)} ({COMMAND_LINE})")
         return iter(()) if node is None else _leaves(cls, hint, f"{key}.", node, COMMAND_LINE)
     inner, _ = without_none(hint)
     if (inner is str or get_origin(inner) is Literal) and text[:1] not in ("'", '"'):
         # Not parsed as YAML: a path or a name may hold any character.
         return iter([Leaf(key, None if text in ("", "~", "null") else text, COMMAND_LINE)])
-    node = _compose(text, f"{shortened(override)} ({COMMAND_LINE})")
+    node = _compose(text, f"{quoted(override)} ({COMMAND_LINE})")
     return iter([Leaf(key, None, COMMAND_LINE) if node is None else _leaf(key, node, hint, COMMAND_LINE)])
 
 
@@ -339,7 +339,7 @@ def _check(values: Any, leaf: Leaf, key: Key) -> None:
     try:
         section[name] = checked(section[name], key.hint, key.is_path)
     except ValueError as error:
-        raise UserError(f"{leaf.key}={shortened(_as_given(leaf.value))} ({leaf.origin}): {error}") from error
+        raise UserError(f"{leaf.key}={quoted(_as_given(leaf.value))} ({leaf.origin}): {error}") from error
 
 
 def _rejected(leaf: Leaf, hint: Any) -> UserError:
@@ -350,7 +350,7 @@ def _rejected(leaf: Leaf, hint: Any) -> UserError:
     items = leaf.value if isinstance(leaf.value, list) else [leaf.value]
     close = [near for item in items for near in difflib.get_close_matches(str(item), choices, n=1)]
     meant = f"; did you mean {leaf.key}={_as_given(close if listed else close[0])}?" if close else ""
-    given = shortened(_as_given(leaf.value))
+    given = quoted(_as_given(leaf.value))
     return UserError(f"{leaf.key}={given} ({leaf.origin}): {leaf.key} takes {type_text(hint)}{meant}")
 
 
@@ -409,7 +409,7 @@ def parse_args(argv: list[str], description: str, cls: type[C]) -> tuple[C, Opti
     for flag in sorted(flags - set(FLAGS)):
         raise _unknown_flag(flag, cls)
     if not rest or ("=" in rest[0] and not os.path.exists(rest[0])):
-        given = f", got '{shortened(rest[0])}'" if rest else ""
+        given = f", got '{quoted(rest[0])}'" if rest else ""
         raise UserError(f"the first argument must be a config file (.yaml){given}; --help explains")
     try:
         path = Path(home_expanded(rest[0]))

@@ -17,7 +17,6 @@ from pipelines.files import NAME_BYTES, home_expanded
 _BOOLEANS = re.compile("true|false|on|off|yes|no|y|n|1|0|null|~|", re.IGNORECASE)
 _MOST = 1e30  # beyond 3e38, which a product of settings must not reach, float32 ends
 _TEXT_BYTES = 4095  # the longest path of Linux
-_SHOWN = 80  # characters of a value in a message
 
 
 def without_none(hint: Any) -> tuple[Any, bool]:
@@ -42,12 +41,6 @@ def has_shape(node: yaml.Node, hint: Any) -> bool:
         return origin is dict and all(has_shape(item, args[1]) for _, item in node.value)
     # OmegaConf would take any number above 0 for true.
     return inner is not bool or node.value.startswith("${") or bool(_BOOLEANS.fullmatch(node.value))
-
-
-def shortened(text: str) -> str:
-    """At most one line's worth of a text, for messages; what a terminal would not show, or obey, is escaped."""
-    text = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 20]}... ({len(text):,} characters)"
 
 
 def checked(value: Any, hint: Any, is_path: bool) -> Any:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pipelines import class_names as class_lists
-from pipelines.errors import UserError
+from pipelines.errors import UserError, quoted
 from pipelines.records.writing import Sample
-from tools.conversion.names import shown, stripped
+from tools.conversion.names import stripped
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
@@ -136,7 +136,7 @@ def folder_samples(root: Path, class_names: Sequence[str], prefix: str) -> list[
             identities.append(identity or (0, 0))
     if others:
         known = " ".join(sorted(IMAGE_SUFFIXES))
-        print(f"note: {len(others)} files left out (not {known}), such as {shown(others[0])}", file=sys.stderr)
+        print(f"note: {len(others)} files left out (not {known}), such as {quoted(others[0])}", file=sys.stderr)
     _note_contradictions(samples, identities)
     return samples
 
@@ -151,5 +151,5 @@ def _note_contradictions(samples: Sequence[Sample], identities: Sequence[Identit
     same = (files[order[1:]] == files[order[:-1]]).all(1) & files[order[1:]].any(1)
     twice = np.flatnonzero(same & (labels[order[1:]] != labels[order[:-1]]))
     if twice.size:
-        one, other = (shown(samples[position].name) for position in order[twice[0] : twice[0] + 2])
+        one, other = (quoted(samples[position].name) for position in order[twice[0] : twice[0] + 2])
         print(f"note: {twice.size} files lie in two classes, such as {one}, which is {other} too", file=sys.stderr)

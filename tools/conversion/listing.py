@@ -7,10 +7,10 @@ import os
 import posixpath
 from pathlib import Path
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, quoted
 from pipelines.records.writing import Sample
 from tools.conversion.folder import listed
-from tools.conversion.names import read_lines, shown, stripped
+from tools.conversion.names import read_lines, stripped
 
 MAX_CLASSES = 1_000_000  # a larger label is a mistake, such as a key in place of the label
 
@@ -26,11 +26,11 @@ def list_samples(root: Path, path: Path, prefix: str, classes: int | None) -> li
         where = f"{path}, line {number}"
         parts = line.strip().rsplit(maxsplit=1)
         if len(parts) != 2 or not (parts[1].isascii() and parts[1].isdigit()):
-            raise UserError(f"{where}: 'path label' expected, a label from 0 up, found: {shown(line.strip())}")
+            raise UserError(f"{where}: 'path label' expected, a label from 0 up, found: {quoted(line.strip())}")
         file, label = parts[0], _label(parts[1], classes or MAX_CLASSES, where)
         name = _name(root, file, prefix, where)
         if name in lines:
-            raise UserError(f"{where}: {shown(name)} is in line {lines[name]} already; every image needs one line")
+            raise UserError(f"{where}: {quoted(name)} is in line {lines[name]} already; every image needs one line")
         lines[name] = number
         samples.append(Sample(name, label, str(root / file)))
     return samples
@@ -39,7 +39,7 @@ def list_samples(root: Path, path: Path, prefix: str, classes: int | None) -> li
 def _label(digits: str, classes: int, where: str) -> int:
     short = digits.lstrip("0") or "0"
     if len(short) > len(str(classes)) or int(short) >= classes:  # Python refuses to read thousands of digits
-        raise UserError(f"{where}: label {shown(digits)} is not in 0..{classes - 1}")
+        raise UserError(f"{where}: label {quoted(digits)} is not in 0..{classes - 1}")
     return int(short)
 
 
@@ -47,17 +47,17 @@ def _name(root: Path, file: str, prefix: str, where: str) -> str:
     """The sample's name: the path without the prefix, in its shortest spelling."""
     if file.startswith("/") and not prefix:
         raise UserError(
-            f"{where}: {shown(file)} is an absolute path, and names must not depend on the machine; add --strip-prefix "
+            f"{where}: {quoted(file)} is an absolute path, and names must not depend on the machine; add --strip-prefix "
             "with the folder that all paths start with, such as --strip-prefix /data/images/"
         )
     if "\\" in file and not os.path.lexists(root / file) and os.path.lexists(root / file.replace("\\", "/")):
-        raise UserError(f"{where}: {shown(file)} has Windows' separators; write / in place of \\ in the list")
+        raise UserError(f"{where}: {quoted(file)} has Windows' separators; write / in place of \\ in the list")
     name = posixpath.normpath(stripped(file, prefix, where))
     if name == "." or name == ".." or name.startswith("../"):
         raise UserError(
-            f"{where}: {shown(file)} names no file inside --root; give the folder above all images as --root"
+            f"{where}: {quoted(file)} names no file inside --root; give the folder above all images as --root"
         )
     # After a symbolic link, `..` is not the folder that the shorter spelling means.
     if ".." in file.split("/") and os.path.realpath(root / file) != os.path.realpath(root / posixpath.normpath(file)):
-        raise UserError(f"{where}: {shown(file)} has .. after a symbolic link; write the path without ..")
+        raise UserError(f"{where}: {quoted(file)} has .. after a symbolic link; write the path without ..")
     return name

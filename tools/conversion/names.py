@@ -6,23 +6,14 @@ Invariant: a name depends on the input (a list's lines, paths inside a folder), 
 from pathlib import Path
 
 from pipelines import class_names
-from pipelines.errors import UserError
-
-LONGEST_SHOWN = 100  # characters of a line that a message quotes
+from pipelines.errors import UserError, quoted
 
 
 def stripped(name: str, prefix: str, where: str) -> str:
     """A name without --strip-prefix; one that lacks the prefix is refused: its key would differ from its twin's elsewhere."""
     if not name.startswith(prefix):
-        raise UserError(f"{where}: {shown(name)} does not start with {prefix}, the --strip-prefix given")
+        raise UserError(f"{where}: {quoted(name)} does not start with {prefix}, the --strip-prefix given")
     return name.removeprefix(prefix)
-
-
-def shown(text: str) -> str:
-    """A line of input as a message quotes it: cut, and escaped where it would not print."""
-    if len(text) > LONGEST_SHOWN:
-        text = text[:LONGEST_SHOWN] + "..."
-    return text if text.isprintable() else ascii(text)
 
 
 def _read(path: Path, what: str) -> bytes:

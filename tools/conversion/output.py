@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, printable
 from pipelines.files import write_bytes_atomic
 from pipelines.records.encoding import Note, Stored
 from pipelines.records.reader import Records
@@ -17,7 +17,6 @@ from pipelines.records.writing import Sample, Unreadable, UnreadableImages, chec
 from tools.command_line import progress_bar
 from tools.conversion.splits import PARTS, split_samples
 from tools.conversion.storage import encoding_of
-from train.run.endings import one_line
 from train.watch.text import megabytes
 
 SHOWN = 20  # unreadable images listed one by one
@@ -37,7 +36,7 @@ class Notes:
 
     def add(self, name: str, stored: Stored) -> None:
         for note in stored.notes:
-            self.first.setdefault(note.kind, (one_line(name), stored))
+            self.first.setdefault(note.kind, (printable(name), stored))
             self.all.append(note)
 
     def show(self, grey_bits: int) -> None:
@@ -99,7 +98,7 @@ def remove(path: Path) -> None:
 
 def report(records: Records, more: str = "") -> None:
     """Print one line about a new file, and a note on classes without images."""
-    path, size = one_line(str(records.path)), megabytes(records.data.size)
+    path, size = printable(str(records.path)), megabytes(records.data.size)
     print(f"{path}: {len(records)} images, {records.num_classes} classes, {size}, digest {records.digest}{more}")
     empty = int((records.class_counts == 0).sum())
     if empty:
@@ -108,16 +107,16 @@ def report(records: Records, more: str = "") -> None:
 
 def list_unreadable(images: Sequence[Unreadable], path: Path) -> None:
     """Print the first images and, if there are more, write all of them to `path`, one a line."""
-    lines = [one_line(f"{image.name}: {image.reason}") for image in images]
+    lines = [printable(f"{image.name}: {image.reason}") for image in images]
     for line in lines[:SHOWN]:
         print(f"unreadable: {line}", file=sys.stderr)
     if len(lines) > SHOWN:
         print(f"unreadable: and {len(lines) - SHOWN} more", file=sys.stderr)
         try:
             write_bytes_atomic(path, "".join(f"{line}\n" for line in lines).encode())
-            print(f"note: {one_line(str(path))} lists all {len(lines)}", file=sys.stderr)
+            print(f"note: {printable(str(path))} lists all {len(lines)}", file=sys.stderr)
         except OSError as error:
-            print(f"note: {one_line(str(path))}, a list of all, cannot be written: {error.strerror}", file=sys.stderr)
+            print(f"note: {printable(str(path))}, a list of all, cannot be written: {error.strerror}", file=sys.stderr)
 
 
 def convert_images(

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, printable, quoted
 
 _LONGEST = 200  # characters of a path that are shown
 _NO_READER = 128 + signal.SIGPIPE
@@ -74,12 +74,6 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def one_line(text: str) -> str:
-    """A message as one line of printable characters: what it quotes, such as a file's name, may hold any others."""
-    line = " ".join(text.splitlines())
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
-
-
 def exit_code(
     work: Callable[[], int | None], interrupted: str = "interrupted", say: Callable[[str], None] = _to_stderr
 ) -> int:
@@ -94,7 +88,7 @@ def exit_code(
         _require_a_current_folder()
         return work() or 0
     except UserError as error:
-        say(f"error: {one_line(str(error))}")
+        say(f"error: {printable(str(error))}")
         return 2
     except KeyboardInterrupt:
         _to_stderr(interrupted)
@@ -124,9 +118,8 @@ def _place(error: Exception) -> str | None:
     """The file or folder that the system refused, and why; None for an error without a path."""
     if not isinstance(error, OSError) or error.filename is None or isinstance(error.filename, int):
         return None
-    path = os.fsdecode(error.filename)
-    shown = path if len(path) <= _LONGEST else f"{path[:_LONGEST]}..."
-    return f"{shown}: {error.strerror}; give another file or folder, or make this one usable"
+    path = quoted(os.fsdecode(error.filename), _LONGEST)
+    return f"{path}: {error.strerror}; give another file or folder, or make this one usable"
 
 
 def _drop_closed_pipes() -> bool:

@@ -46,7 +46,7 @@ def test_a_place_that_the_file_system_refuses_is_one_line(tmp_path, capsys, plac
     with closed(tmp_path / "closed"):
         assert guard(lambda argv: (tmp_path / place).write_text("x")) == 2
     line = capsys.readouterr().err
-    assert line.startswith(f"error: {tmp_path / place}"[:200])
+    assert line.startswith(f"error: {tmp_path / place}"[:150])
     assert line.endswith("; give another file or folder, or make this one usable\n") and line.count("\n") == 1
 
 
@@ -167,7 +167,7 @@ def test_another_broken_pipe_is_no_reader_that_has_gone() -> None:
     [
         ("nowhere/a", "nowhere/a: No such file or directory"),
         (".", ".: Is a directory"),
-        ("x" * 300, "...: File name too long"),
+        ("x" * 300, "(300 characters): File name too long"),
         ("loop", "loop: Too many levels of symbolic links"),
         ("file/a", "file/a: Not a directory"),
     ],
