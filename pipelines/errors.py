@@ -11,11 +11,14 @@ class UserError(Exception):
 
 def printable(text: str) -> str:
     """A message as one line of printable characters: what it quotes, such as a file's name, may hold any others."""
-    line = " ".join(text.splitlines())
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+    return _escaped(" ".join(text.splitlines()))
 
 
 def quoted(text: object, longest: int = 80) -> str:
     """At most `longest` characters of what was given, for messages; what a terminal would not show, or obey, is escaped."""
-    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(text))
+    line = _escaped(str(text))
     return line if len(line) <= longest else f"{line[: longest - 20]}... ({len(line):,} characters)"
+
+
+def _escaped(text: str) -> str:
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

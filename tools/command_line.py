@@ -54,11 +54,12 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None, int
 
     interrupted: completes the message after Ctrl-C ("interrupted; ...").
     """
-    parsed: list[argparse.Namespace] = []
-    if code := exit_code(lambda: parsed.append(parser.parse_args(argv))):
-        raise SystemExit(code)  # as argparse itself would
-    args = parsed[0]
-    return exit_code(lambda: args.run(args), f"interrupted; {interrupted}")
+
+    def work() -> int | None:
+        args = parser.parse_args(argv)
+        return args.run(args)
+
+    return exit_code(work, f"interrupted; {interrupted}")
 
 
 def exit_cleanly_when_terminated() -> None:

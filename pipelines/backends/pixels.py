@@ -42,7 +42,5 @@ def pixel_source(backend: str, records: Records, device: torch.device) -> PixelS
 
         return PixelSource(backend, f"{'mixed' if device.type == 'cuda' else 'cpu'} {__version__}")
     if backend == "ffcv":
-        return PixelSource(
-            backend, "exact"
-        )  # without the word: by versions that decoded with the inexact DCT, other pixels
+        return PixelSource(backend, "exact")  # the DCT; no word stood there when it was the fast one, of other pixels
     return PixelSource(backend)

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from helpers.drawings import checkerboard, halftone, line_art, noise, picture, text
+from PIL import Image
 
 
 class OddFile(NamedTuple):
@@ -35,16 +36,6 @@ class OddFile(NamedTuple):
         None  # uint8[height, width, 3] that the stored image must show, within a few grey levels
     )
     words: str = ""  # of the reason, for files that cannot be read
-
-
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A smooth picture with an ellipse in its upper left half, so that JPEG comes close to it."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[0:height, 0:width]
-    waves = [np.sin(rows * a + columns * b + c) for a, b, c in rng.uniform(0.02, 0.1, (3, 3))]
-    image = Image.fromarray((127 + 100 * np.stack(waves, -1)).astype(np.uint8))
-    ImageDraw.Draw(image).ellipse((width // 4, height // 4, width // 2, height // 2), fill=(200, 30, 60))
-    return image
 
 
 def packed(image: Image.Image, form: str, **options: object) -> bytes:
@@ -331,38 +322,6 @@ def write_odd_files(folder: Path) -> dict[str, OddFile]:
 
 
 # Many more
-
-
-def line_art(width: int, height: int) -> Image.Image:
-    image = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(image)
-    for step in range(0, width + height, 7):
-        draw.line((step, 0, 0, step), fill=(0, 0, 0) if step % 2 else (255, 0, 0))
-    draw.ellipse((width // 4, height // 4, width * 3 // 4, height * 3 // 4), outline=(0, 0, 255), width=2)
-    return image
-
-
-def text(width: int, height: int) -> Image.Image:
-    image = Image.new("RGB", (width, height), (255, 255, 240))
-    for row in range(0, height, 11):
-        ImageDraw.Draw(image).text((1, row), f"Sphinx of black quartz {row}", fill=(20, 0, 90))
-    return image
-
-
-def halftone(width: int, height: int) -> Image.Image:
-    return picture(width, height).convert("CMYK").convert("RGB").convert("1").convert("RGB")
-
-
-def checkerboard(width: int, height: int) -> Image.Image:
-    rows, columns = np.mgrid[0:height, 0:width]
-    fine, coarse = (rows + columns) % 2, (rows // 5 + columns // 5) % 2
-    return Image.fromarray(
-        (255 * np.stack([fine, coarse, np.where(columns < width // 2, fine, 1)], -1)).astype(np.uint8)
-    )
-
-
-def noise(width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
 
 
 CONTENTS = {

@@ -59,8 +59,7 @@ class Notes:
 def convert(
     out: Path, samples: Sequence[Sample], class_names: Sequence[str], args: argparse.Namespace, **more: Any
 ) -> None:
-    """Write one record file with a progress bar, and print what was written."""
-    check_output(out, args.force)
+    """Write one record file, whose place was checked, with a progress bar, and print what was written."""
     forget_unreadable(out)
     notes = Notes()
     try:

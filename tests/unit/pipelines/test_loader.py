@@ -827,7 +827,7 @@ def write_drawings(folder: Path) -> Records:
 @needs_ffcv
 @needs_dali
 def test_backends_agree_on_drawings(tmp_path: Path) -> None:
-    """To the bit, in kept files and in our own, where an inexact DCT is off by up to 83 levels on average."""
+    """To the bit, in kept files and in our own, where the fast DCT is off by up to 135 levels on average."""
     records = write_drawings(tmp_path)
     settings = {"crop": "center", "size": 128, "short_side": 152, "flip": False}
     shown = {

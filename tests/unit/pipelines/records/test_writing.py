@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.odd_files import odd_files, picture, unpacked, write_odd_files
+from helpers.drawings import picture
+from helpers.odd_files import odd_files, unpacked, write_odd_files
 from helpers.tar_members import TarSamples
 from PIL import Image
 
