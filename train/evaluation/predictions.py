@@ -113,7 +113,7 @@ def read(path: Path) -> Predictions:
         "names": np.array([f"sample {i}" for i in range(n)]),
         "class_names": np.array([str(label) for label in range(classes)]),
     }
-    texts = {name: str(found.pop(name)) for name in ("method", "weights", "records") if name in found}
+    texts: dict[str, Any] = {name: str(found.pop(name)) for name in ("method", "weights", "records") if name in found}
     known = {name: value for name, value in found.items() if name in Predictions.__dataclass_fields__}
     whole = Predictions(**(defaults | known | texts))
     lengths = {"keys": n, "positions": n, "names": n, "class_names": classes, "train_counts": classes, "features": n}
