@@ -6,7 +6,7 @@ kept predictions are used only for the weights and records that they were made o
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +60,7 @@ def open_runs(
     titles = [run.title for run in runs]
     if len(set(titles)) < len(titles):  # of the same name in different folders
         titles = [one.rstrip("/") for one in given]
-        runs = [Run(**(vars(run) | {"title": title})) for run, title in zip(runs, titles, strict=True)]
+        runs = [replace(run, title=title) for run, title in zip(runs, titles, strict=True)]
     for title in titles:
         if titles.count(title) > 1:
             raise UserError(f"{title} is given twice; name each run once")
@@ -81,7 +81,7 @@ def _open(given: str, settings: Sequence[str], split: Split, features: bool, say
     folder = run_folder(given.rstrip("/"))
     if not (folder / "config.yaml").is_file():
         raise UserError(why_not_final(folder))
-    config = load(Config, folder / "config.yaml", settings)
+    config = load(Config, folder / "config.yaml", tuple(settings))
     weights = newest_weights(folder)
     hashed = weights_hash(weights.state)
     # The split's records are opened without the network where kept predictions will do.

@@ -81,9 +81,9 @@ def pixel_sums(scale: float, offset: float = 0.0) -> nn.Module:
 def test_predictions_give_the_figures_of_the_screen(loader: Loader, scale: float, offset: float, dtype: type) -> None:
     """Beyond float16's range, and where its rounding makes two classes equal, the file holds float32."""
     done = evaluate(pixel_sums(scale, offset), loader, 16, np.ones(5), Accelerator(cpu=True), keep="logits")
-    keys, labels, logits = done.kept or (None, None, None)
-    assert keys is not None and logits is not None and logits.dtype == dtype and np.isfinite(logits).all()
-    assert float((logits.argmax(axis=1) == labels).mean()) == done.figures["top1"]
+    kept = done.kept
+    assert kept is not None and kept.logits.dtype == dtype and np.isfinite(kept.logits).all()
+    assert float((kept.logits.argmax(axis=1) == kept.labels).mean()) == done.figures["top1"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
