@@ -4,6 +4,7 @@ Owns no command. Invariant: a user's mistake gives one line on stderr and exit c
 """
 
 import argparse
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +48,12 @@ def path(text: str) -> Path:
         return Path(path_text(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{quoted(text)!r}: {error}") from error
+
+
+def apart_from_settings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(the words of a command line, its KEY=VALUE settings), wherever these stand."""
+    settings = [word for word in argv if re.match(r"[a-z][a-z_.]*=", word)]
+    return [word for word in argv if word not in settings], settings
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None, interrupted: str) -> int:

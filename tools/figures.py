@@ -8,7 +8,6 @@ picture as SVG and PNG.
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 if __name__ == "__main__":  # replaces this folder, whose module names are generic
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tools.command_line import Parser, path, run_command
+from tools.command_line import Parser, apart_from_settings, path, run_command
 from train.run.endings import script
 
 COMMANDS = ()  # modules of tools/reporting, each with add_command(commands, common)
@@ -35,11 +34,10 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    settings = [word for word in words if re.match(r"[a-z][a-z_.]*=", word)]
+    words, settings = apart_from_settings(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     parser.set_defaults(settings=settings)
-    return run_command(parser, [word for word in words if word not in settings], "nothing was written")
+    return run_command(parser, words, "nothing was written")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,51 @@
-"""Accuracy of several runs side by side: a table by shot group, a picture of class accuracy against class frequency.
+"""Accuracy of several runs side by side: a table by shot group, pictures of shot groups and of classes against their frequency.
 
-titles: the titles of the runs by name, in order; results: their result.json by name.
+For the demo: titles are the titles of the runs by name, in order; results are their result.json by name. For the report: section.
+Shapes: C classes.
 """
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as ScreenTable
 
-GROUPS = ("top1", "many", "medium", "few")
+from tools.reporting.entries import Entry
+from tools.reporting.scores import class_accuracies, scores
+from tools.reporting.section import (
+    DASH,
+    GROUPS,
+    WIDE,
+    Material,
+    Picture,
+    Section,
+    bars,
+    groups_of,
+    legend_of,
+    plain,
+    plot,
+    with_groups,
+)
+from tools.reporting.style import COLOURS, DPI
+from tools.reporting.tables import Table
+
+COLUMNS = ("top1", *GROUPS)
+_POINTS = 500  # classes; of more only the lines are drawn
+
+
+class Line(NamedTuple):
+    """Accuracies in percent [C], NaN for a class without images, and training images [C]."""
+
+    label: str
+    colour: str
+    accuracy: np.ndarray
+    counts: np.ndarray
 
 
 def seconds(run: Path) -> float:
@@ -24,6 +53,9 @@ def seconds(run: Path) -> float:
     sessions = json.loads((run / "run.json").read_text())["sessions"]
     times = [(s["started"], s["ended"]) for s in sessions if s["ended"]]
     return sum((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds() for start, end in times)
+
+
+# ---- the demo ----
 
 
 def show_table(
@@ -34,12 +66,12 @@ def show_table(
     cache_seconds: float,
 ) -> None:
     """A table of accuracies in percent on the balanced test set, overall and by shot group."""
-    table = Table(title="top-1 accuracy on the balanced test set, %")
-    for column in ("run", "all", "many", "medium", "few", "seconds"):
+    table = ScreenTable(title="top-1 accuracy on the balanced test set, %")
+    for column in ("run", "all", *GROUPS, "seconds"):
         table.add_column(column, justify="left" if column == "run" else "right")
     for name, title in titles.items():
         figures = results[name]["test"]
-        shown = ["-" if figures[g] is None else f"{100 * figures[g]:.1f}" for g in GROUPS]
+        shown = ["-" if figures[g] is None else f"{100 * figures[g]:.1f}" for g in COLUMNS]
         table.add_row(title, *shown, f"{spent[name]:.0f}")
     table.add_row("the cache, once for both", "", "", "", "", f"{cache_seconds:.0f}")
     console.print(table)
@@ -47,24 +79,143 @@ def show_table(
 
 def draw(path: Path, titles: dict[str, str], results: dict[str, dict[str, Any]], counts: np.ndarray) -> None:
     """Draw per-class accuracy against class frequency, frequent classes on the left."""
-    order = np.argsort(-counts, kind="stable")
-    x = np.arange(len(counts))
-    figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(9, 5.5), height_ratios=[3, 1], sharex=True, layout="constrained"
-    )
-    for name, title in titles.items():
-        accuracy = 100 * np.array(results[name]["test"]["classes"], float)[order]
-        # A running mean over three classes: with 50 test images per class, single classes are noisy.
-        smooth = np.convolve(np.pad(accuracy, 1, mode="edge"), np.ones(3) / 3, mode="valid")
-        (line,) = top.plot(x, smooth, label=f"{title}: {100 * results[name]['test']['top1']:.1f} %", linewidth=2)
-        top.scatter(x, accuracy, s=14, color=line.get_color(), alpha=0.45, linewidths=0)
-    top.set_ylabel("test accuracy, % (points: classes,\nlines: mean of three neighbours)")
+    lines = [
+        Line(
+            f"{title}: {100 * results[name]['test']['top1']:.1f} %",
+            colour,
+            100 * np.array(results[name]["test"]["classes"], float),
+            counts,
+        )
+        for (name, title), colour in zip(titles.items(), COLOURS, strict=False)
+    ]
+    figure, top = by_frequency(lines, (9, 5.5))
     top.legend(title="all classes", fontsize=9, loc="lower left")
-    top.grid(alpha=0.3)
-    bottom.bar(x, counts[order], color="0.6")
+    figure.savefig(path, dpi=DPI)
+
+
+# ---- pictures ----
+
+
+def by_frequency(lines: Sequence[Line], size: tuple[float, float] = WIDE) -> tuple[Figure, Axes]:
+    """(figure, its upper part): accuracy of the classes from frequent to rare, above their training images."""
+    figure = Figure(figsize=size, layout="constrained")
+    top, bottom = map(plain, figure.subplots(2, 1, height_ratios=[3, 1], sharex=True))
+    near = neighbours(len(lines[0].counts))
+    drawn: list[np.ndarray] = []
+    for line in lines:
+        order = np.argsort(-line.counts, kind="stable")
+        x, accuracy, counts = np.arange(len(order)), line.accuracy[order], line.counts[order]
+        top.plot(x, running_mean(accuracy, near), label=line.label, color=line.colour, linewidth=1.8)
+        if len(order) <= _POINTS:
+            top.scatter(x, accuracy, s=9, color=line.colour, alpha=0.4, linewidths=0)
+        if not any(np.array_equal(counts, other) for other in drawn):
+            bottom.stairs(counts, np.arange(len(order) + 1) - 0.5, baseline=0.5, fill=not drawn, color="0.55")
+            drawn.append(counts)
+    top.set_ylabel("accuracy, %")
+    top.set_ylim(bottom=0)
     bottom.set_yscale("log")
-    bottom.set_ylabel("training images")
+    bottom.set_ylabel("training\nimages")
     bottom.set_xlabel("classes, from frequent to rare")
     bottom.set_xticks([])
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    return figure, top
+
+
+def neighbours(classes: int) -> int:
+    """How many classes a line averages: with few test images per class, single classes are noisy."""
+    return max(3, classes // 33 // 2 * 2 + 1)
+
+
+def running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """The mean over `width` neighbours, of those that are no NaN; NaN where all are."""
+    known = ~np.isnan(values)
+    window = np.ones(width)
+    padded = np.pad(np.where(known, values, 0), width // 2, mode="edge")
+    there = np.pad(known.astype(float), width // 2, mode="edge")
+    sums, counts = (np.convolve(row, window, mode="valid") for row in (padded, there))
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+# ---- the report ----
+
+
+def section(material: Material) -> Section:
+    entries, notes = with_groups(material)
+    figures = [_group_picture(entries), _class_picture(entries)] if entries else []
+    near = neighbours(len(material.runs[0].predictions.class_names))
+    return Section(
+        title="Accuracy",
+        intro=(
+            f"Points are classes, lines the mean of {near} neighbours. A point of a rare class is the share of few test images, "
+            "so it is noisy: compare lines and groups."
+            if entries
+            else ""
+        ),
+        tables=[*([_group_table(entries)] if entries else []), _class_table(material.entries)],
+        figures=figures,
+        notes=notes,
+        legend=legend_of(entries),
+    )
+
+
+def _mean_accuracies(entry: Entry) -> np.ndarray:
+    return 100 * np.mean([class_accuracies(run.predictions) for run in entry.runs], axis=0)
+
+
+def _group_picture(entries: Sequence[Entry]) -> Picture:
+    figure, axes = plot()
+    heights = [[_percent(entry, name) for name in COLUMNS] for entry in entries]
+    labels = ("all", *GROUPS)
+    bars(axes, heights, [entry.colour for entry in entries], labels)
+    axes.set_ylabel("accuracy, %")
+    told = [
+        f"{entry.title}: "
+        + ", ".join(f"{label} {DASH if h is None else f'{h:.1f}'}" for label, h in zip(labels, row, strict=True))
+        for entry, row in zip(entries, heights, strict=True)
+    ]
+    return Picture(figure, "accuracy by shot group", f"Bars of accuracy in percent by shot group. {'; '.join(told)}")
+
+
+def _percent(entry: Entry, name: str) -> float | None:
+    found = entry.spread(lambda run: scores(run.predictions)[name]).mean
+    return None if found is None else 100 * found
+
+
+def _class_picture(entries: Sequence[Entry]) -> Picture:
+    lines = []
+    for entry in entries:
+        counts = entry.runs[0].predictions.train_counts
+        assert counts is not None
+        lines.append(Line(entry.title, entry.colour, _mean_accuracies(entry), counts))
+    words = "accuracy of each class, from frequent to rare, above the training images of the classes"
+    return Picture(by_frequency(lines)[0], words, f"Lines of {words}; the table by class has the figures.", wide=True)
+
+
+def _group_table(entries: Sequence[Entry]) -> Table:
+    rows = []
+    for entry in entries:
+        members = groups_of(entry.runs[0])
+        worst = [np.nanmin(_mean_accuracies(entry)[some], initial=np.inf) for some in members.values()]
+        cells = [
+            entry.spread(lambda run, name=name: _hundred(scores(run.predictions)[name])).text(1) for name in GROUPS
+        ]
+        sizes = [str(some.sum()) for some in members.values()]
+        for group, size, cell, least in zip(GROUPS, sizes, cells, worst, strict=True):
+            rows.append([entry.title, group, size, cell, DASH if np.isinf(least) else f"{least:.1f}"])
+    return Table("Accuracy by shot group, %", ["run", "group", "classes", "mean", "worst class"], rows)
+
+
+def _hundred(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _class_table(entries: Sequence[Entry]) -> Table:
+    """Of every class, frequent ones first."""
+    first = entries[0].runs[0].predictions
+    counts = first.train_counts
+    order = np.arange(len(first.class_names)) if counts is None else np.argsort(-counts, kind="stable")
+    accuracies = [_mean_accuracies(entry) for entry in entries]
+    rows = []
+    for label in order:
+        cells = [DASH if np.isnan(values[label]) else f"{values[label]:.1f}" for values in accuracies]
+        rows.append([str(first.class_names[label]), DASH if counts is None else f"{counts[label]:,}", *cells])
+    return Table("Accuracy of every class, %", ["class", "training images", *(entry.title for entry in entries)], rows)

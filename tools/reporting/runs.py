@@ -38,6 +38,8 @@ class Run:
     config: Config | None = None
     records: Records | None = None
     "of the split"
+    step: int | None = None
+    "of an unfinished run, that of the checkpoint whose weights these are"
 
     def json(self, name: str) -> dict[str, Any]:
         """A file of the run's folder, such as result.json or run.json; empty where there is none (an export)."""
@@ -93,7 +95,14 @@ def _open(given: str, settings: Sequence[str], split: Split, features: bool, say
         found = read(kept)
         fits = (found.weights, found.records) == (hashed, records.digest)
         if fits and (found.features is not None or not features):
-            return Run(title=folder.name, predictions=found, folder=folder, config=config, records=records)
+            return Run(
+                title=folder.name,
+                predictions=found,
+                folder=folder,
+                config=config,
+                records=records,
+                step=weights.step,
+            )
     say(f"evaluating {given} on data.{split}")
     accelerator = make_accelerator(config)
     subject = make_subject(folder, weights, config, accelerator)
@@ -106,4 +115,4 @@ def _open(given: str, settings: Sequence[str], split: Split, features: bool, say
             found.save(kept)
         except OSError as error:
             say(f"note: {kept} cannot be written ({error.strerror}); the predictions are not kept")
-    return Run(title=folder.name, predictions=found, folder=folder, config=config, records=records)
+    return Run(title=folder.name, predictions=found, folder=folder, config=config, records=records, step=weights.step)

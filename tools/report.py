@@ -1,0 +1,69 @@
+"""One page on finished runs: accuracy, confusion, calibration, curves, settings, speed; HTML that needs nothing else.
+
+    python tools/report.py RUN [RUN ...] --out report.html [--split test|val] [--without SECTION ...] [KEY=VALUE ...]
+
+RUN is the name or folder of a run, an export, or a file of predictions. Of an unfinished run the newest checkpoint is evaluated.
+Runs that differ in `seed` alone are shown as one, with mean and standard deviation. KEY=VALUE goes to the evaluation of runs
+whose predictions are not there yet, such as data.test=FILE.beton (docs/figures.md).
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+if __name__ == "__main__":  # replaces this folder, whose module names are generic
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pipelines.files import check_file_place, write_bytes_atomic
+from tools.command_line import Parser, apart_from_settings, path, run_command
+from tools.reporting.entries import entries_of
+from tools.reporting.page import page
+from tools.reporting.runs import open_runs
+from tools.reporting.section import Material
+from tools.reporting.sections import SECTIONS, make_sections
+from train.run.endings import script
+from train.watch.text import short_list, size_text
+
+
+def build_parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="name or folder of a run, an export, or predictions .npz"
+    )
+    parser.add_argument("--out", type=path, required=True, metavar="FILE", help="the page, such as report.html")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="of the data (default: %(default)s)")
+    names = ", ".join(SECTIONS)
+    parser.add_argument(
+        "--without", nargs="+", choices=tuple(SECTIONS), default=(), metavar="SECTION", help=f"leave out: {names}"
+    )
+    parser.set_defaults(run=report)
+    return parser
+
+
+def report(args: argparse.Namespace) -> None:
+    """Make the page, and say what is left out of it."""
+    check_file_place(args.out, f"--out {args.out}")
+    runs = open_runs(args.runs, args.settings, args.split)
+    made = make_sections(Material(runs, entries_of(runs), args.split), args.without)
+    titles = [run.title for run in runs]
+    title = f"Report of {short_list(titles)}"
+    about = f"Made on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by tools/report.py, from predictions on the {args.split} split."
+    data = page(title, about, made.sections, made.left_out)
+    write_bytes_atomic(args.out, data)
+    for name, why in made.left_out.items():
+        print(f"without {name}: {why}")
+    print(f"{args.out}: {len(made.sections)} sections, {size_text(len(data))}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    words, settings = apart_from_settings(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    parser.set_defaults(settings=settings)
+    return run_command(parser, words, "nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(script(main))

@@ -1,0 +1,147 @@
+"""The report's first section: what the runs are, and how well they do.
+
+Owns the table of results and what is told of each run; scores.py computes the figures. Invariant: all figures are of the same
+split, from the predictions of each run.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tools.reporting.entries import Entry
+from tools.reporting.runs import Run
+from tools.reporting.scores import FIGURES, scores
+from tools.reporting.section import DASH, Material, Section
+from tools.reporting.tables import Table
+from train.run.lock import status_of
+
+_HEADINGS = [shown.heading for shown in FIGURES.values()]
+
+
+def section(material: Material) -> Section:
+    several = any(len(entry.runs) > 1 for entry in material.entries)
+    tables = [_results(material.entries, material.split, several)]
+    if several:
+        tables.append(
+            Table("Results of each run", ["run", *_HEADINGS], [[run.title, *_cells([run])] for run in material.runs])
+        )
+    tables.append(_descriptions(material.runs))
+    notes = [*_of_seeds(material.entries), *_of_checkpoints(material.runs), *_of_records(material.runs)]
+    return Section(title="Runs", intro=_intro(material), tables=tables, notes=notes)
+
+
+def _intro(material: Material) -> str:
+    sizes = sorted({len(run.predictions.labels) for run in material.runs})
+    return (
+        f"Figures are of the {material.split} split ({' or '.join(f'{size:,}' for size in sizes)} images), from the logits of "
+        "each run. “all” is the share of images classified rightly; many, medium and few are means over the classes with more "
+        "than 100, with 20 to 100 and with fewer than 20 training images; balanced is the mean over all classes."
+    )
+
+
+def _results(entries: Sequence[Entry], split: str, several: bool) -> Table:
+    rows = []
+    for entry in entries:
+        seeds = [", ".join(map(str, entry.seeds)) or DASH] if several else []
+        rows.append([entry.title, *seeds, *_cells(entry.runs)])
+    return Table(f"Results on the {split} split", ["run", *(["seeds"] if several else []), *_HEADINGS], rows)
+
+
+def _cells(runs: Sequence[Run]) -> list[str]:
+    entry = Entry(title="", runs=runs, varies=(), colour="", line="")
+    cells = []
+    for name, shown in FIGURES.items():
+        found = entry.spread(lambda run, name=name, by=shown.factor: _times(scores(run.predictions)[name], by))
+        cells.append(DASH if found.mean is None else found.text(shown.decimals))
+    return cells
+
+
+def _times(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+# ---- what they are ----
+
+
+def _descriptions(runs: Sequence[Run]) -> Table:
+    columns = ["run", "method", "network", "trained for", "data set", "date", "device", "state"]
+    return Table("What they are", columns, [[run.title, *_described(run)] for run in runs])
+
+
+def _described(run: Run) -> list[str]:
+    config, result, record = run.config, run.json("result.json"), run.json("run.json")
+    method = run.predictions.method or DASH
+    if config is None:
+        return [
+            method,
+            DASH,
+            DASH,
+            _data_set(run),
+            DASH,
+            DASH,
+            "predictions of another program" if not run.predictions.weights else "predictions",
+        ]
+    sessions: list[dict[str, Any]] = record.get("sessions", [])
+    devices = dict.fromkeys(str(one["environment"].get("device", DASH)) for one in sessions)
+    days = [str(one["started"])[:10] for one in sessions]
+    return [
+        method,
+        config.model.name,
+        _length(run, result),
+        _data_set(run),
+        " to ".join(dict.fromkeys([*days[:1], *days[-1:]])) or DASH,
+        ", ".join(devices) or DASH,
+        _state(run, record),
+    ]
+
+
+def _length(run: Run, result: dict[str, Any]) -> str:
+    assert run.config is not None
+    if run.step is not None:
+        return f"{run.step:,} steps so far"
+    epochs = result.get("epochs", run.config.schedule.epochs)
+    parts = [f"{epochs:g} epochs"] if epochs is not None else []
+    return ", ".join([*parts, *([f"{result['steps']:,} steps"] if "steps" in result else [])]) or DASH
+
+
+def _data_set(run: Run) -> str:
+    counts = run.predictions.train_counts
+    name = run.config.data.train if run.config is not None else None
+    sizes = (
+        ""
+        if counts is None
+        else f"{counts.sum():,} images of {len(counts)} classes, {counts.max():,} to {counts.min():,}"
+    )
+    return ": ".join(filter(None, [name, sizes])) or DASH
+
+
+def _state(run: Run, record: dict[str, Any]) -> str:
+    if not record:
+        return "export"
+    assert run.folder is not None
+    return status_of(run.folder, str(record.get("status", DASH)))
+
+
+# ---- notes ----
+
+
+def _of_seeds(entries: Sequence[Entry]) -> Iterator[str]:
+    for entry in entries:
+        if len(entry.runs) > 1:
+            names = ", ".join(run.title for run in entry.runs)
+            yield (
+                f"{entry.title}: mean ± standard deviation (n − 1) over the {len(entry.runs)} runs {names}. The settings that "
+                f"differ among them: {', '.join(entry.varies)}."
+            )
+
+
+def _of_checkpoints(runs: Sequence[Run]) -> Iterator[str]:
+    for run in runs:
+        if run.step is not None:
+            yield f"{run.title} is unfinished: its figures are those of its newest checkpoint, after step {run.step:,}."
+
+
+def _of_records(runs: Sequence[Run]) -> Iterator[str]:
+    digests = {run.title: run.predictions.records for run in runs}
+    if len(set(digests.values())) > 1:
+        told = ", ".join(f"{title} {digest[:12] or 'not known'}" for title, digest in digests.items())
+        yield f"These runs were not evaluated on the same records, or it is not known (digests: {told}); compare with care."

@@ -1,0 +1,43 @@
+"""The sections of the report, in order: one line for each.
+
+A section is a function of Material that returns a Section, or raises UserError where it does not apply; the page then says why.
+"""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from pipelines.errors import UserError
+from tools.reporting import accuracy, calibration, confusion, curves, overview, settings, speed, virtual_examples
+from tools.reporting.section import Maker, Material, Section
+
+SECTIONS: dict[str, Maker] = {
+    "runs": overview.section,
+    "settings": settings.section,
+    "curves": curves.section,
+    "accuracy": accuracy.section,
+    "confusion": confusion.section,
+    "calibration": calibration.section,
+    "virtual-examples": virtual_examples.section,
+    "speed": speed.section,
+}
+
+
+class Made(NamedTuple):
+    """sections, and why others are not there, both by name."""
+
+    sections: dict[str, Section]
+    left_out: dict[str, str]
+
+
+def make_sections(material: Material, without: Collection[str] = ()) -> Made:
+    """All sections that apply, but for those named in `without`."""
+    made = Made({}, {})
+    for name, maker in SECTIONS.items():
+        if name in without:
+            made.left_out[name] = "left out by --without"
+            continue
+        try:
+            made.sections[name] = maker(material)
+        except UserError as error:
+            made.left_out[name] = str(error)
+    return made
