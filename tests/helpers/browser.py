@@ -77,7 +77,9 @@ class Browser:
         self.call("Page.navigate", url=page.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self._events):
             self._events.append(self._next())
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)["result"].get("value")
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)["result"].get(
+            "value"
+        )
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=True, optimizeForSpeed=True)
         sent = [event["params"]["request"]["url"] for event in self._of("Network.requestWillBeSent")]
         errors = [event["params"]["entry"]["text"] for event in self._of("Log.entryAdded")]
@@ -96,7 +98,11 @@ def browser(program: str, profile: Path) -> Iterator[Browser]:
     # The protocol's pipes are the descriptors 3 and 4 of the browser.
     shell = ["bash", "-c", f'exec "$@" 3<&{their_in} 4>&{their_out}', "browser", *command]
     process = subprocess.Popen(
-        shell, pass_fds=(their_in, their_out), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        shell,
+        pass_fds=(their_in, their_out),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     os.close(their_in)
     os.close(their_out)

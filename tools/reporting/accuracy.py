@@ -26,6 +26,7 @@ from tools.reporting.section import (
     Picture,
     Section,
     bars,
+    decimal,
     groups_of,
     legend_of,
     plain,
@@ -111,7 +112,7 @@ def by_frequency(lines: Sequence[Line], size: tuple[float, float] = WIDE) -> tup
         if not any(np.array_equal(counts, other) for other in drawn):
             bottom.stairs(counts, np.arange(len(order) + 1) - 0.5, baseline=0.5, fill=not drawn, color="0.55")
             drawn.append(counts)
-    top.set_ylabel("accuracy, %")
+    top.set(ylabel="accuracy, %", xlim=(-1, len(lines[0].counts)))
     top.set_ylim(bottom=0)
     bottom.set_yscale("log")
     bottom.set_ylabel("training\nimages")
@@ -140,13 +141,13 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
 
 def section(material: Material) -> Section:
     entries, notes = with_groups(material)
-    figures = [_group_picture(entries), _class_picture(entries)] if entries else []
+    figures = [_group_picture(entries), *_tenths_picture(entries), _class_picture(entries)] if entries else []
     near = neighbours(len(material.runs[0].predictions.class_names))
     return Section(
         title="Accuracy",
         intro=(
-            f"Points are classes, lines the mean of {near} neighbours. A point of a rare class is the share of few test images, "
-            "so it is noisy: compare lines and groups."
+            f"Points are classes, lines the mean of {near} neighbours: single classes have few images in the split, so compare "
+            "lines and groups. A tenth of the classes is one of ten parts, from the most frequent to the rarest."
             if entries
             else ""
         ),
@@ -169,10 +170,28 @@ def _group_picture(entries: Sequence[Entry]) -> Picture:
     axes.set_ylabel("accuracy, %")
     told = [
         f"{entry.title}: "
-        + ", ".join(f"{label} {DASH if h is None else f'{h:.1f}'}" for label, h in zip(labels, row, strict=True))
+        + ", ".join(f"{label} {decimal(height, 1)}" for label, height in zip(labels, row, strict=True))
         for entry, row in zip(entries, heights, strict=True)
     ]
-    return Picture(figure, "accuracy by shot group", f"Bars of accuracy in percent by shot group. {'; '.join(told)}")
+    return Picture(figure, "Accuracy by shot group", f"Bars of accuracy in percent by shot group. {'; '.join(told)}")
+
+
+def _tenths_picture(entries: Sequence[Entry]) -> list[Picture]:
+    """Nothing for fewer classes than two in each tenth."""
+    figure, axes = plot()
+    told = []
+    for entry in entries:
+        counts, accuracy = entry.runs[0].predictions.train_counts, _mean_accuracies(entry)
+        if counts is None or len(counts) < 20:
+            return []
+        parts = np.array_split(accuracy[np.argsort(-counts, kind="stable")], 10)
+        means = [float(np.nanmean(part)) if not np.isnan(part).all() else np.nan for part in parts]
+        axes.plot(range(1, 11), means, entry.line, color=entry.colour, linewidth=1.6, marker="o", markersize=3.5)
+        told.append(f"{entry.title}: {', '.join(decimal(mean, 1) for mean in means)}")
+    axes.set(ylabel="accuracy, %", xlabel="tenth of the classes, from frequent to rare", xticks=range(1, 11))
+    axes.set_ylim(bottom=0)
+    words = "Accuracy by tenth of the classes"
+    return [Picture(figure, words, f"Lines. {words}, in percent, frequent ones first. {'; '.join(told)}")]
 
 
 def _percent(entry: Entry, name: str) -> float | None:
@@ -186,8 +205,13 @@ def _class_picture(entries: Sequence[Entry]) -> Picture:
         counts = entry.runs[0].predictions.train_counts
         assert counts is not None
         lines.append(Line(entry.title, entry.colour, _mean_accuracies(entry), counts))
-    words = "accuracy of each class, from frequent to rare, above the training images of the classes"
-    return Picture(by_frequency(lines)[0], words, f"Lines of {words}; the table by class has the figures.", wide=True)
+    words = "Accuracy of each class, above its training images"
+    return Picture(
+        by_frequency(lines)[0],
+        words,
+        f"Lines and points. {words}, from frequent to rare; the table of every class has the figures.",
+        wide=True,
+    )
 
 
 def _group_table(entries: Sequence[Entry]) -> Table:
@@ -200,7 +224,7 @@ def _group_table(entries: Sequence[Entry]) -> Table:
         ]
         sizes = [str(some.sum()) for some in members.values()]
         for group, size, cell, least in zip(GROUPS, sizes, cells, worst, strict=True):
-            rows.append([entry.title, group, size, cell, DASH if np.isinf(least) else f"{least:.1f}"])
+            rows.append([entry.title, group, size, cell, decimal(least, 1)])
     return Table("Accuracy by shot group, %", ["run", "group", "classes", "mean", "worst class"], rows)
 
 
@@ -216,6 +240,6 @@ def _class_table(entries: Sequence[Entry]) -> Table:
     accuracies = [_mean_accuracies(entry) for entry in entries]
     rows = []
     for label in order:
-        cells = [DASH if np.isnan(values[label]) else f"{values[label]:.1f}" for values in accuracies]
+        cells = [decimal(values[label], 1) for values in accuracies]
         rows.append([str(first.class_names[label]), DASH if counts is None else f"{counts[label]:,}", *cells])
     return Table("Accuracy of every class, %", ["class", "training images", *(entry.title for entry in entries)], rows)

@@ -79,9 +79,9 @@ def section(material: Material) -> Section:
     )
     figures = []
     for name, words in {
-        "loss": "training loss",
-        **{part: f"part of the loss: {part}" for part in logged},
-        "lr": "learning rate",
+        "loss": "Training loss",
+        **{part: f"Part of the loss: {part}" for part in logged},
+        "lr": "Learning rate",
     }.items():
         picture = _picture(entries, lines, name, words)
         figures += [picture] if picture else []
@@ -160,7 +160,7 @@ def _accuracy_picture(entries: Sequence[Entry], evaluated: Evaluations) -> Pictu
                 drawn.append(f"{run.title} ends at {top1[-1]:.2f} %")
     axes.set_xlabel("epoch")
     axes.set_ylabel("top-1, %")
-    words = f"top-1 on the {evaluated.split} split"
+    words = f"Top-1 on the {evaluated.split} split"
     return Picture(figure, words, f"{words} over epochs: {'; '.join(drawn)}")
 
 

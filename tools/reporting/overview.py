@@ -25,7 +25,12 @@ def section(material: Material) -> Section:
             Table("Results of each run", ["run", *_HEADINGS], [[run.title, *_cells([run])] for run in material.runs])
         )
     tables.append(_descriptions(material.runs))
-    notes = [*_of_seeds(material.entries), *_of_checkpoints(material.runs), *_of_records(material.runs)]
+    notes = [
+        *_of_seeds(material.entries),
+        *_of_checkpoints(material.runs),
+        *_of_records(material.runs),
+        *_of_trainings(material),
+    ]
     return Section(title="Runs", intro=_intro(material), tables=tables, notes=notes)
 
 
@@ -63,7 +68,7 @@ def _times(value: float | None, factor: float) -> float | None:
 
 
 def _descriptions(runs: Sequence[Run]) -> Table:
-    columns = ["run", "method", "network", "trained for", "data set", "date", "device", "state"]
+    columns = ["run", "method", "network", "trained for", "trained on", "training images", "date", "device", "state"]
     return Table("What they are", columns, [[run.title, *_described(run)] for run in runs])
 
 
@@ -71,15 +76,8 @@ def _described(run: Run) -> list[str]:
     config, result, record = run.config, run.json("result.json"), run.json("run.json")
     method = run.predictions.method or DASH
     if config is None:
-        return [
-            method,
-            DASH,
-            DASH,
-            _data_set(run),
-            DASH,
-            DASH,
-            "predictions of another program" if not run.predictions.weights else "predictions",
-        ]
+        state = "predictions" if run.predictions.weights else "predictions of another program"
+        return [method, DASH, DASH, DASH, _images(run), DASH, DASH, state]
     sessions: list[dict[str, Any]] = record.get("sessions", [])
     devices = dict.fromkeys(str(one["environment"].get("device", DASH)) for one in sessions)
     days = [str(one["started"])[:10] for one in sessions]
@@ -87,7 +85,8 @@ def _described(run: Run) -> list[str]:
         method,
         config.model.name,
         _length(run, result),
-        _data_set(run),
+        config.data.train or DASH,
+        _images(run),
         " to ".join(dict.fromkeys([*days[:1], *days[-1:]])) or DASH,
         ", ".join(devices) or DASH,
         _state(run, record),
@@ -103,15 +102,11 @@ def _length(run: Run, result: dict[str, Any]) -> str:
     return ", ".join([*parts, *([f"{result['steps']:,} steps"] if "steps" in result else [])]) or DASH
 
 
-def _data_set(run: Run) -> str:
+def _images(run: Run) -> str:
     counts = run.predictions.train_counts
-    name = run.config.data.train if run.config is not None else None
-    sizes = (
-        ""
-        if counts is None
-        else f"{counts.sum():,} images of {len(counts)} classes, {counts.max():,} to {counts.min():,}"
+    return (
+        DASH if counts is None else f"{counts.sum():,} of {len(counts)} classes, {counts.max():,} to {counts.min():,}"
     )
-    return ": ".join(filter(None, [name, sizes])) or DASH
 
 
 def _state(run: Run, record: dict[str, Any]) -> str:
@@ -145,3 +140,17 @@ def _of_records(runs: Sequence[Run]) -> Iterator[str]:
     if len(set(digests.values())) > 1:
         told = ", ".join(f"{title} {digest[:12] or 'not known'}" for title, digest in digests.items())
         yield f"These runs were not evaluated on the same records, or it is not known (digests: {told}); compare with care."
+
+
+def _of_trainings(material: Material) -> Iterator[str]:
+    """Where the evaluation at the end of the training counted a few images otherwise."""
+    ended = []
+    for run in material.runs:
+        own = (run.json("result.json").get(material.split) or {}).get("top1")
+        if own is not None and own != scores(run.predictions)["top1"]:
+            ended.append(f"{run.title} {100 * own:.2f}")
+    if ended:
+        yield (
+            f"result.json, from the end of the training, has another “all”: {', '.join(ended)}. The same weights round otherwise "
+            "when they are compiled, in another precision, on another device or decoded by another backend."
+        )

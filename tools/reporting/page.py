@@ -7,7 +7,7 @@ nothing is wider than the window, except inside of a box that scrolls.
 import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import count
+from itertools import count, groupby
 
 from pipelines.errors import printable
 from tools.reporting.inline import inline_png, inline_svg
@@ -15,21 +15,22 @@ from tools.reporting.section import DASH, Key, Picture, Section
 from tools.reporting.style import COLOURS
 from tools.reporting.tables import Table
 
-LONG = 16  # rows; longer tables are folded
-_NUMBER = re.compile(r"[-−+]?[\d.,:]+( ?[%×]| GB)?( ± [\d.,]+)?|" + DASH)
+LONG = 12  # rows; longer tables are folded
+SHORT = 30  # characters of a cell that stays on one line
+_NUMBER = re.compile(r"[-−+]?[\d.,:]+(e-?\d+)?( ?[%×]| GB)?( ± [\d.,]+)?|" + DASH)
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _DASHES = {"--": "6 3", "-.": "6 2 1.5 2", ":": "1.5 2.5"}
 
 STYLE = """
 :root {
   color-scheme: light dark;
-  --paper: #ffffff; --ink: #1d2126; --soft: #59616b; --rule: #dde1e6; --wash: #f5f7f9; --link: #0a5c9e;
+  --paper: #ffffff; --ink: #1d2126; --soft: #59616b; --rule: #dde1e6; --shade: #00000024; --link: #0a5c9e;
   --series-0: #0072b2; --series-1: #d55e00; --series-2: #009e73; --series-3: #c2629a; --series-4: #d18f00; --series-5: #3f9fd8;
   --series-6: var(--ink);
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --paper: #15181c; --ink: #e3e6ea; --soft: #9ba4ae; --rule: #2d333a; --wash: #1c2025; --link: #74b9f0;
+    --paper: #15181c; --ink: #e3e6ea; --soft: #9ba4ae; --rule: #2d333a; --shade: #00000080; --link: #74b9f0;
     --series-0: #4aa3e0; --series-1: #f0813a; --series-2: #2dbd92; --series-3: #de94bf; --series-4: #edb13f; --series-5: #86cbf3;
   }
 }
@@ -42,8 +43,9 @@ body {
 .page { max-width: 78rem; margin: 0 auto; padding: 2rem clamp(1rem, 4vw, 2.5rem) 4rem; }
 a { color: var(--link); text-decoration: none; }
 a:hover { text-decoration: underline; }
-h1 { font-size: clamp(1.5rem, 1.2rem + 1.4vw, 2.1rem); line-height: 1.2; letter-spacing: -0.015em; margin: 0 0 0.4rem; font-weight: 650; }
-h2 { font-size: 1.35rem; line-height: 1.3; letter-spacing: -0.01em; margin: 0 0 0.6rem; font-weight: 650; }
+h1, h2, h3, summary, figcaption { font-weight: 650; }
+h1 { font-size: clamp(1.5rem, 1.2rem + 1.4vw, 2.1rem); line-height: 1.2; letter-spacing: -0.015em; margin: 0 0 0.4rem; }
+h2 { font-size: 1.35rem; line-height: 1.3; letter-spacing: -0.01em; margin: 0 0 0.6rem; }
 p { margin: 0 0 0.9rem; max-width: 44rem; }
 header p { color: var(--soft); }
 section { padding-top: 2.2rem; margin-top: 2.2rem; border-top: 1px solid var(--rule); }
@@ -52,10 +54,14 @@ nav ol { list-style: none; margin: 0; padding: 0; display: flex; flex-wrap: wrap
 nav a { display: block; padding: 0.25rem 0; }
 .tables { display: flex; flex-wrap: wrap; gap: 1.4rem 2.4rem; margin: 1.2rem 0; align-items: flex-start; }
 .table { max-width: 100%; min-width: 0; }
-.scroll { overflow-x: auto; max-width: 100%; }
+.scroll {
+  overflow-x: auto; max-width: 100%;
+  background: linear-gradient(to left, var(--paper) 40%, transparent) right / 3rem 100% no-repeat local,
+    linear-gradient(to left, var(--shade), transparent) right / 0.9rem 100% no-repeat scroll;
+}
 .scroll:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 table { border-collapse: collapse; font-size: 0.875rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
-h3, summary { font-size: 0.875rem; line-height: 1.4; font-weight: 650; margin: 0 0 0.35rem; }
+h3, summary, figcaption { font-size: 0.875rem; line-height: 1.4; margin: 0 0 0.35rem; }
 summary { cursor: pointer; color: var(--link); padding: 0.2rem 0; }
 details[open] > summary { margin-bottom: 0.35rem; }
 th, td { padding: 0.32rem 0.7rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule); }
@@ -64,16 +70,22 @@ th:last-child, td:last-child { padding-right: 0; }
 thead th { font-weight: 500; color: var(--soft); white-space: nowrap; vertical-align: bottom; border-bottom-color: var(--soft); }
 tbody th { font-weight: 500; }
 .number { text-align: right; white-space: nowrap; }
-.text { max-width: 24rem; min-width: 6rem; overflow-wrap: anywhere; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1.6rem 2rem; margin: 1.2rem 0; }
-figure { margin: 0; min-width: 0; }
+.short { white-space: nowrap; }
+.long { min-width: 14rem; max-width: 28rem; overflow-wrap: anywhere; }
+th[scope="row"] { position: sticky; left: 0; background: var(--paper); }
+.figures {
+  display: grid; gap: 1.6rem 2rem; margin: 1.2rem 0; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr));
+}
+figure { margin: 0; min-width: 0; display: flex; flex-direction: column; justify-content: flex-end; }
 figure.wide { grid-column: 1 / -1; }
 figure.wide svg, figure.wide img { min-width: 36rem; }
-figcaption { font-size: 0.875rem; line-height: 1.4; font-weight: 650; margin-bottom: 0.35rem; }
+figcaption .legend { margin: 0.2rem 0 0; font-weight: 400; }
 figure svg { display: block; width: 100%; height: auto; fill: var(--ink); stroke-linejoin: round; stroke-linecap: butt; }
 figure svg text { font-family: inherit !important; }
 figure img { display: block; width: 100%; height: auto; background: #fff; border-radius: 4px; }
-.legend { list-style: none; margin: 1.2rem 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: 0.2rem 1.4rem; font-size: 0.875rem; }
+.legend {
+  list-style: none; margin: 1.2rem 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: 0.2rem 1.4rem; font-size: 0.875rem;
+}
 .legend li { display: flex; align-items: center; gap: 0.5rem; min-width: 0; overflow-wrap: anywhere; }
 .legend svg { flex: none; width: 1.6rem; height: 0.7rem; }
 .notes { margin: 1rem 0 0; padding: 0; list-style: none; font-size: 0.9rem; color: var(--soft); max-width: 44rem; }
@@ -125,11 +137,10 @@ def _section(name: str, section: Section, numbers: Iterable[int]) -> str:
         parts.append(f"<p>{_text(section.intro)}</p>")
     folded = [table for table in section.tables if len(table.rows) > LONG]
     short = [table for table in section.tables if len(table.rows) <= LONG]
-    parts.append(_group("tables", map(_table, short)))
     parts.append(_legend(section.legend) if section.figures else "")
-    parts.append(
-        _group("figures", (_figure(picture, f"f{number}") for picture, number in zip(section.figures, numbers)))
-    )
+    figures = (_figure(picture, f"f{number}") for picture, number in zip(section.figures, numbers, strict=False))
+    parts.append(_group("figures", figures))
+    parts.append(_group("tables", map(_table, short)))
     parts += map(_folded, folded)
     parts.append(_notes(section.notes))
     return "\n".join(filter(None, parts)) + "</section>"
@@ -149,33 +160,41 @@ def _folded(table: Table) -> str:
 
 
 def _scroll(table: Table) -> str:
-    """The table, in a box that scrolls; columns of numbers are aligned right."""
-    columns = list(zip(*table.rows, strict=True)) or [() for _ in table.columns]
-    kinds = [
-        "number" if place and all(map(_NUMBER.fullmatch, cells)) else "text" for place, cells in enumerate(columns)
-    ]
+    """The table, in a box that scrolls; columns of numbers are aligned right, equal cells at the left of a block are one."""
+    kinds = [_kind([row[place] for row in table.rows], first=place == 0) for place in range(len(table.columns))]
     head = "".join(
         f'<th scope="col" class="{kind}">{_text(name)}</th>' for name, kind in zip(table.columns, kinds, strict=True)
     )
-    rows = "".join(f"<tr>{_row(row, kinds)}</tr>\n" for row in table.rows)
-    label = html.escape(printable(table.title))
+    rows = []
+    for name, block in groupby(table.rows, key=lambda row: row[0]):
+        lines = list(block)
+        span = f' rowspan="{len(lines)}"' if len(lines) > 1 else ""
+        rows.append(f'<tr><th scope="row" class="{kinds[0]}"{span}>{_text(name)}</th>')
+        rows.append("</tr>\n<tr>".join(_cells(line[1:], kinds[1:]) for line in lines))
+        rows.append("</tr>\n")
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>\n{rows}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(table.title)}"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>\n{''.join(rows)}</tbody></table></div>"
     )
 
 
-def _row(row: Sequence[str], kinds: Sequence[str]) -> str:
-    first, *others = (_text(cell) for cell in row)
-    cells = (f'<td class="{kind}">{cell}</td>' for cell, kind in zip(others, kinds[1:], strict=True))
-    return f'<th scope="row" class="{kinds[0]}">{first}</th>{"".join(cells)}'
+def _kind(cells: Sequence[str], first: bool) -> str:
+    """The class of a column: numbers, short texts, which are not broken into lines, or long ones."""
+    if not first and cells and all(map(_NUMBER.fullmatch, cells)):
+        return "number"
+    return "short" if all(len(cell) <= SHORT for cell in cells) else "long"
+
+
+def _cells(row: Sequence[str], kinds: Sequence[str]) -> str:
+    return "".join(f'<td class="{kind}">{_text(cell)}</td>' for cell, kind in zip(row, kinds, strict=True))
 
 
 def _figure(picture: Picture, name: str) -> str:
     drawn = inline_png(picture.figure, picture.alt) if picture.pixels else inline_svg(picture.figure, picture.alt, name)
     box = f'<div class="scroll" tabindex="0">{drawn}</div>' if picture.wide else drawn
     kind = ' class="wide"' if picture.wide else ""
-    return f"<figure{kind}><figcaption>{_text(picture.caption)}</figcaption>{box}</figure>"
+    caption = f"<figcaption>{_text(picture.caption)}{_legend(picture.legend)}</figcaption>"
+    return f"<figure{kind}>{caption}{box}</figure>"
 
 
 def _legend(keys: Sequence[Key]) -> str:
@@ -186,10 +205,12 @@ def _legend(keys: Sequence[Key]) -> str:
 def _swatch(key: Key) -> str:
     known = [colour.lower() for colour in COLOURS]
     colour = f"var(--series-{known.index(key.colour.lower())})" if key.colour.lower() in known else key.colour
-    if not key.line:
-        return f'<svg viewBox="0 0 16 7" aria-hidden="true"><rect width="16" height="7" rx="1" style="fill:{colour}"/></svg>'
-    dashes = f";stroke-dasharray:{_DASHES[key.line]}" if key.line in _DASHES else ""
-    return f'<svg viewBox="0 0 16 7" aria-hidden="true"><path d="M0 3.5H16" style="stroke:{colour};stroke-width:2{dashes}"/></svg>'
+    if key.line:
+        dashes = f";stroke-dasharray:{_DASHES[key.line]}" if key.line in _DASHES else ""
+        shape = f'<path d="M0 3.5H16" style="stroke:{colour};stroke-width:2{dashes}"/>'
+    else:
+        shape = f'<rect width="16" height="7" rx="1" style="fill:{colour}"/>'
+    return f'<svg viewBox="0 0 16 7" aria-hidden="true">{shape}</svg>'
 
 
 def _notes(notes: Sequence[str]) -> str:

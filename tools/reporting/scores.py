@@ -60,8 +60,11 @@ def answered(predictions: Predictions) -> Answers:
 @functools.cache
 def mean_probabilities(predictions: Predictions) -> np.ndarray:
     """float64 [C]: the softmax of the logits, averaged over the samples; NaN without samples."""
-    total = sum(logits.double().softmax(dim=1).sum(dim=0).numpy() for logits, _ in _chunks(predictions))
-    return total / len(predictions.labels) if len(predictions.labels) else np.full(predictions.logits.shape[1], np.nan)
+    total = np.zeros(predictions.logits.shape[1])
+    for logits, _ in _chunks(predictions):
+        total += logits.double().softmax(dim=1).sum(dim=0).numpy()
+    with np.errstate(invalid="ignore"):
+        return total / len(predictions.labels)
 
 
 @functools.cache

@@ -41,13 +41,18 @@ class Key(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """alt: what it shows, for readers who do not see it; wide: as wide as the page; pixels: drawn as PNG, on a white card."""
+    """A figure of a section."""
 
     figure: Figure
     caption: str
     alt: str
+    "what it shows, for readers who do not see it"
     wide: bool = False
+    "as wide as the page"
     pixels: bool = False
+    "as PNG, on a white card"
+    legend: Sequence[Key] = ()
+    "its own, beside that of the section"
 
 
 class Section(NamedTuple):
@@ -77,8 +82,8 @@ def plain(axes: Axes) -> Axes:
     axes.tick_params(labelsize=8, length=2)
     axes.grid(alpha=0.18, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.xaxis.label.set_size(8.5)
-    axes.yaxis.label.set_size(8.5)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_label().set_fontsize(8.5)
     return axes
 
 
@@ -92,8 +97,14 @@ def bars(axes: Axes, heights: Sequence[Sequence[float | None]], colours: Sequenc
     axes.grid(False, axis="x")
 
 
-def legend_of(entries: Sequence[Entry]) -> list[Key]:
-    return [Key(entry.title, entry.colour, entry.line) for entry in entries]
+def legend_of(entries: Sequence[Entry], areas: bool = False) -> list[Key]:
+    """areas: of bars, not lines."""
+    return [Key(entry.title, entry.colour, "" if areas else entry.line) for entry in entries]
+
+
+def decimal(value: float | None, decimals: int) -> str:
+    """A number for a table; a dash for what is not known."""
+    return DASH if value is None or not np.isfinite(value) else f"{value:,.{decimals}f}"
 
 
 def legend_of_groups() -> list[Key]:

@@ -40,7 +40,7 @@ def _intro(runs: int, differing: int) -> str:
         return "One run has settings, so nothing is compared."
     if not differing:
         return "The settings of the runs are the same, down to the name."
-    return "Facts are what settings leave open, such as the images that lie at a path; run.json keeps them. Digests are cut short."
+    return "Facts are what settings leave open, such as which images lie at a path. Only the beginning of a digest is shown."
 
 
 def _apart(trees: Sequence[Mapping[str, str]]) -> tuple[list[str], list[str]]:

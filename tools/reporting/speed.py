@@ -36,8 +36,8 @@ def section(material: Material) -> Section:
         title="Speed and time",
         intro=(
             "Images per second of the whole run, evaluations and the first step left out; an unfinished run's are those of its "
-            "last logging step. The ceiling is the training step alone, on a batch that stays on the device. Wall time is that of "
-            "all sessions that have ended."
+            "last logging step. The ceiling is the training step alone, on a batch that stays on the device. Wall time is "
+            "that of all sessions that have ended."
         ),
         tables=[Table("Speed and time", _COLUMNS, [_row(run, lines[run.title]) for run in trained])],
         figures=[picture] if picture else [],
@@ -84,4 +84,4 @@ def _picture(entries: Sequence[Entry], lines: dict[str, list[dict[str, Any]]]) -
     axes.set_ylim(bottom=0)
     axes.set_xlabel("epoch")
     axes.set_ylabel("images/s")
-    return Picture(figure, "images per second", f"Images per second over epochs: {'; '.join(drawn)}")
+    return Picture(figure, "Images per second", f"Images per second over epochs: {'; '.join(drawn)}")

@@ -20,13 +20,13 @@ from tools.reporting.entries import Entry
 from tools.reporting.runs import Run
 from tools.reporting.scores import mean_probabilities
 from tools.reporting.section import (
-    DASH,
     GROUPS,
     Key,
     Material,
     Picture,
     Section,
     bars,
+    decimal,
     groups_of,
     legend_of,
     plot,
@@ -38,11 +38,14 @@ from train.objectives.methods import METHODS
 from train.run.facts import Facts
 
 _MOST = 400_000_000  # logits that are read of one cache; of a larger one, every k-th image
-_IMAGES, _RAW, _SOFT = "#8a929b", COLOURS[5], COLOURS[1]
+_IMAGES, _RAW, _SOFT = "#8a929b", COLOURS[4], COLOURS[3]
 
 
 class Virtual(NamedTuple):
-    """counts: training images [C]; raw, soft: virtual examples at T = 1 and at the run's T, float64 [C]; every: k, of every k-th."""
+    """counts: training images [C]; raw, soft: virtual examples at T = 1 and at `temperature`, float64 [C].
+
+    every: k where they are of every k-th image.
+    """
 
     temperature: float
     counts: np.ndarray
@@ -114,11 +117,6 @@ def section(material: Material) -> Section:
     if not teachers and not entries:
         raise UserError("; ".join([*notes, *others]))
     masses = {entry.title: of_run(entry) for entry in entries}
-    legend = [
-        Key("training images", _IMAGES),
-        Key("virtual examples at T = 1", _RAW),
-        Key("at the T of the run", _SOFT),
-    ]
     figures: list[Picture] = []
     for title, found in teachers.items():
         figures += [_bar_picture(title, found), _class_picture(title, found)]
@@ -136,7 +134,6 @@ def section(material: Material) -> Section:
         tables=tables,
         figures=figures,
         notes=[*notes, *others],
-        legend=[*(legend if teachers else []), *legend_of(entries)],
     )
 
 
@@ -175,7 +172,7 @@ def _table(title: str, found: Virtual) -> Table:
     rows = []
     for name, values in _rows_of(found):
         means = group_means(values, found.counts)
-        rows.append([name, *(DASH if (mean := means[group]) is None else f"{mean:,.1f}" for group in GROUPS)])
+        rows.append([name, *(decimal(means[group], 1) for group in GROUPS)])
     some = "" if found.every == 1 else f", from every {found.every}th image"
     return Table(f"Mean per class, teacher of {title}{some}", ["", *GROUPS], rows)
 
@@ -185,8 +182,8 @@ def _bar_picture(title: str, found: Virtual) -> Picture:
     heights = [[group_means(values, found.counts)[group] for group in GROUPS] for _, values in _rows_of(found)]
     bars(axes, heights, (_IMAGES, _RAW, _SOFT), GROUPS)
     axes.set_ylabel("mean per class")
-    words = f"teacher of {title}: virtual examples by shot group, T = {found.temperature:g}"
-    return Picture(figure, words, f"Bars, {words}; the table has the figures.")
+    words = f"Mean virtual examples of a class by shot group: teacher of {title}"
+    return Picture(figure, words, f"Bars. {words}. The table has the figures.", legend=_legend(found))
 
 
 def _class_picture(title: str, found: Virtual) -> Picture:
@@ -197,8 +194,13 @@ def _class_picture(title: str, found: Virtual) -> Picture:
     axes.set_yscale("log")
     axes.set_xticks([])
     axes.set_xlabel("classes, from frequent to rare")
-    words = f"teacher of {title}: virtual examples of each class, T = {found.temperature:g}"
-    return Picture(figure, words, f"Lines, {words}, beside its training images.")
+    words = f"Virtual examples of each class: teacher of {title}"
+    return Picture(figure, words, f"Lines. {words}, beside its training images.", legend=_legend(found))
+
+
+def _legend(found: Virtual) -> list[Key]:
+    names = (name for name, _ in _rows_of(found))
+    return [Key(name, colour) for name, colour in zip(names, (_IMAGES, _RAW, _SOFT), strict=True)]
 
 
 def _mass_picture(entries: Sequence[Entry], masses: dict[str, Mass]) -> Picture:
@@ -208,14 +210,14 @@ def _mass_picture(entries: Sequence[Entry], masses: dict[str, Mass]) -> Picture:
     heights = [[float(value) if np.isfinite(value) else None for value in row] for row in ratios]
     bars(axes, heights, [entry.colour for entry in entries], GROUPS)
     axes.axhline(1, color="0.5", linewidth=1, linestyle="--")
-    axes.set_ylabel("probability / images")
+    axes.set_ylabel("1 = as much as there are")
     told = [
         f"{entry.title}: "
-        + ", ".join(f"{group} {DASH if h is None else f'{h:.2f}'}" for group, h in zip(GROUPS, row, strict=True))
+        + ", ".join(f"{group} {decimal(height, 2)}" for group, height in zip(GROUPS, row, strict=True))
         for entry, row in zip(entries, heights, strict=True)
     ]
-    words = "softmax probability that each shot group gets, over its share of the images (1 = as much as there are)"
-    return Picture(figure, f"where the predictions go: {words}", f"Bars of the {words}. {'; '.join(told)}")
+    words = "Where the predictions go: probability that a shot group gets, over its share of the images"
+    return Picture(figure, words, f"Bars. {words}. {'; '.join(told)}", legend=legend_of(entries, areas=True))
 
 
 def _mass_table(masses: dict[str, Mass], split: str) -> Table:
