@@ -48,7 +48,7 @@ def report(args: argparse.Namespace) -> None:
     runs = open_runs(args.runs, args.settings, args.split)
     made = make_sections(Material(runs, entries_of(runs), args.split), args.without)
     titles = [run.title for run in runs]
-    title = f"Report of {short_list(titles)}"
+    title = f"Report on {short_list(titles)}"
     about = f"Made on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by tools/report.py, from predictions on the {args.split} split."
     data = page(title, about, made.sections, made.left_out)
     write_bytes_atomic(args.out, data)

@@ -111,8 +111,8 @@ def _picture(entries: Sequence[Entry], lines: dict[str, list[dict[str, Any]]], n
             if found is None:
                 continue
             # Equal schedules lie on top of each other: the lower lines are wider.
-            width = 1.2 + (1.5 * (len(entries) - 1 - number) if name == "lr" else 0)
-            axes.plot(*found, color=entry.colour, linestyle=entry.line, linewidth=min(width, 6), solid_capstyle="butt")
+            width = 1.2 + (3 * (len(entries) - 1 - number) if name == "lr" else 0)
+            axes.plot(*found, color=entry.colour, linestyle=entry.line, linewidth=min(width, 8), solid_capstyle="butt")
             drawn.append(f"{run.title} from {found.values[0]:.4g} to {found.values[-1]:.4g}")
     if not drawn:
         return None

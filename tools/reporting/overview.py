@@ -12,6 +12,7 @@ from tools.reporting.runs import Run
 from tools.reporting.scores import FIGURES, scores
 from tools.reporting.section import DASH, Material, Section
 from tools.reporting.tables import Table
+from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE
 from train.run.lock import status_of
 
 _HEADINGS = [shown.heading for shown in FIGURES.values()]
@@ -24,8 +25,10 @@ def section(material: Material) -> Section:
         tables.append(
             Table("Results of each run", ["run", *_HEADINGS], [[run.title, *_cells([run])] for run in material.runs])
         )
-    tables.append(_descriptions(material.runs))
+    described, same = _descriptions(material.runs)
+    tables.append(described)
     notes = [
+        *same,
         *_of_seeds(material.entries),
         *_of_checkpoints(material.runs),
         *_of_records(material.runs),
@@ -39,7 +42,8 @@ def _intro(material: Material) -> str:
     return (
         f"Figures are of the {material.split} split ({' or '.join(f'{size:,}' for size in sizes)} images), from the logits of "
         "each run. “all” is the share of images classified rightly; many, medium and few are means over the classes with more "
-        "than 100, with 20 to 100 and with fewer than 20 training images; balanced is the mean over all classes."
+        f"than {MANY_ABOVE}, with {FEW_BELOW} to {MANY_ABOVE} and with fewer than {FEW_BELOW} training images; balanced is the "
+        "mean over all classes."
     )
 
 
@@ -67,22 +71,28 @@ def _times(value: float | None, factor: float) -> float | None:
 # ---- what they are ----
 
 
-def _descriptions(runs: Sequence[Run]) -> Table:
-    columns = ["run", "method", "network", "trained for", "trained on", "training images", "date", "device", "state"]
-    return Table("What they are", columns, [[run.title, *_described(run)] for run in runs])
+def _descriptions(runs: Sequence[Run]) -> tuple[Table, list[str]]:
+    """(a table of what differs, a note on what is the same in all runs)"""
+    rows = [_described(run) for run in runs]
+    same = [name for name in rows[0] if len(runs) > 1 and len({row[name] for row in rows}) == 1]
+    shown = [name for name in rows[0] if name not in same]
+    cells = [[run.title, *(row[name] for name in shown)] for run, row in zip(runs, rows, strict=True)]
+    table = Table("What they are", ["run", *shown], cells)
+    told = "; ".join(f"{name} {rows[0][name]}" for name in same if rows[0][name] != DASH)
+    return table, [f"The same in all: {told}."] * bool(told)
 
 
-def _described(run: Run) -> list[str]:
+def _described(run: Run) -> dict[str, str]:
     config, result, record = run.config, run.json("result.json"), run.json("run.json")
-    method = run.predictions.method or DASH
+    found = {"method": run.predictions.method or DASH}
+    names = ("network", "trained for", "trained on", "training images", "date", "device", "state")
     if config is None:
         state = "predictions" if run.predictions.weights else "predictions of another program"
-        return [method, DASH, DASH, DASH, _images(run), DASH, DASH, state]
+        return found | dict.fromkeys(names, DASH) | {"training images": _images(run), "state": state}
     sessions: list[dict[str, Any]] = record.get("sessions", [])
     devices = dict.fromkeys(str(one["environment"].get("device", DASH)) for one in sessions)
     days = [str(one["started"])[:10] for one in sessions]
-    return [
-        method,
+    values = (
         config.model.name,
         _length(run, result),
         config.data.train or DASH,
@@ -90,7 +100,8 @@ def _described(run: Run) -> list[str]:
         " to ".join(dict.fromkeys([*days[:1], *days[-1:]])) or DASH,
         ", ".join(devices) or DASH,
         _state(run, record),
-    ]
+    )
+    return found | dict(zip(names, values, strict=True))
 
 
 def _length(run: Run, result: dict[str, Any]) -> str:

@@ -65,8 +65,9 @@ h3, summary, figcaption { font-size: 0.875rem; line-height: 1.4; margin: 0 0 0.3
 summary { cursor: pointer; color: var(--link); padding: 0.2rem 0; }
 details[open] > summary { margin-bottom: 0.35rem; }
 th, td { padding: 0.32rem 0.7rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule); }
-th:first-child, td:first-child { padding-left: 0; }
+th:first-child { padding-left: 0; }
 th:last-child, td:last-child { padding-right: 0; }
+@media (max-width: 32rem) { th, td { padding-left: 0.45rem; padding-right: 0.45rem; } }
 thead th { font-weight: 500; color: var(--soft); white-space: nowrap; vertical-align: bottom; border-bottom-color: var(--soft); }
 tbody th { font-weight: 500; }
 .number { text-align: right; white-space: nowrap; }

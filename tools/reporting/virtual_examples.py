@@ -195,12 +195,12 @@ def _class_picture(title: str, found: Virtual) -> Picture:
     axes.set_xticks([])
     axes.set_xlabel("classes, from frequent to rare")
     words = f"Virtual examples of each class: teacher of {title}"
-    return Picture(figure, words, f"Lines. {words}, beside its training images.", legend=_legend(found))
+    return Picture(figure, words, f"Lines. {words}, beside its training images.", legend=_legend(found, "-"))
 
 
-def _legend(found: Virtual) -> list[Key]:
+def _legend(found: Virtual, line: str = "") -> list[Key]:
     names = (name for name, _ in _rows_of(found))
-    return [Key(name, colour) for name, colour in zip(names, (_IMAGES, _RAW, _SOFT), strict=True)]
+    return [Key(name, colour, line) for name, colour in zip(names, (_IMAGES, _RAW, _SOFT), strict=True)]
 
 
 def _mass_picture(entries: Sequence[Entry], masses: dict[str, Mass]) -> Picture:

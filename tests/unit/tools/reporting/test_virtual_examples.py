@@ -1,0 +1,57 @@
+"""Where probability goes: of a cache that a run was distilled from, and of the run itself."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.report_runs import COUNTS, config, made_run, material, predictions
+from helpers.small_caches import make_cache
+
+from pipelines.errors import UserError
+from pipelines.logits import LogitCache
+from pipelines.logits.identity import identity_hash
+from pipelines.records.reader import Records
+from tools.reporting.virtual_examples import of_run, of_teacher, section
+
+
+def student(folder: Path, cache: LogitCache, path: Path, digest: str | None = None):
+    settings = config(method="dive", tau=3.0, p=0.5)
+    settings = replace(settings, cache=replace(settings.cache, paths=[str(path)]))
+    facts = {"tau": 3.0, "caches": [digest or identity_hash(cache.identity).hex()], "backend": "ffcv"}
+    (folder / "checkpoints").mkdir(parents=True)
+    run = made_run(
+        "dive", folder, files={"run.json": {"facts": facts, "sessions": []}, "result.json": {}}, config=settings
+    )
+    return run
+
+
+def test_of_a_cache(tmp_path: Path, few: Records) -> None:
+    cache = LogitCache(make_cache(tmp_path / "caches", few))
+    found = of_teacher(student(tmp_path / "run", cache, cache.folder.parent))
+    logits = cache.gather(few.keys, np.zeros(len(few.keys), np.int32))
+    assert found.temperature == 6 and found.counts.tolist() == few.class_counts.tolist()
+    for temperature, values in ((1, found.raw), (6, found.soft)):
+        assert values == pytest.approx(torch.softmax(logits / temperature, dim=1).sum(dim=0).numpy(), rel=1e-5)
+
+
+def test_a_cache_that_is_not_at_hand(tmp_path: Path, few: Records) -> None:
+    cache = LogitCache(make_cache(tmp_path / "caches", few))
+    other = student(tmp_path / "run", cache, cache.folder, digest="0" * 64)
+    with pytest.raises(UserError, match="is not at hand"):
+        of_teacher(other)
+    made = section(material(replace(other, predictions=made_run("x").predictions)))
+    assert "is not at hand" in made.notes[0] and [table.title for table in made.tables] == [
+        "Where the predictions go, test split"
+    ]
+
+
+def test_where_the_predictions_go() -> None:
+    """One image of each class, all of which are taken for the first class with probability 1/2."""
+    shares = np.full((6, 6), 0.1)
+    shares[:, 0] = 0.5
+    (entry,) = material(made_run("a", predictions=predictions(np.log(shares), np.arange(6)))).entries
+    found = of_run(entry)
+    assert COUNTS[0] > 100 and found.mass == pytest.approx([0.6, 0.2, 0.2])
+    assert found.predicted == pytest.approx([1, 0, 0]) and found.images == pytest.approx([1 / 3] * 3)
