@@ -39,7 +39,7 @@ def compensated_answers(
 
 
 def _log_prior(counts: np.ndarray) -> np.ndarray:
-    """float64 [C], up to a constant, which moves no argmax: 0 for the largest class, and so exactly 0 for all of a uniform set."""
+    """float64 [C] up to a constant, which moves no argmax: 0 for the largest class, so exactly 0 for each of a uniform set."""
     if np.min(counts) < 1:
         raise ValueError(f"class {int(np.argmin(counts))} has no images; its prior has no logarithm")
     logs = np.log(np.asarray(counts, np.float64))

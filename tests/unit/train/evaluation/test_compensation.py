@@ -40,7 +40,7 @@ def test_a_uniform_set_changes_nothing_after_balanced_softmax(kind: type) -> Non
 
 
 def test_blocks_are_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float16)
+    logits = (3 * np.random.default_rng(0).normal(size=(50, 3))).astype(np.float16)
     whole = compensated_answers(logits, "balanced", TRAIN, TEST)
     monkeypatch.setattr(compensation, "_BLOCK", 21)
     assert np.array_equal(compensated_answers(logits, "balanced", TRAIN, TEST), whole) and len(set(whole)) == 3
