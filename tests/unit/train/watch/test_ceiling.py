@@ -140,9 +140,9 @@ def test_a_cache_is_not_asked(batch: Batch) -> None:
     """A cache's reads are not part of the ceiling; an online teacher is part of the step."""
     unreadable = object.__new__(CachedTargets)
     distill = DistillConfig(method="dive", tau=3)
-    loss, _ = Objective(distill, torch.zeros(C), unreadable).resident()(Outputs(torch.randn(B, C)), batch, 0)
+    loss, _ = Objective(distill, torch.ones(C), unreadable).resident()(Outputs(torch.randn(B, C)), batch, 0)
     assert torch.isfinite(loss)
-    online = Objective(distill, torch.zeros(C), lambda batch: torch.zeros(B, C))
+    online = Objective(distill, torch.ones(C), lambda batch: torch.zeros(B, C))
     assert online.resident() is online
 
 
