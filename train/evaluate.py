@@ -8,7 +8,6 @@ export=DIR makes a folder that is all one needs to use the network elsewhere, wi
     accelerate launch train/evaluate.py RUN [split=test] [export=DIR] [predictions=FILE.npz] [data.test=FILE.beton]
 """
 
-import io
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,15 +16,15 @@ from typing import Literal
 # `accelerate launch` puts this script's folder first; a foreign `models` or `train` must not hide ours.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
-
 from pipelines.errors import UserError
-from pipelines.files import check_file_place, check_folder_place, write_bytes_atomic, write_each
+from pipelines.files import check_file_place, check_folder_place, write_each
 from train.config import Config
 from train.effects import require_evaluations
+from train.evaluation.predictions import describe
 from train.evaluation.subject import assess, figures_file, make_subject, newest_weights, open_split, write_figures
 from train.networks.export import check_exportable, measured, write_export
 from train.networks.final import why_not_final
+from train.networks.weights import weights_hash
 from train.run.environment import make_accelerator
 from train.run.exits import guard
 from train.run.place import run_folder
@@ -40,8 +39,8 @@ class EvaluateConfig(Config):
     weights: Literal["raw", "ema", "best"] = "raw"
     "which weights: those trained last, their moving average, or the checkpoint that save.keep_best kept"
     predictions: str | None = field(default=None, metadata={"path": True})
-    """file for keys int64 [n], labels int64 [n] and logits [n, C], as numpy .npz: float16, or float32 where float16 would
-    overflow or change a prediction"""
+    """file for keys int64 [n], labels int64 [n], logits [n, C] and the names of samples and classes, as numpy .npz; logits in
+    float16, or float32 where float16 would overflow or change a prediction"""
     export: str | None = field(default=None, metadata={"path": True})
     "new folder for the finished network with all that is needed to use it, and these figures: weights, settings, model card"
 
@@ -63,16 +62,16 @@ def main(argv: list[str]) -> None:
     keeps_figures = accelerator.is_main_process and _check_places(config, folder, figures_file(folder, figures))
     subject = make_subject(folder, weights, config, accelerator)
     records = open_split(subject, config, config.split)
-    done = assess(subject, records, config, accelerator, keep_predictions=config.predictions is not None)
+    done = assess(subject, records, config, accelerator, keep="nothing" if config.predictions is None else "logits")
     if not accelerator.is_main_process:
         return
     show_result({config.split: done.figures})
 
     def save_predictions() -> None:
-        if done.predictions is not None and config.predictions is not None:
-            buffer = io.BytesIO()
-            np.savez(buffer, **done.predictions._asdict())
-            write_bytes_atomic(Path(config.predictions), buffer.getvalue())
+        if done.kept is not None and config.predictions is not None:
+            hashed = weights_hash(weights.state)
+            described = describe(done.kept, records, subject.train_counts, config.distill.method, hashed)
+            described.save(Path(config.predictions))
 
     def export() -> None:
         if config.export is not None and weights.info is not None:

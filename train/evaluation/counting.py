@@ -3,8 +3,9 @@
 Sums stay on the device until one reduction at the end; metrics.py computes the accuracies from them.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from models import set_training
+from models.features import watched
 from pipelines.loader import Loader
 from pipelines.order import evaluation_shard
 from train.evaluation.metrics import group_accuracies
@@ -43,8 +45,8 @@ class EvalConfig:
         return self.every_steps or self.every_epochs * steps_per_epoch
 
 
-class Predictions(NamedTuple):
-    """keys int64 [n], labels int64 [n], logits [n, C], sorted by key.
+class Kept(NamedTuple):
+    """keys int64 [n], labels int64 [n], logits [n, C] and, if asked for, features float32 [n, D], sorted by key.
 
     The logits are float16, or float32 where float16 would overflow or change a prediction: their argmax gives the figures.
     """
@@ -52,13 +54,14 @@ class Predictions(NamedTuple):
     keys: np.ndarray
     labels: np.ndarray
     logits: np.ndarray
+    features: np.ndarray | None = None
 
 
 class Evaluation(NamedTuple):
-    """figures: for result.json; predictions: if asked for, on every process."""
+    """figures: for result.json; kept: if asked for, on every process."""
 
     figures: dict[str, Any]
-    predictions: Predictions | None
+    kept: Kept | None
 
 
 @torch.no_grad()
@@ -68,10 +71,12 @@ def evaluate(
     batch_size: int,
     train_counts: np.ndarray,
     accelerator: Accelerator,
-    keep_predictions: bool = False,
+    keep: Literal["nothing", "logits", "features"] = "nothing",
     stops: Stops | None = None,
 ) -> Evaluation:
     """Evaluate by the plain argmax of raw logits on all records of the loader; groups by int64 train_counts [C].
+
+    keep: what else to give back of each sample; features: those, and the logits.
 
     Raises Stopped, on all processes at the same batch, when `stops` reports a request; UserError, at the end, for logits that
     are not finite.
@@ -81,7 +86,7 @@ def evaluate(
     device = accelerator.device
     correct = torch.zeros(records.num_classes, dtype=torch.int64, device=device)
     total = torch.zeros_like(correct)
-    kept: list[Predictions] = []
+    kept: list[Kept] = []
     finite = FiniteLogits()
     # The bare network: the forward pass of DDP is a collective call, and the shards may differ by one batch.
     network = accelerator.unwrap_model(model)
@@ -94,7 +99,9 @@ def evaluate(
     # Short batches are filled up, which for a small file must not cost what a large eval.batch would; the same on all processes.
     batch_size = min(batch_size, max(largest, EvalConfig().batch))
     batches = loader.batches(shard, np.zeros(len(shard), np.int32), batch_size)
+    features_watch = ExitStack()
     try:
+        seen = features_watch.enter_context(watched(network)) if keep == "features" else []
         for _ in range(-(-largest // batch_size)):  # equally often on all processes; some may lack a batch
             if stops and (reason := stops.agreed()):
                 raise Stopped(reason)
@@ -108,9 +115,11 @@ def evaluate(
             right_wrong = torch.bincount(batch.labels + len(correct) * wrong, minlength=2 * len(correct))
             correct += right_wrong[: len(correct)]
             total += right_wrong[: len(correct)] + right_wrong[len(correct) :]
-            if keep_predictions:
-                kept.append(Predictions(batch.keys, batch.labels.cpu().numpy(), logits.cpu().numpy()))
+            if keep != "nothing":
+                features = seen[0][: len(logits)].cpu().numpy() if seen else None
+                kept.append(Kept(batch.keys, batch.labels.cpu().numpy(), logits.cpu().numpy(), features))
     finally:
+        features_watch.close()
         batches.close()
         if was_training:
             set_training(network)
@@ -118,7 +127,7 @@ def evaluate(
     sums: Any = accelerator.reduce(torch.stack([correct, total]), reduction="sum")
     correct_np, total_np = sums.cpu().numpy()
     figures = group_accuracies(correct_np, total_np, train_counts) | {"samples": int(total_np.sum())}
-    return Evaluation(figures, _gather(kept, records.num_classes, accelerator) if keep_predictions else None)
+    return Evaluation(figures, None if keep == "nothing" else _gather(kept, records.num_classes, accelerator))
 
 
 def _forward(network: nn.Module, images: torch.Tensor, batch_size: int) -> torch.Tensor:
@@ -130,16 +139,18 @@ def _forward(network: nn.Module, images: torch.Tensor, batch_size: int) -> torch
     return network(images).float()
 
 
-def _gather(kept: list[Predictions], classes: int, accelerator: Accelerator) -> Predictions:
-    empty = Predictions(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, classes), np.float32))
-    columns = [np.concatenate(column) for column in zip(empty, *kept, strict=True)]
-    shards = [columns]
+def _gather(kept: list[Kept], classes: int, accelerator: Accelerator) -> Kept:
+    """What all processes have kept, sorted by key; some may have kept nothing."""
+    shards: list[Any] = [kept]
     if accelerator.num_processes > 1:
-        shards = [None] * accelerator.num_processes  # type: ignore[list-item]
-        torch.distributed.all_gather_object(shards, columns)
-    keys, labels, logits = (np.concatenate(column) for column in zip(*shards, strict=True))
+        shards = [None] * accelerator.num_processes
+        torch.distributed.all_gather_object(shards, kept)
+    empty = Kept(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, classes), np.float32))
+    batches = [batch for shard in shards for batch in shard] or [empty]
+    keys, labels, logits = (np.concatenate(column) for column in list(zip(*batches, strict=True))[:3])
     order = np.argsort(keys)
-    return Predictions(keys[order], labels[order], _narrowed(logits[order]))
+    features = None if batches[0].features is None else np.concatenate([batch.features for batch in batches])[order]
+    return Kept(keys[order], labels[order], _narrowed(logits[order]), features)
 
 
 def _narrowed(logits: np.ndarray) -> np.ndarray:

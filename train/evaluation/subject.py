@@ -116,7 +116,11 @@ def open_split(subject: Subject, config: Config, split: str) -> Records:
 
 
 def assess(
-    subject: Subject, records: Records, config: Config, accelerator: Accelerator, keep_predictions: bool = False
+    subject: Subject,
+    records: Records,
+    config: Config,
+    accelerator: Accelerator,
+    keep: Literal["nothing", "logits", "features"] = "nothing",
 ) -> Evaluation:
     """The figures, and for a checkpoint its step; with the backend of the training where that can serve."""
     recipe, device, setting = config.data.recipe.evaluation(), accelerator.device, config.data.backend
@@ -133,7 +137,7 @@ def assess(
             config.eval.batch,
             subject.train_counts,
             accelerator,
-            keep_predictions=keep_predictions,
+            keep=keep,
         )
     of = {} if subject.step is None else {"step": subject.step}
     return done._replace(figures=done.figures | {"backend": backend} | of)

@@ -36,9 +36,9 @@ def model() -> nn.Module:
 def test_every_sample_once_at_any_batch_size(loader: Loader, model: nn.Module, batch: int) -> None:
     counts = np.array([60, 30, 16, 8, 4])
     model.train()
-    done = evaluate(model, loader, batch, counts, Accelerator(cpu=True), keep_predictions=True)
+    done = evaluate(model, loader, batch, counts, Accelerator(cpu=True), keep="logits")
     assert model.training  # restored; dropout was off meanwhile, or batch sizes would disagree
-    predictions = done.predictions
+    predictions = done.kept
     assert predictions is not None
     assert sorted(predictions.keys) == list(predictions.keys) == sorted(loader.records.keys)
     label_of = dict(zip(loader.records.keys, loader.records.labels, strict=True))
@@ -80,10 +80,10 @@ def pixel_sums(scale: float, offset: float = 0.0) -> nn.Module:
 )
 def test_predictions_give_the_figures_of_the_screen(loader: Loader, scale: float, offset: float, dtype: type) -> None:
     """Beyond float16's range, and where its rounding makes two classes equal, the file holds float32."""
-    done = evaluate(pixel_sums(scale, offset), loader, 16, np.ones(5), Accelerator(cpu=True), keep_predictions=True)
-    keys, labels, logits = done.predictions or (None, None, None)
-    assert keys is not None and logits is not None and logits.dtype == dtype and np.isfinite(logits).all()
-    assert float((logits.argmax(axis=1) == labels).mean()) == done.figures["top1"]
+    done = evaluate(pixel_sums(scale, offset), loader, 16, np.ones(5), Accelerator(cpu=True), keep="logits")
+    kept = done.kept
+    assert kept is not None and kept.logits.dtype == dtype and np.isfinite(kept.logits).all()
+    assert float((kept.logits.argmax(axis=1) == kept.labels).mean()) == done.figures["top1"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])

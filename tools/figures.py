@@ -1,0 +1,46 @@
+"""Tables and figures of finished runs, as in the paper's supplementary.
+
+    python tools/figures.py COMMAND RUN [RUN ...] --out DIR [KEY=VALUE ...]
+
+RUN is the name or folder of a run, an export, or a file of predictions (docs/figures.md). KEY=VALUE goes to the evaluation of
+runs whose predictions are not there yet, such as data.test=FILE.beton. Each command writes its table as Markdown and JSON and its
+picture as SVG and PNG.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":  # replaces this folder, whose module names are generic
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from tools.command_line import Parser, path, run_command
+from train.run.endings import script
+
+COMMANDS = ()  # modules of tools/report, each with add_command(commands, common)
+
+
+def build_parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    common = Parser(add_help=False)
+    common.add_argument("--out", type=path, required=True, metavar="DIR", help="folder for what is made")
+    common.add_argument("--split", choices=("test", "val"), default="test", help="of the data (default: %(default)s)")
+    for module in COMMANDS:
+        module.add_command(commands, common)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    settings = [word for word in words if re.match(r"[a-z][a-z_.]*=", word)]
+    parser = build_parser()
+    parser.set_defaults(settings=settings)
+    return run_command(parser, [word for word in words if word not in settings], "nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(script(main))

@@ -1,0 +1,109 @@
+"""The runs that a report is about: each with its settings, what it says of itself, and its predictions on a split.
+
+Owns how `RUN` on a command line becomes such a run: the name or folder of a run, an export, or a file of predictions, which may
+be of a network that was not trained here. Predictions that are missing are computed and kept in the run's folder. Invariant:
+kept predictions are used only for the weights and records that they were made of.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines.errors import UserError
+from pipelines.files import read_json
+from pipelines.records.reader import Records
+from train.config import Config
+from train.evaluation.predictions import Predictions, describe, read
+from train.evaluation.subject import assess, make_subject, newest_weights, open_split
+from train.networks.final import why_not_final
+from train.networks.weights import weights_hash
+from train.run.environment import make_accelerator
+from train.run.place import run_folder
+from train.settings import load
+
+Split = Literal["test", "val"]
+# Settings that say where and how, not what is predicted: with others, predictions are not kept.
+_HARMLESS = ("data.test", "data.val", "data.workers", "data.backend", "eval.batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of a report. Of a file of predictions, `folder`, `config` and `records` are None."""
+
+    title: str
+    "its name; unique among the runs of a report"
+    predictions: Predictions
+    folder: Path | None = None
+    config: Config | None = None
+    records: Records | None = None
+    "of the split"
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A file of the run's folder, such as result.json or run.json; empty where there is none (an export)."""
+        path = None if self.folder is None else self.folder / name
+        return read_json(path) if path is not None and path.is_file() else {}
+
+
+def open_runs(
+    given: Sequence[str],
+    settings: Sequence[str] = (),
+    split: Split = "test",
+    features: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[Run]:
+    """The runs that are named on a command line; settings: KEY=VALUE for their evaluation, such as data.test=FILE.
+
+    features: whether their predictions must hold features. UserError where two are the same, or are not about the same classes.
+    """
+    runs = [_open(one, settings, split, features, say) for one in given]
+    titles = [run.title for run in runs]
+    if len(set(titles)) < len(titles):  # of the same name in different folders
+        titles = [one.rstrip("/") for one in given]
+        runs = [replace(run, title=title) for run, title in zip(runs, titles, strict=True)]
+    for title in titles:
+        if titles.count(title) > 1:
+            raise UserError(f"{title} is given twice; name each run once")
+    first = runs[0]
+    for run in runs[1:]:
+        if list(run.predictions.class_names) != list(first.predictions.class_names):
+            raise UserError(f"{run.title} has other classes than {first.title}; compare runs on the same data set")
+    return runs
+
+
+def _open(given: str, settings: Sequence[str], split: Split, features: bool, say: Callable[[str], None]) -> Run:
+    path = Path(given)
+    if path.suffix == ".npz":
+        found = read(path)
+        if features and found.features is None:
+            raise UserError(f"{given} holds no features; make it by train/evaluate.py RUN features={path.name}")
+        return Run(title=path.stem, predictions=found)
+    folder = run_folder(given.rstrip("/"))
+    if not (folder / "config.yaml").is_file():
+        raise UserError(why_not_final(folder))
+    config = load(Config, folder / "config.yaml", tuple(settings))
+    weights = newest_weights(folder)
+    hashed = weights_hash(weights.state)
+    # The split's records are opened without the network where kept predictions will do.
+    place = getattr(config.data, split)
+    kept = folder / f"predictions_{split}.npz"
+    may_keep = all(setting.startswith(tuple(f"{name}=" for name in _HARMLESS)) for setting in settings)
+    if may_keep and kept.is_file() and place is not None:
+        records = Records(place)
+        found = read(kept)
+        fits = (found.weights, found.records) == (hashed, records.digest)
+        if fits and (found.features is not None or not features):
+            return Run(title=folder.name, predictions=found, folder=folder, config=config, records=records)
+    say(f"evaluating {given} on data.{split}")
+    accelerator = make_accelerator(config)
+    subject = make_subject(folder, weights, config, accelerator)
+    records = open_split(subject, config, split)
+    done = assess(subject, records, config, accelerator, keep="features" if features else "logits")
+    assert done.kept is not None
+    found = describe(done.kept, records, subject.train_counts, config.distill.method, hashed)
+    if may_keep:
+        try:
+            found.save(kept)
+        except OSError as error:
+            say(f"note: {kept} cannot be written ({error.strerror}); the predictions are not kept")
+    return Run(title=folder.name, predictions=found, folder=folder, config=config, records=records)
