@@ -66,6 +66,8 @@ def run_pair(args: argparse.Namespace) -> None:
         images = int((cifar.train.labels == label).sum())
         if count > images:
             raise UserError(f"--counts {counts[0]} {counts[1]}: {args.archive} has {images} images of {name}")
+        if label not in cifar.test.labels:
+            raise UserError(f"{args.archive} has no test images of {name}; give another class, or the whole archive")
     options = {"split": "train", "head": args.head, "tail": args.tail, "counts": counts, "train_md5": cifar.train_md5}
     samples = cifar_samples(cifar.train, draw(cifar.train.labels, dict(zip(labels, counts, strict=True))), labels)
     convert(outputs[0], samples, names, args, kind=args.command, options=options)

@@ -76,8 +76,9 @@ class Pair(NamedTuple):
 
 
 def training(choice: Choice, dataset: Dataset, eps: float, seed: int) -> Task:
-    smoothing = f"distill.head_smoothing={eps:g}"
-    return teacher_task(choice, "ce", dataset, seed, smoothing, variant=f"eps{eps:g}", role=f"eps {eps:g}")
+    text = f"{eps:.15g}"  # as it was typed
+    smoothing = f"distill.head_smoothing={text}"
+    return teacher_task(choice, "ce", dataset, seed, smoothing, variant=f"eps{text}", role=f"eps {text}")
 
 
 def tasks(choice: Choice, pairs: Sequence[Pair], epsilons: Sequence[float], seeds: Sequence[int]) -> list[Task]:
@@ -118,8 +119,9 @@ class Point(NamedTuple):
         return {seed: value for seed, value in values.items() if value is not None}
 
     def as_json(self) -> dict[str, Any]:
-        pair = self.pair._asdict() | {"counts": self.pair.counts}
-        return pair | {"eps": self.eps, "R": self.pair.ratio(self.eps)} | self.row.as_json()
+        pair = self.pair
+        classes = {"head_class": pair.head, "tail_class": pair.tail, "n_head": pair.n_head, "n_tail": pair.n_tail}
+        return {"counts": pair.counts, "eps": self.eps, "R": pair.ratio(self.eps)} | classes | self.row.as_json()
 
     def line(self) -> list[str]:
         row, start = self.row, [self.pair.counts, f"{self.eps:g}", f"{self.pair.ratio(self.eps):.3f}"]

@@ -36,7 +36,7 @@ def _epsilon(text: str) -> float:
         value = -1.0
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{quoted(text)} given, a number of at least 0 and less than 1 allowed")
-    return value
+    return value + 0.0  # -0 is 0
 
 
 def _counts(text: str) -> tuple[int, int]:
@@ -47,7 +47,7 @@ def _counts(text: str) -> tuple[int, int]:
 
 def _class(text: str) -> str:
     """A class's name, which becomes part of names of folders."""
-    if not re.fullmatch(r"\w[\w-]{0,99}", text):
+    if not re.fullmatch(r"\w[\w-]{0,49}", text):
         raise argparse.ArgumentTypeError(f"{quoted(text)} given, a class of CIFAR-10 such as airplane expected")
     return text
 
