@@ -16,9 +16,10 @@ if __name__ == "__main__":  # replaces this folder, whose module names are gener
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from tools.command_line import Parser, apart_from_settings, path, run_command
+from tools.reporting import shifted
 from train.run.endings import script
 
-COMMANDS = ()  # modules of tools/reporting, each with add_command(commands, common)
+COMMANDS = (shifted,)  # modules of tools/reporting, each with add_command(commands, common)
 
 
 def build_parser() -> Parser:

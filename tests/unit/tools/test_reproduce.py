@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import pytest
 import torch
-from helpers.cifar_archives import COARSE, member, pack, python2_pickle
+from helpers.cifar_archives import COARSE, cifar10, member, pack, python2_pickle
 from helpers.paper_runs import IF10, IF100, SMALL, small_choice
 
 from tools import reproduce
@@ -353,6 +353,51 @@ def test_the_studies_differ_in_one_thing_each(
     assert "teacher: bsce_if10-e1-s1, given: 1 epochs, top-1 " in page
 
 
+def test_the_flatness_study(in_process: None, tmp_path: Path) -> None:
+    """Two values of eps, on 15 images of two classes; a run of an earlier revision, which did not know the setting, is eps 0."""
+    archive, out = pack(tmp_path / "mini.tar", cifar10()), tmp_path / "out"
+    chosen = ["--head", "kind_3", "--tail", "kind_1", "--counts", "10:5", "--eps", 0.4, 0, "--seeds", 2]
+    command = [
+        "cifar10-flatness",
+        "--out",
+        out,
+        *chosen,
+        "--epochs-scale",
+        0.01,
+        "model.name=resnet20",
+        "optim.batch=4",
+    ]
+    code, screen, errors = call(*command, "--archive", archive)
+    assert code == 0, screen + errors
+    names = [f"ce_kind_3_kind_1_10_5_eps{eps}-e1-s2" for eps in ("0.4", "0")]
+    lines = screen.splitlines()
+    measured = lines[lines.index("measuring this device by 1 short training") + 1 :]
+    assert [line[7:] for line in measured if line.startswith("start: ")] == ["ce_kind_3_kind_1_10_5_eps0-s0", *names]
+    assert read(out / "timing.json")["costs"].keys() == {"teacher", "device"}, "no cache and no student to be timed"
+    assert re.search(r"images/s of each: hard labels [\d,.]+; start-up and compilation \d+ s$", screen, re.MULTILINE)
+    report, page = read(out / "cifar10_flatness.json"), (out / "cifar10_flatness.md").read_text()
+    assert [(row["eps"], row["R"]) for row in report["rows"]] == [(0, 0.5), (0.4, pytest.approx(9 / 6))]
+    for row, name in zip(report["rows"], reversed(names), strict=True):
+        head, tail = read(out / "runs" / name / "result.json")["test"]["classes"]
+        found = [row[group]["mean"] for group in ("head", "tail", "mean")]
+        assert found == pytest.approx([100 * head, 100 * tail, 50 * (head + tail)])
+        assert f"head_smoothing: {row['eps']}\n" in (out / "runs" / name / "config.yaml").read_text()
+    losses = [(out / "runs" / name / "metrics.jsonl").read_text().partition('"loss": ')[2][:9] for name in names]
+    assert len(set(losses)) == 2 and "kind_3 10, kind_1 5: the claim " in page and str(out) not in page
+    assert (out / "cifar10_flatness.png").exists() and "(cifar10_flatness.svg)" in page
+    files = {path: path.read_bytes() for path in out.glob("cifar10_flatness.[jms]*")}
+    for path in files:
+        path.unlink()
+    settings = out / "runs" / names[1] / "config.yaml"
+    settings.write_text(settings.read_text().replace("  head_smoothing: 0.0\n", ""))
+    code, screen, errors = call(*command, "--table-only")
+    assert code == 0 and "start: " not in screen, screen + errors
+    assert read(out / "cifar10_flatness.json")["rows"] == report["rows"] and len(files) == 3
+    assert (out / "cifar10_flatness.svg").read_bytes() == files[out / "cifar10_flatness.svg"]
+    code, _, errors = call(*command[:-2], "model.name=resnet20", "optim.batch=8", "--table-only")
+    assert code == 2 and "optim.batch: 4 -> 8" in errors
+
+
 @pytest.mark.slow
 def test_whether_the_draw_is_the_papers(
     done: tuple[Path, str], archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -369,7 +414,11 @@ def test_whether_the_draw_is_the_papers(
 def test_the_page_on_it_names_what_exists() -> None:
     """Options, scripts, settings of the commands, and the places of runs and caches."""
     text, text_options = (ROOT / "docs" / "reproduce.md").read_text(), set()
-    for command, options in (("cifar100-lt", {"imbalance", "methods", "seeds"}), ("cifar100-lt-studies", {"teacher"})):
+    for command, options in (
+        ("cifar100-lt", {"imbalance", "methods", "seeds"}),
+        ("cifar100-lt-studies", {"teacher"}),
+        ("cifar10-flatness", {"head", "tail", "counts", "eps", "seeds"}),
+    ):
         with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as shown:
             reproduce.parse([command, "--help"])
         common = {"archive", "out", "plan", "jobs", "table-only", "epochs-scale"}
@@ -402,6 +451,18 @@ def test_it_says_what_is_wrong_with_the_command(tmp_path: Path, archive: Path) -
         assert code == 2 and words in errors
     code, _, errors = call("cifar100-lt-studies", "--archive", archive, "--out", tmp_path, "--teacher", tmp_path)
     assert code == 2 and "is not the folder of a finished run" in errors
+    for arguments, words in (
+        (["--counts", "5000"], "images of head and tail expected, such as 5000:500"),
+        (["--counts", "5000:0"], "5000:0 given"),
+        (["--eps", 0, 1], "1 given, a number of at least 0 and less than 1 allowed"),
+        (["--head", "../dog"], "../dog given, a class of CIFAR-10"),
+        (["--archive", tmp_path / "none.tar"], "give the CIFAR-10 python archive"),
+        (["--counts", "10:5"], "has no records of counts 10:5 yet: give --archive"),
+        (["--archive", archive, "--counts", "10:5"], "is a cifar100 archive; type cifar100-lt, or give one of cifar10"),
+        (["distill.head_smoothing=0.1"], "distill is set by this tool"),
+    ):
+        code, _, errors = call("cifar10-flatness", "--out", tmp_path / "new", *arguments)
+        assert code == 2 and words in errors
     with claimed(tmp_path):
         code, _, errors = call("cifar100-lt", "--archive", archive, "--out", tmp_path)
     assert code == 2 and f"{tmp_path} is in use by process {os.getpid()}" in errors
