@@ -7,7 +7,17 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from pipelines.errors import UserError
-from tools.reporting import accuracy, calibration, confusion, curves, overview, settings, speed, virtual_examples
+from tools.reporting import (
+    accuracy,
+    calibration,
+    confusion,
+    curves,
+    overview,
+    paper_figures,
+    settings,
+    speed,
+    virtual_examples,
+)
 from tools.reporting.section import Maker, Material, Section
 
 SECTIONS: dict[str, Maker] = {
@@ -15,6 +25,7 @@ SECTIONS: dict[str, Maker] = {
     "settings": settings.section,
     "curves": curves.section,
     "accuracy": accuracy.section,
+    "shifted": paper_figures.shifted_section,
     "confusion": confusion.section,
     "calibration": calibration.section,
     "virtual-examples": virtual_examples.section,
