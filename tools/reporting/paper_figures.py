@@ -4,11 +4,22 @@ Owns which runs they are about and the words around them; a run that does not sa
 """
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from pipelines.errors import UserError
 from tools.reporting import shifted
-from tools.reporting.section import Material, Picture, Section
+from tools.reporting.section import Material, Picture, Section, plain
 from train.evaluation.compensation import rule_of
+
+
+def _at_home(figure: Figure) -> Figure:
+    """In the report's manner, and no longer known to pyplot."""
+    plt.close(figure)
+    for axes in figure.axes:
+        plain(axes)
+        if (legend := axes.get_legend()) is not None:
+            legend.set_frame_on(False)
+    return figure
 
 
 def shifted_section(material: Material) -> Section:
@@ -20,8 +31,7 @@ def shifted_section(material: Material) -> Section:
         raise UserError("no run says how and on which images it was trained; tools/figures.py shifted asks for that")
     others = [run.title for run in material.runs if run not in runs]
     measured = shifted.measure(runs)
-    figure = shifted.draw(measured)
-    plt.close(figure)
+    figure = _at_home(shifted.draw(measured))
     alt = "Expected accuracy of every run, with and without post-compensation, over the test sets; the table has the figures."
     return Section(
         title=shifted.TITLE,
