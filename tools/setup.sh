@@ -60,6 +60,15 @@ if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
     print("python%d.%d-dev" % sys.version_info[:2])'
 }
 
+# Tests look at the report's page with it; DejaVu, because a browser without any font draws no text.
+missing_for_pages() {
+    local candidate
+    for candidate in chromium chromium-browser google-chrome google-chrome-stable; do
+        command -v "$candidate" >/dev/null && return
+    done
+    echo chromium fonts-dejavu-core
+}
+
 # Installs system packages as root on Debian and Ubuntu; returns 1 elsewhere, or when apt fails.
 system_install() {
     [[ $EUID == 0 ]] && command -v apt-get >/dev/null || return 1
@@ -112,6 +121,20 @@ install_ffcv() {
     optional FFCV ffcv ffcv
 }
 
+# A failure is remembered, as in `optional`.
+install_browser() {
+    local missing
+    read -r -a missing < <(missing_for_pages) || true
+    if ((${#missing[@]} == 0)); then
+        mark browser
+    elif ! have "browser failed" && system_install "${missing[@]}"; then
+        mark browser
+    else
+        have "browser failed" || mark "browser failed"
+        say "Chromium left out: the tests that look at pages skip. To add it: sudo apt-get install -y ${missing[*]}"
+    fi
+}
+
 install_dali() {
     local cuda
     cuda=$("$venv/bin/python" -c 'import torch; print((torch.version.cuda or "13").split(".")[0])')
@@ -139,3 +162,4 @@ if ((${#extras[@]})); then
 fi
 have FFCV || install_ffcv
 have DALI || install_dali
+[[ " $* " != *" dev "* ]] || have browser || install_browser

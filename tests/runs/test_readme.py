@@ -115,8 +115,11 @@ def test_cifar100_lt(place: Path) -> None:
     files = {"meta": meta, "train": train, "test": member(100, 100, 2)}
     archive = {name: FORMS["python 2"](content) for name, content in files.items()}
     pack(place / "cifar-100-python.tar.gz", archive, "w:gz")
-    *_, cached, evaluated = run_block(block("CIFAR-100-LT"), place, DEBUG)
+    *_, cached, evaluated, reported = run_block(block("CIFAR-100-LT"), place, DEBUG)
     assert "the pixels are those the teacher saw" in cached and "test.top1" in evaluated
+    assert "report.html: " in reported and "without shifted" in reported  # which needs two test images of each class
+    page = (place / "report.html").read_text()
+    assert "Settings that differ" in page and "virtual examples, T = 6" in page
     assert result(place, "dive_if100-s0")["test"]["samples"] == 100
     assert np.load(place / "predictions.npz")["logits"].shape == (100, 100)
     # What the text says about other students.

@@ -24,7 +24,15 @@ BUILT = ("build", "dist")  # by pip, and ignored by git
 ENTRY_SCRIPTS = ("distill", "teacher", "cache_logits", "evaluate")
 ENTRY_MODULES = {f"train.{name}" for name in ENTRY_SCRIPTS}
 ENTRY_LINES = 130
-COMMANDS = ("bench", "convert", "demo", "figures", "logits", "reproduce")  # programs in tools/ that are run by name
+COMMANDS = (
+    "bench",
+    "convert",
+    "demo",
+    "figures",
+    "logits",
+    "report",
+    "reproduce",
+)  # programs in tools/ that are run by name
 COMMAND_LINES = 120
 SCRIPTS = ENTRY_MODULES | {f"tools.{name}" for name in COMMANDS}
 UNSAFE_LOADS = {

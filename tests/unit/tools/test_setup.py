@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from helpers.browser import NAMES
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = ("tools/setup.sh", "setup.cfg", "pyproject.toml", "constraints.txt")
@@ -34,7 +35,8 @@ APT_GET = """#!/bin/bash
 echo "apt-get $*" >>"$CALLS"
 exit 1
 """
-STAND_INS = {"python3": PYTHON, "pkg-config": PKG_CONFIG, "apt-get": APT_GET, "c++": "#!/bin/bash"}
+NOTHING = "#!/bin/bash"
+STAND_INS = {"python3": PYTHON, "pkg-config": PKG_CONFIG, "apt-get": APT_GET, "c++": NOTHING, "chromium": NOTHING}
 
 
 class Clone:
@@ -117,6 +119,25 @@ def test_missing_system_packages_end_in_the_command_to_type(clone: Clone) -> Non
     assert asked([call for call in calls if " pip " in call])[-1] == "-e .[dali-cu13]"
     code, _, calls = clone.setup()  # the package is available now
     assert code == 0 and asked(calls) == ["-e .[ffcv]"]
+
+
+def test_the_developers_extra_brings_a_browser(clone: Clone) -> None:
+    """Where there is none; the others do without. A failure is remembered, and told every time."""
+    for place in ("/usr/local/bin", "/usr/bin", "/bin"):  # all that the set-up needs, without the browsers
+        for program in Path(place).iterdir():
+            if program.name not in (*STAND_INS, *NAMES) and not (clone.bin / program.name).exists():
+                (clone.bin / program.name).symlink_to(program)
+    (clone.bin / "chromium").unlink()
+    alone = {"PATH": str(clone.bin)}
+    code, printed, _ = clone.setup("report", **alone)
+    assert code == 0 and "Chromium" not in printed
+    code, printed, calls = clone.setup("report", "dev", **alone)
+    assert code == 0 and "Chromium left out" in printed and "apt-get install -y chromium fonts-dejavu-core" in printed
+    assert calls.count("apt-get update") == (os.geteuid() == 0)
+    code, printed, calls = clone.setup("report", "dev", **alone)
+    assert code == 0 and "Chromium left out" in printed and not calls
+    (clone.bin / "chromium").symlink_to("/bin/true")
+    assert clone.setup("report", "dev", **alone) == (0, "", [])
 
 
 def test_a_failing_core_install_stops_with_its_log(clone: Clone) -> None:
