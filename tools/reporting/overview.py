@@ -26,7 +26,7 @@ def section(material: Material) -> Section:
             Table("Results of each run", ["run", *_HEADINGS], [[run.title, *_cells([run])] for run in material.runs])
         )
     described, same = _descriptions(material.runs)
-    tables.append(described)
+    tables += described
     notes = [
         *same,
         *_of_seeds(material.entries),
@@ -71,15 +71,15 @@ def _times(value: float | None, factor: float) -> float | None:
 # ---- what they are ----
 
 
-def _descriptions(runs: Sequence[Run]) -> tuple[Table, list[str]]:
-    """(a table of what differs, a note on what is the same in all runs)"""
+def _descriptions(runs: Sequence[Run]) -> tuple[list[Table], list[str]]:
+    """(a table of what differs, a note on what is the same in all runs); each is empty where there is nothing"""
     rows = [_described(run) for run in runs]
     same = [name for name in rows[0] if len(runs) > 1 and len({row[name] for row in rows}) == 1]
     shown = [name for name in rows[0] if name not in same]
     cells = [[run.title, *(row[name] for name in shown)] for run, row in zip(runs, rows, strict=True)]
-    table = Table("What they are", ["run", *shown], cells)
+    tables = [Table("What they are", ["run", *shown], cells)] * bool(shown)
     told = "; ".join(f"{name} {rows[0][name]}" for name in same if rows[0][name] != DASH)
-    return table, [f"The same in all: {told}."] * bool(told)
+    return tables, [f"The same in all: {told}."] * bool(told)
 
 
 def _described(run: Run) -> dict[str, str]:
@@ -133,10 +133,9 @@ def _state(run: Run, record: dict[str, Any]) -> str:
 def _of_seeds(entries: Sequence[Entry]) -> Iterator[str]:
     for entry in entries:
         if len(entry.runs) > 1:
-            names = ", ".join(run.title for run in entry.runs)
             yield (
-                f"{entry.title}: mean ± standard deviation (n − 1) over the {len(entry.runs)} runs {names}. The settings that "
-                f"differ among them: {', '.join(entry.varies)}."
+                f"{entry.title} is {len(entry.runs)} runs: mean ± standard deviation (n − 1) over the seeds "
+                f"{', '.join(map(str, entry.seeds))}. The settings that differ among them: {', '.join(entry.varies)}."
             )
 
 

@@ -68,11 +68,11 @@ th, td { padding: 0.32rem 0.7rem; text-align: left; vertical-align: top; border-
 th:first-child { padding-left: 0; }
 th:last-child, td:last-child { padding-right: 0; }
 @media (max-width: 32rem) { th, td { padding-left: 0.45rem; padding-right: 0.45rem; } }
-thead th { font-weight: 500; color: var(--soft); white-space: nowrap; vertical-align: bottom; border-bottom-color: var(--soft); }
+thead th { font-weight: 500; color: var(--soft); vertical-align: bottom; border-bottom-color: var(--soft); }
 tbody th { font-weight: 500; }
 .number { text-align: right; white-space: nowrap; }
 .short { white-space: nowrap; }
-.long { min-width: 14rem; max-width: 28rem; overflow-wrap: anywhere; }
+.long { min-width: 14rem; max-width: 28rem; white-space: normal; overflow-wrap: anywhere; }
 th[scope="row"] { position: sticky; left: 0; background: var(--paper); }
 .figures {
   display: grid; gap: 1.6rem 2rem; margin: 1.2rem 0; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr));
@@ -164,7 +164,8 @@ def _scroll(table: Table) -> str:
     """The table, in a box that scrolls; columns of numbers are aligned right, equal cells at the left of a block are one."""
     kinds = [_kind([row[place] for row in table.rows], first=place == 0) for place in range(len(table.columns))]
     head = "".join(
-        f'<th scope="col" class="{kind}">{_text(name)}</th>' for name, kind in zip(table.columns, kinds, strict=True)
+        f'<th scope="col" class="{kind if len(name) <= SHORT else f"{kind} long"}">{_text(name)}</th>'
+        for name, kind in zip(table.columns, kinds, strict=True)
     )
     rows = []
     for name, block in groupby(table.rows, key=lambda row: row[0]):

@@ -77,7 +77,7 @@ def test_what_the_page_says(work: Path, page: Path) -> None:
     assert teacher[:2] == ["bsce-s*", "0, 1"] and student[0] == "dive &lt;b&gt;&amp;&quot;&#x27;"
     top1 = [json.loads((work / f"runs/bsce-s{seed}/result.json").read_text())["test"]["top1"] for seed in (0, 1)]
     assert teacher[heads.index("all, %")] == f"{100 * np.mean(top1):.2f} ± {100 * np.std(top1, ddof=1):.2f}"
-    assert "The settings that differ among them: run, seed." in text
+    assert "over the seeds 0, 1. The settings that differ among them: run, seed." in text
     for title in (
         "Curves",
         "Accuracy",
