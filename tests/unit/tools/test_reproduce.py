@@ -357,9 +357,7 @@ def test_the_studies_differ_in_one_thing_each(
 
 
 @pytest.mark.slow
-def test_the_figures_are_of_the_runs_of_the_table(
-    done: tuple[Path, str], in_process: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_figures_are_of_the_runs_of_the_table(done: tuple[Path, str], in_process: None) -> None:
     """Nothing is trained again; the predictions that are missing are computed once, and the uniform set is the test split."""
     out, _ = done
     command = ["cifar100-lt-figures", "--out", out, "--imbalance", 10, "--seeds", 1, "--epochs-scale", ONE_EPOCH]
