@@ -19,7 +19,7 @@ if __name__ == "__main__":  # replaces this folder, whose module names are gener
 from tools.command_line import Parser, path, run_command
 from train.run.endings import script
 
-COMMANDS = ()  # modules of tools/report, each with add_command(commands, common)
+COMMANDS = ()  # modules of tools/reporting, each with add_command(commands, common)
 
 
 def build_parser() -> Parser:

@@ -234,7 +234,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _draw(stem: Path, pairs: Sequence[Pair], points: Sequence[Point]) -> None:
-    from tools.report.flatness import Panel, draw  # matplotlib is for this study alone
+    from tools.reporting.flatness import Panel, draw  # matplotlib is for this study alone
 
     panels = []
     for pair in pairs:

@@ -5,8 +5,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from tools.report import flatness
-from tools.report.flatness import Panel, draw
+from tools.reporting import flatness
+from tools.reporting.flatness import Panel, draw
 
 LINES = {"head": [(97.0, 0.5), (96.5, 0.4), (None, None)], "tail": [(70.0, 2.0), (75.0, None), (None, None)]}
 PANEL = Panel("airplane 500, dog 50", [0.1, 0.222, 0.375], [0.0, 0.1, 0.2], LINES)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 
-from tools.report.style import COLOURS, LINES, MARKERS, save
+from tools.reporting.style import COLOURS, LINES, MARKERS, save
 
 
 class Panel(NamedTuple):
