@@ -22,6 +22,7 @@ from pipelines.logits.identity import FORMAT
 from pipelines.records.layout import sample_key
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
+from tools.reporting.sections import SECTIONS
 
 TEXT = (ROOT / "docs" / "logit_cache.md").read_text()
 EXPORT = (ROOT / "docs" / "export.md").read_text()
@@ -139,6 +140,17 @@ def test_the_figures_of_two_runs(two_runs: Path, heading: str) -> None:
         out = two_runs / words[words.index("--out") + 1]
         for suffix in ("md", "json", "svg", "png"):
             assert (out / f"{words[2]}.{suffix}").stat().st_size > 100
+
+
+def test_the_reports_of_two_runs(two_runs: Path) -> None:
+    """Every section that the text names is one, and the other way round."""
+    (text,) = re.findall(r"^## The report\n(.*?)(?=^## |\Z)", FIGURES, re.DOTALL | re.MULTILINE)
+    assert re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE) == list(SECTIONS)
+    for command in commands_below("The report"):
+        said = run_here(command, two_runs)
+        words = command.split()
+        out = words[words.index("--out") + 1]
+        assert f"{out}: " in said and (two_runs / out).stat().st_size > 10_000
 
 
 def test_the_links_of_the_figures_page() -> None:
