@@ -17,9 +17,10 @@ if __name__ == "__main__":  # replaces this folder, whose module names are gener
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from tools.command_line import Parser, path, run_command
+from tools.report import embeddings, samples
 from train.run.endings import script
 
-COMMANDS = ()  # modules of tools/report, each with add_command(commands, common)
+COMMANDS = (embeddings, samples)  # each with add_command(commands, common)
 
 
 def build_parser() -> Parser:
