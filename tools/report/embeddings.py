@@ -111,7 +111,7 @@ def measure(
     used = min(perplexity, (len(places) - 1) / 3)
     if used < perplexity:
         notes.append(
-            f"perplexity {used:g}, a third of the other points, in place of {perplexity:g}: there are few points"
+            f"perplexity {used:.3g}, a third of the other points, in place of {perplexity:g}: there are few points"
         )
     if left_out:
         notes.append(
@@ -278,7 +278,7 @@ def draw(measured: Embeddings) -> "Figure":
     from tools.report.style import fitting, shown, verbatim
 
     panels = measured.panels
-    columns = min(_PANEL_COLUMNS, len(panels))
+    columns = 2 if len(panels) == 4 else min(_PANEL_COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(
         figsize=(3.7 * columns + 2.7, max(3.9 * lines, 0.24 * len(measured.classes) + 1)), layout="constrained"
@@ -357,7 +357,7 @@ def _cells(one: Separation) -> list[str]:
 def notes(measured: Embeddings) -> list[str]:
     """How to read picture and tables."""
     return [
-        f"{len(measured.of_point):,} images, the same in every panel; t-SNE with perplexity {measured.perplexity:g} and seed "
+        f"{len(measured.of_point):,} images, the same in every panel; t-SNE with perplexity {measured.perplexity:.3g} and seed "
         f"{measured.seed}, begun at the first two principal components",
         f"feature vectors are {'scaled to length 1' if measured.normalised else 'taken as they are, not normalised'}",
         "the figures are of the features (the input of the last layer) and not of the picture, in which distances between "

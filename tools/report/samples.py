@@ -216,8 +216,8 @@ def resample_for(image: Image.Image) -> Image.Resampling:
 
 def _head(figure: "Figure", measured: Samples) -> None:
     right, wrong = measured.titles
-    _write(figure, _GAP, 8, f"✓ {right}: right", "", 10, bold=True)
-    _write(figure, _GAP, 30, f"✗ {wrong}: wrong", "", 10, bold=True)
+    _write(figure, _GAP, 8, f"✓ right: {right}", "", 10, bold=True)
+    _write(figure, _GAP, 30, f"✗ wrong: {wrong}", "", 10, bold=True)
     _write(figure, _GAP, 56, "below each image: its class, then both answers with their confidence", "")
     if any(measured.groups):
         words = {

@@ -30,6 +30,7 @@ GROUP_LETTERS = {"many": "M", "medium": "D", "few": "F"}  # beside the colours, 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
 DPI = 130
+_LONGEST_LINE = 300  # characters
 
 plt.rcParams.update(
     {
@@ -58,10 +59,12 @@ def shown(text: str) -> str:
 
 def fitting(text: str, width: float, size: float) -> str:
     """As much of a text of `size` points as fits into `width` points, with an ellipsis where it was cut."""
-    cut = text
-    while cut and _width(text if cut == text else f"{cut}…", size) > width:
+    if _width(text[:_LONGEST_LINE], size) <= width and len(text) <= _LONGEST_LINE:
+        return text
+    cut = text[:_LONGEST_LINE]
+    while cut and _width(f"{cut}…", size) > width:
         cut = cut[:-1]
-    return text if cut == text else f"{cut.rstrip()}…"
+    return f"{cut.rstrip()}…"
 
 
 def _width(text: str, size: float) -> float:
