@@ -1,6 +1,6 @@
 """Turn images into record files (.beton), show what a record file holds, repair one.
 
-    python tools/convert.py {cifar100-lt,cifar10-lt,folder,list,demo,info,repair} --help
+    python tools/convert.py {cifar100-lt,cifar10-lt,cifar10-pair,folder,list,demo,info,repair} --help
 
 Owns the commands; tools/conversion does their work. Invariant: names and labels depend on the input (a list's lines, paths
 inside a folder, an archive), not on where it lies or in which order the file system lists it.
@@ -17,8 +17,8 @@ if __name__ == "__main__":  # replaces this folder, whose module names are gener
 
 from tools.command_line import Parser, exit_cleanly_when_terminated, path, run_command, whole
 from tools.conversion.inspection import run_info, run_repair
-from tools.conversion.options import cifar_options, common_options, folder_options, image_options
-from tools.conversion.sources import run_cifar, run_demo, run_folder, run_list
+from tools.conversion.options import cifar_options, common_options, folder_options, image_options, pair_options
+from tools.conversion.sources import run_cifar, run_demo, run_folder, run_list, run_pair
 from tools.conversion.storage import recipe_table
 from train.run.endings import script
 
@@ -31,6 +31,9 @@ def build_parser() -> Parser:
         cifar = commands.add_parser(name, parents=[common], help=f"long-tailed {archive} from the python archive")
         cifar_options(cifar, archive)
         cifar.set_defaults(run=run_cifar)
+    pair = commands.add_parser("cifar10-pair", parents=[common], help="two classes of CIFAR-10, a head and a tail")
+    pair_options(pair)
+    pair.set_defaults(run=run_pair)
     table: dict[str, Any] = {
         "epilog": recipe_table(),
         "formatter_class": argparse.RawDescriptionHelpFormatter,

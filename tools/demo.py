@@ -19,7 +19,7 @@ sys.path[0] = str(ROOT)
 import numpy as np
 from rich.console import Console
 
-from tools.report.accuracy import draw, seconds, show_table
+from tools.reporting.accuracy import draw, seconds, show_table
 from train.run.endings import exit_code, script
 
 # the run's name, its title, the command that starts it

@@ -35,7 +35,6 @@ from train.loop import Training
 from train.networks.info import ModelInfo
 from train.networks.initial import initialise
 from train.networks.layout import channels_last, compile_in_place
-from train.objectives.losses import log_prior
 from train.objectives.methods import METHODS, DistillConfig, names_where
 from train.objectives.objective import Objective
 from train.objectives.sources import Source, make_source, open_cache
@@ -281,6 +280,4 @@ def _initialised(network: nn.Module, config: Config, train: Records, folder: Pat
 
 
 def _objective(distill: DistillConfig, train: Records, source: Source, device: torch.device) -> Objective:
-    counts = train.class_counts
-    prior = log_prior(counts) if METHODS[distill.method].prior else torch.zeros(len(counts))
-    return Objective(distill, prior.to(device), source.targets)
+    return Objective(distill, torch.from_numpy(train.class_counts).to(device), source.targets)

@@ -9,7 +9,7 @@ import numpy as np
 from pipelines.records.layout import sample_key
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
-from tools.report.runs import Run
+from tools.reporting.runs import Run
 from train.evaluation.predictions import Predictions
 
 

@@ -1,6 +1,7 @@
 """What tests of tools/reproduce.py share: a small plan, and the files of runs that were never made."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tools.paper.datasets import CIFAR100_LT
@@ -17,12 +18,17 @@ def small_choice(
 
 
 def write_run(
-    out: Path, task: Task, top1: float, sessions: list[tuple[str, str | None]], speed: float | None = 500.0
+    out: Path,
+    task: Task,
+    top1: float,
+    sessions: list[tuple[str, str | None]],
+    speed: float | None = 500.0,
+    classes: Sequence[float | None] = (),
 ) -> None:
     """The files of a finished run; sessions: times of 2026-11-01, the end None for a killed one."""
     folder = out / task.folder
     folder.mkdir(parents=True)
-    test = {"top1": top1, "many": top1 + 0.1, "medium": top1, "few": None, "samples": 10000}
+    test = {"top1": top1, "many": top1 + 0.1, "medium": top1, "few": None, "samples": 10000, "classes": [*classes]}
     result = {"method": task.role, "steps": 100, "test": test, "speed": {"images_per_s": speed, "peak_memory_gb": 1.5}}
     (folder / "result.json").write_text(json.dumps(result))
     stamp = "2026-11-01T{}+00:00"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from runs import golden_run
 
-from train import assembly
+from train.objectives import objective
 from train.objectives.losses import log_prior
 
 GOLDEN = json.loads(golden_run.FIXTURE.read_text())
@@ -34,7 +34,7 @@ def test_other_settings_are_noticed(folder: Path, change: str) -> None:
 
 
 def test_another_prior_is_noticed(folder: Path) -> None:
-    with mock.patch.object(assembly, "log_prior", lambda counts: log_prior(counts + 1)):
+    with mock.patch.object(objective, "log_prior", lambda counts: log_prior(counts + 1)):
         found = golden_run.losses(folder, "prior")
     assert "apart, wanted to 0.0001" in str(golden_run.compare(GOLDEN | {"machine": "another"}, found))
 

@@ -692,6 +692,15 @@ def _(lab: Lab) -> None:
     assert seen.logged[0]["kl"] != pytest.approx(base.logged[0]["kl"], rel=1e-3)
 
 
+@wire("distill.head_smoothing")
+def _(lab: Lab) -> None:
+    ce = ("distill.method=ce", *STILL, SHORT)
+    base, seen = lab.teacher(*ce), lab.teacher("distill.head_smoothing=0.4", *ce)
+    assert same(seen.passes[0].images, base.passes[0].images)
+    assert seen.logged[0]["loss"] != pytest.approx(base.logged[0]["loss"], rel=1e-3)
+    assert "bsce does not smooth" in lab.teacher("distill.head_smoothing=0.4", fails=True).out
+
+
 @wire("distill.teacher")
 def _(lab: Lab) -> None:
     asked, read = lab.online("distill.teacher=t", *STILL, SHORT), lab.student(*STILL, SHORT)

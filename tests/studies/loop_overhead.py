@@ -72,7 +72,7 @@ def ours(config: Config, network: nn.Module, batch: Batch, steps: int) -> float:
     model, optimizer = accelerator.prepare(network, build_optimizer(network, config.optim))
     order = TrainOrder(np.arange(BATCH * steps), 0, BATCH, 1)
     schedule = Schedule(ScheduleConfig(kind="constant", epochs=1), config.optim.lr, steps, BATCH)
-    objective = Objective(DistillConfig(method="ce"), torch.zeros(CLASSES), None)
+    objective = Objective(DistillConfig(method="ce"), torch.ones(CLASSES, dtype=torch.int64), None)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         path = Path(folder)
         silent = Dashboards([], "", path, {}, is_main=True)

@@ -12,6 +12,7 @@ from models.registry import build_model
 from pipelines.logits.flatness import TEMPERATURES, recommend
 from tools.conversion.cifar import long_tail_counts
 from tools.paper.datasets import CIFAR100_LT
+from tools.paper.flatness import COUNTS, EPSILONS, Pair
 from train.config import Config
 from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
 from train.objectives.losses import dive
@@ -198,6 +199,18 @@ def test_the_ratios_of_label_smoothing() -> None:
     for ratios, n_head, n_tail in rows:
         expected = [(int(n_tail) + int(n_head) * e) / (int(n_head) * (1 - e)) for e in floats(eps)]
         assert floats(ratios) == pytest.approx(expected, abs=0.0006)  # three decimals
+        pair = Pair("airplane", "dog", int(n_head), int(n_tail))
+        assert [pair.ratio(e) for e in floats(eps)] == pytest.approx(expected)
+    assert floats(eps) == list(EPSILONS) and [(int(head), int(tail)) for _, head, tail in rows[::2]] == list(COUNTS[:2])
+    config = load(Config, Pair("airplane", "dog", 500, 50).config)
+    numbers = found(
+        r"with 500 / 50, batch (\d+), (\d+) epochs, warm-up of (\d+) epochs, steps at (\d+) and (\d+) \[ours\]"
+    )
+    schedule = config.schedule
+    expected = (config.optim.batch, schedule.epochs, schedule.warmup_epochs, *schedule.milestones)
+    assert tuple(map(int, numbers)) == expected
+    large, same = load(Config, Pair("airplane", "dog", 5000, 50).config), configs("CIFAR-100-LT")[0]
+    assert (large.schedule, large.optim) == (same.schedule, same.optim)
 
 
 def test_the_links() -> None:

@@ -32,7 +32,6 @@ from train.meters import Meters
 from train.networks.final import save_final
 from train.networks.info import ModelInfo
 from train.networks.layout import channels_last, compile_in_place
-from train.objectives.losses import log_prior
 from train.objectives.methods import METHODS, hard_part
 from train.objectives.objective import Objective
 from train.objectives.sources import make_teacher, open_cache
@@ -207,9 +206,7 @@ class Ours:
         """The method's; without targets its hard-label part."""
         method = self._config.distill.method if targets else hard_part(self._config.distill.method)
         distill = dataclasses.replace(self._config.distill, method=method, p=self._config.distill.p if targets else 1.0)
-        counts = self._records.class_counts
-        prior = log_prior(counts) if METHODS[method].prior else torch.zeros(len(counts))
-        return Objective(distill, prior.to(self._device), targets)
+        return Objective(distill, torch.from_numpy(self._records.class_counts).to(self._device), targets)
 
     # ---- (a) ----
 

@@ -1,6 +1,6 @@
-"""CIFAR-10 and CIFAR-100 from the official python archives, and their long-tailed subsets.
+"""CIFAR-10 and CIFAR-100 from the official python archives, and subsets of them: long-tailed ones, and pairs of classes.
 
-Owns reading the pickles without running code in them, and the draw of the subset (docs/method.md).
+Owns reading the pickles without running code in them, and the draw of the subsets (docs/method.md).
 Writes nothing; an archive is read in memory and never unpacked to disk.
 Invariant: a pickle can make numpy arrays, lists, dicts, numbers, str and bytes, and nothing else.
 """
@@ -10,7 +10,7 @@ import os
 import pickle
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from lzma import LZMAError
@@ -195,16 +195,21 @@ def long_tail_counts(head: int, classes: int, imbalance: float) -> list[int]:
 
 
 def draw_long_tail(labels: np.ndarray, classes: int, imbalance: float) -> np.ndarray:
-    """Positions of the images kept, int64, ascending: the subset stays in the archive's order.
+    """Positions of the images kept, int64, ascending; that of the official archive is the papers' subset."""
+    head = int(np.bincount(labels, minlength=classes).max())
+    return draw(labels, dict(enumerate(long_tail_counts(head, classes, imbalance))))
 
-    One RandomState(0) shuffles the positions of each class, in label order; the first of each are kept. So the
-    subset depends on the archive's order; that of the official archive is the papers' subset.
+
+def draw(labels: np.ndarray, keep: Mapping[int, int]) -> np.ndarray:
+    """Positions of the images kept, int64, ascending: the subset stays in the archive's order. keep: {label: images}.
+
+    One RandomState(0) shuffles the positions of each class, in the order of `keep`; the first of each are kept. So the subset
+    depends on the archive's order, and a smaller draw of a class is part of a larger one.
     """
-    counts = np.bincount(labels, minlength=classes)
     generator = np.random.RandomState(0)
     kept = []
-    for label, keep in enumerate(long_tail_counts(int(counts.max()), classes, imbalance)):
+    for label, images in keep.items():
         positions = np.flatnonzero(labels == label)
         generator.shuffle(positions)
-        kept.append(positions[:keep])
+        kept.append(positions[:images])
     return np.sort(np.concatenate(kept))

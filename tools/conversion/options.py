@@ -63,12 +63,32 @@ def image_options() -> Parser:
     return parser
 
 
-def cifar_options(parser: Parser, archive: str) -> None:
+def _archive_options(parser: Parser, archive: str) -> None:
     parser.add_argument("--archive", type=path, required=True, help=f"{archive} .tar.gz, .tar.xz or unpacked folder")
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder for train.beton and test.beton")
+
+
+def cifar_options(parser: Parser, archive: str) -> None:
+    _archive_options(parser, archive)
     parser.add_argument(
         "--imbalance", type=imbalance, required=True, help="largest class / smallest class, such as 100"
     )
-    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder for train.beton and test.beton")
+
+
+def pair_options(parser: Parser) -> None:
+    _archive_options(parser, "CIFAR-10")
+    parser.add_argument(
+        "--head", required=True, metavar="CLASS", help="the first class of the records, such as airplane"
+    )
+    parser.add_argument("--tail", required=True, metavar="CLASS", help="the second, such as dog")
+    parser.add_argument(
+        "--counts",
+        type=whole(1),
+        nargs=2,
+        required=True,
+        metavar=("HEAD", "TAIL"),
+        help="training images of each, such as 5000 500",
+    )
 
 
 def folder_options(parser: Parser) -> None:

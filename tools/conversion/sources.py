@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, quoted
 from pipelines.records.writing import Sample, check_output
-from tools.conversion.cifar import Split, draw_long_tail, long_tail_counts, read_cifar
+from tools.conversion.cifar import Cifar, Split, draw, draw_long_tail, long_tail_counts, read_cifar
 from tools.conversion.demo_images import write_demo
 from tools.conversion.folder import class_folders, folder_samples, refuse_splits
 from tools.conversion.listing import list_samples
@@ -16,18 +18,31 @@ from tools.conversion.output import convert, convert_images, convert_parts, part
 from tools.conversion.storage import encoding_of
 
 
-def cifar_samples(split: Split, positions: np.ndarray) -> list[Sample]:
-    return [Sample(split.names[i], int(split.labels[i]), split.images[i]) for i in positions]
+def cifar_samples(split: Split, positions: np.ndarray, labels: Sequence[int] | None = None) -> list[Sample]:
+    """The images at `positions`. labels: the archive's labels that are kept, in their new order; None = as they are."""
+    found = [int(split.labels[i]) for i in positions]
+    new = found if labels is None else [labels.index(label) for label in found]
+    return [Sample(split.names[i], label, split.images[i]) for i, label in zip(positions, new, strict=True)]
 
 
-def run_cifar(args: argparse.Namespace) -> None:
-    kind = args.command.removesuffix("-lt")
+def cifar_outputs(args: argparse.Namespace) -> list[Path]:
+    """The record files of both parts, after checking that they may be written."""
     outputs = [args.out / "train.beton", args.out / "test.beton"]
     for out in outputs:
         check_output(out, args.force)
-    cifar = read_cifar(args.archive)
+    return outputs
+
+
+def cifar_of(kind: str, archive: Path) -> Cifar:
+    cifar = read_cifar(archive)
     if cifar.kind != kind:
-        raise UserError(f"{args.archive} is a {cifar.kind} archive; type {cifar.kind}-lt, or give one of {kind}")
+        raise UserError(f"{archive} is a {cifar.kind} archive; type {cifar.kind}-lt, or give one of {kind}")
+    return cifar
+
+
+def run_cifar(args: argparse.Namespace) -> None:
+    outputs = cifar_outputs(args)
+    cifar = cifar_of(args.command.removesuffix("-lt"), args.archive)
     classes = len(cifar.class_names)
     head = int(np.bincount(cifar.train.labels).max())
     if not long_tail_counts(head, classes, args.imbalance)[-1]:
@@ -38,6 +53,33 @@ def run_cifar(args: argparse.Namespace) -> None:
     convert(outputs[0], samples, cifar.class_names, args, kind=args.command, options=options)
     samples = cifar_samples(cifar.test, np.arange(len(cifar.test.labels)))
     convert(outputs[1], samples, cifar.class_names, args, kind=args.command, options={"split": "test"})
+
+
+def run_pair(args: argparse.Namespace) -> None:
+    outputs = cifar_outputs(args)
+    if args.head == args.tail:
+        raise UserError(f"--head {args.head} --tail {args.tail} is the same class twice; give two")
+    cifar = cifar_of("cifar10", args.archive)
+    names, counts = (args.head, args.tail), tuple(args.counts)
+    labels = [_label(cifar, option, name) for option, name in zip(("--head", "--tail"), names, strict=True)]
+    for name, label, count in zip(names, labels, counts, strict=True):
+        images = int((cifar.train.labels == label).sum())
+        if count > images:
+            raise UserError(f"--counts {counts[0]} {counts[1]}: {args.archive} has {images} images of {name}")
+        if label not in cifar.test.labels:
+            raise UserError(f"{args.archive} has no test images of {name}; give another class, or the whole archive")
+    options = {"split": "train", "head": args.head, "tail": args.tail, "counts": counts, "train_md5": cifar.train_md5}
+    samples = cifar_samples(cifar.train, draw(cifar.train.labels, dict(zip(labels, counts, strict=True))), labels)
+    convert(outputs[0], samples, names, args, kind=args.command, options=options)
+    samples = cifar_samples(cifar.test, np.flatnonzero(np.isin(cifar.test.labels, labels)), labels)
+    options = {"split": "test", "head": args.head, "tail": args.tail}
+    convert(outputs[1], samples, names, args, kind=args.command, options=options)
+
+
+def _label(cifar: Cifar, option: str, name: str) -> int:
+    if name not in cifar.class_names:
+        raise UserError(f"{option} {quoted(name)}: no class of the archive; give one of {', '.join(cifar.class_names)}")
+    return cifar.class_names.index(name)
 
 
 def run_folder(args: argparse.Namespace) -> None:

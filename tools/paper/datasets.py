@@ -5,7 +5,7 @@ everything that is kept or reported by data set is filed under `name`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,8 +17,9 @@ PAPER_SOURCE = "He, Wu, Wei, ICCV 2021 (arXiv 2103.15042), Table 1"
 class Dataset:
     """tag: of its runs' and tasks' names; convert: arguments of tools/convert.py but those of places and workers.
 
-    column, value: heading and cell that tell it from the other data sets of its table. configs: by method. paper, public: top-1
-    in percent by method, of the paper and of the group's published code, which lacks some.
+    column, value: heading and cell that tell it from the other data sets of its table. configs: by method; settings: KEY=VALUE
+    for all of its runs, where a configuration is of another data set. paper, public: top-1 in percent by method, of the paper
+    and of the group's published code; each lacks some.
     """
 
     name: str
@@ -27,8 +28,9 @@ class Dataset:
     value: int | str
     convert: tuple[str, ...]
     configs: Mapping[str, Path]
-    paper: Mapping[str, float]
-    public: Mapping[str, float]
+    settings: tuple[str, ...] = ()
+    paper: Mapping[str, float] = field(default_factory=dict)
+    public: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def label(self) -> str:

@@ -35,6 +35,7 @@ class Outcome:
     state: str
     words: str = ""
     accuracy: dict[str, float | None] = field(default_factory=dict)
+    classes: list[float | None] = field(default_factory=list)
     tau: float | None = None
     test_images: int = 0
     images: int = 0
@@ -83,13 +84,17 @@ def outcome(task: Task, out: Path, ending: Ending | None = None) -> Outcome:
 
 
 def _finished(task: Task, folder: Path) -> Outcome:
+    def percent(share: float | None) -> float | None:
+        return None if share is None else 100 * share
+
     result, record = read_json(folder / "result.json"), read_json(folder / "run.json")
     facts, sessions, settings = record["facts"], record["sessions"], task.settings
     precision = facts.get("precision", settings.precision)
     return Outcome(
         task,
         "finished",
-        accuracy={group: None if result["test"][group] is None else 100 * result["test"][group] for group in GROUPS},
+        accuracy={group: percent(result["test"][group]) for group in GROUPS},
+        classes=[percent(share) for share in result["test"]["classes"]],
         tau=result.get("tau"),
         test_images=result["test"]["samples"],
         images=result["steps"] * settings.optim.batch,

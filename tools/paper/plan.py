@@ -136,15 +136,18 @@ def scaled_schedule(config_file: Path, scale: float) -> list[str]:
 def _arguments(choice: Choice, method: str, dataset: Dataset, *own: str) -> tuple[str, ...]:
     """Configuration and settings of a command; later ones win."""
     file = dataset.configs[method]
-    common = (*scaled_schedule(file, choice.scale), f"data.workers={choice.threads}", _SAVE_EVERY)
+    common = (*scaled_schedule(file, choice.scale), *dataset.settings, f"data.workers={choice.threads}", _SAVE_EVERY)
     return str(file), *common, *choice.settings, *own
 
 
-def run_stem(choice: Choice, method: str, dataset: Dataset) -> str:
-    """The name of a run without its seed: the entry scripts' default; runs of another length have that in their name."""
+def run_stem(choice: Choice, method: str, dataset: Dataset, variant: str = "") -> str:
+    """The name of a run without its seed: the entry scripts' default; runs of another length have that in their name.
+
+    variant: what tells it from other runs of the method on this data set, such as "eps0.1".
+    """
     settings = settings_of(_arguments(choice, method, dataset))
     length = "" if choice.scale == 1 else f"-e{settings.schedule.epochs}"
-    return f"{method}_{dataset.tag}{length}"
+    return "_".join(filter(None, (method, dataset.tag, variant))) + length
 
 
 def seeds_found(choice: Choice, datasets: Sequence[Dataset], out: Path) -> set[int]:
@@ -170,16 +173,18 @@ def data_task(choice: Choice, dataset: Dataset) -> Task:
     )
 
 
-def teacher_task(choice: Choice, method: str, dataset: Dataset, seed: int) -> Task:
-    """A training on hard labels."""
-    name = f"{run_stem(choice, method, dataset)}-s{seed}"
+def teacher_task(
+    choice: Choice, method: str, dataset: Dataset, seed: int, *own: str, variant: str = "", role: str | None = None
+) -> Task:
+    """A training on hard labels. own: settings of this task; variant: in its name; role: other than the method."""
+    name = f"{run_stem(choice, method, dataset, variant)}-s{seed}"
     return Task(
         name=name,
         kind="teacher",
-        role=method,
+        role=role or method,
         dataset=dataset,
         folder=f"runs/{name}",
-        arguments=_arguments(choice, method, dataset, f"run={name}", f"seed={seed}"),
+        arguments=_arguments(choice, method, dataset, *own, f"run={name}", f"seed={seed}"),
         needs=(data_task(choice, dataset).name,),
         seed=seed,
     )

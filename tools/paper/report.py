@@ -4,7 +4,7 @@ Owns the layout; the paper's figures come from datasets.py, ours from outcomes.p
 that says so. Accuracies are in percent.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from tools.paper.outcomes import (
     spread,
 )
 from tools.paper.plan import ANY_SAMPLES, STUDIES, STUDIES_DATASET, Task
+from tools.reporting.tables import Table
 from train.data import views_of
 from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE
 from train.watch.text import clock, markdown_table, percent
@@ -31,10 +32,12 @@ from train.watch.text import clock, markdown_table, percent
 NAMES = {"ce": "CE", "bsce": "BSCE", "dive": "DiVE"}
 
 
-class Table(NamedTuple):
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+class Figure(NamedTuple):
+    """A drawing beside the page. words: what it shows; draw: writes it as STEM.svg and STEM.png; suffix: of the page's stem."""
+
+    words: str
+    draw: Callable[[Path], object]
+    suffix: str = ""
 
 
 class Report(NamedTuple):
@@ -45,10 +48,11 @@ class Report(NamedTuple):
     tables: list[Table]
     notes: list[str]
     data: dict[str, Any]
+    figures: Sequence[Figure] = ()
 
 
 class Row(NamedTuple):
-    """The runs of one row, of several seeds. state: in words what is missing; empty when nothing is."""
+    """The runs of one row, of several seeds. state: in words what is missing; empty when nothing is. accuracy: by group."""
 
     runs: int
     finished: int
@@ -59,8 +63,8 @@ class Row(NamedTuple):
 
     @property
     def groups(self) -> list[str]:
-        """Accuracies as text: overall, many, medium, few."""
-        return [self.accuracy[group].text() for group in GROUPS]
+        """Accuracies as text: overall, many, medium, few, or whatever the groups are."""
+        return [value.text() for value in self.accuracy.values()]
 
     def as_json(self) -> dict[str, Any]:
         spreads = self.accuracy | {"wall_s": self.wall_s, "images_per_s": self.images_per_s}
@@ -68,7 +72,7 @@ class Row(NamedTuple):
         return counts | {name: value._asdict() for name, value in spreads.items()}
 
 
-def row_of(runs: Sequence[Outcome]) -> Row:
+def row_of(runs: Sequence[Outcome], groups: Sequence[str] = GROUPS) -> Row:
     finished = [run for run in runs if run.state == "finished"]
     if len(finished) == len(runs) and runs:
         state = ""
@@ -76,7 +80,7 @@ def row_of(runs: Sequence[Outcome]) -> Row:
         state = f"{len(finished)} of {len(runs)} seeds"
     else:
         state = "; ".join(dict.fromkeys(run.status for run in runs)) or "not run"
-    accuracy = {group: spread([run.accuracy[group] for run in finished]) for group in GROUPS}
+    accuracy = {group: spread([run.accuracy[group] for run in finished]) for group in groups}
     wall, speed = ([run.wall_s for run in finished], [run.speed.get("images_per_s") for run in finished])
     return Row(len(runs), len(finished), state, accuracy, spread(wall), spread(speed))
 
@@ -130,11 +134,11 @@ def table_report(
         *notes,
         *_verdicts(lines),
         f"Paper: {PAPER_SOURCE}. The group's published code reports {public} for DiVE.",
-        *_common_notes(runs),
+        *_notes(runs),
         "The student of seed s learns from the teacher of seed s, through the cache of that teacher.",
     ]
     data = [line.as_json() for line in lines]
-    return _report("CIFAR-100-LT: Table 1 of the paper", tasks, out, runs, facts, notes, [_main_table(lines)], data)
+    return full_report("CIFAR-100-LT: Table 1 of the paper", tasks, out, runs, facts, notes, [_main_table(lines)], data)
 
 
 def _main_table(table: Sequence[Line]) -> Table:
@@ -203,13 +207,13 @@ def studies_report(
         *notes,
         "One setting differs from row to row; teacher, seed, recipe and schedule are the same. A cache is written once and "
         "serves any number of students: the time to write it stands beside a student's own and is not in it.",
-        *_common_notes(runs),
+        *_notes(runs),
     ]
     columns = ("", "tau", "p", "T = tau / p", "V", "overall", "many", "medium", "few")
     columns += ("wall time of a run", "images/s", "its cache: written in", "size")
     tables = [Table("Side by side", columns, lines)]
     title = f"CIFAR-100-LT, {STUDIES_DATASET.label}: sources of targets, and temperatures"
-    return _report(title, tasks, out, runs, facts, notes, tables, data)
+    return full_report(title, tasks, out, runs, facts, notes, tables, data)
 
 
 def _study_line(
@@ -232,25 +236,33 @@ def _given_teacher(folder: Path) -> str:
     return f"{folder.name}, given: {figures['epochs']} epochs, top-1 {100 * figures['test']['top1']:.2f}"
 
 
-# ---- what both have ----
+# ---- what all have ----
+
+WALL_TIME = (
+    "Wall time: sum of a run's sessions in its run.json, with evaluations and checkpoints, caches apart; a session that was "
+    "killed ends with its last figures. images/s: of the training steps of the last session."
+)
 
 
-def _common_notes(runs: Sequence[Outcome]) -> list[str]:
-    """How the figures are to be read."""
+def accuracy_note(runs: Sequence[Outcome]) -> str:
     images = max((run.test_images for run in runs), default=0)
+    return f"Accuracies are top-1 in percent on the balanced test set ({images:,} images), last epoch: nothing was selected."
+
+
+def _notes(runs: Sequence[Outcome]) -> list[str]:
+    """How the figures of Table 1 and the studies are to be read."""
     return [
-        f"Accuracies are top-1 in percent on the balanced test set ({images:,} images), last epoch: nothing was selected.",
+        accuracy_note(runs),
         f"many, medium, few: classes with more than {MANY_ABOVE}, {FEW_BELOW} to {MANY_ABOVE}, fewer than {FEW_BELOW} training "
         "images; unweighted means of the accuracies of their classes.",
         "± is the standard deviation over seeds (n - 1). `seed` sets initialisation and order of every run. `data.seed` (the "
         "crops and flips) is the configurations': 1 for CE and teachers, 0 for students and caches, so that no teacher is asked "
         "about the crops it was trained on.",
-        "Wall time: sum of a run's sessions in its run.json, with evaluations and checkpoints, caches apart; a session that was "
-        "killed ends with its last figures. images/s: of the training steps of the last session.",
+        WALL_TIME,
     ]
 
 
-def _report(
+def full_report(
     title: str,
     tasks: Sequence[Task],
     out: Path,
@@ -259,20 +271,23 @@ def _report(
     notes: Sequence[str],
     tables: Sequence[Table],
     rows: Sequence[dict[str, Any]],
+    groups: Sequence[str] = GROUPS,
+    figures: Sequence[Figure] = (),
 ) -> Report:
+    """The report with what all have: facts of the machine, a table of the runs by themselves, the caches."""
     caches = [found for task in tasks if task.kind == "cache" and (found := cache_facts(task, out))]
     facts = environment_facts(runs) | facts
     data = {"facts": facts, "rows": rows, "runs": [run.as_json() for run in runs]}
     data["caches"] = [cache._asdict() for cache in caches]
     lines = [(f"`{one.name}`", str(one.views), f"{one.megabytes:,.0f} MB", clock(one.seconds)) for one in caches]
     cache_tables = [Table("Caches", ("cache", "views", "size", "written in"), lines)] if lines else []
-    return Report(title, facts, [*tables, _runs_table(runs), *cache_tables], list(notes), data)
+    return Report(title, facts, [*tables, _runs_table(runs, groups), *cache_tables], list(notes), data, figures)
 
 
-def _runs_table(runs: Sequence[Outcome]) -> Table:
+def _runs_table(runs: Sequence[Outcome], groups: Sequence[str]) -> Table:
     """Each run by itself, of those that were begun."""
-    columns = ("run", "seed", "overall", "many", "medium", "few", "wall time", "sessions", "images/s", "of its ceiling")
-    columns += ("peak memory",)
+    names = ["overall" if group == "top1" else group for group in groups]
+    columns = ("run", "seed", *names, "wall time", "sessions", "images/s", "of its ceiling", "peak memory")
     lines = []
     for run in runs:
         if run.state == "not run" and not run.words:
@@ -281,7 +296,7 @@ def _runs_table(runs: Sequence[Outcome]) -> Table:
         if run.state != "finished":
             lines.append([*start, run.status, *[""] * (len(columns) - 3)])
             continue
-        figures = ["-" if run.accuracy[group] is None else f"{run.accuracy[group]:.2f}" for group in GROUPS]
+        figures = ["-" if run.accuracy[group] is None else f"{run.accuracy[group]:.2f}" for group in groups]
         speed, share, memory = (run.speed.get(name) for name in ("images_per_s", "of_ceiling", "peak_memory_gb"))
         ends = ["-" if speed is None else f"{speed:,.0f}", percent(share, 0)]
         ends.append("-" if memory is None else f"{memory:.1f} GB")
@@ -289,9 +304,10 @@ def _runs_table(runs: Sequence[Outcome]) -> Table:
     return Table("Runs", columns, lines)
 
 
-def to_markdown(report: Report) -> str:
-    """Write a report as the page that is kept in docs/results."""
+def to_markdown(report: Report, stem: str = "") -> str:
+    """Write a report as the page that is kept in docs/results; stem: of its file and those of its figures."""
     parts = [f"# {report.title}", "\n".join(f"* {name}: {value}" for name, value in report.facts.items())]
+    parts += [f"![{figure.words}]({stem}{figure.suffix}.svg)" for figure in report.figures]
     for table in report.tables:
         parts += [f"## {table.title}", markdown_table(table.columns, table.rows)]
     parts += ["## How to read this", "\n".join(f"* {note}" for note in report.notes)]

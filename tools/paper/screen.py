@@ -63,10 +63,11 @@ class Expectation:
         return f", about {clock(makespan(tasks, self._seconds, self.slots))} left" if tasks else ""
 
     def say(self, missing: Sequence[Task]) -> None:
-        teacher, cache, distill, device = self.costs
-        speeds = {"hard labels": teacher, "from a cache": distill, "writing a cache": cache}
-        rates = ", ".join(f"{name} {1 / cost.image_s:,.0f}" for name, cost in speeds.items())
-        starts = f"start-up and compilation {teacher.start_s:.0f}, {distill.start_s:.0f} and {cache.start_s:.0f} s"
-        say(f"{device}, {self.slots} at a time: images/s of each: {rates}; {starts}")
+        kinds, device = self.costs
+        names = {"teacher": "hard labels", "distill": "from a cache", "cache": "writing a cache"}
+        rates = ", ".join(f"{name} {1 / kinds[kind].image_s:,.0f}" for kind, name in names.items() if kind in kinds)
+        starts = [f"{kinds[kind].start_s:.0f}" for kind in names if kind in kinds]
+        listed = " and ".join(filter(None, (", ".join(starts[:-1]), starts[-1])))
+        say(f"{device}, {self.slots} at a time: images/s of each: {rates}; start-up and compilation {listed} s")
         total = makespan(missing, self._seconds, self.slots)
         say(f"expected: {clock(total)} for {len(missing)} task{'s' if len(missing) > 1 else ''}")

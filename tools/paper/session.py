@@ -8,29 +8,17 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from pipelines.errors import UserError
 from pipelines.files import check_file_place, write_bytes_atomic, write_each, write_json_atomic
-from tools.paper.datasets import CIFAR100_LT
 from tools.paper.jobs import Ending, Jobs, Stopped, claimed
-from tools.paper.plan import Choice, Task, refuse_strangers, seeds_found, study_tasks, table_tasks, wanted
-from tools.paper.report import Report, studies_report, table_report, to_markdown
+from tools.paper.plan import Choice, Task, refuse_strangers, wanted
+from tools.paper.report import Report, to_markdown
 from tools.paper.screen import Expectation, say, show_plan, state_of
+from tools.paper.studies import COMMANDS, Found
 from tools.paper.timing import measured
-
-TABLE, STUDIES = "cifar100-lt", "cifar100-lt-studies"
-
-
-def plan_tasks(options: argparse.Namespace, choice: Choice) -> tuple[list[Task], list[Task]]:
-    """(tasks to run, tasks of the table). Table 1 shows every run in OUT, not only those of this call."""
-    seeds = list(dict.fromkeys(options.seeds))
-    if options.command == STUDIES:
-        tasks = study_tasks(choice, seeds, options.teacher)
-        return tasks, tasks
-    datasets, asked = list(CIFAR100_LT.values()), [CIFAR100_LT[factor] for factor in dict.fromkeys(options.imbalance)]
-    tasks = table_tasks(choice, asked, seeds, options.methods)
-    return tasks, table_tasks(choice, datasets, sorted({*seeds, *seeds_found(choice, datasets, options.out)}))
 
 
 def convert_missing(missing: Sequence[Task], out: Path, options: argparse.Namespace, choice: Choice) -> None:
@@ -53,7 +41,8 @@ def run_missing(tasks: Sequence[Task], options: argparse.Namespace, choice: Choi
     convert_missing(missing, out, options, choice)
     refuse_strangers(tasks, out)
     missing = [task for task in missing if task.kind != "data"]
-    costs = measured(choice, missing[0].dataset, out, options.jobs, say)
+    chains = COMMANDS[options.command].chains
+    costs = measured(choice, missing[0].dataset, chains, out, options.jobs, say)
     expected = Expectation(out, options.jobs, costs, [task for task in tasks if task.kind == "data"])
     show_plan(tasks, missing, out, {task.name: expected.seconds(task) for task in missing})
     expected.say(missing)
@@ -70,26 +59,29 @@ def make_report(tasks: Sequence[Task], endings: dict[str, Ending], options: argp
     }
     notes = []
     if options.epochs_scale != 1:
-        epochs = next(task for task in tasks if task.is_run).settings.schedule.epochs
-        facts["schedule"] = f"{epochs} epochs, all boundaries of the configurations scaled by {options.epochs_scale:g}"
+        lengths = " and ".join(dict.fromkeys(str(task.settings.schedule.epochs) for task in tasks if task.is_run))
+        facts["schedule"] = f"{lengths} epochs, all boundaries of the configurations scaled by {options.epochs_scale:g}"
         notes.append("The schedule is not the paper's: these figures do not compare with its own.")
-    if options.command == STUDIES:
-        return studies_report(tasks, options.out, endings, facts, notes, options.teacher)
-    return table_report(tasks, options.out, endings, facts, notes)
+    return COMMANDS[options.command].report(Found(tasks, options.out, endings, facts, notes), options)
 
 
-def report_files(options: argparse.Namespace) -> tuple[Path, Path]:
-    """The report for people, and the one for programs."""
-    path = options.out / f"{options.command.replace('-', '_')}.md"
-    return path, path.with_suffix(".json")
+def report_files(options: argparse.Namespace) -> list[Path]:
+    """The report for people, the one for programs, and the figures if it has any."""
+    stem = options.command.replace("-", "_")
+    return [options.out / f"{stem}{ending}" for ending in COMMANDS[options.command].files]
 
 
 def write_report(report: Report, options: argparse.Namespace) -> None:
-    path, data = report_files(options)
+    path, data, *_ = report_files(options)
+    stem = path.with_suffix("")
+    drawn = {stem.with_name(f"{stem.name}{figure.suffix}"): figure for figure in report.figures}
     write_each(
-        lambda: write_bytes_atomic(path, to_markdown(report).encode()), lambda: write_json_atomic(data, report.data)
+        lambda: write_bytes_atomic(path, to_markdown(report, stem.name).encode()),
+        lambda: write_json_atomic(data, report.data),
+        *(partial(figure.draw, place) for place, figure in drawn.items()),
     )
-    say(f"written: {path}, {data.name}")
+    names = [data.name, *(f"{place.name}{ending}" for place in drawn for ending in (".svg", ".png"))]
+    say(f"written: {path}, {', '.join(names)}")
 
 
 def reproduce(options: argparse.Namespace) -> int:
@@ -99,7 +91,7 @@ def reproduce(options: argparse.Namespace) -> int:
     with nullcontext() if options.table_only else claimed(options.out):
         for path in () if options.plan else report_files(options):
             check_file_place(path, f"--out {options.out}")
-        asked, shown = plan_tasks(options, choice)
+        asked, shown = COMMANDS[options.command].plan(options, choice)
         refuse_strangers(shown, options.out)
         code, endings = 0, {}
         try:

@@ -1,8 +1,9 @@
 """How long the tasks of tools/reproduce.py will take on this device: measured by a few short ones, never looked up.
 
-As many chains of teacher, cache and student as there will be jobs run at the same time, by the same commands as the real ones,
-one epoch each on a CPU (more on a GPU, where an epoch takes a second), in a folder OUT/timing that is laid out as OUT is. Owns
-the measurement, kept in OUT/timing.json until device, settings or jobs change, and the sum that turns it into hours.
+As many chains of teacher, cache and student (or of what the study has of these) as there will be jobs run at the same time, by
+the same commands as the real ones, one epoch each on a CPU (more on a GPU, where an epoch takes a second), in a folder OUT/timing
+that is laid out as OUT is. Owns the measurement, kept in OUT/timing.json until device, settings or jobs change, and the sum that
+turns it into hours.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +22,16 @@ from pipelines.files import read_json, write_json_atomic
 from pipelines.records.reader import Records
 from tools.paper.datasets import Dataset
 from tools.paper.jobs import Jobs
-from tools.paper.plan import Choice, Task, is_done, table_tasks
+from tools.paper.plan import Choice, Task, is_done
 from train.data import epochs_of, views_of
 from train.run.environment import device_name
 
+_KINDS = ("teacher", "cache", "distill")
 _EPOCHS = {"cpu": 1, "cuda": 20}  # long enough that all chains train at the same time, and for clocks to settle
+
+
+# What a study has of each seed, on a data set: (choice, data set, seeds) -> tasks, among them those of the data.
+Chains = Callable[[Choice, Dataset, Sequence[int]], list[Task]]
 
 
 class Cost(NamedTuple):
@@ -36,12 +42,16 @@ class Cost(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """Of the three kinds of work, and the device they were measured on."""
+    """kinds: of the kinds of work (teacher, cache, distill) that a study has; device: the one they were measured on."""
 
-    teacher: Cost
-    cache: Cost
-    distill: Cost
+    kinds: Mapping[str, Cost]
     device: str
+
+    @property
+    def evaluated_image_s(self) -> float:
+        """Evaluating an image costs as much as caching it; a third of training on it where no cache is written: a backward
+        pass costs twice a forward pass."""
+        return self.kinds["cache"].image_s if "cache" in self.kinds else self.kinds["teacher"].image_s / 3
 
 
 class Rows(NamedTuple):
@@ -54,7 +64,9 @@ class Rows(NamedTuple):
 # ---- measuring ----
 
 
-def measured(choice: Choice, dataset: Dataset, out: Path, slots: int, say: Callable[[str], None]) -> Costs:
+def measured(
+    choice: Choice, dataset: Dataset, chains: Chains, out: Path, slots: int, say: Callable[[str], None]
+) -> Costs:
     """The costs on this device with `slots` processes at a time, read from OUT/timing.json or measured in a minute or two."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     key = {
@@ -65,16 +77,20 @@ def measured(choice: Choice, dataset: Dataset, out: Path, slots: int, say: Calla
         "threads": int(os.environ.get("OMP_NUM_THREADS", choice.threads)),
         "settings": list(choice.settings),
     }
+    tasks = _short_tasks(choice, dataset, chains, slots, _EPOCHS[device.type])
+    kinds = {task.kind for task in tasks}
     path = out / "timing.json"
-    with contextlib.suppress(UserError, LookupError, TypeError):  # one that cannot be read is measured again
-        if (kept := read_json(path))["key"] == key:
+    with contextlib.suppress(
+        UserError, LookupError, TypeError
+    ):  # one that cannot be read, or lacks a kind, is measured again
+        kept = read_json(path)
+        if kept["key"] == key and kinds <= set(kept["costs"]):
             return _costs(kept["costs"])
     say(f"measuring this device by {slots} short training{'s' if slots > 1 else ''}")
     place = out / "timing"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     (place / "data").symlink_to(Path("..") / "data")
-    tasks = _short_tasks(choice, dataset, slots, _EPOCHS[device.type])
     jobs = Jobs(place, slots, choice.threads, say)
     ended = jobs.run(tasks)
     for task in tasks:
@@ -88,8 +104,8 @@ def measured(choice: Choice, dataset: Dataset, out: Path, slots: int, say: Calla
     return _costs(costs)
 
 
-def _short_tasks(choice: Choice, dataset: Dataset, slots: int, epochs: int) -> list[Task]:
-    """A chain of teacher, cache and student for each slot, told apart by their seeds, without evaluation."""
+def _short_tasks(choice: Choice, dataset: Dataset, chains: Chains, slots: int, epochs: int) -> list[Task]:
+    """A chain for each slot, told apart by their seeds, without evaluation."""
     short = [
         "schedule.kind=constant",
         "schedule.milestones=[]",
@@ -98,15 +114,15 @@ def _short_tasks(choice: Choice, dataset: Dataset, slots: int, epochs: int) -> l
     ]
     short += ["data.test=null"]
     choice = choice._replace(scale=1.0, settings=(*choice.settings, *short))
-    return [task for task in table_tasks(choice, [dataset], range(slots), ["dive"]) if task.kind != "data"]
+    return [task for task in chains(choice, dataset, range(slots)) if task.kind != "data"]
 
 
 def _costs_of(tasks: Sequence[Task], place: Path, seconds: dict[str, float]) -> dict[str, Any]:
     """Means over the slots, as JSON holds them."""
-    found: dict[str, list[Cost]] = {"teacher": [], "cache": [], "distill": []}
+    found: dict[str, list[Cost]] = {}
     for task in tasks:
         cost = _cache_cost if task.kind == "cache" else _training_cost
-        found[task.kind].append(cost(task, place, seconds[task.name]))
+        found.setdefault(task.kind, []).append(cost(task, place, seconds[task.name]))
     return {kind: [sum(values) / len(costs) for values in zip(*costs, strict=True)] for kind, costs in found.items()}
 
 
@@ -126,7 +142,7 @@ def _training_cost(task: Task, place: Path, seconds: float) -> Cost:
 
 
 def _costs(kept: dict[str, Any]) -> Costs:
-    return Costs(Cost(*kept["teacher"]), Cost(*kept["cache"]), Cost(*kept["distill"]), kept["device"])
+    return Costs({kind: Cost(*kept[kind]) for kind in _KINDS if kind in kept}, kept["device"])
 
 
 # ---- expecting ----
@@ -156,18 +172,17 @@ def rows_of(tasks: Sequence[Task], out: Path) -> dict[str, Rows]:
 
 
 def expected_seconds(task: Task, out: Path, costs: Costs, rows: Rows) -> float:
-    """The seconds that a task still needs after its last whole epoch or view; evaluating an image costs as much as caching it."""
-    config = task.settings
+    """The seconds that a task still needs after its last whole epoch or view."""
+    config, cost = task.settings, costs.kinds[task.kind]
     if task.kind == "cache":
         left = max(0, views_of(config, rows.train) - views_done(task, out))
-        return costs.cache.start_s + left * rows.train * costs.cache.image_s
+        return cost.start_s + left * rows.train * cost.image_s
     batch, epochs = config.optim.batch, epochs_of(config, rows.train)
-    cost = costs.teacher if task.kind == "teacher" else costs.distill
     image_s = cost.image_s
     if task.kind == "distill" and not config.cache.paths:  # the online teacher answers for each image
-        image_s += costs.cache.image_s
+        image_s += costs.evaluated_image_s
     done = int(epochs_done(task, out))
     training = (epochs - done) * (rows.train // batch * batch) * image_s
     each = config.eval.every_epochs
     evaluations = 1 + ((epochs - 1) // each - done // each if each else 0)
-    return cost.start_s + training + evaluations * rows.test * costs.cache.image_s
+    return cost.start_s + training + evaluations * rows.test * costs.evaluated_image_s

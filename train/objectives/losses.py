@@ -1,4 +1,4 @@
-"""The losses: cross-entropy, balanced softmax, and distillation (DiVE and classic KD).
+"""The losses: cross-entropy, with smoothing of the head or without, balanced softmax, and distillation (DiVE and classic KD).
 
 Owns the formulas of the paper (He, Wu, Wei, ICCV 2021, arXiv 2103.15042); knows nothing of models, caches
 or settings. Invariant: everything is computed in float32 or wider whatever the inputs are, the log-prior enters
@@ -37,6 +37,24 @@ def log_prior(class_counts: Sequence[int] | np.ndarray) -> Tensor:
 def cross_entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     """-log softmax(s)_y, mean over the batch."""
     return F.cross_entropy(_wide(logits_BC), labels_B)
+
+
+def head_smoothed(logits_BC: Tensor, labels_B: Tensor, class_counts_C: Tensor, eps: float) -> Tensor:
+    """Cross-entropy with label smoothing of the most frequent class alone, mean over the batch (appendix A of the paper).
+
+    The target of a sample of that class is 1 - eps on its label and eps / (C - 1) on each other class; all other samples keep
+    their one label. torch's `label_smoothing` smooths every class and spreads its eps over all classes, the label included: with
+    e = eps * C / (C - 1) it has the same target. class_counts: int64 [C]; among equal ones the lowest label is the head.
+    """
+    if eps == 0:
+        return cross_entropy(logits_BC, labels_B)
+    log_student_BC = torch.log_softmax(_wide(logits_BC), dim=1)
+    own_B = log_student_BC.gather(1, labels_B[:, None])[:, 0]
+    others_B = (log_student_BC.sum(dim=1) - own_B) / max(1, log_student_BC.shape[1] - 1)
+    head_B = (
+        labels_B == class_counts_C.argmax()
+    )  # the first of equal ones; it stays on the device, nothing waits for it
+    return -torch.lerp(own_B, others_B, eps * head_B.to(own_B.dtype)).mean()
 
 
 def balanced_softmax(logits_BC: Tensor, labels_B: Tensor, log_prior_C: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ class Given(NamedTuple):
     "float32 [B, C]: the teacher's raw logits; None for a method without targets"
     log_prior: Tensor
     "float32 [C]: log of the training images per class; zeros for a method without a prior"
+    class_counts: Tensor
+    "int64 [C]: training images per class, on the device as all tensors here"
     settings: "DistillConfig"
     "with the temperature resolved"
     step: int
@@ -68,7 +70,8 @@ class Method(NamedTuple):
 
 
 def _ce(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
-    return losses.cross_entropy(outputs.logits, given.labels), {}
+    eps = given.settings.head_smoothing
+    return losses.head_smoothed(outputs.logits, given.labels, given.class_counts, eps), {}
 
 
 def _bsce(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
@@ -85,7 +88,7 @@ def _kd(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
 
 
 METHODS: dict[str, Method] = {
-    "ce": Method(_ce, "cross-entropy", "cross-entropy"),
+    "ce": Method(_ce, "cross-entropy", "cross-entropy", settings=("head_smoothing",)),
     "bsce": Method(_bsce, "balanced softmax", "balanced softmax", prior=True),
     "dive": Method(
         _dive,
@@ -149,6 +152,9 @@ class DistillConfig:
     "power of dive on the teacher's probabilities: teacher temperature tau / p; 1 = none"
     alpha: float = 0.5
     "weight of the soft term, 0..1; the hard term has 1 - alpha"
+    head_smoothing: float = 0.0
+    """of ce: label smoothing of the most frequent class alone (the first of equal ones), 0 up to but not 1; its samples have the
+    target 1 - this on their label, and this / (classes - 1) on each other class"""
 
     def __post_init__(self) -> None:
         self._check_teacher()
@@ -157,9 +163,17 @@ class DistillConfig:
                 raise ValueError(f"distill.{name}={value}: must be above 0, in {LEAST_T}..{MOST_T}")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"distill.alpha={self.alpha}: must be from 0 to 1")
+        if not 0 <= self.head_smoothing < 1:
+            raise ValueError(f"distill.head_smoothing={self.head_smoothing}: must be at least 0 and less than 1")
         method = METHODS[self.method]
+        if "head_smoothing" not in method.settings and self.head_smoothing != 0:
+            smoothing = names_where(lambda row: "head_smoothing" in row.settings)
+            raise ValueError(
+                f"distill.head_smoothing={self.head_smoothing}: {self.method} does not smooth labels; use "
+                f"distill.method={smoothing}, or distill.head_smoothing=0"
+            )
         if method.targets and "p" not in method.settings and self.p != 1:
-            with_power = " or ".join(name for name, row in METHODS.items() if "p" in row.settings)
+            with_power = names_where(lambda row: "p" in row.settings)
             raise ValueError(
                 f"distill.p={self.p}: {self.method} has no power; use distill.method={with_power}, or distill.p=1"
             )

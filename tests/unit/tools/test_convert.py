@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -26,6 +27,7 @@ from pipelines.records.layout import TABLE_START, sample_key
 from pipelines.records.reader import Records
 from tools import convert
 from tools.conversion import demo_images
+from tools.conversion.cifar import read_cifar
 from tools.conversion.names import stripped
 from tools.conversion.storage import RECIPES
 from train.config import Config
@@ -362,6 +364,47 @@ def test_cifar100_lt(tmp_path: Path) -> None:
     assert again.returncode == 0
     for name in ("train.beton", "test.beton"):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_a_pair_of_cifar10s_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Head 0 and tail 1 whatever their labels were; the images of a pair are among those of a larger one; all test images."""
+    archive = pack(tmp_path / "cifar.tar", cifar10())
+    common = ["cifar10-pair", "--archive", archive, "--workers", 0, "--head", "kind_7", "--tail", "kind_2"]
+
+    def made(name: str, *counts: int) -> tuple[Records, Records]:
+        given = [*common, "--counts", *counts, "--out", tmp_path / name]
+        assert convert.main([str(argument) for argument in given]) == 0
+        return Records(tmp_path / name / "train.beton"), Records(tmp_path / name / "test.beton")
+
+    (train, test), (small, same) = made("large", 10, 4), made("small", 5, 2)
+    assert train.class_names == test.class_names == ["kind_7", "kind_2"] and test.class_counts.tolist() == [3, 3]
+    assert (train.class_counts.tolist(), small.class_counts.tolist()) == ([10, 4], [5, 2])
+    assert set(small.keys) < set(train.keys) and same.digest == test.digest
+    whole = read_cifar(archive)
+    images = dict(zip(whole.train.names, whole.train.images, strict=True))
+    for i in range(len(train)):
+        kind = train.class_names[train.labels[i]]
+        assert (
+            train.name(i).startswith(f"train/{kind}/") and train.payload(i).tobytes() == images[train.name(i)].tobytes()
+        )
+    md5 = hashlib.md5(b"".join(cifar10()[f"data_batch_{part}"] for part in range(1, 6))).hexdigest()
+    chosen = {"head": "kind_7", "tail": "kind_2"}
+    expected = {"split": "train", **chosen, "counts": [10, 4], "train_md5": md5}
+    assert train.manifest["made"] == train.manifest["made"] | {"kind": "cifar10-pair", "options": expected}
+    assert test.manifest["made"]["options"] == {"split": "test", **chosen}
+    place = ["--out", tmp_path / "none"]
+    for changed, words in (
+        (["--counts", 11, 4], "--counts 11 4: .* has 10 images of kind_7"),
+        (["--counts", 10, 0], "--counts: 0 given, 1.. allowed"),
+        (["--counts", 1, 1, "--tail", "kind_7"], "is the same class twice"),
+        (
+            ["--counts", 1, 1, "--head", "dog"],
+            "--head dog: no class of the archive; give one of kind_0, kind_1, .*kind_9",
+        ),
+        (["--counts", 1, 1, "--archive", pack(tmp_path / "100.tar", cifar100())], "is a cifar100 archive"),
+    ):
+        assert re.search(words, failure(capsys, *common, *place, *changed))
+    assert not (tmp_path / "none").exists()
 
 
 def test_cifar10_lt_and_the_wrong_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ def batch(number: int) -> Batch:
 
 
 def objective() -> Objective:
-    return Objective(DistillConfig(method="ce"), torch.zeros(C), None)
+    return Objective(DistillConfig(method="ce"), torch.ones(C, dtype=torch.int64), None)
 
 
 @pytest.mark.parametrize("settings", [{}, {"accumulate": 2}, {"clip": 0.1}, {"accumulate": 4, "clip": 0.1}])
@@ -82,7 +82,7 @@ def test_the_objective_is_told_the_step_and_meters_and_average_of_it() -> None:
     config, model = OptimConfig(batch=B, accumulate=2), network()
     ema, meters = Ema(model, EmaConfig(decay=0.5)), Meters(torch.device("cpu"))
     before = {name: tensor.clone() for name, tensor in ema.state_dict().items()}
-    recording = Recording(DistillConfig(method="ce"), torch.zeros(C), None)
+    recording = Recording(DistillConfig(method="ce"), torch.ones(C, dtype=torch.int64), None)
     step = TrainStep(model, build_optimizer(model, config), recording, config, meters=meters, ema=ema)
     step(batch(0), 7, 0.1)
     step(batch(1), 8, 0.1)

@@ -21,7 +21,7 @@ from helpers.cifar_archives import (
 )
 
 from pipelines.errors import UserError
-from tools.conversion.cifar import Cifar, draw_long_tail, long_tail_counts, read_cifar
+from tools.conversion.cifar import Cifar, draw, draw_long_tail, long_tail_counts, read_cifar
 
 
 def check_cifar100(cifar: Cifar) -> None:
@@ -271,3 +271,15 @@ def test_a_folder_that_cannot_be_read_is_no_part_left_out(tmp_path: Path, monkey
     monkeypatch.setattr("os.scandir", failing)
     with pytest.raises(UserError, match="not a readable tar archive or folder, .*Permission denied"):
         read_cifar(tmp_path)
+
+
+def test_the_draw_of_some_classes() -> None:
+    """One generator for all, in the order given; what is kept with fewer images is part of what is kept with more."""
+    labels = np.random.default_rng(0).integers(0, 4, 200)
+    generator, expected = np.random.RandomState(0), []
+    for label, images in ((3, 20), (1, 5)):
+        positions = np.flatnonzero(labels == label)
+        generator.shuffle(positions)
+        expected += positions[:images].tolist()
+    assert draw(labels, {3: 20, 1: 5}).tolist() == sorted(expected)
+    assert set(draw(labels, {3: 10, 1: 2}).tolist()) < set(expected)

@@ -13,7 +13,7 @@ from tools.paper.timing import Cost, Costs, Rows, expected_seconds
 
 def test_what_is_left_of_a_task(tmp_path: Path) -> None:
     """By hand, at 0.1 s an image of training, 0.02 from a cache, 0.01 forward: 10 steps an epoch, evaluation every 10."""
-    costs = Costs(Cost(100, 0.1), Cost(50, 0.01), Cost(10, 0.02), "slow")
+    costs = Costs({"teacher": Cost(100, 0.1), "cache": Cost(50, 0.01), "distill": Cost(10, 0.02)}, "slow")
     rows = Rows(1300, 1000)
     tasks = {task.role: task for task in study_tasks(small_choice(settings=()), [0], None)}
     batch = {role: 10 * 128 * 200 * image_s for role, image_s in (("bsce", 0.1), ("online", 0.03), ("cache", 0.02))}

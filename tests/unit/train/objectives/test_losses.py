@@ -85,6 +85,33 @@ def test_balanced_softmax_is_cross_entropy_under_a_uniform_prior_only() -> None:
     assert losses.balanced_softmax(wide(STUDENT), labels, prior()).item() == pytest.approx(np_hard(STUDENT, COUNTS))
 
 
+@pytest.mark.parametrize("eps", [0.1, 0.4, 0.9])
+@pytest.mark.parametrize("counts", [COUNTS, COUNTS[::-1].copy(), np.array([3, 1, 9, 9, 2])])
+def test_smoothing_of_the_head_is_the_closed_form(counts: np.ndarray, eps: float) -> None:
+    """Samples of the most frequent class, the first of two equal ones, have the target 1 - eps and eps / (C - 1)."""
+    target = np.eye(C)[LABELS]
+    head = int(counts.argmax())
+    of_head = np.equal(LABELS, head)
+    target[of_head] = np.where(np.arange(C) == head, 1 - eps, eps / (C - 1))
+    assert target.sum(1) == pytest.approx(np.ones(B)) and of_head.any() and not of_head.all()
+    loss = losses.head_smoothed(wide(STUDENT), torch.tensor(LABELS), torch.tensor(counts), eps)
+    assert loss.item() == pytest.approx(-(target * np.log(np_softmax(STUDENT))).sum(1).mean(), rel=1e-12)
+
+
+def test_smoothing_of_the_head_beside_torchs() -> None:
+    """Of samples of the head alone: torch spreads its own eps over all classes, the label included."""
+    labels, counts, eps = torch.zeros(B, dtype=torch.int64), torch.tensor(COUNTS), 0.3
+    ours = losses.head_smoothed(wide(STUDENT), labels, counts, eps)
+    theirs = torch.nn.functional.cross_entropy(wide(STUDENT), labels, label_smoothing=eps * C / (C - 1))
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
+    mixed = torch.tensor(LABELS)
+    without = losses.head_smoothed(wide(STUDENT), mixed, counts, 0.0)
+    assert torch.equal(without, losses.cross_entropy(wide(STUDENT), mixed))
+    assert losses.head_smoothed(wide(STUDENT), mixed, counts, 1e-9).item() == pytest.approx(without.item(), rel=1e-8)
+    one_class = losses.head_smoothed(wide(STUDENT)[:, :1], labels, counts[:1], 0.3)
+    assert one_class.item() == 0
+
+
 @pytest.mark.parametrize(("tau", "p"), TAUS_AND_POWERS)
 def test_power_equals_a_teacher_temperature(tau: float, p: float) -> None:
     """softmax(t/tau)^p, renormalised = softmax(t / (tau/p)); and with p < 1 it is flatter than without."""
@@ -110,6 +137,10 @@ def test_gradients_by_finite_differences() -> None:
     def classic(student: Tensor) -> Tensor:
         return losses.kd(student, torch.tensor(LABELS), wide(TEACHER), tau=3.0, alpha=0.3)[0]
 
+    def smoothed(student: Tensor) -> Tensor:
+        return losses.head_smoothed(student, torch.tensor(LABELS), torch.tensor(COUNTS), 0.3)
+
+    assert torch.autograd.gradcheck(smoothed, (wide(STUDENT, grad=True),))
     assert torch.autograd.gradcheck(total, (wide(STUDENT, grad=True), prior().requires_grad_()))
     assert torch.autograd.gradcheck(classic, (wide(STUDENT, grad=True),))
 
@@ -177,9 +208,11 @@ def test_half_precision_logits_are_computed_in_float32(dtype: torch.dtype) -> No
 def test_extreme_logits_stay_finite(dtype: torch.dtype, size: float) -> None:
     student = torch.tensor(np.sign(STUDENT) * size).to(dtype).requires_grad_()
     teacher = torch.tensor(np.sign(TEACHER) * size).to(dtype)
+    labels = torch.tensor(LABELS)
     for loss, parts in (
         dive(student, teacher, prior().float()),
-        losses.kd(student, torch.tensor(LABELS), teacher, 9.0, 0.5),
+        losses.kd(student, labels, teacher, 9.0, 0.5),
+        (losses.head_smoothed(student, labels, torch.tensor(COUNTS), 0.3), {}),
     ):
         (gradient,) = torch.autograd.grad(loss, student)
         assert loss.isfinite() and gradient.isfinite().all()

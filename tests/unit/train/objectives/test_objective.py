@@ -20,7 +20,8 @@ generator = torch.Generator().manual_seed(0)
 LOGITS, TEACHER = torch.randn(B, C, generator=generator), torch.randn(B, C, generator=generator)
 OUTPUTS = Outputs(LOGITS)
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
-PRIOR = losses.log_prior([100, 30, 5, 1])
+COUNTS = torch.tensor([100, 30, 5, 1])
+PRIOR = losses.log_prior(COUNTS.numpy())
 BATCH = Batch(torch.zeros(B, 3, 2, 2), LABELS, np.arange(B), np.zeros(B, np.int32), torch.zeros(B, 2, 2, 3))
 
 
@@ -30,25 +31,30 @@ def targets(batch: Batch) -> torch.Tensor:
 
 
 def test_each_method_is_its_formula() -> None:
-    ce, _ = Objective(DistillConfig(method="ce"), PRIOR, None)(OUTPUTS, BATCH, 0)
+    ce, _ = Objective(DistillConfig(method="ce"), COUNTS, None)(OUTPUTS, BATCH, 0)
     assert torch.equal(ce, losses.cross_entropy(LOGITS, LABELS))
-    bsce, parts = Objective(DistillConfig(method="bsce"), PRIOR, None)(OUTPUTS, BATCH, 0)
+    for eps in (0.0, 0.3):
+        smoothed, parts = Objective(DistillConfig(method="ce", head_smoothing=eps), COUNTS.flip(0), None)(
+            OUTPUTS, BATCH, 0
+        )
+        assert torch.equal(smoothed, losses.head_smoothed(LOGITS, LABELS, COUNTS.flip(0), eps)) and parts == {}
+    bsce, parts = Objective(DistillConfig(method="bsce"), COUNTS, None)(OUTPUTS, BATCH, 0)
     assert torch.equal(bsce, losses.balanced_softmax(LOGITS, LABELS, PRIOR)) and parts == {}
     config = DistillConfig(method="dive", tau=3, p=0.5, alpha=0.3)
-    dive, parts = Objective(config, PRIOR, targets)(OUTPUTS, BATCH, 0)
+    dive, parts = Objective(config, COUNTS, targets)(OUTPUTS, BATCH, 0)
     assert torch.equal(dive, losses.dive(LOGITS, LABELS, TEACHER, PRIOR, 3, 0.5, 0.3)[0])
     assert set(parts) == {"hard", "kl"}
-    kd, _ = Objective(DistillConfig(method="kd", tau=4, alpha=0.9), PRIOR, targets)(OUTPUTS, BATCH, 0)
+    kd, _ = Objective(DistillConfig(method="kd", tau=4, alpha=0.9), COUNTS, targets)(OUTPUTS, BATCH, 0)
     assert torch.equal(kd, losses.kd(LOGITS, LABELS, TEACHER, 4, 0.9)[0])
 
 
 def test_targets_and_method_must_fit() -> None:
     with pytest.raises(ValueError, match="do not fit"):
-        Objective(DistillConfig(method="bsce"), PRIOR, targets)
+        Objective(DistillConfig(method="bsce"), COUNTS, targets)
     with pytest.raises(ValueError, match="do not fit"):
-        Objective(DistillConfig(method="dive", tau=3), PRIOR, None)
+        Objective(DistillConfig(method="dive", tau=3), COUNTS, None)
     with pytest.raises(ValueError, match="distill.tau"):
-        Objective(DistillConfig(method="dive"), PRIOR, targets)
+        Objective(DistillConfig(method="dive"), COUNTS, targets)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +64,9 @@ def test_targets_and_method_must_fit() -> None:
         ("distill.p", {"p": -1.0}),
         ("distill.alpha", {"alpha": 1.5}),
         ("distill.p", {"method": "kd", "p": 0.5}),
+        ("distill.head_smoothing", {"method": "ce", "head_smoothing": -0.1}),
+        ("distill.head_smoothing", {"method": "ce", "head_smoothing": 1.0}),
+        ("distill.head_smoothing=0.1: bsce does not .* distill.method=ce,", {"method": "bsce", "head_smoothing": 0.1}),
     ],
 )
 def test_settings_without_sense_name_their_key(key: str, settings: dict) -> None:
@@ -81,7 +90,7 @@ def test_soft_targets_that_are_not_finite_are_told_by_sample(few: Records) -> No
     loader = Loader(few, RECIPE, seed=0, backend="reference", finish=None, device=torch.device("cpu"), workers=1)
     soft = TEACHER.clone()
     batch = BATCH._replace(keys=few.keys[:B])
-    objective, accelerator = Objective(DistillConfig(method="kd", tau=4), PRIOR, lambda _: soft), Accelerator(cpu=True)
+    objective, accelerator = Objective(DistillConfig(method="kd", tau=4), COUNTS, lambda _: soft), Accelerator(cpu=True)
     objective(OUTPUTS, batch, 0)
     objective.require_finite(loader, accelerator)
     soft[2, 1] = float("nan")
@@ -89,4 +98,4 @@ def test_soft_targets_that_are_not_finite_are_told_by_sample(few: Records) -> No
     words = f"the source of soft targets gives NaN or infinite logits for 1 of 6 images of {few.path}, first for {few.name(2)} "
     with pytest.raises(UserError, match=f"{words}.*the student's learning rate is not to blame"):
         objective.require_finite(loader, accelerator)
-    Objective(DistillConfig(method="ce"), PRIOR, None).require_finite(loader, accelerator)
+    Objective(DistillConfig(method="ce"), COUNTS, None).require_finite(loader, accelerator)

@@ -78,7 +78,7 @@ def trained(batch: Batch, precision: str = "no") -> tuple[Accelerator, nn.Module
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
     network = Net()
     model, optimizer = accelerator.prepare(network, torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9))
-    objective = Objective(DistillConfig(method="ce"), torch.zeros(C), None)
+    objective = Objective(DistillConfig(method="ce"), torch.ones(C, dtype=torch.int64), None)
     accelerator.backward(objective(Outputs(model(batch.images)), batch, 0)[0])
     optimizer.step()
     optimizer.zero_grad()
@@ -140,9 +140,11 @@ def test_a_cache_is_not_asked(batch: Batch) -> None:
     """A cache's reads are not part of the ceiling; an online teacher is part of the step."""
     unreadable = object.__new__(CachedTargets)
     distill = DistillConfig(method="dive", tau=3)
-    loss, _ = Objective(distill, torch.zeros(C), unreadable).resident()(Outputs(torch.randn(B, C)), batch, 0)
+    loss, _ = Objective(distill, torch.ones(C, dtype=torch.int64), unreadable).resident()(
+        Outputs(torch.randn(B, C)), batch, 0
+    )
     assert torch.isfinite(loss)
-    online = Objective(distill, torch.zeros(C), lambda batch: torch.zeros(B, C))
+    online = Objective(distill, torch.ones(C, dtype=torch.int64), lambda batch: torch.zeros(B, C))
     assert online.resident() is online
 
 
@@ -174,7 +176,7 @@ def test_nothing_changes_on_a_gpu(batch: Batch) -> None:
     network = Net().to(accelerator.device)
     model, optimizer = accelerator.prepare(network, torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9))
     batch = batch._replace(images=batch.images.to(accelerator.device), labels=batch.labels.to(accelerator.device))
-    objective = Objective(DistillConfig(method="ce"), torch.zeros(C, device=accelerator.device), None)
+    objective = Objective(DistillConfig(method="ce"), torch.ones(C, dtype=torch.int64, device=accelerator.device), None)
 
     def state() -> list[torch.Tensor]:
         torch.cuda.synchronize()

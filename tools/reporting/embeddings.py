@@ -12,19 +12,19 @@ all points. For one class: that of its own points. The silhouette is Rousseeuw's
 import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from pipelines.errors import UserError, printable, quoted
 from tools.command_line import whole
-from tools.report.output import check_place, write
-from tools.report.runs import Run, open_runs
-from tools.report.tables import Table, markdown
-from tools.report.together import group_of_each, known_counts, notes_on_counts, same_images
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from tools.reporting.output import check_place, write_all
+from tools.reporting.runs import Run, open_runs
+from tools.reporting.style import COLOURS, MARKERS, fitting, shown, verbatim
+from tools.reporting.tables import Table, markdown
+from tools.reporting.together import group_of_each, known_counts, notes_on_counts, same_images
 
 NAME = "embeddings"
 CLASSES = 10
@@ -270,13 +270,8 @@ def _sklearn(module: str) -> Any:
         raise UserError("embeddings need scikit-learn; type: pip install scikit-learn") from error
 
 
-def draw(measured: Embeddings) -> "Figure":
+def draw(measured: Embeddings) -> Figure:
     """A panel for each run, with the same colours and markers; the legend goes from frequent to rare."""
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    from tools.report.style import fitting, shown, verbatim
-
     panels = measured.panels
     columns = 2 if len(panels) == 4 else min(_PANEL_COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
@@ -304,8 +299,6 @@ def draw(measured: Embeddings) -> "Figure":
 
 def _look(i: int) -> dict[str, Any]:
     """Colour and marker of class i, no two alike: each colour first filled, then hollow, each time with another marker."""
-    from tools.report.style import COLOURS, MARKERS
-
     lap, colour = divmod(i, len(COLOURS))
     filled = {"markerfacecolor": COLOURS[colour], "markeredgewidth": 0.0}
     hollow = {"markerfacecolor": "none", "markeredgewidth": 0.9}
@@ -320,8 +313,6 @@ def _in_words(panel: Panel) -> str:
 
 
 def _in_legend(one: ShownClass) -> str:
-    from tools.report.style import fitting, shown
-
     return fitting(shown(one.name), 95, 9) + (f": {one.train_images:,}, {one.group}" if one.group else "")
 
 
@@ -384,6 +375,11 @@ def as_json(measured: Embeddings) -> dict[str, Any]:
     }
 
 
+def page(measured: Embeddings) -> str:
+    """The tables as Markdown, with the picture."""
+    return markdown("Features of classes from frequent to rare", tables(measured), notes(measured), [f"{NAME}.png"])
+
+
 def add_command(commands: Any, common: Any) -> None:
     sub = commands.add_parser(
         NAME, parents=[common], help="t-SNE of the features of ten classes, and how far they lie apart"
@@ -430,5 +426,5 @@ def run(args: Any) -> None:
         points=args.points,
         normalise=args.normalise,
     )
-    page = markdown("Features of classes from frequent to rare", tables(measured), notes(measured), [f"{NAME}.png"])
-    write(args.out, NAME, page, as_json(measured), draw(measured))
+    paths = write_all(args.out, NAME, page(measured), as_json(measured), draw(measured))
+    print(f"written: {paths[0]}, {', '.join(one.name for one in paths[1:])}")

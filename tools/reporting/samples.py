@@ -10,24 +10,23 @@ equal a share of the number as it can, and the images of a group are drawn from 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 from pipelines.backends.reference import ReferenceBackend
 from pipelines.errors import UserError, printable
 from pipelines.records.reader import Records
 from tools.command_line import path, whole
-from tools.report.output import check_place, write
-from tools.report.runs import Run, open_runs
-from tools.report.tables import Table, markdown
-from tools.report.together import group_of_each, known_counts, notes_on_counts, same_images
+from tools.reporting.output import check_place, write_all
+from tools.reporting.runs import Run, open_runs
+from tools.reporting.style import DPI, GROUP_COLOURS, GROUP_LETTERS, fitting, shown, verbatim
+from tools.reporting.tables import Table, markdown
+from tools.reporting.together import group_of_each, known_counts, notes_on_counts, same_images
 from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE
 from train.watch.text import percent
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 NAME = "samples"
 NUMBER = 16
@@ -174,15 +173,11 @@ def _cases(right: np.ndarray, wrong: np.ndarray, of_image: np.ndarray) -> dict[s
     }
 
 
-def draw(measured: Samples) -> "Figure":
+def draw(measured: Samples) -> Figure:
     """The images in rows, from many- to few-shot classes, each with its class and the two answers below.
 
     Places are counted in pixels of the PNG, so that an image that fits is drawn pixel by pixel.
     """
-    from matplotlib.figure import Figure
-
-    from tools.report.style import DPI, verbatim
-
     columns = min(len(measured.shown), max(_FEWEST_COLUMNS, round(len(measured.shown) ** 0.5)))
     lines = -(-len(measured.shown) // columns)
     width, height = max(columns, _FEWEST_COLUMNS) * _TILE + _GAP, _HEAD + lines * _TILE_HEIGHT + _GAP
@@ -214,7 +209,7 @@ def resample_for(image: Image.Image) -> Image.Resampling:
     return Image.Resampling.NEAREST if max(image.size) <= _SIDE else Image.Resampling.LANCZOS
 
 
-def _head(figure: "Figure", measured: Samples) -> None:
+def _head(figure: Figure, measured: Samples) -> None:
     right, wrong = measured.titles
     _write(figure, _GAP, 8, f"✓ right: {right}", "", 10, bold=True)
     _write(figure, _GAP, 30, f"✗ wrong: {wrong}", "", 10, bold=True)
@@ -243,15 +238,11 @@ def _caption(number: int, sample: Sample, measured: Samples) -> list[tuple[str, 
 
 
 def _marked(group: str) -> str:
-    from tools.report.style import GROUP_LETTERS
-
     return f"[{GROUP_LETTERS[group]}] " if group else ""
 
 
-def _write(figure: "Figure", left: int, top: int, text: str, group: str, size: float = 8, bold: bool = False) -> None:
+def _write(figure: Figure, left: int, top: int, text: str, group: str, size: float = 8, bold: bool = False) -> None:
     """A line of text at a place in pixels, cut where the tile or, in the head, the page ends."""
-    from tools.report.style import DPI, GROUP_COLOURS, fitting, shown
-
     width, height = (DPI * inches for inches in figure.get_size_inches())
     room = width - left - _GAP if top < _HEAD else _TILE - _GAP
     figure.text(
@@ -327,6 +318,12 @@ def as_json(measured: Samples) -> dict[str, Any]:
     }
 
 
+def page(measured: Samples) -> str:
+    """The tables as Markdown, with the picture."""
+    right, wrong = map(printable, measured.titles)
+    return markdown(f"What {right} answers right and {wrong} wrong", tables(measured), notes(measured), [f"{NAME}.png"])
+
+
 def add_command(commands: Any, common: Any) -> None:
     sub = commands.add_parser(NAME, parents=[common], help="test images that one run answers right and another wrong")
     sub.add_argument("right", metavar="RIGHT", help="name, folder or file of predictions of the run that is right")
@@ -351,14 +348,8 @@ def run(args: Any) -> None:
     groups = [group for group in _GROUPS if group in args.groups]
     records = find_records((right, wrong), args.records, args.settings, args.split)
     measured = measure(right, wrong, records, number=args.number, seed=args.seed, groups=groups)
-    title = f"What {printable(right.title)} answers right and {printable(wrong.title)} wrong"
-    write(
-        args.out,
-        NAME,
-        markdown(title, tables(measured), notes(measured), [f"{NAME}.png"]),
-        as_json(measured),
-        draw(measured),
-    )
+    paths = write_all(args.out, NAME, page(measured), as_json(measured), draw(measured))
+    print(f"written: {paths[0]}, {', '.join(one.name for one in paths[1:])}")
 
 
 def find_records(runs: Sequence[Run], given: Path | None, settings: Sequence[str], split: str) -> Records:

@@ -13,10 +13,10 @@ from matplotlib.text import Text
 
 from pipelines.errors import UserError
 from tools.figures import main
-from tools.report import embeddings
-from tools.report.embeddings import Embeddings, as_json, draw, measure, named, notes, separation, spread, tables
-from tools.report.runs import Run
-from tools.report.style import svg
+from tools.reporting import embeddings
+from tools.reporting.embeddings import Embeddings, as_json, draw, measure, named, notes, separation, spread, tables
+from tools.reporting.runs import Run
+from tools.reporting.style import svg
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox")
 COUNTS = (10, 500, 30, 200, 15, 101)
@@ -249,7 +249,7 @@ def test_what_the_command_refuses(
     assert "--perplexity" in refusal("--perplexity", "nan") and "--perplexity" in refusal("--perplexity", "0")
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     assert refusal() == "error: embeddings need scikit-learn; type: pip install scikit-learn\n"
-    monkeypatch.delitem(sys.modules, "tools.report.style")
+    monkeypatch.delitem(sys.modules, "tools.reporting.style")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "sklearn.manifold")
     assert refusal() == "error: pictures need matplotlib; type: pip install matplotlib\n"

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from tools.report.accuracy import draw, seconds, show_table
+from tools.reporting.accuracy import draw, seconds, show_table
 
 TITLES = {"a": "first", "b": "second"}
 RESULTS = {

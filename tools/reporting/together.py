@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipelines.errors import UserError
-from tools.report.runs import Run
+from tools.reporting.runs import Run
 from train.evaluation.metrics import shot_groups
 from train.evaluation.predictions import Predictions
 

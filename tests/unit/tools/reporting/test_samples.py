@@ -16,9 +16,19 @@ from pipelines.errors import UserError
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
 from tools.figures import main
-from tools.report.runs import Run
-from tools.report.samples import Samples, as_json, draw, draw_places, find_records, fitted_size, measure, notes, tables
-from tools.report.style import COLOURS, GROUP_COLOURS, svg
+from tools.reporting.runs import Run
+from tools.reporting.samples import (
+    Samples,
+    as_json,
+    draw,
+    draw_places,
+    find_records,
+    fitted_size,
+    measure,
+    notes,
+    tables,
+)
+from tools.reporting.style import COLOURS, GROUP_COLOURS, svg
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox")
 COUNTS = (10, 500, 30, 200, 15, 101)  # few, many, medium, many, few, many
@@ -234,8 +244,8 @@ def test_what_the_command_refuses(
     assert "no such record file" in refusal("--records", str(tmp_path / "none.beton"))
     (tmp_path / "file").write_text("")
     assert main(["samples", *files, "--out", str(tmp_path / "file")]) == 2
-    assert "--out: cannot write in" in capsys.readouterr().err
-    monkeypatch.delitem(sys.modules, "tools.report.style")
+    assert "cannot write in" in capsys.readouterr().err
+    monkeypatch.delitem(sys.modules, "tools.reporting.style")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert refusal() == "error: pictures need matplotlib; type: pip install matplotlib\n"
     assert not (tmp_path / "out").exists()

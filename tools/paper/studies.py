@@ -1,0 +1,102 @@
+"""THE table of the studies of tools/reproduce.py: what each command trains, and the page that it writes.
+
+A study is one row of COMMANDS and its options in options.py: the tasks, which of them measure the device, and the report.
+Everything else (plan, time, processes, resuming) is the same for all.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tools.paper import figures, flatness
+from tools.paper.datasets import CIFAR100_LT, Dataset
+from tools.paper.jobs import Ending
+from tools.paper.plan import Choice, Task, seeds_found, study_tasks, table_tasks
+from tools.paper.report import Report, studies_report, table_report
+from tools.paper.timing import Chains
+
+TABLE, STUDIES, FIGURES, FLATNESS = "cifar100-lt", "cifar100-lt-studies", "cifar100-lt-figures", "cifar10-flatness"
+Plan = tuple[list[Task], list[Task]]  # tasks to run, tasks of the report
+
+
+class Found(NamedTuple):
+    """What a report is made of: tasks of the report, OUT, how those ended that were run just now, facts and notes of the call."""
+
+    tasks: Sequence[Task]
+    out: Path
+    endings: dict[str, Ending]
+    facts: dict[str, str]
+    notes: Sequence[str]
+
+
+class Study(NamedTuple):
+    """One row of COMMANDS. files: endings of what it writes beside OUT/COMMAND (with _ for -)."""
+
+    plan: Callable[[argparse.Namespace, Choice], Plan]
+    chains: Chains
+    report: Callable[[Found, argparse.Namespace], Report]
+    files: tuple[str, ...] = (".md", ".json")
+
+
+def _unique(values: Sequence[int]) -> list[int]:
+    return list(dict.fromkeys(values))
+
+
+def _table_plan(options: argparse.Namespace, choice: Choice) -> Plan:
+    """Table 1 shows every run in OUT, not only those of this call."""
+    seeds = _unique(options.seeds)
+    datasets, asked = list(CIFAR100_LT.values()), [CIFAR100_LT[factor] for factor in _unique(options.imbalance)]
+    tasks = table_tasks(choice, asked, seeds, options.methods)
+    return tasks, table_tasks(choice, datasets, sorted({*seeds, *seeds_found(choice, datasets, options.out)}))
+
+
+def _studies_plan(options: argparse.Namespace, choice: Choice) -> Plan:
+    tasks = study_tasks(choice, _unique(options.seeds), options.teacher)
+    return tasks, tasks
+
+
+def _figures_plan(options: argparse.Namespace, choice: Choice) -> Plan:
+    flatness.require_drawing()
+    tasks = table_tasks(choice, [CIFAR100_LT[options.imbalance]], _unique(options.seeds))
+    return tasks, tasks
+
+
+def _flatness_plan(options: argparse.Namespace, choice: Choice) -> Plan:
+    flatness.require_drawing()
+    tasks = flatness.tasks(choice, _pairs(options), list(dict.fromkeys(options.eps)), _unique(options.seeds))
+    return tasks, tasks
+
+
+def _pairs(options: argparse.Namespace) -> list[flatness.Pair]:
+    return [flatness.Pair(options.head, options.tail, *counts) for counts in dict.fromkeys(options.counts)]
+
+
+def _dive_chains(choice: Choice, dataset: Dataset, seeds: Sequence[int]) -> list[Task]:
+    return table_tasks(choice, [dataset], seeds, ["dive"])
+
+
+def _table_report(found: Found, options: argparse.Namespace) -> Report:
+    return table_report(*found)
+
+
+def _studies_report(found: Found, options: argparse.Namespace) -> Report:
+    tasks, out, endings, facts, notes = found
+    return studies_report(tasks, out, endings, facts, notes, options.teacher)
+
+
+def _figures_report(found: Found, options: argparse.Namespace) -> Report:
+    return figures.report(*found)
+
+
+def _flatness_report(found: Found, options: argparse.Namespace) -> Report:
+    tasks, out, endings, facts, notes = found
+    return flatness.report(tasks, out, endings, facts, notes, _pairs(options))
+
+
+COMMANDS: dict[str, Study] = {
+    TABLE: Study(_table_plan, _dive_chains, _table_report),
+    STUDIES: Study(_studies_plan, _dive_chains, _studies_report),
+    FIGURES: Study(_figures_plan, _dive_chains, _figures_report, figures.FILES),
+    FLATNESS: Study(_flatness_plan, flatness.chains, _flatness_report, (".md", ".json", ".svg", ".png")),
+}
