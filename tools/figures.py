@@ -8,18 +8,28 @@ picture as SVG and PNG.
 """
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # replaces this folder, whose module names are generic
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tools.command_line import Parser, apart_from_settings, path, run_command
-from tools.reporting import shifted
-from train.run.endings import script
+from tools.command_line import Parser, apart_from_settings, path
+from train.run.endings import exit_code, script
 
-COMMANDS = (shifted,)  # modules of tools/reporting, each with add_command(commands, common)
+
+def command_modules() -> tuple[Any, ...]:
+    """Those of tools/reporting that are commands, each with add_command(commands, common).
+
+    UserError where matplotlib is missing, which all of them import: so they are imported here, where that becomes one line.
+    """
+    importlib.import_module("tools.reporting.style")
+    from tools.reporting import embeddings, samples, shifted
+
+    return shifted, embeddings, samples
 
 
 def build_parser() -> Parser:
@@ -28,7 +38,7 @@ def build_parser() -> Parser:
     common = Parser(add_help=False)
     common.add_argument("--out", type=path, required=True, metavar="DIR", help="folder for what is made")
     common.add_argument("--split", choices=("test", "val"), default="test", help="of the data (default: %(default)s)")
-    for module in COMMANDS:
+    for module in command_modules():
         module.add_command(commands, common)
     return parser
 
@@ -36,9 +46,14 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words, settings = apart_from_settings(sys.argv[1:] if argv is None else argv)
-    parser = build_parser()
-    parser.set_defaults(settings=settings)
-    return run_command(parser, words, "nothing was written")
+
+    def work() -> int | None:
+        parser = build_parser()
+        parser.set_defaults(settings=settings)
+        args = parser.parse_args(words)
+        return args.run(args)
+
+    return exit_code(work, "interrupted; nothing was written")
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def two_runs(work: Path) -> Path:
     return work
 
 
-@pytest.mark.parametrize("heading", ["Shifted test sets"])
+@pytest.mark.parametrize("heading", ["Shifted test sets", "Embeddings", "Sample pictures"])
 def test_the_figures_of_two_runs(two_runs: Path, heading: str) -> None:
     commands = commands_below(heading)
     assert len(commands) >= 2
