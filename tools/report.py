@@ -8,6 +8,7 @@ whose predictions are not there yet, such as data.test=FILE.beton (docs/figures.
 """
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -17,26 +18,29 @@ if __name__ == "__main__":  # replaces this folder, whose module names are gener
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipelines.files import check_file_place, write_bytes_atomic
-from tools.command_line import Parser, apart_from_settings, path, run_command
-from tools.reporting.entries import entries_of
-from tools.reporting.page import page
-from tools.reporting.runs import open_runs
-from tools.reporting.section import Material
-from tools.reporting.sections import SECTIONS, make_sections
-from train.run.endings import script
+from tools.command_line import Parser, apart_from_settings, path
+from train.run.endings import exit_code, script
 from train.watch.text import short_list, size_text
 
 
 def build_parser() -> Parser:
+    """UserError where matplotlib is missing, which all sections import: so they are imported in functions, not above."""
+    importlib.import_module("tools.reporting.style")
+    from tools.reporting.sections import SECTIONS
+
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="name or folder of a run, an export, or predictions .npz"
     )
     parser.add_argument("--out", type=path, required=True, metavar="FILE", help="the page, such as report.html")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="of the data (default: %(default)s)")
-    names = ", ".join(SECTIONS)
     parser.add_argument(
-        "--without", nargs="+", choices=tuple(SECTIONS), default=(), metavar="SECTION", help=f"leave out: {names}"
+        "--without",
+        nargs="+",
+        choices=tuple(SECTIONS),
+        default=(),
+        metavar="SECTION",
+        help=f"leave out: {', '.join(SECTIONS)}; embeddings and samples take longest",
     )
     parser.set_defaults(run=report)
     return parser
@@ -44,11 +48,14 @@ def build_parser() -> Parser:
 
 def report(args: argparse.Namespace) -> None:
     """Make the page, and say what is left out of it."""
+    from tools.reporting.page import page
+    from tools.reporting.runs import open_runs
+    from tools.reporting.sections import make_sections, needs_features
+
     check_file_place(args.out, f"--out {args.out}")
-    runs = open_runs(args.runs, args.settings, args.split)
-    made = make_sections(Material(runs, entries_of(runs), args.split), args.without)
-    titles = [run.title for run in runs]
-    title = f"Report on {short_list(titles)}"
+    runs = open_runs(args.runs, args.settings, args.split, "wanted" if needs_features(args.without) else False)
+    made = make_sections(runs, args.split, args.without)
+    title = f"Report on {short_list([run.title for run in runs])}"
     about = f"Made on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by tools/report.py, from predictions on the {args.split} split."
     data = page(title, about, made.sections, made.left_out)
     write_bytes_atomic(args.out, data)
@@ -60,9 +67,14 @@ def report(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     words, settings = apart_from_settings(sys.argv[1:] if argv is None else argv)
-    parser = build_parser()
-    parser.set_defaults(settings=settings)
-    return run_command(parser, words, "nothing was written")
+
+    def work() -> int | None:
+        parser = build_parser()
+        parser.set_defaults(settings=settings)
+        args = parser.parse_args(words)
+        return args.run(args)
+
+    return exit_code(work, "interrupted; nothing was written")
 
 
 if __name__ == "__main__":

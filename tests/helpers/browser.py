@@ -26,7 +26,10 @@ def find() -> str | None:
 
 
 class Seen(NamedTuple):
-    """What a page looked like. requests: every address that it asked for, itself included; errors: of its console."""
+    """What a page looked like. requests: every address that it asked for, itself included; errors: of its console.
+
+    A data URI, which holds what it names, is no request.
+    """
 
     requests: list[str]
     errors: list[str]
@@ -81,7 +84,8 @@ class Browser:
             "value"
         )
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=True, optimizeForSpeed=True)
-        sent = [event["params"]["request"]["url"] for event in self._of("Network.requestWillBeSent")]
+        asked = [event["params"]["request"]["url"] for event in self._of("Network.requestWillBeSent")]
+        sent = [address for address in asked if not address.startswith("data:")]
         errors = [event["params"]["entry"]["text"] for event in self._of("Log.entryAdded")]
         return Seen(sent, errors, answer, base64.b64decode(shot["data"]))
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
+from models.features import last_layer
 from pipelines.errors import UserError
 from pipelines.files import read_json
 from pipelines.records.reader import Records
@@ -51,12 +54,13 @@ def open_runs(
     given: Sequence[str],
     settings: Sequence[str] = (),
     split: Split = "test",
-    features: bool = False,
+    features: bool | Literal["wanted"] = False,
     say: Callable[[str], None] = print,
 ) -> list[Run]:
     """The runs that are named on a command line; settings: KEY=VALUE for their evaluation, such as data.test=FILE.
 
-    features: whether their predictions must hold features. UserError where two are the same, or are not about the same classes.
+    features: whether their predictions must hold features; wanted: those do that can, and a file is taken as it is.
+    UserError where two are the same, or are not about the same classes.
     """
     runs = [_open(one, settings, split, features, say) for one in given]
     titles = [run.title for run in runs]
@@ -73,11 +77,17 @@ def open_runs(
     return runs
 
 
-def _open(given: str, settings: Sequence[str], split: Split, features: bool, say: Callable[[str], None]) -> Run:
+def _open(
+    given: str,
+    settings: Sequence[str],
+    split: Split,
+    features: bool | Literal["wanted"],
+    say: Callable[[str], None],
+) -> Run:
     path = Path(given)
     if path.suffix == ".npz":
         found = read(path)
-        if features and found.features is None:
+        if features is True and found.features is None:
             raise UserError(f"{given} holds no features; make it by train/evaluate.py RUN features={path.name}")
         return Run(title=path.stem, predictions=found)
     folder = run_folder(given.rstrip("/"))
@@ -90,29 +100,40 @@ def _open(given: str, settings: Sequence[str], split: Split, features: bool, say
     place = getattr(config.data, split)
     kept = folder / f"predictions_{split}.npz"
     may_keep = all(setting.startswith(tuple(f"{name}=" for name in _HARMLESS)) for setting in settings)
+    records, found = None, None
     if may_keep and kept.is_file() and place is not None:
         records = Records(place)
-        found = read(kept)
-        fits = (found.weights, found.records) == (hashed, records.digest)
-        if fits and (found.features is not None or not features):
-            return Run(
-                title=folder.name,
-                predictions=found,
-                folder=folder,
-                config=config,
-                records=records,
-                step=weights.step,
-            )
-    say(f"evaluating {given} on data.{split}")
-    accelerator = make_accelerator(config)
-    subject = make_subject(folder, weights, config, accelerator)
-    records = open_split(subject, config, split)
-    done = assess(subject, records, config, accelerator, keep="features" if features else "logits")
-    assert done.kept is not None
-    found = describe(done.kept, records, subject.train_counts, config.distill.method, hashed)
-    if may_keep:
-        try:
-            found.save(kept)
-        except OSError as error:
-            say(f"note: {kept} cannot be written ({error.strerror}); the predictions are not kept")
+        found = _fitting(read(kept), hashed, records)
+    if found is None or (features and found.features is None):
+        accelerator = make_accelerator(config)
+        subject = make_subject(folder, weights, config, accelerator)
+        features = features is True or (features == "wanted" and _has_features(subject.network))
+        if found is None or features:
+            say(f"evaluating {given} on data.{split}")
+            records = open_split(subject, config, split)
+            done = assess(subject, records, config, accelerator, keep="features" if features else "logits")
+            assert done.kept is not None
+            found = describe(done.kept, records, subject.train_counts, config.distill.method, hashed)
+            if may_keep:
+                _keep(found, kept, say)
     return Run(title=folder.name, predictions=found, folder=folder, config=config, records=records, step=weights.step)
+
+
+def _fitting(found: Predictions, weights: str, records: Records) -> Predictions | None:
+    """The predictions, if they are of these weights and records."""
+    return found if (found.weights, found.records) == (weights, records.digest) else None
+
+
+def _has_features(network: nn.Module) -> bool:
+    try:
+        last_layer(network)
+    except ValueError:
+        return False
+    return True
+
+
+def _keep(found: Predictions, path: Path, say: Callable[[str], None]) -> None:
+    try:
+        found.save(path)
+    except OSError as error:
+        say(f"note: {path} cannot be written ({error.strerror}); the predictions are not kept")

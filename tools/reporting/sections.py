@@ -3,7 +3,7 @@
 A section is a function of Material that returns a Section, or raises UserError where it does not apply; the page then says why.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from pipelines.errors import UserError
@@ -18,6 +18,8 @@ from tools.reporting import (
     speed,
     virtual_examples,
 )
+from tools.reporting.entries import entries_of
+from tools.reporting.runs import Run
 from tools.reporting.section import Maker, Material, Section
 
 SECTIONS: dict[str, Maker] = {
@@ -29,6 +31,8 @@ SECTIONS: dict[str, Maker] = {
     "confusion": confusion.section,
     "calibration": calibration.section,
     "virtual-examples": virtual_examples.section,
+    "embeddings": paper_figures.embeddings_section,
+    "samples": paper_figures.samples_section,
     "speed": speed.section,
 }
 
@@ -40,9 +44,14 @@ class Made(NamedTuple):
     left_out: dict[str, str]
 
 
-def make_sections(material: Material, without: Collection[str] = ()) -> Made:
+def needs_features(without: Collection[str]) -> bool:
+    """Whether a section that is not left out shows features."""
+    return "embeddings" not in without and paper_figures.has_tsne()
+
+
+def make_sections(runs: Sequence[Run], split: str, without: Collection[str] = ()) -> Made:
     """All sections that apply, but for those named in `without`."""
-    made = Made({}, {})
+    material, made = Material(runs, entries_of(runs), split), Made({}, {})
     for name, maker in SECTIONS.items():
         if name in without:
             made.left_out[name] = "left out by --without"

@@ -24,7 +24,8 @@ LOOK = """(() => {
     const styles = getComputedStyle(document.body);
     return {
         scroll: root.scrollWidth, client: root.clientWidth, wide: wide.map(one => one.outerHTML.slice(0, 200)),
-        colours: [styles.color, styles.backgroundColor], fetched: performance.getEntriesByType("resource").map(one => one.name),
+        colours: [styles.color, styles.backgroundColor], fetched: performance.getEntriesByType("resource").map(one => one.name)
+            .filter(name => !name.startsWith("data:")),
         plots: [...document.querySelectorAll("figure svg[role]")].map(one => one.getBoundingClientRect().height),
         text: getComputedStyle(document.querySelector("figure svg text")).fill,
         hidden: document.querySelectorAll("details:not([open])").length,
