@@ -199,7 +199,7 @@ def test_no_file_of_predictions(tmp_path: Path, write: Callable[[Path], Any]) ->
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_damage_anywhere_is_refused_or_harmless(whole: Predictions, tmp_path: Path, compression: int) -> None:
-    """One byte after another of a small archive is changed; cut off it is always refused."""
+    """Every fifth byte of a small archive is changed; cut off it is always refused."""
     path = tmp_path / "p.npz"
     whole.save(path)
     with zipfile.ZipFile(path) as archive:
@@ -209,7 +209,7 @@ def test_damage_anywhere_is_refused_or_harmless(whole: Predictions, tmp_path: Pa
             archive.writestr(name, data)
     intact = path.read_bytes()
     refused = 0
-    for place in range(0, len(intact), 3):
+    for place in range(0, len(intact), 5):
         path.write_bytes(intact[:place] + bytes([intact[place] ^ 0x55]) + intact[place + 1 :])
         try:
             found = read(path)
@@ -217,7 +217,7 @@ def test_damage_anywhere_is_refused_or_harmless(whole: Predictions, tmp_path: Pa
             refused += 1
         else:  # a byte that nothing reads, such as a time
             assert found.labels.tolist() == whole.labels.tolist() and found.logits.tolist() == whole.logits.tolist()
-    assert refused > len(intact) / 12
+    assert refused > len(intact) / 20
     for size in range(0, len(intact), 40):
         path.write_bytes(intact[:size])
         refusal(path)
