@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from train.evaluation.counting import answers
+from train.evaluation.counting import answers, columns
 from train.evaluation.metrics import Answers, figures
 from train.evaluation.predictions import Predictions
 
@@ -52,9 +52,8 @@ def _chunks(predictions: Predictions) -> Iterator[tuple[torch.Tensor, torch.Tens
 @functools.cache  # several sections use it
 def answered(predictions: Predictions) -> Answers:
     """What each sample was answered."""
-    rows = [answers(logits, labels).numpy() for logits, labels in _chunks(predictions)]
-    labels, ranks, nll, confidence = np.concatenate([np.empty((0, len(Answers._fields))), *rows]).T
-    return Answers(labels.astype(np.int64), ranks.astype(np.int64), nll, confidence)
+    rows = [answers(logits, labels) for logits, labels in _chunks(predictions)]
+    return columns(torch.cat([torch.empty((0, len(Answers._fields)), dtype=torch.float64), *rows]))
 
 
 @functools.cache
