@@ -117,16 +117,19 @@ def commands_below(heading: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def two_runs(work: Path) -> Path:
-    """A folder with the runs of docs/figures.md, mine and baseline, and data/mine/test.beton."""
+    """A folder with the runs of docs/figures.md, mine and baseline, data/mine/, and theirs.npz of another program."""
     recipe = ["data.recipe.crop=random_resized_crop", "data.recipe.size=32", "data.backend=reference"]
     for name, seed in (("mine", 1), ("baseline", 2)):
         run("teacher", work / "bsce.yaml", f"run={name}", f"seed={seed}", "schedule.epochs=1", *recipe, cwd=work)
     (work / "data/mine").mkdir(parents=True)
-    shutil.copy(work / "test.beton", work / "data/mine")
+    for split in ("train", "test"):
+        shutil.copy(work / f"{split}.beton", work / "data/mine")
+    labels = Records(work / "test.beton").labels
+    np.savez(work / "theirs.npz", labels=labels, logits=np.eye(len(CLASSES))[labels])
     return work
 
 
-@pytest.mark.parametrize("heading", ["Embeddings", "Sample pictures"])
+@pytest.mark.parametrize("heading", ["Shifted test sets", "Embeddings", "Sample pictures"])
 def test_the_figures_of_two_runs(two_runs: Path, heading: str) -> None:
     commands = commands_below(heading)
     assert len(commands) >= 2
