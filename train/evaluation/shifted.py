@@ -53,7 +53,7 @@ def shifted_sets(train_counts: np.ndarray, test_counts: np.ndarray, imbalances: 
 
     The most frequent class of each has as many images as the test split has of the class with the fewest. That is all of them
     for a balanced split; in any other one the images beyond that number are in no set, so that every set has the imbalance
-    that its name says. ValueError where the split has none of some class.
+    that its name says, if that number is as large. ValueError where the split has none of some class.
     """
     ranked, most = by_frequency(train_counts), int(np.min(test_counts))
     falling = sorted(set(imbalances), reverse=True)
