@@ -108,6 +108,8 @@ def test_every_run_shows_the_same_images_whatever_the_order_of_its_rows() -> Non
     other = Run(title="b", predictions=reordered(run.predictions, np.random.default_rng(0).permutation(36)))
     first, second = measure([run, other], points=12).panels
     assert np.array_equal(first.points, second.points) and first.whole == second.whole and len(first.points) == 12
+    relisted = predictions_of(other, positions=np.arange(36))  # of records in another order
+    assert np.array_equal(measure([run, relisted]).panels[1].points, measure([run]).panels[0].points)
     numbered = predictions_of(run, keys=np.arange(36))  # as of another program
     assert np.array_equal(measure([other, numbered]).panels[0].points, measure([other, numbered]).panels[1].points)
 
@@ -256,4 +258,4 @@ def test_what_the_command_refuses(
     assert not (tmp_path / "out").exists()
     made_run("a", NAMES, COUNTS, features=None).predictions.save(file)
     monkeypatch.undo()
-    assert "holds no features" in refusal()
+    assert "holds no features; give the run in its place" in refusal()
