@@ -16,6 +16,7 @@ from tools.reporting.style import COLOURS
 from tools.reporting.tables import Table
 
 LONG = 12  # rows; longer tables are folded
+LEAST, MOST = 64, 104  # pixels for each inch of a wide figure, whose letters are of 8 to 11 points
 SHORT = 30  # characters of a cell that stays on one line
 _NUMBER = re.compile(r"[-−+]?[\d.,:]+(e-?\d+)?( ?[%×]| GB)?( ± [\d.,]+)?|" + DASH)
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -79,7 +80,6 @@ th[scope="row"] { position: sticky; left: 0; background: var(--paper); }
 }
 figure { margin: 0; min-width: 0; display: flex; flex-direction: column; justify-content: flex-end; }
 figure.wide { grid-column: 1 / -1; }
-figure.wide svg, figure.wide img { min-width: 36rem; }
 figcaption .legend { margin: 0.2rem 0 0; font-weight: 400; }
 figure svg { display: block; width: 100%; height: auto; fill: var(--ink); stroke-linejoin: round; stroke-linecap: butt; }
 figure svg text { font-family: inherit !important; }
@@ -193,10 +193,13 @@ def _cells(row: Sequence[str], kinds: Sequence[str]) -> str:
 
 def _figure(picture: Picture, name: str) -> str:
     drawn = inline_png(picture.figure, picture.alt) if picture.pixels else inline_svg(picture.figure, picture.alt, name)
-    box = f'<div class="scroll" tabindex="0">{drawn}</div>' if picture.wide else drawn
+    if picture.wide:
+        inches = picture.figure.get_size_inches()[0]
+        sized = f'<div style="min-width:{LEAST * inches:.0f}px;max-width:{MOST * inches:.0f}px">{drawn}</div>'
+        drawn = f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(picture.caption)}">{sized}</div>'
     kind = ' class="wide"' if picture.wide else ""
     caption = f"<figcaption>{_text(picture.caption)}{_legend(picture.legend)}</figcaption>"
-    return f"<figure{kind}>{caption}{box}</figure>"
+    return f"<figure{kind}>{caption}{drawn}</figure>"
 
 
 def _legend(keys: Sequence[Key]) -> str:

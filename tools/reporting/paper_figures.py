@@ -3,6 +3,7 @@
 Owns which runs they are about and the words around them; a run that does not say what a figure needs is named in a note.
 """
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 import matplotlib.pyplot as plt
@@ -64,12 +65,16 @@ def embeddings_section(material: Material) -> Section:
         )
     left = [run.title for run in material.runs if run not in runs]
     measured = embeddings.measure(runs)
-    alt = "t-SNE of the features of the same images, one panel for each run; the tables have the figures of their separation."
+    alt = "t-SNE of the features of the same images, a panel for each run; the tables have the figures of their separation."
+    # Two panels beside the legend are as much as can be read.
+    parts = [
+        replace(measured, panels=measured.panels[start : start + 2]) for start in range(0, len(measured.panels), 2)
+    ]
     return Section(
         title="Embeddings",
         intro="Features, the input of the last layer, of classes from frequent to rare, by t-SNE.",
         tables=embeddings.tables(measured),
-        figures=[Picture(embeddings.draw(measured), "Features of the same images", alt, wide=True, pixels=True)],
+        figures=[Picture(embeddings.draw(part), _names(part), alt, wide=True) for part in parts],
         notes=[*map(_sentence, embeddings.notes(measured)), *([f"Not shown: {', '.join(left)}."] * bool(left))],
     )
 
@@ -91,6 +96,10 @@ def samples_section(material: Material) -> Section:
         figures=[Picture(samples.draw(measured), words, alt, wide=True, pixels=True)],
         notes=[*map(_sentence, samples.notes(measured))],
     )
+
+
+def _names(part: embeddings.Embeddings) -> str:
+    return f"Features of the same images: {' and '.join(panel.title for panel in part.panels)}"
 
 
 def _top1(run: Run) -> float:

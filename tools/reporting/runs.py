@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from accelerate import Accelerator
 
-from models.features import last_layer
+from models.features import UnknownFeatures, require_features
 from pipelines.errors import UserError
 from pipelines.files import read_json
 from pipelines.records.reader import Records
 from train.config import Config
 from train.evaluation.predictions import Predictions, describe, read
-from train.evaluation.subject import assess, make_subject, newest_weights, open_split
+from train.evaluation.subject import Subject, assess, make_subject, newest_weights, open_split
 from train.networks.final import why_not_final
 from train.networks.weights import weights_hash
 from train.run.environment import make_accelerator
@@ -109,7 +109,7 @@ def _open(
     if found is None or (features and found.features is None):
         accelerator = make_accelerator(config)
         subject = make_subject(folder, weights, config, accelerator)
-        features = features is True or (features == "wanted" and _has_features(subject.network))
+        features = features is True or (features == "wanted" and _has_features(subject, config, accelerator))
         if found is None or features:
             say(f"evaluating {given} on data.{split}")
             records = open_split(subject, config, split)
@@ -126,10 +126,11 @@ def _fitting(found: Predictions, weights: str, records: Records) -> Predictions 
     return found if (found.weights, found.records) == (weights, records.digest) else None
 
 
-def _has_features(network: nn.Module) -> bool:
+def _has_features(subject: Subject, config: Config, accelerator: Accelerator) -> bool:
+    network = accelerator.unwrap_model(subject.network)
     try:
-        last_layer(network)
-    except ValueError:
+        require_features(network, config.data.recipe.size, accelerator.device)
+    except UnknownFeatures:
         return False
     return True
 
