@@ -22,7 +22,7 @@ class Entry:
     """One line of a table or plot: a run, or several with different seeds."""
 
     title: str
-    "of one run its title; of several the part that they share, with * for the seed"
+    "of one run its title; of several the part that they share, with * for the seed; unique"
     runs: Sequence[Run]
     varies: Sequence[str]
     "settings that differ among its runs"
@@ -47,15 +47,16 @@ def entries_of(runs: Sequence[Run]) -> list[Entry]:
             gathered.append([run])
         else:
             home.append(run)
+    titles = [_shared_title(members) for members in gathered]
     return [
         Entry(
-            title=_shared_title(members),
+            title=title if titles.count(title) == 1 else f"{title}, first {members[0].title}",
             runs=members,
             varies=_varying(members),
             colour=COLOURS[number % len(COLOURS)],
             line=LINES[number // len(COLOURS) % len(LINES)],
         )
-        for number, members in enumerate(gathered)
+        for number, (title, members) in enumerate(zip(titles, gathered, strict=True))
     ]
 
 

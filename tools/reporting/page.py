@@ -16,7 +16,7 @@ from tools.reporting.style import COLOURS
 from tools.reporting.tables import Table
 
 LONG = 12  # rows; longer tables are folded
-LEAST, MOST = 64, 104  # pixels for each inch of a wide figure, whose letters are of 8 to 11 points
+LEAST, MOST = 72, 104  # pixels for each inch of a wide figure, whose letters are of 8 to 11 points
 SHORT = 30  # characters of a cell that stays on one line
 _NUMBER = re.compile(r"[-−+]?[\d.,:]+(e-?\d+)?( ?[%×]| GB)?( ± [\d.,]+)?|" + DASH)
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+from helpers.report_runs import NAMES, made_run, material, predictions
 from PIL import Image
 from rich.console import Console
 
-from tools.reporting.accuracy import draw, seconds, show_table
+from tools.reporting.accuracy import draw, neighbours, running_mean, seconds, section, show_table
 
 TITLES = {"a": "first", "b": "second"}
 RESULTS = {
@@ -43,3 +44,29 @@ def test_the_time_of_a_run_is_that_of_all_its_sessions(tmp_path: Path) -> None:
     sessions = [{"started": start, "ended": end} for start, end in times]
     (tmp_path / "run.json").write_text(json.dumps({"sessions": sessions}))
     assert seconds(tmp_path) == 65
+
+
+def test_a_running_mean_leaves_out_what_is_not_known() -> None:
+    values = np.array([1.0, np.nan, 3.0, 8.0, np.nan, np.nan, np.nan])
+    assert np.array_equal(running_mean(values, 3), [1, 2, 5.5, 5.5, 8, np.nan, np.nan], equal_nan=True)
+    assert [neighbours(classes) for classes in (5, 100, 1000)] == [3, 3, 31]
+
+
+def test_the_section() -> None:
+    """Three classes have images, of which the first is always answered; frequent classes come first."""
+    labels = np.array([0, 0, 2, 5])
+    made = section(material(made_run("a", predictions=predictions(np.eye(6)[[0, 0, 0, 1]], labels))))
+    groups, classes = made.tables
+    assert groups.rows == [
+        ["a", "many", "2", "100.0", "100.0"],
+        ["a", "medium", "2", "0.0", "0.0"],
+        ["a", "few", "2", "0.0", "0.0"],
+    ]
+    assert [row[0] for row in classes.rows] == list(NAMES) and [row[2] for row in classes.rows] == [
+        "100.0",
+        "–",
+        "0.0",
+        "–",
+        "–",
+        "0.0",
+    ]

@@ -61,6 +61,9 @@ def test_facts_count_too(tmp_path: Any) -> None:
 
 def test_the_shared_title() -> None:
     assert titles(made_run("x40-s4", seed=4), made_run("x40-s5", seed=5)) == ["x40-s*"]
+    fast = [made_run(f"x-s{n}", seed=n, config=replace(config(n, "x"), precision="bf16")) for n in (4, 5)]
+    two = titles(made_run("x-s0"), made_run("x-s1", seed=1), *fast)
+    assert two == ["x-s*, first x-s0", "x-s*, first x-s4"]
     assert titles(made_run("first", seed=4), made_run("second", seed=5)) == ["first and 1 more"]
 
 
