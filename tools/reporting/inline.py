@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import re
+import warnings
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -26,7 +27,8 @@ _COLOURS = _FIXED | {
 def inline_svg(figure: Figure, alt: str, name: str) -> str:
     """An <svg> element with text as text; alt: its description; name: unique in the page, begins its ids."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}):
+    with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's fonts draw the text, not DejaVu
         figure.savefig(buffer, format="svg", metadata=_NOTHING, transparent=True)
     text = buffer.getvalue().decode()
     opening, _, inner = text[text.index("<svg") :].partition(">")

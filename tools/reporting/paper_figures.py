@@ -14,6 +14,7 @@ from tools.reporting import embeddings, samples, shifted
 from tools.reporting.runs import Run
 from tools.reporting.scores import scores
 from tools.reporting.section import Material, Picture, Section, plain
+from tools.reporting.style import verbatim
 from train.evaluation.compensation import rule_of
 
 
@@ -28,6 +29,7 @@ def _at_home(figure: Figure) -> Figure:
         plain(axes)
         if (legend := axes.get_legend()) is not None:
             legend.set_frame_on(False)
+    verbatim(figure)
     return figure
 
 

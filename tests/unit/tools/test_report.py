@@ -14,6 +14,7 @@ from helpers.launch import run, tiny_config
 from PIL import Image
 
 from tools.report import main
+from tools.reporting.paper_figures import has_tsne
 
 WIDTHS = (390, 1280)
 LOOK = """(() => {
@@ -90,7 +91,7 @@ def test_what_the_page_says(work: Path, page: Path) -> None:
     ):
         assert f"<h2>{title}</h2>" in text and f">{title}</a></li>" in text
     assert "Speed and time" not in text and "virtual examples, T = 6" in text
-    assert (work / "runs/bsce-s0/predictions_test.npz").is_file()
+    assert ("features" in np.load(work / "runs/bsce-s0/predictions_test.npz")) == has_tsne()
 
 
 @pytest.mark.skipif(
