@@ -22,15 +22,7 @@ from pipelines.files import check_file_place, check_folder_place, write_each
 from train.config import Config
 from train.effects import require_evaluations
 from train.evaluation.predictions import describe
-from train.evaluation.subject import (
-    assess,
-    by_class,
-    figures_file,
-    make_subject,
-    newest_weights,
-    open_split,
-    write_figures,
-)
+from train.evaluation.subject import assess, figures_file, make_subject, newest_weights, open_split, write_figures
 from train.networks.export import check_exportable, measured, write_export
 from train.networks.final import why_not_final
 from train.networks.weights import weights_hash
@@ -104,13 +96,11 @@ def main(argv: list[str]) -> None:
             write_export(Path(config.export), folder, weights.state, weights.info, evaluation)
             print(f"exported to {config.export}")
 
-    written = done.figures | {"by_class": by_class(subject, records, done.figures)}
-    write_each(
-        save_predictions,
-        save_features,
-        lambda: write_figures(folder, figures, written) if keeps_figures else None,
-        export,
-    )
+    def save_figures() -> None:
+        if keeps_figures:
+            write_figures(figures, done.figures, subject, records)
+
+    write_each(save_predictions, save_features, save_figures, export)
 
 
 def _check_places(config: EvaluateConfig, folder: Path, figures: Path) -> bool:

@@ -152,28 +152,19 @@ def assess(
     return done._replace(figures=done.figures | {"backend": backend} | of)
 
 
-def by_class(subject: Subject, records: Records, figures: dict[str, Any]) -> list[dict[str, Any]]:
-    """Name, images and accuracy of each class, in label order, as names may repeat; only for evaluation_SPLIT.json."""
-    columns = (
-        subject.class_names,
-        subject.train_counts.tolist(),
-        records.class_counts.tolist(),
-        figures["classes"],
-    )
-    names = ("class", "train_images", "test_images", "accuracy")
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
 def figures_file(folder: Path, split: str) -> Path:
     """The file of the figures of a split."""
     return folder / f"evaluation_{split}.json"
 
 
-def write_figures(folder: Path, split: str, figures: dict[str, Any]) -> None:
-    """evaluation_SPLIT.json, beside the weights."""
-    path = figures_file(folder, split)
+def write_figures(split: str, figures: dict[str, Any], subject: Subject, records: Records) -> None:
+    """evaluation_SPLIT.json, beside the weights: the figures, and `by_class`, a list in label order, as names may repeat."""
+    path = figures_file(subject.folder, split)
+    names = ("class", "train_images", "test_images", "accuracy")
+    images = (subject.train_counts.tolist(), records.class_counts.tolist())
+    rows = zip(subject.class_names, *images, figures["classes"], strict=True)
     try:
-        write_json_atomic(path, figures)
+        write_json_atomic(path, figures | {"by_class": [dict(zip(names, row, strict=True)) for row in rows]})
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
@@ -191,17 +182,17 @@ def evaluate_only(config: Config, options: Options, folder: Path, accelerator: A
         raise UserError("eval_only=true: neither data.val nor data.test is set; type data.test=FILE.beton")
     if accelerator.is_main_process:
         check_file_place(figures_file(folder, splits[0]), f"run {folder}")
-    figures, classes = {}, {}
+    figures, writes = {}, []
     for kind, one in zip(kinds, weights, strict=True):
         subject = make_subject(folder, one, config, accelerator)
         for split in splits:
             name = split if kind == "raw" else f"{split}_{kind}"
             records = open_split(subject, config, split)
             figures[name] = assess(subject, records, config, accelerator).figures
-            classes[name] = {"by_class": by_class(subject, records, figures[name])}
+            writes.append(partial(write_figures, name, figures[name], subject, records))
     if accelerator.is_main_process:
         show_result(figures)
-        write_each(*(partial(write_figures, folder, name, figures[name] | classes[name]) for name in figures))
+        write_each(*writes)
 
 
 def _require_the_runs_settings(config: Config, folder: Path) -> None:
