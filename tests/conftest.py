@@ -20,6 +20,7 @@ LONGEST = (  # the files that take longest, longest first
     "unit/tools/test_reproduce.py",
     "unit/pipelines/augment/test_finish.py",
     "unit/tools/test_bench.py",
+    "unit/tools/test_report.py",
     "runs/test_wiring.py",
     "unit/train/test_experiment.py",
     "unit/train/objectives/test_caching.py",

@@ -88,7 +88,7 @@ def samples_section(material: Material) -> Section:
     first, second = (entry.runs[0] for entry in material.entries[:2])
     right, wrong = (first, second) if _top1(first) >= _top1(second) else (second, first)
     records = samples.find_records((right, wrong), None, (), material.split)
-    measured = samples.measure(right, wrong, records)
+    measured = samples.measure((right, wrong), records)
     words = f"Images that {right.title} answers right and {wrong.title} wrong"
     alt = f"{words}, each with its class and both answers; the table names them."
     return Section(
