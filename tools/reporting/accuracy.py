@@ -35,6 +35,7 @@ from tools.reporting.section import (
 )
 from tools.reporting.style import COLOURS, DPI
 from tools.reporting.tables import Table
+from tools.reporting.together import notes_on_counts
 
 COLUMNS = ("top1", *GROUPS)
 _POINTS = 500  # classes; of more only the lines are drawn
@@ -141,7 +142,14 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
 
 def section(material: Material) -> Section:
     entries, notes = with_groups(material)
-    figures = [_group_picture(entries), *_tenths_picture(entries), _class_picture(entries)] if entries else []
+    tenths = _tenths(entries)
+    figures, tables = [], []
+    if entries:
+        figures += [_group_picture(entries), _class_picture(entries)]
+        tables.append(_group_table(entries))
+    if tenths:
+        figures.insert(1, _tenths_picture(entries, tenths))
+        tables.append(_tenths_table(tenths))
     near = neighbours(len(material.runs[0].predictions.class_names))
     return Section(
         title="Accuracy",
@@ -151,9 +159,9 @@ def section(material: Material) -> Section:
             if entries
             else ""
         ),
-        tables=[*([_group_table(entries)] if entries else []), _class_table(material.entries)],
+        tables=[*tables, _class_table(material.entries)],
         figures=figures,
-        notes=notes,
+        notes=[*notes, *(f"In tables, {note}." for note in notes_on_counts(material.runs))],
         legend=legend_of(entries),
     )
 
@@ -176,22 +184,31 @@ def _group_picture(entries: Sequence[Entry]) -> Picture:
     return Picture(figure, "Accuracy by shot group", f"Bars of accuracy in percent by shot group. {'; '.join(told)}")
 
 
-def _tenths_picture(entries: Sequence[Entry]) -> list[Picture]:
-    """Nothing for fewer classes than two in each tenth."""
-    figure, axes = plot()
-    told = []
+def _tenths(entries: Sequence[Entry]) -> dict[str, list[float]]:
+    """{title: mean accuracy of each tenth of the classes}; empty for fewer classes than two in each tenth."""
+    found = {}
     for entry in entries:
         counts, accuracy = entry.runs[0].predictions.train_counts, _mean_accuracies(entry)
-        if counts is None or len(counts) < 20:
-            return []
-        parts = np.array_split(accuracy[np.argsort(-counts, kind="stable")], 10)
-        means = [float(np.nanmean(part)) if not np.isnan(part).all() else np.nan for part in parts]
+        if counts is not None and len(counts) >= 20:
+            parts = np.array_split(accuracy[np.argsort(-counts, kind="stable")], 10)
+            found[entry.title] = [np.nan if np.isnan(part).all() else float(np.nanmean(part)) for part in parts]
+    return found
+
+
+def _tenths_picture(entries: Sequence[Entry], tenths: dict[str, list[float]]) -> Picture:
+    figure, axes = plot()
+    for entry in entries:
+        means = tenths[entry.title]
         axes.plot(range(1, 11), means, entry.line, color=entry.colour, linewidth=1.6, marker="o", markersize=3.5)
-        told.append(f"{entry.title}: {', '.join(decimal(mean, 1) for mean in means)}")
     axes.set(ylabel="accuracy, %", xlabel="tenth of the classes, from frequent to rare", xticks=range(1, 11))
     axes.set_ylim(bottom=0)
     words = "Accuracy by tenth of the classes"
-    return [Picture(figure, words, f"Lines. {words}, in percent, frequent ones first. {'; '.join(told)}")]
+    return Picture(figure, words, f"Lines. {words}, from frequent to rare; the table has the figures.")
+
+
+def _tenths_table(tenths: dict[str, list[float]]) -> Table:
+    rows = [[title, *(decimal(mean, 1) for mean in means)] for title, means in tenths.items()]
+    return Table("Accuracy by tenth of the classes, %", ["run", *map(str, range(1, 11))], rows)
 
 
 def _percent(entry: Entry, name: str) -> float | None:
