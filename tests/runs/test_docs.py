@@ -118,9 +118,9 @@ def commands_below(heading: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def two_runs(work: Path) -> Path:
-    """A folder with the runs of docs/figures.md, mine and baseline, data/mine/, and theirs.npz of another program."""
+    """A folder with the runs of docs/figures.md, mine, baseline and other, data/mine/, and theirs.npz of another program."""
     recipe = ["data.recipe.crop=random_resized_crop", "data.recipe.size=32", "data.backend=reference"]
-    for name, seed in (("mine", 1), ("baseline", 2)):
+    for name, seed in (("mine", 1), ("baseline", 2), ("other", 3)):
         run("teacher", work / "bsce.yaml", f"run={name}", f"seed={seed}", "schedule.epochs=1", *recipe, cwd=work)
     (work / "data/mine").mkdir(parents=True)
     for split in ("train", "test"):
