@@ -5,7 +5,6 @@ import platform
 import re
 import signal
 import subprocess
-import sys
 import textwrap
 from dataclasses import replace
 from datetime import datetime
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import warm
 from helpers.launch import finish, start_program
 
 from pipelines.errors import UserError
@@ -98,7 +98,7 @@ def test_a_killed_session_is_recognised(accelerator):
         Run.open(config, "a", {SCRIPT!r}, make_accelerator(config)).note(Facts(backend="ffcv"))
         os.kill(os.getpid(), 9)
     """
-    process = subprocess.run([sys.executable, "-c", textwrap.dedent(code)])
+    process = subprocess.run([warm.python(), "-c", textwrap.dedent(code)])
     assert process.returncode == -signal.SIGKILL
     assert record(Path("runs/a"))["status"] == "running"  # it could not write another
     assert "run runs/a is unfinished (ended without a word: it was killed or it crashed)" in why_not_final(
