@@ -48,7 +48,7 @@ def test_six_steps_are_three_and_three(name: str, tiny: Path, tmp_path: Path, mo
 @pytest.mark.slow
 def test_killed_again_and_again(tiny: Path, tmp_path: Path) -> None:
     script, arguments = prepare(VARIANTS["ffcv"], tiny, tmp_path)
-    arguments += ["schedule.epochs=5", "save.every_steps=1"]
+    arguments += ["schedule.epochs=3", "save.every_steps=1"]
     run(script, *arguments, "run=./calm", cwd=tmp_path)
     killed_until_done(script, arguments, tmp_path / "killed", kills=2, seed=0, pause=0.1)
     assert different(outcome(tmp_path / "calm"), outcome(tmp_path / "killed")) == []
