@@ -34,6 +34,8 @@ optim:
 schedule:
   kind: cosine
   epochs: 3
+eval:
+  batch: 40  # a short batch is filled up
 distill:
   method: {method}
 """
