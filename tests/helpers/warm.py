@@ -168,6 +168,7 @@ def server(address: str) -> None:
     import gc
     import importlib
     import runpy
+    import types
 
     sys.path[0] = ROOT
     for name in IMPORTED:
@@ -183,14 +184,20 @@ def server(address: str) -> None:
         words = words[1:]
     kind, words = (words[0], words[1:]) if words[0] in ("-m", "-c") else ("", words)
     sys.argv = ["-c", *words[1:]] if kind == "-c" else words
-    sys.path[0] = directory if kind == "-m" else "" if kind == "-c" else os.path.dirname(os.path.abspath(words[0]))
     sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     if kind == "-m":
+        sys.path[0] = directory
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
-    elif kind == "-c":
-        exec(compile(words[0], "<string>", "exec"), {"__name__": "__main__"})
+        return
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    if kind == "-c":
+        sys.path[0], name, code = "", "<string>", words[0].encode()
     else:
-        runpy.run_path(words[0], run_name="__main__")
+        main.__file__ = name = os.path.abspath(words[0])
+        sys.path[0] = os.path.dirname(name)
+        with open(name, "rb") as file:
+            code = file.read()
+    exec(compile(code, name, "exec"), vars(main))
 
 
 if __name__ == "__main__":
