@@ -12,23 +12,27 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
-LONGEST = (  # the files that take longest, longest first; only the first of the first three needs what `tiny` compiles
+LONGEST = (  # the files that take longest, longest first; of the first three, only one needs what `tiny` compiles
     "runs/test_run_drills.py",
     "unit/tools/test_bench.py",
     "unit/pipelines/augment/test_finish.py",
-    "runs/test_readme.py",
-    "runs/test_stops.py",
-    "runs/test_interruptions.py",
-    "runs/test_cache_drills.py",
     "unit/tools/test_reproduce.py",
-    "runs/test_wiring.py",
+    "unit/pipelines/test_loader.py",
+    "runs/test_stops.py",
+    "runs/test_readme.py",
+    "runs/test_interruptions.py",
     "unit/train/test_experiment.py",
-    "unit/train/objectives/test_caching.py",
-    "unit/train/test_loop.py",
+    "runs/test_wiring.py",
     "runs/test_configs.py",
-    "unit/pipelines/records/test_writing.py",
-    "unit/pipelines/backends/test_dali.py",
+    "unit/train/objectives/test_caching.py",
     "runs/test_distributed.py",
+    "unit/tools/conversion/test_cifar.py",
+    "runs/test_cache_drills.py",
+    "unit/tools/conversion/test_demo_images.py",
+    "runs/test_targets_online.py",
+    "unit/train/test_loop.py",
+    "unit/train/test_values.py",
+    "unit/tools/test_convert.py",
 )
 
 

@@ -22,7 +22,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 IMPORTED = [
-    *("torch.distributed.run", "accelerate.commands.launch", "numba", "tools.logits"),
+    *("torch.distributed.run", "accelerate.commands.launch", "torch._dynamo", "scipy.linalg", "tools.logits"),
     *(f"train.{script}" for script in ("teacher", "distill", "cache_logits", "evaluate")),
 ]
 
@@ -167,8 +167,6 @@ def server(address: str) -> None:
     """Import, serve, and in each fork run what was asked for."""
     import gc
     import importlib
-    import runpy
-    import types
 
     sys.path[0] = ROOT
     for name in IMPORTED:
@@ -182,22 +180,45 @@ def server(address: str) -> None:
     os.environ.update(environment)
     if words[0] == "-u":
         words = words[1:]
+    _run_as_main(words, directory, environment)
+
+
+def _run_as_main(words: list[str], directory: str, environment: dict[str, str]) -> None:
+    """Run SCRIPT|-m MODULE|-c CODE with its arguments; return for what the interpreter has to say at the end."""
+    import runpy
+    import threading
+    import types
+
     kind, words = (words[0], words[1:]) if words[0] in ("-m", "-c") else ("", words)
     sys.argv = ["-c", *words[1:]] if kind == "-c" else words
     sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
-    if kind == "-m":
-        sys.path[0] = directory
-        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
-        return
     main = sys.modules["__main__"] = types.ModuleType("__main__")
-    if kind == "-c":
-        sys.path[0], name, code = "", "<string>", words[0].encode()
-    else:
-        main.__file__ = name = os.path.abspath(words[0])
-        sys.path[0] = os.path.dirname(name)
-        with open(name, "rb") as file:
-            code = file.read()
-    exec(compile(code, name, "exec"), vars(main))
+    try:
+        if kind == "-m":
+            sys.path[0] = directory
+            sys.modules.pop(words[0], None)
+            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+        elif kind == "-c":
+            sys.path[0] = ""
+            exec(compile(words[0], "<string>", "exec"), vars(main))
+        else:
+            main.__file__ = os.path.abspath(words[0])
+            sys.path[0] = os.path.dirname(main.__file__)
+            with open(main.__file__, "rb") as file:
+                exec(compile(file.read(), main.__file__, "exec"), vars(main))
+        code = 0
+    except SystemExit as end:
+        if not isinstance(end.code, int | None):
+            raise
+        code = end.code or 0
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    try:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+    except (OSError, ValueError):
+        sys.exit(code)
+    os._exit(code & 0xFF)  # to take down torch would take a quarter of a second
 
 
 if __name__ == "__main__":

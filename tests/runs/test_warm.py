@@ -59,9 +59,7 @@ def test_it_ends_as_a_new_interpreter_does(code: str, status: int, said: str) ->
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGKILL])
 def test_signals_reach_the_fork(number: signal.Signals) -> None:
     """SIGKILL ends the fork, too: only then is the end of its output seen."""
-    code = (
-        "import time\nprint('up', flush=True)\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('Ctrl-C')"
-    )
+    code = "import time\ntry:\n    print('up', flush=True)\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('Ctrl-C')"
     process = subprocess.Popen([warm.python(), "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.readline() == "up\n"
     process.send_signal(number)

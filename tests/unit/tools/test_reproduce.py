@@ -294,6 +294,7 @@ def test_interrupted_it_goes_on(
     shutil.copytree(done[0] / "data", out / "data")
     timing = read(done[0] / "timing.json")
     timing["key"]["settings"].append("save.every_epochs=1")
+    timing["key"]["threads"] = 1  # OMP_NUM_THREADS below
     (out / "timing.json").write_text(json.dumps(timing))
     command = [*table_command(archive, out, FIVE_EPOCHS, seed=5), "--methods", "ce", "save.every_epochs=1"]
     folder = out / "runs" / "ce_if10-e5-s5"
@@ -311,6 +312,7 @@ def test_interrupted_it_goes_on(
     code, screen, errors = call(*command)
     watcher.join()
     assert code == 130 and "stopped; the same command goes on" in screen, screen + errors
+    assert "measuring" not in screen, "the costs are known"
     assert read(folder / "run.json")["sessions"][0]["ended"] and not (folder / "result.json").exists()
     (row,) = [row for row in read(out / "cifar100_lt.json")["rows"] if (row["method"], row["imbalance"]) == ("ce", 10)]
     assert row["state"].startswith("unfinished: epoch ") and row["state"].endswith(" of 5")

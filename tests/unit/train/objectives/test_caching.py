@@ -444,6 +444,7 @@ def test_two_ranks_write_the_same_bytes(alone: Path, tmp_path: Path) -> None:
 
 
 READ = """
+import sys
 sys.path[0] = {root!r}
 import numpy as np
 from accelerate import Accelerator
