@@ -2,8 +2,9 @@
 
 `python()` is the path of a program that is typed as `python` is: [-u] SCRIPT|-m MODULE|-c CODE and arguments. It asks a server,
 one for each process of the tests, to fork; the fork takes over its arguments, directory, environment and standard streams, runs
-as __main__ does, and ends as an interpreter does. What began the program sees the usual process: signals are passed on (SIGKILL
-by the end of the connection: wait for the end of the output, as `communicate` does), and the exit status is the fork's own.
+as __main__ does, and ends as an interpreter does, except that objects are not taken down. What began the program sees the usual
+process: signals are passed on (SIGKILL by the end of the connection: wait for the end of the output, as `communicate` does), and
+the exit status is the fork's own.
 
 Not passed on: what is read when torch is imported (OMP_NUM_THREADS is 1), limits, ignored signals, sessions. Tests of these, and
 of the start itself, use sys.executable. The product is imported from this repository only.
@@ -48,9 +49,17 @@ def python() -> str:
         stdout=subprocess.PIPE,
     )
 
+    owner = os.getpid()
+
     def end() -> None:
-        server.communicate()  # closes its input
-        shutil.rmtree(folder)
+        if os.getpid() == owner and server.stdin:
+            server.stdin.close()
+            try:
+                server.wait(10)
+            except subprocess.TimeoutExpired:  # a process that a test left holds the other end
+                server.kill()
+                server.wait()
+            shutil.rmtree(folder)
 
     atexit.register(end)
     assert server.stdout and server.stdout.readline() == b"ready\n", "it has said why not"
@@ -59,6 +68,7 @@ def python() -> str:
 
 def client(address: str, words: list[str]) -> None:
     """Have a fork run the words, and end as it does."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until they can be passed on
     line = socket.socket(socket.AF_UNIX)
     line.connect(address)
     data = marshal.dumps((words, os.getcwd(), dict(os.environ)))
@@ -66,6 +76,7 @@ def client(address: str, words: list[str]) -> None:
     line.sendall(data)
     for number in PASSED_ON:
         signal.signal(number, lambda number, _: line.send(bytes([number])))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     answer = line.recv(4)
     for number in PASSED_ON:
         signal.signal(number, signal.SIG_DFL)
@@ -101,7 +112,8 @@ class Server:
         while True:
             for key, _ in self._selector.select():
                 if key.data:
-                    self._hear(key.data, key.fileobj)
+                    if key.data in self._forks:  # not reaped a moment ago
+                        self._hear(key.data, key.fileobj)
                 elif key.fileobj is self._listener:
                     request = self._accept()
                     if request:
@@ -119,7 +131,14 @@ class Server:
         size, streams, _, _ = socket.recv_fds(line, 8, 3)
         data = b""
         while len(data) < int.from_bytes(size, "little"):
-            data += line.recv(1 << 20)
+            if not (more := line.recv(1 << 20)):
+                break
+            data += more
+        if len(streams) < 3 or len(data) < int.from_bytes(size, "little"):  # killed while it asked
+            for stream in streams:
+                os.close(stream)
+            line.close()
+            return None
         pid = os.fork()
         if pid:
             for stream in streams:
