@@ -4,6 +4,7 @@ Conventions: a test writes only under pytest's `tmp_path`; what several tests of
 under `tmp_path_factory` in a module-scoped fixture; nothing is ever downloaded.
 """
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -11,24 +12,28 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
-LONGEST = (  # the files that take longest, longest first
+LONGEST = (  # the files that take longest, longest first; of the first three, only one needs what `tiny` compiles
     "runs/test_run_drills.py",
-    "runs/test_readme.py",
-    "runs/test_stops.py",
-    "runs/test_interruptions.py",
-    "runs/test_cache_drills.py",
-    "unit/tools/test_reproduce.py",
-    "unit/pipelines/augment/test_finish.py",
     "unit/tools/test_bench.py",
     "unit/tools/test_report.py",
-    "runs/test_wiring.py",
+    "unit/pipelines/augment/test_finish.py",
+    "unit/tools/test_reproduce.py",
+    "unit/pipelines/test_loader.py",
+    "runs/test_stops.py",
+    "runs/test_readme.py",
+    "runs/test_interruptions.py",
     "unit/train/test_experiment.py",
-    "unit/train/objectives/test_caching.py",
-    "unit/train/test_loop.py",
+    "runs/test_wiring.py",
     "runs/test_configs.py",
-    "unit/pipelines/records/test_writing.py",
-    "unit/pipelines/backends/test_dali.py",
+    "unit/train/objectives/test_caching.py",
     "runs/test_distributed.py",
+    "unit/tools/conversion/test_cifar.py",
+    "runs/test_cache_drills.py",
+    "unit/tools/conversion/test_demo_images.py",
+    "runs/test_targets_online.py",
+    "unit/train/test_loop.py",
+    "unit/train/test_values.py",
+    "unit/tools/test_convert.py",
 )
 
 
@@ -70,11 +75,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with train.beton (118 images, 5 long-tailed classes) and test.beton (37): raw, 16 x 16, learnable."""
-    from helpers.launch import write_tiny
+    """A folder with train.beton (118 images, 5 long-tailed classes) and test.beton (37): raw, 16 x 16, learnable.
+
+    The code that loads them is compiled here, by one process: where none is stored yet that takes 12 seconds, which three would
+    spend on the same.
+    """
+    from helpers.launch import run, tiny_config, write_tiny
 
     folder = tmp_path_factory.mktemp("tiny")
     write_tiny(folder)
+    lock = tmp_path_factory.getbasetemp().parent / "compiling.lock"  # in the folder of all processes of xdist
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        run("teacher", tiny_config(tmp_path_factory.mktemp("first"), folder), "--dry-run", cwd=folder)
     return folder
 
 

@@ -134,7 +134,7 @@ def cut_short(backend: str, tiny: Path, folder: Path) -> subprocess.CompletedPro
     shutil.copytree(tiny, folder / "data")
     records = folder / "data/train.beton"
     whole = records.read_bytes()
-    arguments = [tiny_config(folder, folder / "data"), *_EVERYTHING, f"data.backend={backend}", "schedule.epochs=5"]
+    arguments = [tiny_config(folder, folder / "data"), *_EVERYTHING, f"data.backend={backend}", "schedule.epochs=4"]
     run("teacher", *arguments, f"run={folder}/calm", cwd=folder)
     cut = folder / "cut"
     for _ in range(3):

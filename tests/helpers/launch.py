@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from helpers import warm
 
 from pipelines.records.writing import Sample, write_records
 from train.run.exits import guard
@@ -33,6 +34,8 @@ optim:
 schedule:
   kind: cosine
   epochs: 3
+eval:
+  batch: 40  # a short batch is filled up
 distill:
   method: {method}
 """
@@ -62,12 +65,28 @@ def tiny_config(folder: Path, data: Path, method: str = "bsce", extra: str = "")
 def start(
     script: str, *arguments: object, cwd: Path, ranks: int = 1, env: dict[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    """Start `python train/SCRIPT.py ...`, on one CPU thread; with `ranks` > 1 under torch's launcher."""
+    """Start `python train/SCRIPT.py ...`, on one CPU thread; with `ranks` > 1 under torch's launcher.
+
+    It is a warm Python (helpers.warm), whose imports cost nothing; the ranks' too.
+    """
+    return start_program(ROOT / "train" / f"{script}.py", *arguments, cwd=cwd, ranks=ranks, env=env)
+
+
+def start_program(
+    path: Path, *arguments: object, cwd: Path, ranks: int = 1, env: dict[str, str] | None = None, python: str = ""
+) -> subprocess.Popen[str]:
+    """`start` for any file; python: another interpreter than the warm one."""
+    python = python or warm.python()
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-    env = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {"ACCELERATE_USE_CPU": "true"})
-    command = [sys.executable, *launcher, str(ROOT / "train" / f"{script}.py"), *map(str, arguments)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": python} | (env or {"ACCELERATE_USE_CPU": "true"})
     return subprocess.Popen(
-        command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+        [python, *launcher, str(path), *map(str, arguments)],
+        cwd=cwd,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
     )
 
 
@@ -82,9 +101,13 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run an entry script to its end; with `check`, a failure shows its output.
 
-    It runs in this process, which saves three seconds of imports, unless `apart` or several ranks need a separate one.
+    It runs in this process, unless several ranks need separate ones, or it is the start that is tested: `apart` is in a new
+    interpreter, which takes two seconds.
     """
-    if apart or ranks > 1:
+    if apart:
+        path = ROOT / "train" / f"{script}.py"
+        done = finish(start_program(path, *arguments, cwd=cwd, ranks=ranks, python=sys.executable))
+    elif ranks > 1:
         done = finish(start(script, *arguments, cwd=cwd, ranks=ranks))
     else:
         done = _run_here(script, [str(argument) for argument in arguments], cwd)

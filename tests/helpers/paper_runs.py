@@ -8,7 +8,7 @@ from tools.paper.datasets import CIFAR100_LT
 from tools.paper.plan import Choice, Task
 
 IF10, IF100 = CIFAR100_LT[10], CIFAR100_LT[100]
-SMALL = ["model.name=resnet20", "optim.batch=32"]
+SMALL = ["model.name=resnet20", "optim.batch=32", "eval.batch=100"]
 
 
 def small_choice(

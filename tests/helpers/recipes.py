@@ -10,13 +10,13 @@ import io
 import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate.state import AcceleratorState
+from helpers import warm
 from helpers.launch import ROOT, run
 from PIL import Image
 
@@ -70,11 +70,12 @@ def run_here(line: str, cwd: Path, extra: Sequence[str] = ()) -> str:
         AcceleratorState._reset_state()
 
 
-def launch(line: str, cwd: Path, extra: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """Start a command as typed, with additional arguments, on the CPU, one thread per process."""
+def launch(line: str, cwd: Path, extra: Sequence[str] = (), python: str = "") -> subprocess.Popen[str]:
+    """Start a command as typed, with additional arguments, on the CPU, one thread per process; python: not the warm one."""
+    python = python or warm.python()
     launcher, script, arguments = words_of(line)
     assert launcher[:2] == ["accelerate", "launch"]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *launcher[2:]]
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launcher = [python, "-m", "accelerate.commands.launch", *launcher[2:]]
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python}
     command = [*launcher, script, *arguments, *extra]
     return subprocess.Popen(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -1,14 +1,11 @@
 """Two real processes against one at the same global batch: the same samples, views and gradients, exact evaluation."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.launch import ROOT, run, tiny_config
+from helpers.launch import ROOT, finish, run, start_program, tiny_config
 
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
@@ -17,10 +14,8 @@ from train.evaluation.predictions import read
 
 def walk(folder: Path, name: str, ranks: int, *arguments: object) -> dict[str, np.ndarray]:
     """The output of tests/helpers/two_ranks.py with this number of ranks."""
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-    command = [sys.executable, *launcher, ROOT / "tests/helpers/two_ranks.py", folder / f"{name}.npz", *arguments]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([str(word) for word in command], cwd=folder, env=env, text=True, capture_output=True)
+    script = ROOT / "tests/helpers/two_ranks.py"
+    done = finish(start_program(script, folder / f"{name}.npz", *arguments, cwd=folder, ranks=ranks))
     assert done.returncode == 0, done.stderr
     return dict(np.load(folder / f"{name}.npz"))
 

@@ -10,7 +10,7 @@ import pytest
 from helpers.launch import finish, run, start, tiny_config
 
 DIVE = "  tau: 3\n  p: 0.5\n  alpha: 0.5\n"
-EPOCHS = "schedule.epochs=12"
+VIEWS, EPOCHS = "data.views=12", "schedule.epochs=6"
 
 
 def kill_when(process, sign, seed: int) -> None:
@@ -50,9 +50,9 @@ def test_killed_anywhere_the_same_commands_give_the_same_weights(tiny: Path, tmp
         folder.mkdir()
         bsce, dive = tiny_config(folder, tiny, "bsce"), tiny_config(folder, tiny, "dive", DIVE)
         commands = [
-            ("teacher", bsce, "run=t", "data.seed=1", EPOCHS, "eval.every_epochs=5"),
-            ("cache_logits", dive, "distill.teacher=t", EPOCHS, "cache.batch=8"),
-            ("distill", dive, "run=s", "cache.paths=[caches]", EPOCHS),
+            ("teacher", bsce, "run=t", "data.seed=1", EPOCHS, "eval.every_epochs=2"),
+            ("cache_logits", dive, "distill.teacher=t", VIEWS, "cache.batch=8"),
+            ("distill", dive, "run=s", "cache.paths=[caches]", VIEWS, EPOCHS),
         ]
         signs = [
             (folder / "runs/t").joinpath("checkpoints/latest").exists,

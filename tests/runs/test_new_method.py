@@ -4,10 +4,10 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import warm
 from helpers.launch import ROOT, run, tiny_config
 
 TABLE = "METHODS: dict[str, Method] = {\n"
@@ -24,6 +24,8 @@ PROGRAMS = """
 import importlib, json, sys
 from accelerate.state import AcceleratorState
 from pipelines.errors import UserError
+for name in [name for name in sys.modules if name.partition(".")[0] in ("train", "tools")]:
+    del sys.modules[name]  # imported from the repository by helpers.warm
 for name, arguments in json.loads(sys.argv[1]):
     AcceleratorState._reset_state(True)
     module = importlib.import_module(name)
@@ -75,7 +77,7 @@ def test_a_method_that_is_added_goes_through_every_program(copy: Path, tiny: Pat
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-c", PROGRAMS, json.dumps(programs), str(copy)]
+    command = [warm.python(), "-c", PROGRAMS, json.dumps(programs), str(copy)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     said = done.stdout.split("== ")

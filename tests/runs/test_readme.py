@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -199,8 +200,8 @@ def test_several_gpus_and_machines(place: Path) -> None:
     teacher = block("ImageNet-LT and iNaturalist 2018")[2]
     run_block([teacher], place, LARGE)
     one_machine, machines = (block("Several GPUs and several machines", number) for number in (0, 1))
-    for line in one_machine:
-        process = launch(here(line), place, LARGE)
+    for line, python in zip(one_machine, (sys.executable, ""), strict=True):  # once with interpreters that start anew
+        process = launch(here(line), place, LARGE, python)
         out, _ = process.communicate(timeout=120)
         assert process.returncode == 0, out
     port = free_port()

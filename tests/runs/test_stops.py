@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers.launch import finish, run, start, tiny_config
 
@@ -161,9 +162,10 @@ def test_what_is_ignored_stays_ignored(tmp_path: Path, control_c: None) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
-def children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
+def ranks(folder: Path) -> list[int]:
+    """The processes that torch's launcher has started for a script in `folder`, in the order of their ranks."""
+    found = psutil.process_iter(["cwd", "cmdline"])
+    return sorted(p.pid for p in found if p.info["cwd"] == str(folder) and "-u" in (p.info["cmdline"] or []))
 
 
 def _two_ranks(tiny: Path, folder: Path, number: int) -> tuple[int, str, float]:
@@ -172,7 +174,7 @@ def _two_ranks(tiny: Path, folder: Path, number: int) -> tuple[int, str, float]:
     sent = []
 
     def send() -> None:
-        os.kill(children(process.pid)[1], number)
+        os.kill(ranks(folder)[1], number)
         sent.append(time.monotonic())
 
     _when(lambda: (folder / "runs/two/checkpoints/latest").exists() or process.poll() is not None, send)

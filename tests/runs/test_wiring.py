@@ -44,6 +44,7 @@ data:
 model: {name: resnet20}
 optim: {batch: 8, lr: 0.05}
 schedule: {epochs: 2}
+eval: {batch: 16}
 """
 STEPS = 6  # 24 images in batches of 8, twice
 PLAIN = ("data.recipe.pad=0", "data.recipe.flip=false")  # images reach the network as they are stored
@@ -842,7 +843,7 @@ def _(lab: Lab) -> None:
     )
     for one in (seen, again, only):
         assert [len(batch.images) for batch in one.evaluating] == [4, 4, 4]
-    assert [len(batch.images) for batch in lab.t().evaluating] == [256]
+    assert [len(batch.images) for batch in lab.t().evaluating] == [16]
 
 
 @wire("save.every_epochs")

@@ -1,10 +1,10 @@
 """The command line of tools/logits.py: as a program, where no cache is, and with values out of range."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import warm
 from helpers.cache_damage import B00, Run, change
 
 from tools.logits import main
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_as_a_program(cache: Path) -> None:
     """From another folder: one line on stderr and exit code 2."""
     change(cache / B00, 3000)
-    command = [sys.executable, str(ROOT / "tools/logits.py"), "verify", cache.name]
+    command = [warm.python(), str(ROOT / "tools/logits.py"), "verify", cache.name]
     done = subprocess.run(command, cwd=cache.parent, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"error: {cache.name}: 1 bad file: {B00};")

@@ -113,7 +113,7 @@ def test_the_card_says_what_was_measured_and_how_it_was_trained(work: Path) -> N
     assert f" {found['ece']:.2%} (15 bins)." in text and "Top-5" not in text  # of five classes
     assert f"| few | {found['few']:.2%} | mean over the 3 classes with fewer than 20 |" in text
     assert "| many | - | mean over the 0 classes with more than 100 training images |" in text
-    assert "| other settings than the run's | eval.batch: 256 -> 20 |" in text and "| arithmetic | fp32, " in text
+    assert "| other settings than the run's | eval.batch: 40 -> 20 |" in text and "| arithmetic | fp32, " in text
     assert "| settings of the loss | tau 3.0, p 0.5, alpha 0.5 |" in text
     assert meta["teachers"] == [{"source": "exports/t", "architecture": "resnet20", "weights": teacher["weights_hash"]}]
     assert f"| teacher exports/t | resnet20, weights `{teacher['weights_hash']}` |" in text
@@ -150,7 +150,7 @@ def test_an_export_is_evaluated_and_exported_like_a_run(work: Path) -> None:
     before, after = meta_of(work / "exports/t"), meta_of(work / "exports/again")
     assert after["training"] == before["training"] and after["weights_hash"] == before["weights_hash"]
     assert after["evaluation"]["top1"] == before["evaluation"]["top1"]
-    assert after["evaluation"]["other_settings"] == ["eval.batch: 256 -> 7"]
+    assert after["evaluation"]["other_settings"] == ["eval.batch: 40 -> 7"]
     shutil.rmtree(work / "exports/again")
     (work / "exports/t/evaluation_test.json").unlink()
 

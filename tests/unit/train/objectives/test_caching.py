@@ -6,7 +6,6 @@ import random
 import re
 import resource
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -398,14 +397,7 @@ def test_sizes_in_words() -> None:
 
 
 def launched(script: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script), *map(str, arguments)],
-        cwd=cwd,
-        env=launch.os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return launch.finish(launch.start_program(script, *arguments, cwd=cwd, ranks=2))
 
 
 LATE = """
@@ -482,8 +474,7 @@ def test_two_ranks_read_the_targets_of_one(alone: Path, tiny: Path, tmp_path: Pa
     (cache,) = (alone / "caches").iterdir()
     script = tmp_path / "read.py"
     script.write_text(READ.format(root=str(launch.ROOT), records=str(tiny / "train.beton"), cache=str(cache)))
-    env = launch.os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, script], cwd=tmp_path, env=env, check=True, timeout=120)
+    assert launch.finish(launch.start_program(script, cwd=tmp_path)).returncode == 0
     done = launched(script, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     one, *two = (np.load(tmp_path / f"rank{name}.npz") for name in ("0of1", "0of2", "1of2"))

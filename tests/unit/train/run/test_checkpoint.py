@@ -2,11 +2,11 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import warm
 from helpers.tensors import assert_same, damage, some_tensors
 
 from pipelines.errors import UserError
@@ -174,7 +174,7 @@ print(last)
 
 def test_killed_at_any_moment_a_complete_checkpoint_remains(tmp_path: Path):
     """kill -9 at random moments of a process that does nothing but save, again and again on one folder."""
-    drill = subprocess.run([sys.executable, "-c", DRILL, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    drill = subprocess.run([warm.python(), "-c", DRILL, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert drill.returncode == 0, drill.stderr
     last = int(drill.stdout)
     assert last >= 4  # it made progress

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from helpers import warm
 from helpers.closed import closed
 
 from pipelines.errors import UserError
@@ -141,7 +142,7 @@ def test_a_reader_that_has_gone_ends_it_quietly(body: str) -> None:
     pipe = gone_reader()
     program = PROGRAM.format(body=body)
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE, text=True, env=BUFFERED
+        [warm.python(), "-c", program], cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE, text=True, env=BUFFERED
     )
     os.close(pipe)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
@@ -158,7 +159,7 @@ def test_help_that_is_not_read_to_its_end(script: str) -> None:
 
 def test_another_broken_pipe_is_no_reader_that_has_gone() -> None:
     program = PROGRAM.format(body="raise BrokenPipeError('of a worker')")
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([warm.python(), "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "BrokenPipeError: of a worker" in done.stderr
 
 

@@ -5,7 +5,6 @@ import platform
 import re
 import signal
 import subprocess
-import sys
 import textwrap
 from dataclasses import replace
 from datetime import datetime
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import warm
+from helpers.launch import finish, start_program
 
 from pipelines.errors import UserError
 from pipelines.files import write_json_atomic
@@ -97,7 +98,7 @@ def test_a_killed_session_is_recognised(accelerator):
         Run.open(config, "a", {SCRIPT!r}, make_accelerator(config)).note(Facts(backend="ffcv"))
         os.kill(os.getpid(), 9)
     """
-    process = subprocess.run([sys.executable, "-c", textwrap.dedent(code)])
+    process = subprocess.run([warm.python(), "-c", textwrap.dedent(code)])
     assert process.returncode == -signal.SIGKILL
     assert record(Path("runs/a"))["status"] == "running"  # it could not write another
     assert "run runs/a is unfinished (ended without a word: it was killed or it crashed)" in why_not_final(
@@ -293,16 +294,7 @@ sys.exit(guard(main))
 def test_two_ranks_come_to_the_same_answer(accelerator):
     Path("two.py").write_text(TWO_RANKS)
     with Run.open(Config(), "held", SCRIPT, accelerator):
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            "2",
-            "two.py",
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = finish(start_program(Path("two.py"), cwd=Path.cwd(), ranks=2))
     assert done.returncode == 1, done.stderr  # the launcher turns 2 into 1
     assert "AssertionError" not in done.stderr
     settings, held = ([Path(f"{name}{rank}").read_text() for rank in (0, 1)] for name in ("settings", "held"))
