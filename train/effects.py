@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pipelines.errors import UserError
 from train.config import Config
-from train.objectives.methods import METHODS, names_where
+from train.objectives.methods import METHODS, names_where, reads, settings_of
 from train.settings import Options, flatten, keys, keys_of, value_text
 
 # What an evaluation takes besides the run's own settings; the network and its training are those of the run.
@@ -45,6 +45,13 @@ _NEEDS = (
     Needs(("optim.momentum", "optim.nesterov"), "optim.name=sgd", lambda c: c.optim.name == "sgd"),
     Needs(("optim.betas",), "optim.name=adamw", lambda c: c.optim.name == "adamw"),
     Needs(("optim.lr_base_batch",), "optim.lr_scale=linear or sqrt", lambda c: c.optim.lr_scale != "none"),
+    Needs(("distill.drw_beta",), "distill.drw_from", lambda c: c.distill.drw_from is not None),
+    Needs(("distill.diversity_from",), "distill.diversity", lambda c: c.distill.diversity != 0),
+    Needs(
+        ("distill.diversity_eta",),
+        "distill.diversity and distill.diversity_from",
+        lambda c: c.distill.diversity != 0 and c.distill.diversity_from is not None,
+    ),
     Needs(("schedule.gamma",), "schedule.kind=multistep", lambda c: c.schedule.kind == "multistep"),
     Needs(("ema.warmup",), "ema.decay", lambda c: c.ema.decay is not None),
     Needs(("compile_mode",), "compile=true", lambda c: c.compile),
@@ -63,13 +70,15 @@ def _of_methods() -> tuple[Needs, ...]:
     """The keys of `distill` that some losses read and others do not."""
     found = dict.fromkeys(name for row in METHODS.values() for name in row.settings)
     return tuple(
-        Needs(
-            (f"distill.{name}",),
-            f"distill.method={names_where(lambda row, name=name: name in row.settings)}",
-            lambda c, name=name: name in METHODS[c.distill.method].settings,
-        )
+        Needs((f"distill.{name}",), _where_read(name), lambda c, name=name: name in settings_of(c.distill))
         for name in found
     )
+
+
+def _where_read(name: str) -> str:
+    """`distill.method=A or B`, and the hard terms that read the key, which other methods may take."""
+    hard = names_where(lambda row: not row.targets and name in row.settings)
+    return f"distill.method={names_where(lambda row: reads(row, name))}" + (f", or distill.hard={hard}" if hard else "")
 
 
 def _typed(config: Config, options: Options) -> dict[str, str]:

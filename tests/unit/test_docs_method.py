@@ -15,7 +15,7 @@ from tools.paper.datasets import CIFAR100_LT
 from tools.paper.flatness import COUNTS, EPSILONS, Pair
 from train.config import Config
 from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
-from train.objectives.losses import dive
+from train.objectives import losses
 from train.schedule import Schedule
 from train.settings import load
 
@@ -126,7 +126,13 @@ def test_the_loss() -> None:
     t_hat = powered / powered.sum(axis=1, keepdims=True)
     kl = (t_hat * np.log(t_hat / softmax(s / tau))).sum(axis=1).mean()
     hard = -np.log(softmax(s + np.log(n))[range(4), y]).mean()
-    loss, _ = dive(torch.tensor(s), torch.tensor(y), torch.tensor(t), torch.tensor(np.log(n)), tau, p, a)
+    student, teacher = torch.tensor(s), torch.tensor(t)
+    loss = losses.distilled(
+        losses.balanced_softmax(student, torch.tensor(y), torch.tensor(np.log(n))),
+        losses.kd_kl(student, losses.soften(teacher, tau, p), tau),
+        tau,
+        a,
+    )
     assert float(loss) == pytest.approx((1 - a) * hard + a * tau**2 * kl)
 
 

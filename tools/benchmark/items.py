@@ -204,9 +204,10 @@ class Ours:
 
     def _objective(self, targets: Targets | None) -> Objective:
         """The method's; without targets its hard-label part."""
-        method = self._config.distill.method if targets else hard_part(self._config.distill.method)
+        method = self._config.distill.method if targets else hard_part(self._config.distill)
         distill = dataclasses.replace(self._config.distill, method=method, p=self._config.distill.p if targets else 1.0)
-        return Objective(distill, torch.from_numpy(self._records.class_counts).to(self._device), targets)
+        counts, steps = self._records.class_counts, max(1, len(self._records) // self._config.optim.batch)
+        return Objective(distill, torch.from_numpy(counts).to(self._device), targets, steps_per_epoch=steps)
 
     # ---- (a) ----
 
@@ -293,7 +294,7 @@ class Ours:
 
     def training(self) -> Row:
         """Hard labels only."""
-        method = hard_part(self._config.distill.method)
+        method = hard_part(self._config.distill)
         return Row("c.training", f"training from disk ({method})", source=self._trained(None, self._views))
 
     def cached(self) -> Row:

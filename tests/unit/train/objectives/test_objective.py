@@ -42,10 +42,12 @@ def test_each_method_is_its_formula() -> None:
     assert torch.equal(bsce, losses.balanced_softmax(LOGITS, LABELS, PRIOR)) and parts == {}
     config = DistillConfig(method="dive", tau=3, p=0.5, alpha=0.3)
     dive, parts = Objective(config, COUNTS, targets)(OUTPUTS, BATCH, 0)
-    assert torch.equal(dive, losses.dive(LOGITS, LABELS, TEACHER, PRIOR, 3, 0.5, 0.3)[0])
-    assert set(parts) == {"hard", "kl"}
+    hard, kl = losses.balanced_softmax(LOGITS, LABELS, PRIOR), losses.kd_kl(LOGITS, losses.soften(TEACHER, 3, 0.5), 3)
+    assert torch.equal(dive, losses.distilled(hard, kl, 3, 0.3))
+    assert set(parts) == {"hard", "kl"} and torch.equal(parts["hard"], hard) and torch.equal(parts["kl"], kl)
     kd, _ = Objective(DistillConfig(method="kd", tau=4, alpha=0.9), COUNTS, targets)(OUTPUTS, BATCH, 0)
-    assert torch.equal(kd, losses.kd(LOGITS, LABELS, TEACHER, 4, 0.9)[0])
+    kl = losses.kd_kl(LOGITS, losses.soften(TEACHER, 4, 1), 4)
+    assert torch.equal(kd, losses.distilled(losses.cross_entropy(LOGITS, LABELS), kl, 4, 0.9))
 
 
 def test_targets_and_method_must_fit() -> None:
@@ -82,7 +84,12 @@ def test_every_row_of_the_table_is_complete() -> None:
 
 
 def test_the_hard_part_of_a_method_has_its_prior() -> None:
-    assert {name: hard_part(name) for name in METHODS} == {"ce": "ce", "bsce": "bsce", "dive": "bsce", "kd": "ce"}
+    own = {"ce": "ce", "bsce": "bsce", "ldam": "ldam", "dive": "bsce", "kd": "ce"}
+    assert {name: hard_part(DistillConfig(method=name)) for name in METHODS} == own
+    given = {name: hard_part(DistillConfig(method=name, hard="ldam")) for name in METHODS}
+    assert given == own | {"dive": "ldam", "kd": "ldam"}
+    for name, row in METHODS.items():
+        assert row.prior == METHODS[own[name]].prior
 
 
 def test_soft_targets_that_are_not_finite_are_told_by_sample(few: Records) -> None:
