@@ -122,6 +122,69 @@ def test_smoothing_of_the_head_beside_torchs() -> None:
     assert one_class.item() == 0
 
 
+MARGINS, WEIGHTS = np.array([0.1, 0.2, 0.3, 0.4, 0.5]), np.array([0.4, 0.7, 1.5, 4.0, 9.0])
+
+
+def np_each(s_BC: np.ndarray) -> np.ndarray:
+    """-log softmax(s)_y of each sample."""
+    return -np.log(np_softmax(s_BC)[np.arange(B), LABELS])
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_ldam_is_the_closed_form(scale: float) -> None:
+    """Of cosines of which the label's is lowered by its margin, all times the scale."""
+    cosines = np.tanh(STUDENT)
+    lowered = cosines.copy()
+    for i, label in enumerate(LABELS):
+        lowered[i, label] -= MARGINS[label]
+    expected = np_each(scale * lowered)
+    labels, margins = torch.tensor(LABELS), scale * wide(MARGINS)
+    found = losses.ldam(scale * wide(cosines), labels, margins)
+    assert found.item() == pytest.approx(expected.mean(), rel=1e-12)
+    weighted = losses.ldam(scale * wide(cosines), labels, margins, wide(WEIGHTS))
+    assert weighted.item() == pytest.approx((WEIGHTS[LABELS] * expected).mean(), rel=1e-12)
+
+
+def test_ldam_without_a_margin_is_cross_entropy() -> None:
+    labels, none = torch.tensor(LABELS), wide(np.zeros(C))
+    assert torch.equal(losses.ldam(wide(STUDENT), labels, none), losses.cross_entropy(wide(STUDENT), labels))
+    same = wide(np.full(C, 0.5))
+    assert losses.ldam(wide(STUDENT), labels, same) > losses.cross_entropy(wide(STUDENT), labels)
+
+
+def test_class_weights() -> None:
+    """The mean of w_y times the loss of each sample; torch divides by the sum of the weights of the batch instead."""
+    labels, weights = torch.tensor(LABELS), wide(WEIGHTS)
+    found = losses.cross_entropy(wide(STUDENT), labels, weights)
+    assert found.item() == pytest.approx((WEIGHTS[LABELS] * np_each(STUDENT)).mean(), rel=1e-12)
+    torchs = torch.nn.functional.cross_entropy(wide(STUDENT), labels, weight=weights)
+    assert found.item() == pytest.approx(torchs.item() * WEIGHTS[LABELS].mean(), rel=1e-12)
+    assert losses.cross_entropy(wide(STUDENT), labels, wide(np.ones(C))).item() == pytest.approx(
+        losses.cross_entropy(wide(STUDENT), labels).item(), rel=1e-14
+    )
+    target = np.where(LABELS[:, None] == 0, np.array([0.7, *[0.3 / 4] * 4]), np.eye(C)[LABELS])
+    smoothed = losses.head_smoothed(wide(STUDENT), labels, torch.tensor(COUNTS), 0.3, weights)
+    expected = -(WEIGHTS[LABELS] * (target * np.log(np_softmax(STUDENT))).sum(1)).mean()
+    assert smoothed.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_halves() -> None:
+    """Which is what micro-batches and processes rely on; with torch's divisor it would not hold."""
+    labels, weights = torch.tensor(LABELS), wide(WEIGHTS)
+
+    def halves(loss) -> float:
+        return sum(loss(wide(STUDENT[half]), labels[half]).item() for half in (slice(0, 3), slice(3, 6))) / 2
+
+    def ldam(s: Tensor, y: Tensor) -> Tensor:
+        return losses.ldam(s, y, wide(MARGINS), weights)
+
+    def torchs(s: Tensor, y: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(s, y, weight=weights)
+
+    assert halves(ldam) == pytest.approx(ldam(wide(STUDENT), labels).item(), rel=1e-13)
+    assert halves(torchs) != pytest.approx(torchs(wide(STUDENT), labels).item(), rel=1e-2)
+
+
 @pytest.mark.parametrize(("tau", "p"), TAUS_AND_POWERS)
 def test_power_equals_a_teacher_temperature(tau: float, p: float) -> None:
     """softmax(t/tau)^p, renormalised = softmax(t / (tau/p)); and with p < 1 it is flatter than without."""
@@ -150,6 +213,10 @@ def test_gradients_by_finite_differences() -> None:
     def smoothed(student: Tensor) -> Tensor:
         return losses.head_smoothed(student, torch.tensor(LABELS), torch.tensor(COUNTS), 0.3)
 
+    def margins(student: Tensor) -> Tensor:
+        return losses.ldam(student, torch.tensor(LABELS), wide(MARGINS), wide(WEIGHTS))
+
+    assert torch.autograd.gradcheck(margins, (wide(STUDENT, grad=True),))
     assert torch.autograd.gradcheck(smoothed, (wide(STUDENT, grad=True),))
     assert torch.autograd.gradcheck(total, (wide(STUDENT, grad=True), prior().requires_grad_()))
     assert torch.autograd.gradcheck(classic, (wide(STUDENT, grad=True),))
@@ -222,6 +289,7 @@ def test_extreme_logits_stay_finite(dtype: torch.dtype, size: float) -> None:
         dive(student, teacher, prior().float()),
         kd(student, teacher, 9.0, 0.5),
         (losses.head_smoothed(student, labels, torch.tensor(COUNTS), 0.3), {}),
+        (losses.ldam(student, labels, 30 * wide(MARGINS).float(), wide(WEIGHTS).float()), {}),
     ):
         (gradient,) = torch.autograd.grad(loss, student)
         assert loss.isfinite() and gradient.isfinite().all()
