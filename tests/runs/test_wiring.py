@@ -692,6 +692,36 @@ def _(lab: Lab) -> None:
     assert seen.logged[0]["kl"] != pytest.approx(base.logged[0]["kl"], rel=1e-3)
 
 
+@wire("distill.hard")
+def _(lab: Lab) -> None:
+    alone = {name: lab.teacher(f"distill.method={name}", *STILL, SHORT) for name in ("ce", "bsce", "ldam")}
+    for name, teacher in alone.items():
+        seen = lab.student(f"distill.hard={name}", *STILL, SHORT)
+        assert seen.logged[0]["hard"] == pytest.approx(teacher.logged[0]["loss"]) and seen.result["method"] == "dive"
+    assert len({round(one.logged[0]["loss"], 4) for one in alone.values()}) == 3
+
+
+@wire("distill.margin")
+def _(lab: Lab) -> None:
+    none, some = (lab.teacher("distill.method=ldam", f"distill.margin={m}", *STILL, SHORT) for m in (0, 3))
+    assert none.logged[0]["loss"] == pytest.approx(lab.teacher("distill.method=ce", *STILL, SHORT).logged[0]["loss"])
+    assert some.logged[0]["loss"] > none.logged[0]["loss"] + 0.5
+
+
+@wire("distill.drw_from", "distill.drw_beta")
+def _(lab: Lab) -> None:
+    """The weights stay as they are, so that the second epoch differs from the first in its class weights alone."""
+    views = ("data.views=1", *PLAIN, *STILL)  # each epoch has the same images
+    plain, late, less = (
+        lab.teacher("distill.method=ldam", *more, *views)
+        for more in ((), ("distill.drw_from=1",), ("distill.drw_from=1", "distill.drw_beta=0.5"))
+    )
+    assert len({round(one.logged[0]["loss"], 6) for one in (plain, late, less)}) == 1
+    assert len({round(one.logged[1]["loss"], 2) for one in (plain, late, less)}) == 3
+    beyond = lab.teacher("distill.method=ldam", "distill.drw_from=2", fails=True).out
+    assert "distill.drw_from=2: this training has the epochs 0 to 1 (6 steps in all, 3 an epoch)" in beyond
+
+
 @wire("distill.head_smoothing")
 def _(lab: Lab) -> None:
     ce = ("distill.method=ce", *STILL, SHORT)
