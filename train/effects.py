@@ -41,6 +41,8 @@ _NEEDS = (
         "data.recipe.crop=random_resized_crop",
         lambda c: c.data.recipe.crop == "random_resized_crop",
     ),
+    Needs(("model.head_scale",), "model.head=cosine", lambda c: c.model.head == "cosine"),
+    Needs(("model.expert_width",), "model.experts", lambda c: c.model.experts is not None),
     Needs(("data.hw_decoder_load",), "data.backend=dali", lambda c: c.data.backend in ("auto", "dali")),
     Needs(("optim.momentum", "optim.nesterov"), "optim.name=sgd", lambda c: c.optim.name == "sgd"),
     Needs(("optim.betas",), "optim.name=adamw", lambda c: c.optim.name == "adamw"),
