@@ -17,7 +17,7 @@ from train.settings import Options, flatten, keys, keys_of, value_text
 EVALUATION = (
     *("data.val", "data.test", "data.backend", "data.mean", "data.std", "data.verify", "data.workers"),
     *("data.hw_decoder_load", "data.recipe.crop", "data.recipe.size", "data.recipe.short_side", "eval.batch"),
-    *("precision", "deterministic", "split", "weights", "predictions", "export"),
+    *("precision", "deterministic", "split", "weights", "predictions", "features", "export"),
 )
 # What train/cache_logits.py reads of a student's settings.
 CACHE_WRITER = (
