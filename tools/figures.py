@@ -8,18 +8,29 @@ picture as SVG and PNG.
 """
 
 import argparse
+import importlib
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # replaces this folder, whose module names are generic
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tools.command_line import Parser, path, run_command
-from train.run.endings import script
+from tools.command_line import Parser, path
+from train.run.endings import exit_code, script
 
-COMMANDS = ()  # modules of tools/reporting, each with add_command(commands, common)
+
+def command_modules() -> tuple[Any, ...]:
+    """Those of tools/reporting that are commands, each with add_command(commands, common).
+
+    UserError where matplotlib is missing, which all of them import: so they are imported here, where that becomes one line.
+    """
+    importlib.import_module("tools.reporting.style")
+    from tools.reporting import embeddings, samples, shifted
+
+    return shifted, embeddings, samples
 
 
 def build_parser() -> Parser:
@@ -28,7 +39,7 @@ def build_parser() -> Parser:
     common = Parser(add_help=False)
     common.add_argument("--out", type=path, required=True, metavar="DIR", help="folder for what is made")
     common.add_argument("--split", choices=("test", "val"), default="test", help="of the data (default: %(default)s)")
-    for module in COMMANDS:
+    for module in command_modules():
         module.add_command(commands, common)
     return parser
 
@@ -37,9 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = sys.argv[1:] if argv is None else argv
     settings = [word for word in words if re.match(r"[a-z][a-z_.]*=", word)]
-    parser = build_parser()
-    parser.set_defaults(settings=settings)
-    return run_command(parser, [word for word in words if word not in settings], "nothing was written")
+
+    def work() -> int | None:
+        parser = build_parser()
+        parser.set_defaults(settings=settings)
+        args = parser.parse_args([word for word in words if word not in settings])
+        return args.run(args)
+
+    return exit_code(work, "interrupted; nothing was written")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
     python tools/reproduce.py cifar100-lt --archive cifar-100-python.tar.gz --out OUT [KEY=VALUE ...]
     python tools/reproduce.py cifar100-lt-studies --archive cifar-100-python.tar.gz --out OUT [KEY=VALUE ...]
+    python tools/reproduce.py cifar100-lt-figures --archive cifar-100-python.tar.gz --out OUT [KEY=VALUE ...]
     python tools/reproduce.py cifar10-flatness --archive cifar-10-python.tar.gz --out OUT [KEY=VALUE ...]
 
 The first trains CE, BSCE and DiVE (from a cache of its BSCE teacher) for each imbalance factor and seed: Table 1. The second
-trains students of one teacher that differ in where their targets come from and in their temperatures. The third trains two
-classes of CIFAR-10 with label smoothing of the more frequent one: appendix A, Figure 1. All convert the archive, measure this
-device, say how long it will take, run what is missing through the entry scripts, and write a table. Interrupt or kill them
-whenever you like: the same command goes on. KEY=VALUE goes to every training and cache, e.g. precision=bf16 compile=true.
+trains students of one teacher that differ in where their targets come from and in their temperatures. The third trains the runs
+of Table 1 at one imbalance factor and tests them on shifted test sets: Table 2. The fourth trains two classes of CIFAR-10 with
+label smoothing of the more frequent one: appendix A, Figure 1. All convert the archive, measure this device, say how long it
+will take, run what is missing through the entry scripts, and write a table. Interrupt or kill them whenever you like: the same
+command goes on. KEY=VALUE goes to every training and cache, e.g. precision=bf16 compile=true.
 docs/reproduce.md: what lies where in OUT, seeds, GPUs.
 """
 

@@ -74,7 +74,7 @@ class Assembled:
         config, train = self.training.config, self.splits.train
         init = {"source": config.model.init, "weights": self.facts.init or ""} if config.model.init else None
         return ModelInfo(
-            architecture=config.model.name,
+            architecture=config.model.spec(train.num_classes).architecture,
             class_names=list(train.class_names),
             train_counts=train.class_counts.tolist(),
             mean=list(config.data.mean),

@@ -17,7 +17,7 @@ from train.settings import Options, flatten, keys, keys_of, value_text
 EVALUATION = (
     *("data.val", "data.test", "data.backend", "data.mean", "data.std", "data.verify", "data.workers"),
     *("data.hw_decoder_load", "data.recipe.crop", "data.recipe.size", "data.recipe.short_side", "eval.batch"),
-    *("precision", "deterministic", "split", "weights", "predictions", "export"),
+    *("precision", "deterministic", "split", "weights", "predictions", "features", "export"),
 )
 # What train/cache_logits.py reads of a student's settings.
 CACHE_WRITER = (
@@ -41,6 +41,8 @@ _NEEDS = (
         "data.recipe.crop=random_resized_crop",
         lambda c: c.data.recipe.crop == "random_resized_crop",
     ),
+    Needs(("model.head_scale",), "model.head=cosine", lambda c: c.model.head == "cosine"),
+    Needs(("model.expert_width",), "model.experts", lambda c: c.model.experts is not None),
     Needs(("data.hw_decoder_load",), "data.backend=dali", lambda c: c.data.backend in ("auto", "dali")),
     Needs(("optim.momentum", "optim.nesterov"), "optim.name=sgd", lambda c: c.optim.name == "sgd"),
     Needs(("optim.betas",), "optim.name=adamw", lambda c: c.optim.name == "adamw"),

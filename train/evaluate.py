@@ -1,15 +1,16 @@
-"""Evaluate a run: top-1, many / medium / few and per-class accuracy, by the training counts of that run.
+"""Evaluate a run: accuracy in all, by many / medium / few and by class, likelihood and calibration (docs/runs.md).
 
 Takes the name or folder of a run, or an export folder; settings given behind it override the run's own (another data.test,
 eval.batch ...), and those of the training are refused. Of an unfinished run the newest checkpoint is evaluated, and said so.
-Figures go to evaluation_SPLIT.json in the run's folder; predictions=FILE.npz also saves keys, labels and logits;
-export=DIR makes a folder that is all one needs to use the network elsewhere, with these figures in it (docs/export.md).
+Figures go to evaluation_SPLIT.json in the run's folder; predictions=FILE.npz also saves keys, labels and logits, and
+features=FILE.npz those and the input of the last layer; export=DIR makes a folder that is all one needs to use the network
+elsewhere, with these figures in it (docs/export.md).
 
-    accelerate launch train/evaluate.py RUN [split=test] [export=DIR] [predictions=FILE.npz] [data.test=FILE.beton]
+    accelerate launch train/evaluate.py RUN [split=test] [export=DIR] [predictions=FILE.npz] [features=FILE.npz] [KEY=VALUE ...]
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,8 +42,17 @@ class EvaluateConfig(Config):
     predictions: str | None = field(default=None, metadata={"path": True})
     """file for keys int64 [n], labels int64 [n], logits [n, C] and the names of samples and classes, as numpy .npz; logits in
     float16, or float32 where float16 would overflow or change a prediction"""
+    features: str | None = field(default=None, metadata={"path": True})
+    "file for the same and the features float32 [n, D], the input of the last layer; it may be given beside predictions"
     export: str | None = field(default=None, metadata={"path": True})
     "new folder for the finished network with all that is needed to use it, and these figures: weights, settings, model card"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.predictions is not None and self.features is not None and Path(self.predictions) == Path(self.features):
+            raise ValueError(
+                f"predictions={self.predictions} and features name one file; the file of features holds both"
+            )
 
 
 def main(argv: list[str]) -> None:
@@ -62,16 +72,23 @@ def main(argv: list[str]) -> None:
     keeps_figures = accelerator.is_main_process and _check_places(config, folder, figures_file(folder, figures))
     subject = make_subject(folder, weights, config, accelerator)
     records = open_split(subject, config, config.split)
-    done = assess(subject, records, config, accelerator, keep="nothing" if config.predictions is None else "logits")
+    keep = "features" if config.features is not None else "logits" if config.predictions is not None else "nothing"
+    done = assess(subject, records, config, accelerator, keep)
     if not accelerator.is_main_process:
         return
     show_result({config.split: done.figures})
 
+    whole = None
+    if done.kept is not None:
+        whole = describe(done.kept, records, subject.train_counts, config.distill.method, weights_hash(weights.state))
+
     def save_predictions() -> None:
-        if done.kept is not None and config.predictions is not None:
-            hashed = weights_hash(weights.state)
-            described = describe(done.kept, records, subject.train_counts, config.distill.method, hashed)
-            described.save(Path(config.predictions))
+        if whole is not None and config.predictions is not None:
+            replace(whole, features=None).save(Path(config.predictions))
+
+    def save_features() -> None:
+        if whole is not None and config.features is not None:
+            whole.save(Path(config.features))
 
     def export() -> None:
         if config.export is not None and weights.info is not None:
@@ -79,9 +96,11 @@ def main(argv: list[str]) -> None:
             write_export(Path(config.export), folder, weights.state, weights.info, evaluation)
             print(f"exported to {config.export}")
 
-    write_each(
-        save_predictions, lambda: write_figures(folder, figures, done.figures) if keeps_figures else None, export
-    )
+    def save_figures() -> None:
+        if keeps_figures:
+            write_figures(figures, done.figures, subject, records)
+
+    write_each(save_predictions, save_features, save_figures, export)
 
 
 def _check_places(config: EvaluateConfig, folder: Path, figures: Path) -> bool:
@@ -92,12 +111,13 @@ def _check_places(config: EvaluateConfig, folder: Path, figures: Path) -> bool:
     if config.export is not None:
         check_exportable(Path(config.export), folder, config)
         check_folder_place(Path(config.export), f"export={config.export}")
-    if config.predictions is not None:
-        check_file_place(Path(config.predictions), f"predictions={config.predictions}")
+    for name in ("predictions", "features"):
+        if (place := getattr(config, name)) is not None:
+            check_file_place(Path(place), f"{name}={place}")
     try:
         check_file_place(figures, f"run {folder}")
     except UserError as error:
-        if config.export is None and config.predictions is None:
+        if config.export is None and config.predictions is None and config.features is None:
             raise
         print(f"note: {error}; the figures are only printed")
         return False

@@ -203,5 +203,6 @@ def _evaluated(assembled: Assembled, split: str, stops: Stops | None) -> dict[st
 
 
 def headline(figures: dict[str, Any]) -> dict[str, Any]:
-    """The most important figures."""
-    return {name: figures[name] for name in ("top1", "many", "medium", "few")}
+    """The figures that a line of metrics.jsonl holds, and a dashboard shows."""
+    names = ("top1", "top5", "balanced_accuracy", "many", "medium", "few", "nll", "ece")
+    return {name: figures[name] for name in names}

@@ -21,13 +21,13 @@ class ReferenceBackend:
 
     def load(self, positions: np.ndarray, boxes: np.ndarray, out: np.ndarray) -> None:
         def one(i: int) -> None:
-            geometry.apply(self._decode(int(positions[i])), boxes[i], out[i])
+            geometry.apply(self.pixels(int(positions[i])), boxes[i], out[i])
 
         with ThreadPoolExecutor(self._workers) as pool:  # one for each batch: no thread outlives it
             for _ in pool.map(one, range(len(positions))):
                 pass
 
-    def _decode(self, position: int) -> np.ndarray:
+    def pixels(self, position: int) -> np.ndarray:
         """uint8 [H, W, 3] pixels of one record, after its check."""
         r = self._records
         self._verifier.check_one(position)

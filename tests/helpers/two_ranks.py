@@ -2,9 +2,11 @@
 
     python -m torch.distributed.run --nproc_per_node 2 tests/helpers/two_ranks.py OUT.npz CONFIG [a.b=c ...]
 
-Rank 0 writes the keys and views of every global batch, the gradients as every rank sees them, and the evaluation's counts.
+Rank 0 writes the keys and views of every global batch, the gradients as every rank sees them, and what the evaluations before
+and after them give: figures as JSON, and OUT.predictions.npz with features.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from accelerate.utils import gather_object
 from models import outputs_of
 from train.assembly import assemble
 from train.config import Config
+from train.evaluation.counting import evaluate
+from train.evaluation.predictions import describe
 from train.experiment import evaluations
 from train.run.environment import make_accelerator
 from train.run.exits import guard
@@ -29,6 +33,9 @@ def main(argv: list[str]) -> None:
     config, _ = parse_args(argv[1:], "", Config)
     assembled = assemble(config, Path("runs/none"), make_accelerator(config))
     training = assembled.training
+    loader, _ = assembled.evaluation["test"]
+    counts = assembled.splits.train.class_counts
+    first = evaluate(training.model, loader, config.eval.batch, counts, training.accelerator, keep="features")
     accelerator, model = training.accelerator, training.model.eval()
     parts = config.optim.accumulate
     rows = config.optim.batch // accelerator.num_processes // parts
@@ -47,7 +54,11 @@ def main(argv: list[str]) -> None:
         training.optimizer.zero_grad()
     samples = evaluations(assembled, "test")["test"]["samples"]
     if accelerator.is_main_process:
-        np.savez(argv[0], keys=keys, views=views, gradients=gradients, samples=samples)
+        assert first.kept is not None
+        described = describe(first.kept, loader.records, counts, config.distill.method, "")
+        described.save(Path(argv[0]).with_suffix(".predictions.npz"))
+        figures = json.dumps(first.figures)
+        np.savez(argv[0], keys=keys, views=views, gradients=gradients, samples=samples, figures=figures)
 
 
 if __name__ == "__main__":

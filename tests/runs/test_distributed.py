@@ -1,5 +1,6 @@
 """Two real processes against one at the same global batch: the same samples, views and gradients, exact evaluation."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from helpers.launch import ROOT, run, tiny_config
 
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
+from train.evaluation.predictions import read
 
 
 def walk(folder: Path, name: str, ranks: int, *arguments: object) -> dict[str, np.ndarray]:
@@ -43,6 +45,10 @@ def test_two_processes_see_and_compute_what_one_does(tiny: Path, tmp_path: Path)
     assert difference.max() < 1e-5
     assert scale.min() > 1e-3  # there was something to compare
     assert int(one["samples"]) == int(two["samples"]) == 13
+    # Of the same weights: the same file, whoever of them saw which image, and the same figures to the last digit.
+    files = [(tmp_path / f"{name}.predictions.npz").read_bytes() for name in ("one", "two")]
+    assert files[0] == files[1] and read(tmp_path / "one.predictions.npz").features is not None
+    assert str(one["figures"]) == str(two["figures"]) and json.loads(str(one["figures"]))["samples"] == 13
 
 
 def test_a_batch_that_does_not_split_names_the_nearest(tiny: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""The code in docs/logit_cache.md and docs/export.md runs as it stands, and does what the text around it says."""
+"""The code in docs/logit_cache.md, export.md and figures.md runs as it stands, and does what the text around it says."""
 
 import contextlib
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.launch import ROOT, run, tiny_config
+from helpers.recipes import run_here
 from PIL import Image
 
 from models.registry import build_model
@@ -23,6 +25,7 @@ from pipelines.records.writing import Sample, write_records
 
 TEXT = (ROOT / "docs" / "logit_cache.md").read_text()
 EXPORT = (ROOT / "docs" / "export.md").read_text()
+FIGURES = (ROOT / "docs" / "figures.md").read_text()
 COUNT, CLASSES = 45, ["ant", "bee", "cat", "dog", "eel"]
 
 
@@ -104,6 +107,42 @@ def test_an_export_loads_into_torchvision_and_timm(work: Path) -> None:
     run("evaluate", "r", "export=exports/resnet18", cwd=work)
     with contextlib.chdir(work):
         exec(code, {})
+
+
+def commands_below(heading: str) -> list[str]:
+    """The commands of a section of docs/figures.md."""
+    (section,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", FIGURES, re.DOTALL | re.MULTILINE)
+    return "".join(blocks("bash", section)).replace("\\\n", "").splitlines()
+
+
+@pytest.fixture(scope="module")
+def two_runs(work: Path) -> Path:
+    """A folder with the runs of docs/figures.md, mine and baseline, data/mine/, and theirs.npz of another program."""
+    recipe = ["data.recipe.crop=random_resized_crop", "data.recipe.size=32", "data.backend=reference"]
+    for name, seed in (("mine", 1), ("baseline", 2)):
+        run("teacher", work / "bsce.yaml", f"run={name}", f"seed={seed}", "schedule.epochs=1", *recipe, cwd=work)
+    (work / "data/mine").mkdir(parents=True)
+    for split in ("train", "test"):
+        shutil.copy(work / f"{split}.beton", work / "data/mine")
+    labels = Records(work / "test.beton").labels
+    np.savez(work / "theirs.npz", labels=labels, logits=np.eye(len(CLASSES))[labels])
+    return work
+
+
+@pytest.mark.parametrize("heading", ["Shifted test sets", "Embeddings", "Sample pictures"])
+def test_the_figures_of_two_runs(two_runs: Path, heading: str) -> None:
+    commands = commands_below(heading)
+    assert len(commands) >= 2
+    for command in commands:
+        run_here(command, two_runs)
+        words = command.split()
+        out = two_runs / words[words.index("--out") + 1]
+        for suffix in ("md", "json", "svg", "png"):
+            assert (out / f"{words[2]}.{suffix}").stat().st_size > 100
+
+
+def test_the_links_of_the_figures_page() -> None:
+    assert all((ROOT / "docs" / link).exists() for link in re.findall(r"\]\((?!http)([^)#]+)\)", FIGURES))
 
 
 def test_the_numbers_in_the_text() -> None:

@@ -36,6 +36,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         *("predictions=nodir/p.npz", "predictions=runs", "predictions=file/p.npz", "predictions=/proc/p.npz"),
         *(f"predictions={'x' * 300}", "export=file/e", f"export={'x' * 300}", "export=/proc/e"),
+        *("features=nodir/p.npz", "features=file/p.npz"),
     ],
 )
 def test_what_an_evaluation_writes_is_checked_first(work: Path, no_work: None, given: str) -> None:

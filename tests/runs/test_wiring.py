@@ -1038,6 +1038,14 @@ def _(lab: Lab) -> None:
     assert np.load(lab.folder / "p.npz")["logits"].shape == (10, 5)
 
 
+@wire("features")
+def _(lab: Lab) -> None:
+    lab.t()
+    lab.evaluate("t", "features=f.npz", "predictions=without.npz")
+    assert np.load(lab.folder / "f.npz")["features"].shape == (10, 64)
+    assert "features" not in np.load(lab.folder / "without.npz")
+
+
 @wire("export")
 def _(lab: Lab) -> None:
     lab.t()

@@ -13,8 +13,10 @@ from pipelines.logits.flatness import TEMPERATURES, recommend
 from tools.conversion.cifar import long_tail_counts
 from tools.paper.datasets import CIFAR100_LT
 from tools.paper.flatness import COUNTS, EPSILONS, Pair
+from tools.reporting.shifted import IMBALANCES
 from train.config import Config
 from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
+from train.evaluation.shifted import long_tail, shifted_sets
 from train.objectives import losses
 from train.schedule import Schedule
 from train.settings import load
@@ -193,6 +195,18 @@ def test_the_shifted_test_sets() -> None:
     for n, classes, totals in ((50, 1000, imagenet), (100, 100, cifar)):
         counts = [[max(1, int(n * (1 / f) ** (k / (classes - 1)))) for k in range(classes)] for f in integers(factors)]
         assert integers(totals) == [sum(row) for row in counts]
+        assert counts == [long_tail(n, classes, f).tolist() for f in integers(factors)]
+    assert "`max(1, int(n * (1/F)^(k/(C-1))))`" in WORDS
+
+
+def test_the_published_figures_on_shifted_test_sets() -> None:
+    """U is the balanced test set, where post-compensation changes nothing after balanced softmax."""
+    rows = table("B50")
+    large = found(r"ImageNet-LT: CE ([\d.]+), BSCE ([\d.]+), DiVE ([\d.]+) \[SUP\]\.")
+    assert tuple(rows[f"{name} on its own"]["U"] for name in ("CE", "BSCE", "DiVE")) == large
+    assert all(rows[f"PC {name}"]["U"] == rows[f"{name} on its own"]["U"] for name in ("BSCE", "DiVE"))
+    assert len(rows) == 6 and all(len(row) == 11 for row in rows.values())
+    assert list(rows["CE on its own"]) == [one.name for one in shifted_sets(np.arange(5), np.full(5, 50), IMBALANCES)]
 
 
 def test_the_ratios_of_label_smoothing() -> None:

@@ -133,9 +133,10 @@ def temporary_cache(
 def temporary_teacher(folder: Path, config: Config, records: Records) -> Path:
     """A run folder with an untrained network of the configuration's architecture."""
     folder.mkdir()
-    network = config.model.spec(records.num_classes).build()
+    spec = config.model.spec(records.num_classes)
+    network = spec.build()
     info = ModelInfo(
-        architecture=config.model.name,
+        architecture=spec.architecture,
         class_names=list(records.class_names),
         mean=list(config.data.mean),
         std=list(config.data.std),

@@ -165,7 +165,7 @@ def report(
     figure = Figure(f"Accuracy of {head} (head) and {tail} (tail) against R", lambda stem: _draw(stem, pairs, points))
     title = f"CIFAR-10, {head} and {tail}: label smoothing of the head, appendix A of the paper"
     rows = [point.as_json() for point in points]
-    found = full_report(title, tasks, out, runs, facts, notes, [table], rows, GROUPS, figure)
+    found = full_report(title, tasks, out, runs, facts, notes, [table], rows, GROUPS, [figure])
     found.data["verdicts"] = verdicts
     return found
 

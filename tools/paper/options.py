@@ -8,7 +8,7 @@ from pipelines.errors import UserError, quoted
 from tools.command_line import Parser, path, whole
 from tools.paper.datasets import CIFAR100_LT, METHODS
 from tools.paper.flatness import COUNTS, EPSILONS
-from tools.paper.studies import FLATNESS, STUDIES, TABLE
+from tools.paper.studies import FIGURES, FLATNESS, STUDIES, TABLE
 
 
 def resolved(text: str) -> Path:
@@ -80,6 +80,11 @@ def add_commands(parser: Parser) -> None:
     studies.add_argument(
         "--teacher", type=resolved, metavar="RUN", help="folder of a finished BSCE run to use as the teacher"
     )
+    figures = commands.add_parser(
+        FIGURES, parents=cifar100, help="Table 2: accuracy on shifted test sets, of the runs of Table 1"
+    )
+    figures.add_argument("--imbalance", type=int, choices=CIFAR100_LT, default=100, help="(default: %(default)s)")
+    figures.add_argument("--seeds", type=whole(0), nargs="+", default=[0])
     flatness = commands.add_parser(
         FLATNESS, parents=cifar10, help="Figure 1: head and tail against the ratio of virtual examples"
     )
@@ -91,7 +96,7 @@ def add_commands(parser: Parser) -> None:
         "--eps", type=_epsilon, nargs="+", default=list(EPSILONS), help="label smoothing of the head, such as 0 0.2 0.4"
     )
     add("--seeds", type=whole(0), nargs="+", default=[0, 1, 2, 3, 4])
-    for command, scale in ((table, 1.0), (studies, 0.2), (flatness, 1.0)):
+    for command, scale in ((table, 1.0), (studies, 0.2), (figures, 1.0), (flatness, 1.0)):
         command.add_argument(
             "--epochs-scale",
             type=_scale,

@@ -24,6 +24,7 @@ from tools.paper.outcomes import (
     spread,
 )
 from tools.paper.plan import ANY_SAMPLES, STUDIES, STUDIES_DATASET, Task
+from tools.reporting.tables import Table
 from train.data import views_of
 from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE
 from train.watch.text import clock, markdown_table, percent
@@ -31,17 +32,12 @@ from train.watch.text import clock, markdown_table, percent
 NAMES = {"ce": "CE", "bsce": "BSCE", "dive": "DiVE"}
 
 
-class Table(NamedTuple):
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
 class Figure(NamedTuple):
-    """A drawing beside the page. words: what it shows; draw: writes it as STEM.svg and STEM.png."""
+    """A drawing beside the page. words: what it shows; draw: writes it as STEM.svg and STEM.png; suffix: of the page's stem."""
 
     words: str
     draw: Callable[[Path], object]
+    suffix: str = ""
 
 
 class Report(NamedTuple):
@@ -52,7 +48,7 @@ class Report(NamedTuple):
     tables: list[Table]
     notes: list[str]
     data: dict[str, Any]
-    figure: Figure | None = None
+    figures: Sequence[Figure] = ()
 
 
 class Row(NamedTuple):
@@ -276,7 +272,7 @@ def full_report(
     tables: Sequence[Table],
     rows: Sequence[dict[str, Any]],
     groups: Sequence[str] = GROUPS,
-    figure: Figure | None = None,
+    figures: Sequence[Figure] = (),
 ) -> Report:
     """The report with what all have: facts of the machine, a table of the runs by themselves, the caches."""
     caches = [found for task in tasks if task.kind == "cache" and (found := cache_facts(task, out))]
@@ -285,7 +281,7 @@ def full_report(
     data["caches"] = [cache._asdict() for cache in caches]
     lines = [(f"`{one.name}`", str(one.views), f"{one.megabytes:,.0f} MB", clock(one.seconds)) for one in caches]
     cache_tables = [Table("Caches", ("cache", "views", "size", "written in"), lines)] if lines else []
-    return Report(title, facts, [*tables, _runs_table(runs, groups), *cache_tables], list(notes), data, figure)
+    return Report(title, facts, [*tables, _runs_table(runs, groups), *cache_tables], list(notes), data, figures)
 
 
 def _runs_table(runs: Sequence[Outcome], groups: Sequence[str]) -> Table:
@@ -309,10 +305,9 @@ def _runs_table(runs: Sequence[Outcome], groups: Sequence[str]) -> Table:
 
 
 def to_markdown(report: Report, stem: str = "") -> str:
-    """Write a report as the page that is kept in docs/results; stem: of its file and that of its figure."""
+    """Write a report as the page that is kept in docs/results; stem: of its file and those of its figures."""
     parts = [f"# {report.title}", "\n".join(f"* {name}: {value}" for name, value in report.facts.items())]
-    if report.figure is not None:
-        parts.append(f"![{report.figure.words}]({stem}.svg)")
+    parts += [f"![{figure.words}]({stem}{figure.suffix}.svg)" for figure in report.figures]
     for table in report.tables:
         parts += [f"## {table.title}", markdown_table(table.columns, table.rows)]
     parts += ["## How to read this", "\n".join(f"* {note}" for note in report.notes)]

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from pipelines.errors import UserError
@@ -65,20 +66,22 @@ def make_report(tasks: Sequence[Task], endings: dict[str, Ending], options: argp
 
 
 def report_files(options: argparse.Namespace) -> list[Path]:
-    """The report for people, the one for programs, and the figure if it has one."""
+    """The report for people, the one for programs, and the figures if it has any."""
     stem = options.command.replace("-", "_")
     return [options.out / f"{stem}{ending}" for ending in COMMANDS[options.command].files]
 
 
 def write_report(report: Report, options: argparse.Namespace) -> None:
-    path, data, *drawn = report_files(options)
-    stem, figure = path.with_suffix(""), report.figure
+    path, data, *_ = report_files(options)
+    stem = path.with_suffix("")
+    drawn = {stem.with_name(f"{stem.name}{figure.suffix}"): figure for figure in report.figures}
     write_each(
         lambda: write_bytes_atomic(path, to_markdown(report, stem.name).encode()),
         lambda: write_json_atomic(data, report.data),
-        *((lambda: figure.draw(stem),) if figure else ()),
+        *(partial(figure.draw, place) for place, figure in drawn.items()),
     )
-    say(f"written: {path}, {', '.join(one.name for one in (data, *drawn))}")
+    names = [data.name, *(f"{place.name}{ending}" for place in drawn for ending in (".svg", ".png"))]
+    say(f"written: {path}, {', '.join(names)}")
 
 
 def reproduce(options: argparse.Namespace) -> int:

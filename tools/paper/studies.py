@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.paper import flatness
+from tools.paper import figures, flatness
 from tools.paper.datasets import CIFAR100_LT, Dataset
 from tools.paper.jobs import Ending
 from tools.paper.plan import Choice, Task, seeds_found, study_tasks, table_tasks
 from tools.paper.report import Report, studies_report, table_report
 from tools.paper.timing import Chains
 
-TABLE, STUDIES, FLATNESS = "cifar100-lt", "cifar100-lt-studies", "cifar10-flatness"
+TABLE, STUDIES, FIGURES, FLATNESS = "cifar100-lt", "cifar100-lt-studies", "cifar100-lt-figures", "cifar10-flatness"
 Plan = tuple[list[Task], list[Task]]  # tasks to run, tasks of the report
 
 
@@ -56,6 +56,12 @@ def _studies_plan(options: argparse.Namespace, choice: Choice) -> Plan:
     return tasks, tasks
 
 
+def _figures_plan(options: argparse.Namespace, choice: Choice) -> Plan:
+    flatness.require_drawing()
+    tasks = table_tasks(choice, [CIFAR100_LT[options.imbalance]], _unique(options.seeds))
+    return tasks, tasks
+
+
 def _flatness_plan(options: argparse.Namespace, choice: Choice) -> Plan:
     flatness.require_drawing()
     tasks = flatness.tasks(choice, _pairs(options), list(dict.fromkeys(options.eps)), _unique(options.seeds))
@@ -79,6 +85,10 @@ def _studies_report(found: Found, options: argparse.Namespace) -> Report:
     return studies_report(tasks, out, endings, facts, notes, options.teacher)
 
 
+def _figures_report(found: Found, options: argparse.Namespace) -> Report:
+    return figures.report(*found)
+
+
 def _flatness_report(found: Found, options: argparse.Namespace) -> Report:
     tasks, out, endings, facts, notes = found
     return flatness.report(tasks, out, endings, facts, notes, _pairs(options))
@@ -87,5 +97,6 @@ def _flatness_report(found: Found, options: argparse.Namespace) -> Report:
 COMMANDS: dict[str, Study] = {
     TABLE: Study(_table_plan, _dive_chains, _table_report),
     STUDIES: Study(_studies_plan, _dive_chains, _studies_report),
+    FIGURES: Study(_figures_plan, _dive_chains, _figures_report, figures.FILES),
     FLATNESS: Study(_flatness_plan, flatness.chains, _flatness_report, (".md", ".json", ".svg", ".png")),
 }

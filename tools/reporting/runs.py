@@ -76,7 +76,9 @@ def _open(given: str, settings: Sequence[str], split: Split, features: bool, say
     if path.suffix == ".npz":
         found = read(path)
         if features and found.features is None:
-            raise UserError(f"{given} holds no features; make it by train/evaluate.py RUN features={path.name}")
+            raise UserError(
+                f"{given} holds no features; give the run in its place, or add `features` [n, D] to the file"
+            )
         return Run(title=path.stem, predictions=found)
     folder = run_folder(given.rstrip("/"))
     if not (folder / "config.yaml").is_file():

@@ -1,1 +1,1 @@
-"""Evaluation: counts of right answers, and the accuracies computed from them."""
+"""Evaluation: what a network answers, the figures computed from that, and files of predictions."""

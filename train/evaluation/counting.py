@@ -1,6 +1,8 @@
 """Exact evaluation: every sample of a split is counted once, whatever the number of processes and the batch size.
 
-Sums stay on the device until one reduction at the end; metrics.py computes the accuracies from them.
+What the figures need of each sample stays on the device until it is gathered once at the end; metrics.py computes the figures.
+Invariant: unless logits or features are kept, the host waits for the device only at the end.
+Shapes: B batch, C classes, D features, n samples.
 """
 
 from contextlib import ExitStack
@@ -16,7 +18,7 @@ from models import set_training
 from models.features import watched
 from pipelines.loader import Loader
 from pipelines.order import evaluation_shard
-from train.evaluation.metrics import group_accuracies
+from train.evaluation.metrics import Answers, figures
 from train.finite import FiniteLogits
 from train.run.stops import Stopped, Stops
 
@@ -84,8 +86,9 @@ def evaluate(
     records = loader.records
     shard = evaluation_shard(len(records), accelerator.process_index, accelerator.num_processes)
     device = accelerator.device
-    correct = torch.zeros(records.num_classes, dtype=torch.int64, device=device)
-    total = torch.zeros_like(correct)
+    largest = -(-len(records) // accelerator.num_processes)
+    answered = torch.full((largest, len(Answers._fields)), -1, dtype=torch.float64, device=device)
+    done = 0
     kept: list[Kept] = []
     finite = FiniteLogits()
     # The bare network: the forward pass of DDP is a collective call, and the shards may differ by one batch.
@@ -95,7 +98,6 @@ def evaluate(
             torch.distributed.broadcast(buffer, 0)
     was_training = network.training
     network.eval()
-    largest = -(-len(records) // accelerator.num_processes)
     # Short batches are filled up, which for a small file must not cost what a large eval.batch would; the same on all processes.
     batch_size = min(batch_size, max(largest, EvalConfig().batch))
     batches = loader.batches(shard, np.zeros(len(shard), np.int32), batch_size)
@@ -110,11 +112,8 @@ def evaluate(
                 continue
             logits = _forward(network, batch.images, batch_size)
             finite.see(logits, batch.keys)
-            wrong = logits.argmax(dim=1) != batch.labels
-            # Right answers, then wrong ones, without weights: CUDA refuses a weighted sum where results must be deterministic.
-            right_wrong = torch.bincount(batch.labels + len(correct) * wrong, minlength=2 * len(correct))
-            correct += right_wrong[: len(correct)]
-            total += right_wrong[: len(correct)] + right_wrong[len(correct) :]
+            answered[done : done + len(logits)] = answers(logits, batch.labels)
+            done += len(logits)
             if keep != "nothing":
                 features = seen[0][: len(logits)].cpu().numpy() if seen else None
                 kept.append(Kept(batch.keys, batch.labels.cpu().numpy(), logits.cpu().numpy(), features))
@@ -124,10 +123,28 @@ def evaluate(
         if was_training:
             set_training(network)
     finite.require(records, "the network", _NOT_FINITE, accelerator)
-    sums: Any = accelerator.reduce(torch.stack([correct, total]), reduction="sum")
-    correct_np, total_np = sums.cpu().numpy()
-    figures = group_accuracies(correct_np, total_np, train_counts) | {"samples": int(total_np.sum())}
-    return Evaluation(figures, None if keep == "nothing" else _gather(kept, records.num_classes, accelerator))
+    rows: Any = accelerator.gather(answered)
+    found = figures(_columns(rows), train_counts)
+    return Evaluation({**found}, None if keep == "nothing" else _gather(kept, records.num_classes, accelerator))
+
+
+def answers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The fields of metrics.Answers, float64 [B, 4], of logits [B, C] and labels int64 [B]: pure, without waiting for the device.
+
+    Of equal logits the first class comes first, as for argmax.
+    """
+    own = logits.gather(1, labels[:, None])
+    before = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    ranks = ((logits > own) | ((logits == own) & before)).sum(dim=1)
+    log_probabilities = logits.double().log_softmax(dim=1)
+    nll = 0.0 - log_probabilities.gather(1, labels[:, None])[:, 0]  # not minus zero
+    return torch.stack([labels.double(), ranks.double(), nll, log_probabilities.amax(dim=1).exp()], dim=1)
+
+
+def _columns(rows: torch.Tensor) -> Answers:
+    """float64 [n or more, 4] as columns, without the rows that a process did not fill."""
+    labels, ranks, nll, confidence = rows[rows[:, 0] >= 0].T.cpu().numpy()
+    return Answers(labels.astype(np.int64), ranks.astype(np.int64), nll, confidence)
 
 
 def _forward(network: nn.Module, images: torch.Tensor, batch_size: int) -> torch.Tensor:

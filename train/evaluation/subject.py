@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from models import ModelSpec
+from models.features import UnknownFeatures, require_features
 from pipelines.backends.choice import resolve_backend
 from pipelines.errors import UserError
 from pipelines.files import check_file_place, write_each, write_json_atomic
@@ -122,7 +123,10 @@ def assess(
     accelerator: Accelerator,
     keep: Literal["nothing", "logits", "features"] = "nothing",
 ) -> Evaluation:
-    """The figures, and for a checkpoint its step; with the backend of the training where that can serve."""
+    """The figures, and for a checkpoint its step; with the backend of the training where that can serve.
+
+    keep: as in `evaluate`. UserError, before the evaluation, for features of a network whose last layer is not known.
+    """
     recipe, device, setting = config.data.recipe.evaluation(), accelerator.device, config.data.backend
     if setting == "auto":
         trained = Facts.of_run(subject.folder).backend or "auto"
@@ -131,6 +135,11 @@ def assess(
         backend = resolve_backend(setting, records, recipe, device)
     loader = make_loader(config, records, recipe, backend, accelerator, batch=config.eval.batch)
     with explained(subject.spec, recipe.size, f"run {subject.folder}"):
+        if keep == "features":
+            try:
+                require_features(accelerator.unwrap_model(subject.network), recipe.size, device)
+            except UnknownFeatures as error:
+                raise UserError(f"run {subject.folder}: {error}; predictions=FILE.npz keeps the rest") from error
         done = evaluate(
             subject.network,
             loader,
@@ -148,11 +157,14 @@ def figures_file(folder: Path, split: str) -> Path:
     return folder / f"evaluation_{split}.json"
 
 
-def write_figures(folder: Path, split: str, figures: dict[str, Any]) -> None:
-    """evaluation_SPLIT.json, beside the weights."""
-    path = figures_file(folder, split)
+def write_figures(split: str, figures: dict[str, Any], subject: Subject, records: Records) -> None:
+    """evaluation_SPLIT.json, beside the weights: the figures, and `by_class`, a list in label order, as names may repeat."""
+    path = figures_file(subject.folder, split)
+    names = ("class", "train_images", "test_images", "accuracy")
+    images = (subject.train_counts.tolist(), records.class_counts.tolist())
+    rows = zip(subject.class_names, *images, figures["classes"], strict=True)
     try:
-        write_json_atomic(path, figures)
+        write_json_atomic(path, figures | {"by_class": [dict(zip(names, row, strict=True)) for row in rows]})
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
@@ -170,15 +182,17 @@ def evaluate_only(config: Config, options: Options, folder: Path, accelerator: A
         raise UserError("eval_only=true: neither data.val nor data.test is set; type data.test=FILE.beton")
     if accelerator.is_main_process:
         check_file_place(figures_file(folder, splits[0]), f"run {folder}")
-    figures = {}
+    figures, writes = {}, []
     for kind, one in zip(kinds, weights, strict=True):
         subject = make_subject(folder, one, config, accelerator)
         for split in splits:
             name = split if kind == "raw" else f"{split}_{kind}"
-            figures[name] = assess(subject, open_split(subject, config, split), config, accelerator).figures
+            records = open_split(subject, config, split)
+            figures[name] = assess(subject, records, config, accelerator).figures
+            writes.append(partial(write_figures, name, figures[name], subject, records))
     if accelerator.is_main_process:
         show_result(figures)
-        write_each(*(partial(write_figures, folder, name, found) for name, found in figures.items()))
+        write_each(*writes)
 
 
 def _require_the_runs_settings(config: Config, folder: Path) -> None:

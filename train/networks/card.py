@@ -8,7 +8,7 @@ import yaml
 
 from models.registry import TIMM_PREFIX, in_torchvision
 from train.config import Config
-from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
+from train.evaluation.metrics import BINS, FEW_BELOW, MANY_ABOVE, shot_groups
 from train.networks.info import ModelInfo
 from train.objectives.methods import DistillConfig, settings_of, words_of
 from train.watch.text import markdown_table, percent
@@ -62,8 +62,17 @@ def _figures(info: ModelInfo) -> str:
     }
     return (
         f"{markdown_table(('classes', 'top-1 accuracy', 'of'), rows)}\n\n{markdown_table(('', ''), how.items())}\n\n"
-        f"The largest raw logit decides.{unseen} These are figures of one run: how far they vary with the seed was not measured. "
+        f"The largest raw logit decides.{unseen}{_confidence(found)} These are figures of one run: how far they vary with the "
+        "seed was not measured. "
         "Accuracy of each class: `evaluation.classes` in model.json."
+    )
+
+
+def _confidence(found: dict[str, Any]) -> str:
+    top5 = "" if found["top5"] is None else f"Top-5 accuracy is {percent(found['top5'])}. "
+    return (
+        f" {top5}By the softmax of the logits the negative log-likelihood is {found['nll']:.3f} nats, and the expected "
+        f"calibration error {percent(found['ece'])} ({BINS} bins)."
     )
 
 

@@ -223,7 +223,8 @@ class DistillConfig:
     """the finished teacher: its run (name or folder), a folder with model.safetensors and model.json, or, with the keys below, a
     file of weights (.safetensors, .pth); optional beside a cache"""
     teacher_arch: str | None = None
-    "network of a teacher that is a file of weights, named as in model.name: resnext50_32x4d, timm/NAME; null = it is a run"
+    """network of a teacher that is a file of weights, named as in model.name: resnext50_32x4d, timm/NAME; for another head or
+    experts, followed by those settings of `model`: "resnet32 head=cosine experts=6"; null = it is a run"""
     teacher_classes: str | None = field(default=None, metadata={"path": True})
     "file with that teacher's class names, one per line, in the order of its outputs"
     teacher_mean: list[float] | None = None

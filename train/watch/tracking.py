@@ -31,6 +31,12 @@ from train.watch.text import percent, short_clock
 PLAIN_SECONDS = 10.0  # between two plain lines; the last line of an epoch may come after PLAIN_EPOCH_SECONDS
 PLAIN_EPOCH_SECONDS = 1.0
 _BAR_SECONDS = 0.2  # between two updates of the bar
+_QUIET = (
+    "top5",
+    "balanced_accuracy",
+    "nll",
+    "ece",
+)  # figures of an evaluation that its line leaves out, to stay one line
 _LONG_LIST = 8  # figures per line of the final block; a longer list is only counted
 
 
@@ -191,10 +197,10 @@ class Tracker:
             self.say(f"step {step}/{self._total_steps}  epoch {step / self._steps_per_epoch:.1f}  {figures}")
 
     def event(self, step: int, **values: Any) -> None:
-        """Log figures that are not those of training steps, e.g. of an evaluation: written, and always shown."""
+        """Log figures that are not those of training steps, e.g. of an evaluation: written, and the main ones always shown."""
         if self._main:
             self._write(step, values)
-            self.say(f"step {step}/{self._total_steps}  {_figures(values)}")
+            self.say(f"step {step}/{self._total_steps}  {_figures(_spoken(values))}")
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
         assert self._file is not None
@@ -311,6 +317,10 @@ def numbers(values: dict[str, Any]) -> dict[str, float]:
 
 def _figures(values: dict[str, Any]) -> str:
     return "  ".join(f"{name} {_value(name, value)}" for name, value in _flat(values))
+
+
+def _spoken(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in _flat(values) if name.rpartition(".")[2] not in _QUIET}
 
 
 def _value(name: str, value: Any) -> str:

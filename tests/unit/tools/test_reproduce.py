@@ -38,10 +38,13 @@ ONE_EPOCH, TEN_EPOCHS = 0.005, 0.05
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten training images of the first class and one of each other: the least from which imbalance 10 can be drawn."""
+    """Ten training images of the first class and one of each other: the least from which imbalance 10 can be drawn.
+
+    Two test images of each: the least for shifted test sets.
+    """
     names = {"fine_label_names": [f"kind_{label}" for label in range(100)], "coarse_label_names": COARSE}
     train = member(109, 100, 1) | {"fine_labels": [0] * 10 + list(range(1, 100))}
-    parts = {"meta": names, "train": train, "test": member(100, 100, 2)}
+    parts = {"meta": names, "train": train, "test": member(200, 100, 2)}
     members = {name: python2_pickle(content) for name, content in parts.items()}
     return pack(tmp_path_factory.mktemp("archive") / "mini.tar", members)
 
@@ -222,8 +225,8 @@ def test_plan_runs_and_writes_no_training(done: tuple[Path, str], archive: Path,
     command = table_command(archive, out, seed=7)
     code, screen, _ = call(*command, "--plan")
     assert code == 0 and "start: " not in screen and "measuring" not in screen
-    # 109 training images are 3 steps of 32, the cache has all, and each of three trainings evaluates 100 once.
-    seconds = (100 + 96 * 0.1 + 100 * 0.01) * 2 + (50 + 109 * 0.01) + (10 + 96 * 0.1 + 100 * 0.01)
+    # 109 training images are 3 steps of 32, the cache has all, and each of three trainings evaluates 200 once.
+    seconds = (100 + 96 * 0.1 + 200 * 0.01) * 2 + (50 + 109 * 0.01) + (10 + 96 * 0.1 + 200 * 0.01)
     assert f"expected: {clock(seconds)} for 4 tasks" in screen
     assert not (out / "runs" / "bsce_if10-e1-s7").exists() and (out / "cifar100_lt.md").read_bytes() == table
     timing.write_text(json.dumps(own | {"key": own["key"] | {"settings": ["optim.batch=64"]}}))
@@ -353,6 +356,34 @@ def test_the_studies_differ_in_one_thing_each(
     assert "teacher: bsce_if10-e1-s1, given: 1 epochs, top-1 " in page
 
 
+@pytest.mark.slow
+def test_the_figures_are_of_the_runs_of_the_table(done: tuple[Path, str], in_process: None) -> None:
+    """Nothing is trained again; the predictions that are missing are computed once, and the uniform set is the test split."""
+    out, _ = done
+    command = ["cifar100-lt-figures", "--out", out, "--imbalance", 10, "--seeds", 1, "--epochs-scale", ONE_EPOCH]
+    code, screen, errors = call(*command, *SMALL)
+    assert code == 0 and "everything is finished" in screen, screen + errors
+    names = [f"{method}_if10-e1-s1" for method in ("ce", "bsce", "dive")]
+    assert [line for line in screen.splitlines() if line.startswith("evaluating")] == [
+        f"evaluating {name} on data.test" for name in names
+    ]
+    files = [f"cifar100_lt_figures{end}" for end in (".md", ".json", "_shifted.svg", "_shifted.png")]
+    assert screen.endswith(f"written: {out / files[0]}, {', '.join(files[1:])}\n") and all(
+        (out / file).stat().st_size for file in files
+    )
+    page, found = (out / files[0]).read_text(), read(out / files[1])
+    assert "](cifar100_lt_figures_shifted.svg)" in page and "| CE + PC | " in page and str(out) not in page
+    lines = {(line["run"], line["compensated"]): line for line in found["shifted"]["lines"]}
+    assert [line["rule"] for line in lines.values()] == ["softmax", "balanced", "balanced"] * 2
+    for name, title in zip(names, ("CE", "BSCE", "DiVE"), strict=True):
+        top1 = read(out / "runs" / name / "result.json")["test"]["top1"]
+        assert lines[title, False]["accuracy"]["U"]["first"] == pytest.approx(top1)
+    code, screen, _ = call(*command, *SMALL, "--table-only")
+    assert code == 0 and "evaluating" not in screen and read(out / files[1])["shifted"] == found["shifted"]
+    code, screen, _ = call(*command[:-3], 2, 1, *command[-2:], *SMALL, "--table-only")
+    assert code == 0 and "Not shown, because not finished: ce_if10-e1-s2 (not run)" in (out / files[0]).read_text()
+
+
 def test_the_flatness_study(in_process: None, tmp_path: Path) -> None:
     """Two values of eps, on 15 images of two classes; a run of an earlier revision, which did not know the setting, is eps 0."""
     archive, out = pack(tmp_path / "mini.tar", cifar10()), tmp_path / "out"
@@ -417,6 +448,7 @@ def test_the_page_on_it_names_what_exists() -> None:
     for command, options in (
         ("cifar100-lt", {"imbalance", "methods", "seeds"}),
         ("cifar100-lt-studies", {"teacher"}),
+        ("cifar100-lt-figures", {"imbalance", "seeds"}),
         ("cifar10-flatness", {"head", "tail", "counts", "eps", "seeds"}),
     ):
         with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as shown:
@@ -449,6 +481,8 @@ def test_it_says_what_is_wrong_with_the_command(tmp_path: Path, archive: Path) -
     ):
         code, _, errors = call("cifar100-lt", *arguments)
         assert code == 2 and words in errors
+    code, _, errors = call("cifar100-lt-figures", "--out", tmp_path / "new", "--imbalance", 100, 50)
+    assert code == 2 and "unrecognized arguments: 50" in errors
     code, _, errors = call("cifar100-lt-studies", "--archive", archive, "--out", tmp_path, "--teacher", tmp_path)
     assert code == 2 and "is not the folder of a finished run" in errors
     for arguments, words in (

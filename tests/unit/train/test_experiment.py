@@ -45,6 +45,7 @@ def test_same_command_again_prints_the_result(taught: Path) -> None:
 def test_evaluate_gives_the_runs_own_figures_and_predictions(taught: Path) -> None:
     run("evaluate", "t", "predictions=p.npz", cwd=taught)
     figures = json.loads((taught / "runs/t/evaluation_test.json").read_text())
+    assert len(figures.pop("by_class")) == 5
     assert figures == result(taught, "t")["test"]
     saved = np.load(taught / "p.npz")
     assert saved["logits"].dtype == np.float16 and saved["logits"].shape == (37, 5)
@@ -136,7 +137,8 @@ def test_a_run_goes_on_with_the_backend_and_the_records_it_began_with(taught: Pa
     assert "backend reference" in run("teacher", config, "run=kept", "schedule.epochs=1", cwd=taught).stdout
     assert result(taught, "kept")["test"]["backend"] == "reference"
     run("evaluate", "kept", cwd=taught)
-    assert json.loads((taught / "runs/kept/evaluation_test.json").read_text()) == result(taught, "kept")["test"]
+    figures = json.loads((taught / "runs/kept/evaluation_test.json").read_text())
+    assert figures.items() >= result(taught, "kept")["test"].items()
     unfinish(taught / "runs/kept")
     names = [f"class_{c}" for c in range(5)]
     pixels = np.zeros((16, 16, 3), np.uint8)

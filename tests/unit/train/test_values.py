@@ -25,7 +25,7 @@ NUMBERS: dict[type, tuple[str, ...]] = {
 NEVER = {"nan", "inf", "-inf", "1e400", str(10**30), str(2**63), "-1"}
 # Accepted, and then ended by the run itself: a diverged loss, a batch or a warm-up that is longer than the data.
 ENDS = {"optim.lr=1e30", "optim.weight_decay=1e30", f"optim.batch={2**63 - 1}", f"schedule.warmup_steps={2**63 - 1}"}
-OWN = {name for name in KEYS if name in ("split", "weights", "predictions", "export")}
+OWN = {name for name in KEYS if name in ("split", "weights", "predictions", "features", "export")}
 
 
 def kind_of(name: str) -> tuple[Any, bool]:
@@ -122,6 +122,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # the command that uses a path; other 
     "distill.teacher_classes": ("distill", "dive.yaml", WEIGHTS, "distill.teacher_arch=resnet20", "run=new"),
     "run": ("teacher", "bsce.yaml"),
     "predictions": ("evaluate", "t"),
+    "features": ("evaluate", "t"),
     "export": ("evaluate", "t"),
 }
 

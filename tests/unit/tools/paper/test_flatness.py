@@ -111,8 +111,8 @@ def test_the_arithmetic_of_the_page(tmp_path: Path) -> None:
     assert "the claim holds: from eps 0 to 0.4 the head changes by +0.00 points, the tail by +11.00 (seeds: 3)" in page
     assert "| `ce_airplane_dog_5000_500_eps0.4-s1` | 1 | 97.00 | 84.00 | 90.50 | 1:00:00 |" in page
     assert {run["role"] for run in report.data["runs"]} == {"eps 0", "eps 0.4"} and "many" not in report.data["runs"][0]
-    assert report.figure is not None
-    report.figure.draw(tmp_path / "flat")
+    (figure,) = report.figures
+    figure.draw(tmp_path / "flat")
     assert (tmp_path / "flat.png").stat().st_size > 1000 and "<svg" in (tmp_path / "flat.svg").read_text()
 
 
@@ -149,8 +149,8 @@ def test_there_is_no_verdict_before_all_runs_are_there(tmp_path: Path) -> None:
     assert "not known whether the claim holds: 4 of 6 runs are finished" in page and "| 1 (1 of 3 seeds) |" in page
     assert f"| `{failed}` | 1 | failed: error: no room |" in page and report.data["verdicts"][0]["holds"] is None
     _, report = study(tmp_path / "none", {0.0: [], 0.4: []})
-    assert "| 5000:500 | 0.4 | 0.833 | not run |" in to_markdown(report) and report.figure is not None
-    report.figure.draw(tmp_path / "empty")
+    assert "| 5000:500 | 0.4 | 0.833 | not run |" in to_markdown(report)
+    report.figures[0].draw(tmp_path / "empty")
     _, report = study(tmp_path / "one", {0.1: [(0.9, 0.5)] * 3})
     assert "not known whether the claim holds: it takes two values of eps" in to_markdown(report)
 

@@ -13,7 +13,8 @@ from pipelines.augment.recipe import Recipe
 from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.records.reader import Records
-from train.evaluation.counting import EvalConfig, evaluate
+from train.evaluation.counting import EvalConfig, answers, evaluate
+from train.evaluation.metrics import calibration_error
 
 CPU = torch.device("cpu")
 
@@ -54,7 +55,74 @@ def test_every_sample_once_at_any_batch_size(loader: Loader, model: nn.Module, b
 def test_figures_do_not_depend_on_the_batch_size(loader: Loader, model: nn.Module) -> None:
     counts = np.array([60, 30, 16, 8, 4])
     one, other = (evaluate(model, loader, batch, counts, Accelerator(cpu=True)).figures for batch in (7, 37))
+    # The sums are exact in any order; the float32 logits themselves may differ in their last digits with the shape of a batch.
+    for name in ("nll", "ece"):
+        assert one.pop(name) == pytest.approx(other.pop(name), rel=1e-5)
     assert one == other
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    shares = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def test_likelihood_and_calibration_of_an_evaluation(loader: Loader, model: nn.Module) -> None:
+    """Against numpy, on the logits as they were kept: scaled, so that float16 changes little."""
+    done = evaluate(model, loader, 16, np.ones(5), Accelerator(cpu=True), keep="logits")
+    assert done.kept is not None
+    shares, labels = softmax(done.kept.logits), done.kept.labels
+    nll = -np.log(shares[np.arange(37), labels]).mean()
+    assert done.figures["nll"] == pytest.approx(nll, rel=1e-3) and done.figures["top5"] is None
+    expected = calibration_error(shares.max(axis=1), shares.argmax(axis=1) == labels)
+    assert done.figures["ece"] == pytest.approx(expected, abs=0.03)
+    by_class = [hit for hit in done.figures["classes"] if hit is not None]
+    assert done.figures["balanced_accuracy"] == pytest.approx(np.mean(by_class))
+
+
+def columns(logits: list[list[float]], labels: list[int]) -> np.ndarray:
+    """labels, ranks, nll, confidence: a row for each sample"""
+    return answers(torch.tensor(logits), torch.tensor(labels)).numpy()
+
+
+def test_answers_against_numpy() -> None:
+    rng = np.random.RandomState(0)
+    logits, labels = (10 * rng.randn(200, 9)).astype(np.float32), rng.randint(0, 9, 200)
+    found = answers(torch.from_numpy(logits), torch.from_numpy(labels))
+    assert found.dtype == torch.float64
+    rows, shares = np.arange(200), softmax(logits)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    assert np.array_equal(found[:, 0], labels)
+    assert np.array_equal(order[rows, found[:, 1].long()], labels)
+    assert np.allclose(found[:, 2], -np.log(shares[rows, labels]), rtol=1e-10)
+    assert np.allclose(found[:, 3], shares.max(axis=1), rtol=1e-12)
+
+
+def test_of_equal_logits_the_first_class_comes_first() -> None:
+    ties = columns([[1.0] * 7] * 7, list(range(7)))
+    assert ties[:, 1].tolist() == list(range(7))
+    assert ties[:, 2] == pytest.approx(np.log(7)) and ties[:, 3] == pytest.approx(1 / 7)
+    two = columns([[0.0, 5.0, 5.0], [0.0, 5.0, 5.0], [0.0, 5.0, 5.0]], [0, 1, 2])
+    assert two[:, 1].tolist() == [2, 0, 1]
+
+
+def test_one_class_and_logits_far_apart() -> None:
+    alone = columns([[3.0], [-1e30]], [0, 0])
+    assert alone.tolist() == [[0, 0, 0, 1]] * 2 and not np.signbit(alone).any()
+    apart = columns([[3e38, -3e38], [3e38, -3e38]], [0, 1])
+    assert apart[0].tolist() == [0, 0, 0, 1] and apart[1, 1:].tolist() == [1, pytest.approx(6e38), 1]
+
+
+@pytest.mark.gpu
+def test_answers_are_deterministic_on_a_gpu() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(256, 1000), torch.randint(0, 1000, (256,))
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        one, other = (answers(logits.cuda(), labels.cuda()).cpu() for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert torch.equal(one, other) and torch.allclose(one, answers(logits, labels), rtol=1e-12)
 
 
 def test_settings() -> None:

@@ -4,11 +4,19 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-from helpers.launch import run, tiny_config
+import torch
+from helpers.launch import refused, run, tiny_config
+from torch import nn
 
+from models.features import last_layer
+from models.registry import MODELS, Architecture
 from pipelines.errors import UserError
+from train.evaluation import subject
+from train.evaluation.predictions import read
 from train.evaluation.subject import newest_weights
+from train.networks.weights import read_run
 
 SETTINGS = ["run=t", "schedule.epochs=2", "eval.every_epochs=1"]
 
@@ -34,7 +42,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def figures_of(folder: Path) -> dict:
-    return json.loads((folder / "evaluation_test.json").read_text())
+    """As in result.json: without the table of classes, which only the file has."""
+    found = json.loads((folder / "evaluation_test.json").read_text())
+    assert [row["accuracy"] for row in found.pop("by_class")] == found["classes"]
+    return found
 
 
 def after_one_epoch(work: Path) -> dict:
@@ -56,7 +67,58 @@ def test_eval_only_of_a_finished_run_gives_its_result(work: Path) -> None:
     after = contents(work / "runs/t")
     assert after.pop("evaluation_test.json") and after == before
     evaluate_only(work, "data.workers=1", "eval.batch=5")  # these settings may change, as in a resumed run
-    assert figures_of(work / "runs/t") == result["test"]
+    again = figures_of(work / "runs/t")
+    for name in ("nll", "ece"):  # of logits that may differ in their last digits with the shape of a batch
+        assert again.pop(name) == pytest.approx(result["test"].pop(name), rel=1e-4)
+    assert again == result["test"]
+
+
+def test_classes_by_name(work: Path) -> None:
+    run("evaluate", "t", cwd=work)
+    found = json.loads((work / "runs/t/evaluation_test.json").read_text())
+    assert [row["class"] for row in found["by_class"]] == [f"class_{c}" for c in range(5)]
+    assert [row["train_images"] for row in found["by_class"]] == [60, 30, 16, 8, 4]
+    assert [row["test_images"] for row in found["by_class"]] == [8, 8, 7, 7, 7]
+    assert [row["accuracy"] for row in found["by_class"]] == found["classes"]
+    result = json.loads((work / "runs/t/result.json").read_text())["test"]
+    assert "by_class" not in result and {"top5", "balanced_accuracy", "nll", "ece"} <= result.keys()
+
+
+class TwoHeads(nn.Module):
+    """A network whose answer is the mean of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.other = nn.Conv2d(3, 8, 3), nn.Linear(8, 5), nn.Linear(8, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.conv(images).mean((2, 3))
+        return (self.one(features) + self.other(features)) / 2
+
+
+def test_features_and_predictions_are_of_one_evaluation(work: Path) -> None:
+    run("evaluate", "t", "features=f.npz", "predictions=p.npz", cwd=work)
+    whole, plain = read(work / "f.npz"), read(work / "p.npz")
+    assert plain.features is None and np.array_equal(plain.logits, whole.logits)
+    assert whole.features is not None and whole.features.shape == (37, 64) and whole.features.dtype == np.float32
+    network = read_run(str(work / "runs/t")).network.eval()
+    with torch.no_grad():
+        logits = last_layer(network)(torch.from_numpy(whole.features)).numpy()
+    assert np.abs(logits - whole.logits).max() < 0.01 and whole.names[whole.by_list][0] == "test/class_0/0"
+    line = refused(work, "evaluate", "t", "features=./same.npz", "predictions=same.npz")
+    assert "features name one file; the file of features holds both" in line
+
+
+def test_features_of_a_network_whose_last_layer_is_not_known(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused before the evaluation, and evaluated as always without them."""
+    monkeypatch.setitem(MODELS, "two_heads", Architecture(lambda classes: TwoHeads()))
+    run("teacher", work / "bsce.yaml", "run=heads", "model.name=two_heads", "schedule.epochs=1", cwd=work)
+    run("evaluate", "heads", "predictions=h.npz", cwd=work)
+    with monkeypatch.context() as no_work:
+        no_work.setattr(subject, "evaluate", lambda *a, **k: pytest.fail("evaluated"))
+        line = refused(work, "evaluate", "heads", "features=g.npz")
+    assert "run runs/heads: the features of TwoHeads are not known: it has no single last layer" in line
+    assert not (work / "g.npz").exists()
 
 
 def test_an_unfinished_run_is_evaluated_at_its_newest_checkpoint(work: Path) -> None:

@@ -60,6 +60,7 @@ def test_what_is_in_an_export(work: Path, tiny: Path) -> None:
     assert found["evaluation_recipe"] == {"crop": "center", "size": 16, "flip": False, "short_side": 16}
     assert found["training"]["facts"]["train"] == Records(tiny / "train.beton").digest
     measured = json.loads((source / "evaluation_test.json").read_text())
+    assert len(measured.pop("by_class")) == 5  # the names and counts are in model.json already
     assert {name: found["evaluation"][name] for name in measured} == measured
     assert found["evaluation"]["digest"] == Records(tiny / "test.beton").digest
     assert found["evaluation"]["environment"]["torch"] == version("torch")
@@ -108,6 +109,8 @@ def test_the_card_says_what_was_measured_and_how_it_was_trained(work: Path) -> N
     text, meta = (work / "exports/s/README.md").read_text(), meta_of(work / "exports/s")
     found, teacher = meta["evaluation"], meta_of(work / "exports/t")
     assert f"| all | {found['top1']:.2%} | 37 images, each counted once |" in text
+    assert f"the negative log-likelihood is {found['nll']:.3f} nats, and the expected calibration error " in text
+    assert f" {found['ece']:.2%} (15 bins)." in text and "Top-5" not in text  # of five classes
     assert f"| few | {found['few']:.2%} | mean over the 3 classes with fewer than 20 |" in text
     assert "| many | - | mean over the 0 classes with more than 100 training images |" in text
     assert "| other settings than the run's | eval.batch: 256 -> 20 |" in text and "| arithmetic | fp32, " in text

@@ -116,6 +116,8 @@ def test_a_run_shows_what_its_metrics_hold(wandb, tiny: Path, tmp_path: Path) ->
     assert {"loss", "lr", "epoch", "images_per_s", "data_wait"} <= set(shown[2][1])
     result = json.loads((tmp_path / "runs/r/result.json").read_text())
     assert shown[-1][1]["test.top1"] == result["test"]["top1"] and "test.many" not in shown[-1][1]
+    for name in ("balanced_accuracy", "nll", "ece"):
+        assert shown[-1][1][f"test.{name}"] == result["test"][name] and name in lines[1]["test"]
 
 
 # ---- the real packages ----

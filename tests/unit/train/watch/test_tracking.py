@@ -198,6 +198,14 @@ def test_events_have_no_speed_and_nan_is_null(tracker, tmp_path, screen):
     assert "step 5/100  test.top1 0.25  test.few -  test.classes (100 values)\n" in screen.getvalue()
 
 
+def test_the_line_of_an_evaluation_stays_short(tracker, tmp_path, screen):
+    """The file and the dashboards have every figure, the line on the screen the main ones."""
+    figures = {"top1": 0.25, "top5": 0.75, "balanced_accuracy": 0.5, "few": 0.125, "nll": 1.5, "ece": 0.2}
+    tracker().event(5, test=figures)
+    assert metrics(tmp_path)[0]["test"] == figures
+    assert screen.getvalue().endswith("step 5/100  test.top1 0.25  test.few 0.125\n")
+
+
 def test_tensors_are_refused(tracker):
     with pytest.raises(TypeError):
         tracker().log(1, loss=torch.tensor(1.0))

@@ -1,0 +1,56 @@
+"""Post-compensation: the rule follows from the training, and the answers from Bayes' rule."""
+
+import numpy as np
+import pytest
+
+from train.evaluation import compensation
+from train.evaluation.compensation import compensated_answers, rule_of
+from train.objectives.methods import METHODS
+
+TRAIN, TEST = np.array([90, 9, 1]), np.array([1, 3, 9])
+
+
+def test_the_rule_is_that_of_the_method() -> None:
+    rules = {name: rule_of(name) for name in METHODS}
+    assert {"ce": "softmax", "kd": "softmax", "bsce": "balanced", "dive": "balanced"}.items() <= rules.items()
+    assert rule_of("") is None and rule_of("another") is None
+
+
+def test_the_answers_are_those_of_bayes_rule() -> None:
+    """With p(x | y) known, plain softmax learns log p(x | y) + log p_train, balanced softmax log p(x | y)."""
+    likelihood = np.random.default_rng(0).random((500, 3))
+    best = (likelihood * TEST).argmax(axis=1)
+    constant = np.random.default_rng(1).normal(size=(500, 1))  # of a sample, which no softmax sees
+    balanced = np.log(likelihood) + constant
+    assert np.array_equal(compensated_answers(balanced, "balanced", TRAIN, TEST), best)
+    assert np.array_equal(compensated_answers(balanced + np.log(TRAIN / 100), "softmax", TRAIN, TEST), best)
+    assert not np.array_equal(compensated_answers(balanced, "softmax", TRAIN, TEST), best)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_a_uniform_set_changes_nothing_after_balanced_softmax(kind: type) -> None:
+    """Not for ties either, nor for logits that differ by less than any constant would leave."""
+    logits = np.random.default_rng(0).normal(size=(2000, 10)).astype(kind)
+    tiny = np.finfo(kind).smallest_subnormal
+    logits[:500] = np.random.default_rng(1).integers(0, 3, (500, 10)) * tiny
+    uniform = np.full(10, 7)
+    assert np.array_equal(compensated_answers(logits, "balanced", np.arange(1, 11), uniform), logits.argmax(axis=1))
+    plain = compensated_answers(logits, "softmax", np.full(10, 50), uniform)
+    assert np.array_equal(plain, logits.argmax(axis=1))  # both priors are uniform
+
+
+def test_blocks_are_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = (3 * np.random.default_rng(0).normal(size=(50, 3))).astype(np.float16)
+    whole = compensated_answers(logits, "balanced", TRAIN, TEST)
+    monkeypatch.setattr(compensation, "_BLOCK", 21)
+    assert np.array_equal(compensated_answers(logits, "balanced", TRAIN, TEST), whole) and len(set(whole)) == 3
+    assert compensated_answers(logits[:0], "softmax", TRAIN, TEST).shape == (0,)
+
+
+def test_a_class_without_images_is_refused() -> None:
+    logits = np.zeros((2, 3))
+    with pytest.raises(ValueError, match="class 2 has no images"):
+        compensated_answers(logits, "softmax", np.array([5, 5, 0]), TEST)
+    with pytest.raises(ValueError, match="class 0 has no images"):
+        compensated_answers(logits, "balanced", TRAIN, np.array([0, 1, 1]))
+    assert compensated_answers(logits, "balanced", np.array([5, 5, 0]), TEST).tolist() == [2, 2]
