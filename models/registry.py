@@ -172,6 +172,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_form(self, "model.")
 
+    @property
+    def logit_scale(self) -> float:
+        """By how much the logits are larger than cosines; 1 for logits that are none."""
+        return self.head_scale if self.head == "cosine" else 1.0
+
     def spec(self, num_classes: int) -> ModelSpec:
         """The spec of the network that these settings ask for."""
         return ModelSpec(self.name, num_classes, self.head, self.head_scale, self.experts, self.expert_width)

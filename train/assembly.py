@@ -94,6 +94,11 @@ def check_method(config: Config, script: str) -> None:
     name = config.distill.method
     method = METHODS[name]
     _check_sampling(config)
+    if config.distill.diversity and config.model.experts is None:
+        raise UserError(
+            f"distill.diversity={config.distill.diversity}: the network has no experts that could differ; give model.experts=3, "
+            "for example, or leave it out"
+        )
     if method.script != script:
         allowed = names_where(lambda row: row.script == script)
         raise UserError(f"distill.method={name} is not for {script}, which takes {allowed}; use {method.script}")
@@ -183,7 +188,7 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
         accelerator=accelerator,
         model=model,
         optimizer=optimizer,
-        objective=_objective(distill, splits.train, source, device, order.steps_per_epoch),
+        objective=_objective(distill, splits.train, source, device, config.model.logit_scale, order.steps_per_epoch),
         loader=loader,
         order=order,
         schedule=schedule,
@@ -305,7 +310,7 @@ def _initialised(network: nn.Module, config: Config, train: Records, folder: Pat
 
 
 def _objective(
-    distill: DistillConfig, train: Records, source: Source, device: torch.device, steps_per_epoch: int
+    distill: DistillConfig, train: Records, source: Source, device: torch.device, scale: float, steps_per_epoch: int
 ) -> Objective:
     counts = torch.from_numpy(train.class_counts).to(device)
-    return Objective(distill, counts, source.targets, steps_per_epoch=steps_per_epoch)
+    return Objective(distill, counts, source.targets, scale, steps_per_epoch)

@@ -47,6 +47,7 @@ _NEEDS = (
     Needs(("optim.momentum", "optim.nesterov"), "optim.name=sgd", lambda c: c.optim.name == "sgd"),
     Needs(("optim.betas",), "optim.name=adamw", lambda c: c.optim.name == "adamw"),
     Needs(("optim.lr_base_batch",), "optim.lr_scale=linear or sqrt", lambda c: c.optim.lr_scale != "none"),
+    Needs(("distill.kl_of",), "model.experts", lambda c: c.model.experts is not None),
     Needs(("distill.drw_beta",), "distill.drw_from", lambda c: c.distill.drw_from is not None),
     Needs(("distill.diversity_from",), "distill.diversity", lambda c: c.distill.diversity != 0),
     Needs(

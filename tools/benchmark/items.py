@@ -208,7 +208,9 @@ class Ours:
         method = self._config.distill.method if targets else hard_part(self._config.distill)
         distill = dataclasses.replace(self._config.distill, method=method, p=self._config.distill.p if targets else 1.0)
         counts, steps = self._records.class_counts, max(1, len(self._records) // self._config.optim.batch)
-        return Objective(distill, torch.from_numpy(counts).to(self._device), targets, steps_per_epoch=steps)
+        return Objective(
+            distill, torch.from_numpy(counts).to(self._device), targets, self._config.model.logit_scale, steps
+        )
 
     # ---- (a) ----
 

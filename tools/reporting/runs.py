@@ -102,7 +102,7 @@ def _open(given: str, settings: Sequence[str], split: Split, features: bool, say
     records = open_split(subject, config, split)
     done = assess(subject, records, config, accelerator, keep="features" if features else "logits")
     assert done.kept is not None
-    found = describe(done.kept, records, subject.train_counts, config.distill.method, hashed)
+    found = describe(done.kept, records, subject.train_counts, config.distill, hashed)
     if may_keep:
         try:
             found.save(kept)

@@ -10,7 +10,7 @@ from models.registry import TIMM_PREFIX, in_torchvision
 from train.config import Config
 from train.evaluation.metrics import BINS, FEW_BELOW, MANY_ABOVE, shot_groups
 from train.networks.info import ModelInfo
-from train.objectives.methods import DistillConfig, settings_of, words_of
+from train.objectives.methods import settings_of, words_of
 from train.watch.text import markdown_table, percent
 
 _KINDS = {
@@ -81,7 +81,7 @@ def _trained(info: ModelInfo, config: Config) -> str:
     rows = {"method": f"{info.method}: {words_of(config.distill)}"}
     if kind := _KINDS.get(info.kind):
         rows["weights"] = kind
-    if given := _of_the_loss(config.distill, facts["tau"]):
+    if given := _of_the_loss(config, facts["tau"]):
         rows["settings of the loss"] = ", ".join(f"{name} {value}" for name, value in given.items())
     for teacher in info.teachers:
         rows[f"teacher {teacher['source']}"] = f"{teacher['architecture']}, weights `{teacher['weights']}`"
@@ -100,13 +100,15 @@ def _trained(info: ModelInfo, config: Config) -> str:
     return f"{table}\n\nAll settings are in config.yaml, among them:\n\n```yaml\n{_yaml(shown)}```"
 
 
-def _of_the_loss(distill: DistillConfig, tau: float | None) -> dict[str, Any]:
+def _of_the_loss(config: Config, tau: float | None) -> dict[str, Any]:
     """The settings that the loss read, without those that were off. tau: the resolved one."""
-    names = [name for name in settings_of(distill) if name != "drw_beta" or distill.drw_from is not None]
+    distill = config.distill
+    off = {"drw_beta": distill.drw_from is None, "kl_of": config.model.experts is None}
+    names = [name for name in settings_of(distill) if not off.get(name)]
     if distill.diversity:
         names += ["diversity", "diversity_from"] + ["diversity_eta"] * (distill.diversity_from is not None)
     given = {name: tau if name == "tau" else getattr(distill, name) for name in names}
-    return {name: value for name, value in given.items() if value is not None and (name, value) != ("kl_of", "experts")}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _use(info: ModelInfo) -> str:

@@ -189,6 +189,15 @@ def settings_of(distill: "DistillConfig") -> tuple[str, ...]:
     return row.settings + (METHODS[hard_part(distill)].settings if row.hard else ())
 
 
+def prior_left_out(distill: "DistillConfig") -> bool | None:
+    """Whether the logits leave out the training prior, as balanced softmax makes them, or hold it, as cross-entropy does.
+
+    None: neither exactly, after margins or class weights.
+    """
+    hard, found = METHODS[hard_part(distill)], settings_of(distill)
+    return None if "margin" in found or ("drw_from" in found and distill.drw_from is not None) else hard.prior
+
+
 def reads(row: Method, name: str) -> bool:
     """Whether a method reads the key `name` of `distill`, itself or in the hard term that it has by itself."""
     return name in row.settings or (row.hard is not None and name in METHODS[row.hard].settings)

@@ -12,7 +12,6 @@ from accelerate import Accelerator
 
 from models import Outputs
 from pipelines.batch import Batch
-from pipelines.errors import UserError
 from pipelines.loader import Loader
 from train.finite import FiniteLogits
 from train.objectives import experts, reweighting
@@ -89,7 +88,7 @@ class Objective:
         """The loss and diversity * Tbar^2 * KL(mean || expert), summed over the experts."""
         config = self._config
         if outputs.experts is None:
-            raise UserError(f"distill.diversity={config.diversity}: the network has no experts; leave it out")
+            raise ValueError(f"distill.diversity={config.diversity}: the network has no experts")
         temperatures, mean_temperature = None, 1.0
         if self._temperatures is not None and self._begun(config.diversity_from, step):
             temperatures, mean_temperature = self._temperatures, self._mean_temperature

@@ -198,7 +198,7 @@ def test_only_the_experts_get_a_gradient_and_a_plain_network_has_no_diversity() 
     loss.backward()
     assert mean.grad is None and experts.grad is not None and experts.grad.abs().sum() > 0.1
     assert not any(part.requires_grad for part in parts.values())
-    with pytest.raises(UserError, match="the network has no experts"):
+    with pytest.raises(ValueError, match="the network has no experts"):
         objective(method="ce", diversity=-0.2)(OUTPUTS, BATCH, 0)
 
 
