@@ -7,6 +7,7 @@ Shapes: B batch, D features, S side of an image.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def last_layers(network: nn.Module) -> list[nn.Module]:
 
 
 def last_layer(network: nn.Module) -> nn.Module:
-    """The layer that maps features [B, D] to logits, in a network without experts; UnknownFeatures where there is no single one."""
+    """The layer that maps features [B, D] to logits, where there are no experts; UnknownFeatures where there is no single one."""
     # timm's own answer counts first: some of its networks call another layer `fc`.
     named: Any = network.get_classifier() if hasattr(network, "get_classifier") else getattr(network, "fc", None)  # pyright: ignore[reportCallIssue]
     if not isinstance(named, nn.Module) or isinstance(named, nn.Identity):
@@ -41,9 +42,13 @@ def _hooked(network: nn.Module, look: Callable[[int, Tensor], None]) -> ExitStac
     """While this is open, `look(i, inputs)` is called with the inputs of last layer `i` before it runs."""
     hooks = ExitStack()
     for i, layer in enumerate(last_layers(network)):
-        handle = layer.register_forward_pre_hook(lambda _, inputs, i=i: look(i, inputs[0]))
+        handle = layer.register_forward_pre_hook(partial(_inputs, look, i))
         hooks.callback(handle.remove)
     return hooks
+
+
+def _inputs(look: Callable[[int, Tensor], None], i: int, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    look(i, inputs[0])
 
 
 @contextmanager
