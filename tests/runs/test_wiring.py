@@ -722,6 +722,43 @@ def _(lab: Lab) -> None:
     assert "distill.drw_from=2: this training has the epochs 0 to 1 (6 steps in all, 3 an epoch)" in beyond
 
 
+EXPERTS = ("model.experts=2", "model.head=cosine")
+
+
+def by_hand(line: dict[str, Any], tau: float = 3, alpha: float = 0.5, kl: float = 2, diversity: float = 0) -> float:
+    """The loss of two experts from its parts, which are means over them; kl: of how many networks its KL is the sum."""
+    apart = 2 * diversity * line.get("diversity", 0)
+    return 2 * (1 - alpha) * line["hard"] + kl * alpha * tau**2 * line["kl"] + apart
+
+
+@wire("distill.kl_of")
+def _(lab: Lab) -> None:
+    each, mean = (lab.student(f"distill.kl_of={of}", *EXPERTS, *STILL, SHORT) for of in ("experts", "ensemble"))
+    assert each.logged[0]["loss"] == pytest.approx(by_hand(each.logged[0]), rel=1e-4)
+    assert mean.logged[0]["loss"] == pytest.approx(by_hand(mean.logged[0], kl=1), rel=1e-4)
+    assert mean.logged[0]["kl"] < each.logged[0]["kl"]
+    assert "distill.kl_of=ensemble goes with model.experts" in lab.student("distill.kl_of=ensemble", fails=True).out
+
+
+@wire("distill.diversity")
+def _(lab: Lab) -> None:
+    without, seen = (lab.student(*more, *EXPERTS, *STILL, SHORT) for more in ((), ("distill.diversity=-0.4",)))
+    assert seen.logged[0]["diversity"] > 0.01 and "diversity" not in without.logged[0]
+    assert seen.logged[0]["loss"] == pytest.approx(by_hand(seen.logged[0], diversity=-0.4), rel=1e-4)
+    assert seen.logged[0]["loss"] < without.logged[0]["loss"]
+    assert "has no experts" in lab.teacher("distill.diversity=-0.4", fails=True).out
+
+
+@wire("distill.diversity_from", "distill.diversity_eta")
+def _(lab: Lab) -> None:
+    """The weights stay as they are, so that only the temperatures make an epoch differ from another."""
+    views = ("data.views=1", *PLAIN, *STILL, *EXPERTS, "distill.diversity=-0.4")
+    late = ("distill.diversity_from=1",)
+    runs = [lab.teacher(*more, *views) for more in ((), late, (*late, "distill.diversity_eta=0.5"))]
+    first, second = ([round(one.logged[i]["diversity"], 4) for one in runs] for i in (0, 1))
+    assert len(set(first)) == 1 and len(set(second)) == 3
+
+
 @wire("distill.head_smoothing")
 def _(lab: Lab) -> None:
     ce = ("distill.method=ce", *STILL, SHORT)

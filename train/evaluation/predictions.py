@@ -71,7 +71,9 @@ class Predictions:
             np.savez(file, **known)  # pyright: ignore[reportArgumentType]
 
 
-def describe(kept: Kept, records: Records, train_counts: np.ndarray, distill: DistillConfig, weights: str) -> Predictions:
+def describe(
+    kept: Kept, records: Records, train_counts: np.ndarray, distill: DistillConfig, weights: str
+) -> Predictions:
     """What an evaluation on `records` kept, with all that is known beside it; distill: the settings of its training."""
     places = np.argsort(records.keys)
     positions = places[np.searchsorted(records.keys, kept.keys, sorter=places)]

@@ -15,6 +15,7 @@ from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
 from train.evaluation.counting import Kept
 from train.evaluation.predictions import Predictions, describe, read
+from train.objectives.methods import DistillConfig
 
 CLASSES = ["crane", "crane", "caf\udce9", "\u732b \U0001f408\u200d", "ends with NULs\0\0"]
 NAMES = [
