@@ -706,6 +706,9 @@ def _(lab: Lab) -> None:
     none, some = (lab.teacher("distill.method=ldam", f"distill.margin={m}", *STILL, SHORT) for m in (0, 3))
     assert none.logged[0]["loss"] == pytest.approx(lab.teacher("distill.method=ce", *STILL, SHORT).logged[0]["loss"])
     assert some.logged[0]["loss"] > none.logged[0]["loss"] + 0.5
+    cosine = ("model.head=cosine", "model.head_scale=10", *STILL, SHORT)
+    none, some = (lab.teacher("distill.method=ldam", f"distill.margin={m}", *cosine).logged[0] for m in (0, 0.5))
+    assert some["loss"] > none["loss"] + 1  # a margin of 0.5 of the logits would add 0.5 at most
 
 
 @wire("distill.drw_from", "distill.drw_beta")

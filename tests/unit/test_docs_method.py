@@ -17,7 +17,8 @@ from tools.reporting.shifted import IMBALANCES
 from train.config import Config
 from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
 from train.evaluation.shifted import long_tail, shifted_sets
-from train.objectives import losses
+from train.objectives import losses, reweighting
+from train.objectives.methods import DistillConfig
 from train.schedule import Schedule
 from train.settings import load
 
@@ -237,3 +238,25 @@ def test_the_links() -> None:
     assert all((ROOT / "docs" / link).exists() for link in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT))
     assert "docs/method.md" in (ROOT / "README.md").read_text()
     assert "docs/method.md" in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_ldam_and_the_switches() -> None:
+    counts = np.array(long_tail_counts(500, 100, 100))
+    factor, largest = found(
+        r"`m_j = ([\d.]+) \* n_j\^\(-1/4\) / max_k n_k\^\(-1/4\)`, so that the rarest class has the margin ([\d.]+)"
+    )
+    assert float(factor) == float(largest) == DistillConfig().margin
+    expected = float(largest) * counts**-0.25 / (counts**-0.25).max()
+    np.testing.assert_allclose(reweighting.margins(counts, float(largest)).numpy(), expected, rtol=1e-6)
+    beta, spread = found(
+        r"with beta = ([\d.]+) \(`distill.drw_beta`\).* their ratio varies by a (\w+) from batch to batch"
+    )
+    assert float(beta) == DistillConfig().drw_beta
+    weights = reweighting.class_weights(counts, float(beta)).double().numpy()
+    variance = (counts * weights**2).sum() / counts.sum() - 1
+    assert spread == "sixth" and (variance / 128) ** 0.5 == pytest.approx(1 / 6, rel=0.1)
+    (eta,) = found(r"`distill.diversity_eta` is ([\d.]+) on CIFAR")
+    assert float(eta) == DistillConfig().diversity_eta
+    raised = float(eta) * 100 * counts / counts.sum() + 1 - float(eta)
+    assert "`T_j = (eta * C * p_j + 1 - eta) / max_k (eta * C * p_k + 1 - eta)`" in WORDS
+    np.testing.assert_allclose(reweighting.diversity_temperatures(counts, float(eta)), raised / raised.max(), rtol=1e-6)

@@ -69,7 +69,7 @@ def test_the_images_of_a_bad_step_are_named_and_the_last_good_checkpoint(
 
 
 def test_switches_of_the_loss_are_functions_of_the_step(tiny: Path, tmp_path: Path) -> None:
-    """Resumed before the epoch that re-weights (step 7), and after it: the same weights, though no checkpoint holds the switch."""
+    """Resumed before the epoch that re-weights (step 7), and after it: the same weights, as no checkpoint holds the switch."""
     losses = ("distill.method=ldam", "distill.drw_from=1", "distill.diversity=-0.2", "distill.diversity_from=1")
     given = ("teacher", tiny_config(tmp_path, tiny), *losses, "model.experts=2", "schedule.epochs=2")
     run(*given, "run=calm", "save.every_steps=3", "save.keep_last=9", cwd=tmp_path)

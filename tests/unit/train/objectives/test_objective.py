@@ -13,7 +13,7 @@ from pipelines.loader import Loader
 from pipelines.records.reader import Records
 from train.objectives import losses, reweighting
 from train.objectives.experts import divergence
-from train.objectives.methods import METHODS, DistillConfig, hard_part
+from train.objectives.methods import METHODS, DistillConfig, hard_part, words_of
 from train.objectives.objective import Objective
 
 B, C = 6, 4
@@ -249,6 +249,14 @@ def test_the_hard_part_of_a_method_has_its_prior() -> None:
     assert given == own | {"dive": "ldam", "kd": "ldam"}
     for name, row in METHODS.items():
         assert row.prior == METHODS[own[name]].prior
+
+
+def test_words_of_a_card_name_the_hard_term() -> None:
+    dive = METHODS["dive"].words
+    for hard in (None, "bsce"):
+        assert words_of(DistillConfig(hard=hard)) == dive
+    assert words_of(DistillConfig(hard="ldam")) == f"{dive}, with {METHODS['ldam'].words} in place of balanced softmax"
+    assert words_of(DistillConfig(method="ce", hard="ldam")) == "cross-entropy"
 
 
 def test_soft_targets_that_are_not_finite_are_told_by_sample(few: Records) -> None:
