@@ -251,8 +251,8 @@ class DistillConfig:
     kl_of: Literal["experts", "ensemble"] = "experts"
     """with several experts: the KL of each expert to the teacher, summed (RIDE-DiVE), or of their mean (RIDE)"""
     margin: float = 0.5
-    """of ldam, also as a hard term: the margin of the rarest class, others have less; in units of the cosine with a cosine head, of
-    the logits with a linear one; 0 = cross-entropy"""
+    """of ldam, also as a hard term: the margin of the rarest class, others have less; in units of the cosine with a cosine head,
+    of the logits with a linear one; 0 = cross-entropy"""
     drw_from: int | None = None
     """of ce and ldam, also as hard terms: from the START of this epoch on (as schedule.milestones) the classes are weighted by
     their effective number of samples (deferred re-weighting); 0 = always; null = never"""
@@ -267,8 +267,8 @@ class DistillConfig:
     """of these temperatures (eta * C * p + 1 - eta, divided by the largest; p the share of the class): CIFAR 0.05, ImageNet-LT
     0.02, iNaturalist 0.015; 0 = 1 for each class"""
     head_smoothing: float = 0.0
-    """of ce, also as a hard term: label smoothing of the most frequent class alone (the first of equal ones), 0 up to but not 1; its
-    samples have the target 1 - this on their label, and this / (classes - 1) on each other class"""
+    """of ce, also as a hard term: label smoothing of the most frequent class alone (the first of equal ones), 0 up to but not 1;
+    its samples have the target 1 - this on their label, and this / (classes - 1) on each other class"""
 
     def __post_init__(self) -> None:
         self._check_teacher()
