@@ -540,6 +540,26 @@ def _(lab: Lab) -> None:
     assert seen.meta["architecture"] == "resnet32" and count[0] > 1.5 * count[1]
 
 
+@wire("model.head", "model.head_scale")
+def _(lab: Lab) -> None:
+    scaled = []
+    for scale in (30, 15):
+        lab.teacher("model.head=cosine", f"model.head_scale={scale}", *STILL, SHORT, f"run=cosine{scale}")
+        lab.evaluate(f"cosine{scale}", f"predictions=p{scale}.npz")
+        with np.load(lab.folder / f"p{scale}.npz") as predictions:
+            scaled.append(predictions["logits"].astype(np.float64))
+    assert np.allclose(scaled[0], 2 * scaled[1], atol=0.05) and 1 < abs(scaled[0]).max() <= 30
+
+
+@wire("model.experts", "model.expert_width")
+def _(lab: Lab) -> None:
+    for experts, width, channels in ((2, 0.75, 48), (3, 0.5, 32)):
+        seen = lab.teacher(f"model.experts={experts}", f"model.expert_width={width}", SHORT)
+        state = load_file(seen.folder / "model.safetensors")
+        heads = {name: tuple(tensor.shape) for name, tensor in state.items() if name.endswith("fc.weight")}
+        assert heads == {f"experts.{i}.fc.weight": (5, channels) for i in range(experts)}
+
+
 @wire("model.init")
 def _(lab: Lab) -> None:
     seen = lab.teacher("model.init=t", *STILL, SHORT)

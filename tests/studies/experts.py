@@ -7,7 +7,8 @@
 
 The grouped form computes all experts at once: convolutions of E groups (times the network's own), batch norm over E times the
 channels. It is checked against the loop, then both do forward and backward passes in training mode in turns. Prints the
-milliseconds of the loop (median), the ratio loop / grouped (median, lowest, highest round), and the loop's launches of convolutions.
+milliseconds of the loop (median; on a CPU of processor time), the ratio loop / grouped (median, lowest, highest round), and how
+many convolutions the loop has.
 """
 
 import argparse

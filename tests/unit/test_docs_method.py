@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.registry import build_model
+from models.registry import ModelSpec, build_model
 from pipelines.logits.flatness import TEMPERATURES, recommend
 from tools.conversion.cifar import long_tail_counts
 from tools.paper.datasets import CIFAR100_LT
@@ -187,6 +187,22 @@ def test_the_published_figures() -> None:
 def test_the_parameters_of_resnet_32() -> None:
     (count,) = found(r"It has ([\d,]+) parameters with 100 classes")
     assert integers(count) == [sum(p.numel() for p in build_model("resnet32", 100).parameters())]
+
+
+def test_the_parameters_of_experts() -> None:
+    *counts, one, three, four, six = found(
+        r"100 classes has ([\d,]+), ([\d,]+), ([\d,]+) and ([\d,]+) parameters with (\d), (\d), (\d) and (\d) experts"
+    )
+    for count, experts in zip(counts, (one, three, four, six), strict=True):
+        with torch.device("meta"):
+            network = ModelSpec("resnet32", 100, "cosine", experts=int(experts)).build()
+        assert integers(count) == [sum(p.numel() for p in network.parameters())]
+
+
+def test_the_defaults_of_heads_and_experts() -> None:
+    scale, width = found(r"scale is (\d+) \(`model.head_scale`\).*`model.expert_width` \(([\d.]+)\)")
+    config = Config().model
+    assert (float(scale), float(width)) == (config.head_scale, config.expert_width)
 
 
 def test_the_shifted_test_sets() -> None:
