@@ -17,7 +17,7 @@ class Outputs(NamedTuple):
     logits: Tensor
     "[B, C]: the answer; with several experts, their mean"
     features: Tensor | None = None
-    "[B, D]: the input of the last layer"
+    "[B, D]: the input of the last layer; with several experts, that of each side by side"
     experts: Tensor | None = None
     "[B, E, C]: the logits of each expert"
     router: Tensor | None = None

@@ -1,7 +1,8 @@
 """Names of networks, and everything that determines a network except its weights (`ModelSpec`).
 
 Owns the table of names and the error for an unknown name; does not own any network.
-A network is added by writing `def NAME(num_classes: int) -> nn.Module` in this folder and one row in MODELS.
+A network is added by writing `def NAME(num_classes: int) -> nn.Module` in this folder and one row in MODELS; one that takes
+a `Form` too (experts.py) has cosine heads and experts.
 Invariant: every network maps images[B, 3, H, W] to logits[B, num_classes] (in training possibly to more: outputs.py), and its
 weights are freshly drawn.
 """
@@ -10,67 +11,143 @@ import difflib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
 from models import resnet, resnet_cifar
+from models.experts import Form
+from models.heads import CosineHead
 
 
 class Architecture(NamedTuple):
     """One row of the table."""
 
-    build: Callable[[int], nn.Module]
-    "builds the network, given the number of classes"
+    build: Callable[..., nn.Module]
+    "builds the network, given the number of classes, and, with `forms`, its `Form`"
     torchvision: bool = False
     "whether torchvision has the same network, weight for weight"
+    forms: bool = False
+    "whether it has more forms than the plain one: cosine heads, experts"
 
 
 MODELS: dict[str, Architecture] = {
     # small images (CIFAR)
-    "resnet20": Architecture(resnet_cifar.resnet20),
-    "resnet32": Architecture(resnet_cifar.resnet32),
-    "resnet44": Architecture(resnet_cifar.resnet44),
-    "resnet56": Architecture(resnet_cifar.resnet56),
+    "resnet20": Architecture(resnet_cifar.resnet20, forms=True),
+    "resnet32": Architecture(resnet_cifar.resnet32, forms=True),
+    "resnet44": Architecture(resnet_cifar.resnet44, forms=True),
+    "resnet56": Architecture(resnet_cifar.resnet56, forms=True),
     # ImageNet-sized images
-    "resnet10": Architecture(resnet.resnet10),
-    "resnet18": Architecture(resnet.resnet18, torchvision=True),
-    "resnet34": Architecture(resnet.resnet34, torchvision=True),
-    "resnet50": Architecture(resnet.resnet50, torchvision=True),
-    "resnet101": Architecture(resnet.resnet101, torchvision=True),
-    "resnext50_32x4d": Architecture(resnet.resnext50_32x4d, torchvision=True),
+    "resnet10": Architecture(resnet.resnet10, forms=True),
+    "resnet18": Architecture(resnet.resnet18, torchvision=True, forms=True),
+    "resnet34": Architecture(resnet.resnet34, torchvision=True, forms=True),
+    "resnet50": Architecture(resnet.resnet50, torchvision=True, forms=True),
+    "resnet101": Architecture(resnet.resnet101, torchvision=True, forms=True),
+    "resnext50_32x4d": Architecture(resnet.resnext50_32x4d, torchvision=True, forms=True),
 }
 TIMM_PREFIX = "timm/"
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What determines a network except its weights. Settings, model.json and a cache's identity name a network by it."""
+    """What determines a network except its weights. Settings, model.json and a cache's identity name a network by it.
+
+    ValueError, worded for the user, where an entry is out of its range.
+    """
 
     name: str
     "a name in MODELS, or timm/NAME"
     num_classes: int
+    head: str = "linear"
+    "linear or cosine"
+    head_scale: float = 30
+    "of a cosine head; without meaning for others"
+    experts: int | None = None
+    "None: no experts, the plain network"
+    expert_width: float = 0.75
+    "share of the plain width of the experts' stages; without meaning where there are none"
+
+    def __post_init__(self) -> None:
+        _check_form(self, "")
 
     @classmethod
     def of(cls, meta: Mapping[str, Any]) -> "ModelSpec":
-        """The spec of the network that a model.json describes; KeyError or TypeError where one is missing or of another type."""
-        name, classes = meta["architecture"], meta["class_names"]
-        if not isinstance(name, str) or not isinstance(classes, list):
+        """The spec of the network that a model.json describes; KeyError, TypeError or ValueError where it is damaged."""
+        architecture, classes = meta["architecture"], meta["class_names"]
+        if not isinstance(architecture, str) or not isinstance(classes, list):
             raise TypeError("architecture must be text and class_names a list")
-        return cls(name, len(classes))
+        return cls.parse(architecture, len(classes))
+
+    @classmethod
+    def parse(cls, architecture: str, num_classes: int) -> "ModelSpec":
+        """The inverse of `architecture`; entries that are left out have their defaults. ValueError, worded for the user."""
+        name, _, rest = architecture.partition(" ")
+        entries: dict[str, Any] = {}
+        for entry in rest.split():
+            key, _, text = entry.partition("=")
+            if key not in _ENTRIES or key in entries:
+                raise ValueError(
+                    f"{entry!r} in {architecture!r} is not understood; a name may be followed by "
+                    f"{', '.join(f'{known}=...' for known in _ENTRIES)}, once each"
+                )
+            try:
+                entries[key] = _ENTRIES[key](text)
+            except ValueError:
+                raise ValueError(f"{entry!r} in {architecture!r}: {text!r} is no {_ENTRIES[key].__name__}") from None
+        return cls(name, num_classes, **entries)
+
+    @property
+    def architecture(self) -> str:
+        """All but the classes, as text: the name, and of another form than the plain one its entries, as in the settings.
+
+        For example `resnet32 head=cosine head_scale=30 experts=3 expert_width=0.75`. It holds nothing without effect, so that
+        equal texts are equal networks.
+        """
+        parts = [self.name]
+        if self.head != "linear":
+            parts += [f"head={self.head}", f"head_scale={_number(self.head_scale)}"]
+        if self.experts is not None:
+            parts += [f"experts={self.experts}", f"expert_width={_number(self.expert_width)}"]
+        return " ".join(parts)
 
     def __str__(self) -> str:
-        return f"{self.name} with {self.num_classes} classes"
+        parts = []
+        if self.head != "linear":
+            parts.append(f"a {self.head} head of scale {_number(self.head_scale)}")
+        if self.experts is not None:
+            plural = "s" if self.experts > 1 else ""
+            parts.append(f"{self.experts} expert{plural} of {_number(self.expert_width)} of the plain width")
+        return f"{self.name} with {', '.join([*parts, f'{self.num_classes} classes'])}"
 
     def build(self) -> nn.Module:
-        """A freshly initialised network; ValueError, worded for the user, on an unknown name."""
-        if self.name.startswith(TIMM_PREFIX):
-            return _build_timm(self.name, self.num_classes)
-        if self.name not in MODELS:
+        """A freshly initialised network; ValueError, worded for the user, on an unknown name or a form that it does not have."""
+        of_timm = self.name.startswith(TIMM_PREFIX)
+        if not of_timm and self.name not in MODELS:
             allowed = f"allowed: {', '.join(MODELS)}, or timm/NAME for a network of the timm package"
             near = _nearest(self.name, model_names())
             raise ValueError(f"no model is named '{self.name}' (model.name); {near}{allowed}")
-        return MODELS[self.name].build(self.num_classes)
+        if not of_timm and MODELS[self.name].forms:
+            return MODELS[self.name].build(self.num_classes, self._form())
+        if self.architecture != self.name:
+            forms = ", ".join(name for name, row in MODELS.items() if row.forms)
+            raise ValueError(
+                f"{self.name} has a linear head and no experts, not {self.architecture.partition(' ')[2]}; networks with other "
+                f"heads and experts: {forms}"
+            )
+        return _build_timm(self.name, self.num_classes) if of_timm else MODELS[self.name].build(self.num_classes)
+
+    def _form(self) -> Form:
+        head = nn.Linear if self.head == "linear" else partial(CosineHead, scale=self.head_scale)
+        return Form(head, self.experts, self.expert_width)
+
+
+_ENTRIES: dict[str, Callable[[str], Any]] = {"head": str, "head_scale": float, "experts": int, "expert_width": float}
+HEADS = ("linear", "cosine")
+MOST_EXPERTS, MOST_SCALE = (
+    64,
+    1000,
+)  # above the largest in use, 6 and 30, and below what exhausts the memory, or float16
 
 
 @dataclass(kw_only=True)
@@ -80,12 +157,29 @@ class ModelConfig:
     init: str | None = field(default=None, metadata={"path": True})
     """initial weights: a finished run (name or folder), an export folder or a file (.safetensors, .pth); tensors that fit by name
     and shape are taken, the others are reported; null = random weights, drawn from the seed"""
+    head: Literal["linear", "cosine"] = "linear"
+    "the last layer; cosine: scale times the cosine between features and each class's weights, without a bias (not for timm)"
+    head_scale: float = 30
+    "scale of a cosine head: its logits lie between minus this and this"
+    experts: int | None = None
+    """number of experts, which share stem and first stages and have the rest for themselves; the answer is the mean of their
+    logits (not for timm); null = none, the plain network"""
+    expert_width: float = 0.75
+    "width of the experts' own stages, as a share of the plain network's, 0.5 to 1"
     sync_bn: bool = False
     "synchronised batch norm: statistics over the images of all GPUs, for when each GPU has few images"
 
+    def __post_init__(self) -> None:
+        _check_form(self, "model.")
+
+    @property
+    def logit_scale(self) -> float:
+        """By how much the logits are larger than cosines; 1 for logits that are none."""
+        return self.head_scale if self.head == "cosine" else 1.0
+
     def spec(self, num_classes: int) -> ModelSpec:
         """The spec of the network that these settings ask for."""
-        return ModelSpec(self.name, num_classes)
+        return ModelSpec(self.name, num_classes, self.head, self.head_scale, self.experts, self.expert_width)
 
 
 def model_names() -> list[str]:
@@ -101,6 +195,25 @@ def in_torchvision(name: str) -> bool:
 def build_model(name: str, num_classes: int) -> nn.Module:
     """Shorthand for `ModelSpec.build`."""
     return ModelSpec(name, num_classes).build()
+
+
+def _check_form(given: "ModelSpec | ModelConfig", prefix: str) -> None:
+    """ValueError for an entry out of its range; `prefix` is put before its name."""
+    if given.head not in HEADS:
+        raise ValueError(f"{prefix}head={given.head}: must be {' or '.join(HEADS)}")
+    if not 0 < given.head_scale <= MOST_SCALE:
+        raise ValueError(f"{prefix}head_scale={given.head_scale}: must be above 0, at most {MOST_SCALE}")
+    if given.experts is not None and not 1 <= given.experts <= MOST_EXPERTS:
+        raise ValueError(
+            f"{prefix}experts={given.experts}: must be from 1 to {MOST_EXPERTS}, or null for the plain network"
+        )
+    if not 0.5 <= given.expert_width <= 1:  # narrower, a CIFAR network's shortcut would have to drop channels
+        raise ValueError(f"{prefix}expert_width={given.expert_width}: must be from 0.5 to 1")
+
+
+def _number(value: float) -> str:
+    """The shortest text that reads back as this number: 30, 0.75."""
+    return repr(float(value)).removesuffix(".0")
 
 
 def _build_timm(name: str, num_classes: int) -> nn.Module:

@@ -1,8 +1,8 @@
-"""ResNet-10/18/34/50/101 and ResNeXt-50 32x4d for ImageNet-sized images.
+"""ResNet-10/18/34/50/101 and ResNeXt-50 32x4d for ImageNet-sized images, plain or with several experts.
 
 Owns the networks of arXiv 1512.03385 and 1611.05431 in torchvision's form ("v1.5": the stride of a bottleneck
 sits on its 3x3 convolution). Does not own the CIFAR networks (resnet_cifar.py).
-Invariant: names, shapes and arithmetic are torchvision's, so that its checkpoints load with strict=True.
+Invariant: names, shapes and arithmetic of the plain networks are torchvision's, so that its checkpoints load with strict=True.
 Shapes: B batch, C classes, H x W any image size.
 """
 
@@ -10,6 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from models.experts import PLAIN, Expert, Experts, Form
+from models.heads import Head
+from models.outputs import Outputs
 
 
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -81,10 +85,13 @@ class ResNeXtBottleneck(Bottleneck):
     group_width = 4
 
 
-class ResNet(nn.Module):
-    """Four stages of blocks, 64/128/256/512 wide, strides 1/2/2/2, after a stem that shrinks by four."""
+Block = type[BasicBlock] | type[Bottleneck]
 
-    def __init__(self, block: type[BasicBlock] | type[Bottleneck], blocks: Sequence[int], num_classes: int) -> None:
+
+class _Trunk(nn.Module):
+    """The stem, which shrinks by four, and the first two stages: what experts share."""
+
+    def __init__(self, block: Block, blocks: Sequence[int]) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -92,18 +99,56 @@ class ResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.layer1 = _stage(block, 64, 64, blocks[0], stride=1)
         self.layer2 = _stage(block, 64 * block.expansion, 128, blocks[1], stride=2)
+
+    def trunk(self, images: Tensor) -> Tensor:
+        """images[B, 3, H, W] -> [B, 128 * expansion, H / 8, W / 8]."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        return self.layer2(self.layer1(x))
+
+
+class ResNet(_Trunk):
+    """Four stages of blocks, 64/128/256/512 wide, strides 1/2/2/2, after a stem that shrinks by four."""
+
+    def __init__(self, block: Block, blocks: Sequence[int], num_classes: int, head: Head = nn.Linear) -> None:
+        super().__init__(block, blocks)
         self.layer3 = _stage(block, 128 * block.expansion, 256, blocks[2], stride=2)
         self.layer4 = _stage(block, 256 * block.expansion, 512, blocks[3], stride=2)
-        self.fc = nn.Linear(512 * block.expansion, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.fc = head(512 * block.expansion, num_classes)
+        _initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """images[B, 3, H, W] -> logits[B, C]."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        x = self.layer4(self.layer3(self.trunk(images)))
         return self.fc(torch.mean(x, dim=(2, 3)))
+
+
+class ResNetExperts(_Trunk):
+    """A ResNet whose third and fourth stage and head each expert has for itself, form.width as wide."""
+
+    def __init__(self, block: Block, blocks: Sequence[int], num_classes: int, form: Form) -> None:
+        super().__init__(block, blocks)
+        third, fourth = form.widths(256, 512)
+
+        def expert() -> Expert:
+            stages = {
+                "layer3": _stage(block, 128 * block.expansion, third, blocks[2], stride=2),
+                "layer4": _stage(block, third * block.expansion, fourth, blocks[3], stride=2),
+            }
+            return Expert(stages, form.head(fourth * block.expansion, num_classes))
+
+        self.experts = Experts(form.experts or 0, expert)
+        _initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor | Outputs:
+        """images[B, 3, H, W] -> logits[B, C]; in training `Outputs`."""
+        outputs = self.experts(self.trunk(images))
+        return outputs if self.training else outputs.logits
+
+
+def _initialise(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
@@ -113,32 +158,36 @@ def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequenti
     return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
 
-def _stage(
-    block: type[BasicBlock] | type[Bottleneck], in_channels: int, width: int, blocks: int, stride: int
-) -> nn.Sequential:
+def _stage(block: Block, in_channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
     first = block(in_channels, width, stride)
     return nn.Sequential(first, *(block(width * block.expansion, width, 1) for _ in range(blocks - 1)))
 
 
-def resnet10(num_classes: int) -> ResNet:
-    return ResNet(BasicBlock, (1, 1, 1, 1), num_classes)
+def _network(block: Block, blocks: Sequence[int], num_classes: int, form: Form) -> ResNet | ResNetExperts:
+    if form.experts is None:
+        return ResNet(block, blocks, num_classes, form.head)
+    return ResNetExperts(block, blocks, num_classes, form)
 
 
-def resnet18(num_classes: int) -> ResNet:
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes)
+def resnet10(num_classes: int, form: Form = PLAIN) -> ResNet | ResNetExperts:
+    return _network(BasicBlock, (1, 1, 1, 1), num_classes, form)
 
 
-def resnet34(num_classes: int) -> ResNet:
-    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes)
+def resnet18(num_classes: int, form: Form = PLAIN) -> ResNet | ResNetExperts:
+    return _network(BasicBlock, (2, 2, 2, 2), num_classes, form)
 
 
-def resnet50(num_classes: int) -> ResNet:
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes)
+def resnet34(num_classes: int, form: Form = PLAIN) -> ResNet | ResNetExperts:
+    return _network(BasicBlock, (3, 4, 6, 3), num_classes, form)
 
 
-def resnet101(num_classes: int) -> ResNet:
-    return ResNet(Bottleneck, (3, 4, 23, 3), num_classes)
+def resnet50(num_classes: int, form: Form = PLAIN) -> ResNet | ResNetExperts:
+    return _network(Bottleneck, (3, 4, 6, 3), num_classes, form)
 
 
-def resnext50_32x4d(num_classes: int) -> ResNet:
-    return ResNet(ResNeXtBottleneck, (3, 4, 6, 3), num_classes)
+def resnet101(num_classes: int, form: Form = PLAIN) -> ResNet | ResNetExperts:
+    return _network(Bottleneck, (3, 4, 23, 3), num_classes, form)
+
+
+def resnext50_32x4d(num_classes: int, form: Form = PLAIN) -> ResNet | ResNetExperts:
+    return _network(ResNeXtBottleneck, (3, 4, 6, 3), num_classes, form)

@@ -35,7 +35,7 @@ from train.loop import Training
 from train.networks.info import ModelInfo
 from train.networks.initial import initialise
 from train.networks.layout import channels_last, compile_in_place
-from train.objectives.methods import METHODS, DistillConfig, names_where
+from train.objectives.methods import METHODS, DistillConfig, hard_part, names_where, settings_of
 from train.objectives.objective import Objective
 from train.objectives.sources import Source, make_source, open_cache
 from train.optim import build_optimizer, describe_scaling, scaled_lr
@@ -74,7 +74,7 @@ class Assembled:
         config, train = self.training.config, self.splits.train
         init = {"source": config.model.init, "weights": self.facts.init or ""} if config.model.init else None
         return ModelInfo(
-            architecture=config.model.name,
+            architecture=config.model.spec(train.num_classes).architecture,
             class_names=list(train.class_names),
             train_counts=train.class_counts.tolist(),
             mean=list(config.data.mean),
@@ -93,10 +93,11 @@ def check_method(config: Config, script: str) -> None:
     """Refuse a method that `script` does not train, and settings that do not go with it."""
     name = config.distill.method
     method = METHODS[name]
-    if config.data.sampling == "class_balanced" and method.prior:
+    _check_sampling(config)
+    if config.distill.diversity and config.model.experts is None:
         raise UserError(
-            f"data.sampling=class_balanced: {name} corrects by the class counts what this sampling has evened out already; "
-            f"use data.sampling=instance, or distill.method={names_where(lambda row: not row.prior)}"
+            f"distill.diversity={config.distill.diversity}: the network has no experts that could differ; give model.experts=3, "
+            "for example, or leave it out"
         )
     if method.script != script:
         allowed = names_where(lambda row: row.script == script)
@@ -115,6 +116,34 @@ def check_method(config: Config, script: str) -> None:
         raise UserError(
             f"{name} needs targets: cache.paths=[FOLDER] (from train/cache_logits.py), or distill.teacher=RUN to ask it online"
         )
+
+
+def _check_sampling(config: Config) -> None:
+    if config.data.sampling != "class_balanced":
+        return
+    distill, why = config.distill, "corrects by the class counts what this sampling has evened out already"
+    if METHODS[hard_part(distill)].prior:
+        name = distill.method if distill.hard is None else f"distill.hard={distill.hard}"
+        raise UserError(
+            f"data.sampling=class_balanced: {name} {why}; "
+            f"use data.sampling=instance, or distill.method={names_where(lambda row: not row.prior)}"
+        )
+    if distill.drw_from is not None and "drw_from" in settings_of(distill):
+        raise UserError(
+            f"data.sampling=class_balanced: distill.drw_from={distill.drw_from} {why}; use data.sampling=instance, or leave "
+            "distill.drw_from out"
+        )
+
+
+def _check_switches(distill: DistillConfig, schedule: Schedule) -> None:
+    """UserError for a switch beyond the end of the training: it would never be reached."""
+    for name in ("drw_from", "diversity_from"):
+        epoch = getattr(distill, name)
+        if epoch is not None and epoch >= schedule.epochs:
+            raise UserError(
+                f"distill.{name}={epoch}: this training has the epochs 0 to {schedule.epochs - 1} ({schedule.total_steps} steps "
+                f"in all, {schedule.steps_per_epoch} an epoch); give one of them, or null"
+            )
 
 
 def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assembled:
@@ -136,6 +165,7 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
         if line:
             say(line)
     schedule = Schedule(config.schedule, scaled_lr(config.optim), order.steps_per_epoch, config.optim.batch)
+    _check_switches(distill, schedule)
     network, init = _network(config, splits.train, folder, accelerator)
     ema = Ema(network, config.ema) if config.ema.decay is not None else None
     optimizer = build_optimizer(network, config.optim)
@@ -158,7 +188,7 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
         accelerator=accelerator,
         model=model,
         optimizer=optimizer,
-        objective=_objective(distill, splits.train, source, device),
+        objective=_objective(distill, splits.train, source, device, config.model.logit_scale, order.steps_per_epoch),
         loader=loader,
         order=order,
         schedule=schedule,
@@ -279,5 +309,8 @@ def _initialised(network: nn.Module, config: Config, train: Records, folder: Pat
     return initial.weights
 
 
-def _objective(distill: DistillConfig, train: Records, source: Source, device: torch.device) -> Objective:
-    return Objective(distill, torch.from_numpy(train.class_counts).to(device), source.targets)
+def _objective(
+    distill: DistillConfig, train: Records, source: Source, device: torch.device, scale: float, steps_per_epoch: int
+) -> Objective:
+    counts = torch.from_numpy(train.class_counts).to(device)
+    return Objective(distill, counts, source.targets, scale, steps_per_epoch)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pipelines.errors import UserError
 from train.config import Config
-from train.objectives.methods import METHODS, names_where
+from train.objectives.methods import METHODS, names_where, reads, settings_of
 from train.settings import Options, flatten, keys, keys_of, value_text
 
 # What an evaluation takes besides the run's own settings; the network and its training are those of the run.
@@ -41,10 +41,20 @@ _NEEDS = (
         "data.recipe.crop=random_resized_crop",
         lambda c: c.data.recipe.crop == "random_resized_crop",
     ),
+    Needs(("model.head_scale",), "model.head=cosine", lambda c: c.model.head == "cosine"),
+    Needs(("model.expert_width",), "model.experts", lambda c: c.model.experts is not None),
     Needs(("data.hw_decoder_load",), "data.backend=dali", lambda c: c.data.backend in ("auto", "dali")),
     Needs(("optim.momentum", "optim.nesterov"), "optim.name=sgd", lambda c: c.optim.name == "sgd"),
     Needs(("optim.betas",), "optim.name=adamw", lambda c: c.optim.name == "adamw"),
     Needs(("optim.lr_base_batch",), "optim.lr_scale=linear or sqrt", lambda c: c.optim.lr_scale != "none"),
+    Needs(("distill.kl_of",), "model.experts", lambda c: c.model.experts is not None),
+    Needs(("distill.drw_beta",), "distill.drw_from", lambda c: c.distill.drw_from is not None),
+    Needs(("distill.diversity_from",), "distill.diversity", lambda c: c.distill.diversity != 0),
+    Needs(
+        ("distill.diversity_eta",),
+        "distill.diversity and distill.diversity_from",
+        lambda c: c.distill.diversity != 0 and c.distill.diversity_from is not None,
+    ),
     Needs(("schedule.gamma",), "schedule.kind=multistep", lambda c: c.schedule.kind == "multistep"),
     Needs(("ema.warmup",), "ema.decay", lambda c: c.ema.decay is not None),
     Needs(("compile_mode",), "compile=true", lambda c: c.compile),
@@ -63,13 +73,15 @@ def _of_methods() -> tuple[Needs, ...]:
     """The keys of `distill` that some losses read and others do not."""
     found = dict.fromkeys(name for row in METHODS.values() for name in row.settings)
     return tuple(
-        Needs(
-            (f"distill.{name}",),
-            f"distill.method={names_where(lambda row, name=name: name in row.settings)}",
-            lambda c, name=name: name in METHODS[c.distill.method].settings,
-        )
+        Needs((f"distill.{name}",), _where_read(name), lambda c, name=name: name in settings_of(c.distill))
         for name in found
     )
+
+
+def _where_read(name: str) -> str:
+    """`distill.method=A or B`, and the hard terms that read the key, which other methods may take."""
+    hard = names_where(lambda row: not row.targets and name in row.settings)
+    return f"distill.method={names_where(lambda row: reads(row, name))}" + (f", or distill.hard={hard}" if hard else "")
 
 
 def _typed(config: Config, options: Options) -> dict[str, str]:

@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
 
     whole = None
     if done.kept is not None:
-        whole = describe(done.kept, records, subject.train_counts, config.distill.method, weights_hash(weights.state))
+        whole = describe(done.kept, records, subject.train_counts, config.distill, weights_hash(weights.state))
 
     def save_predictions() -> None:
         if whole is not None and config.predictions is not None:

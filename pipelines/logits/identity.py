@@ -5,6 +5,7 @@ Invariant: two caches with equal identity hold the same targets. Nothing in it d
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipelines.backends.pixels import PixelSource
 from pipelines.records.reader import Records
 
 FORMAT = 2
+_HASH = re.compile("[0-9a-f]{40,}")
 # Fields that change the pixels of a view but not which view it is: cache.pixels=close lets them differ, with a note.
 PIXEL_FIELDS = ("backend", "versions.resample", "size_rule")
 
@@ -87,7 +89,12 @@ def distinctions(identities: list[dict[str, Any]]) -> list[str]:
     fields = [
         field for field in sorted(set().union(*flat)) if any(one.get(field) != flat[0].get(field) for one in flat)
     ]
-    return [", ".join(f"{field} {str(one.get(field))[:12]}" for field in fields) for one in flat]
+    return [", ".join(f"{field} {_brief(one.get(field))}" for field in fields) for one in flat]
+
+
+def _brief(value: Any) -> str:
+    """A text whole, unless it is a hash; architectures of several experts differ only in their ends."""
+    return value if isinstance(value, str) and not _HASH.fullmatch(value) else str(value)[:12]
 
 
 def _short(value: Any, other: Any) -> str:

@@ -61,16 +61,21 @@ def cached_against_online(
     torch.manual_seed(config.seed)
     student = build_model(config.model.name, records.num_classes).train()
     optimizer = build_optimizer(student, config.optim)
-    d = config.distill
-    assert d.tau is not None
+    d, tau = config.distill, config.distill.tau
+    assert tau is not None
+
+    def dive(logits: torch.Tensor, labels: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
+        hard = losses.balanced_softmax(logits, labels, prior)
+        return losses.distilled(hard, losses.kd_kl(logits, losses.soften(soft, tau, d.p), tau), tau, d.alpha)
+
     worst = dict.fromkeys(caches, 0.0)
     batches = loader.stream(order.plan(0, steps))
     for batch in batches:
         logits = student(batch.images)
-        loss, _ = losses.dive(logits, batch.labels, teacher(batch), prior, d.tau, d.p, d.alpha)
+        loss = dive(logits, batch.labels, teacher(batch))
         for codec, cache in opened.items():
             soft = cache.gather(batch.keys, batch.views)
-            cached, _ = losses.dive(logits.detach(), batch.labels, soft, prior, d.tau, d.p, d.alpha)
+            cached = dive(logits.detach(), batch.labels, soft)
             worst[codec] = max(worst[codec], abs(float(cached) - float(loss.detach())))
         optimizer.zero_grad()
         loss.backward()

@@ -15,6 +15,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from torch import nn
 
 from models import outputs_of
 from train.assembly import assemble
@@ -36,7 +37,10 @@ def main(argv: list[str]) -> None:
     loader, _ = assembled.evaluation["test"]
     counts = assembled.splits.train.class_counts
     first = evaluate(training.model, loader, config.eval.batch, counts, training.accelerator, keep="features")
-    accelerator, model = training.accelerator, training.model.eval()
+    accelerator, model = training.accelerator, training.model.train()
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eval()
     parts = config.optim.accumulate
     rows = config.optim.batch // accelerator.num_processes // parts
     batches = training.loader.stream(training.order.plan(0, STEPS))
@@ -55,7 +59,7 @@ def main(argv: list[str]) -> None:
     samples = evaluations(assembled, "test")["test"]["samples"]
     if accelerator.is_main_process:
         assert first.kept is not None
-        described = describe(first.kept, loader.records, counts, config.distill.method, "")
+        described = describe(first.kept, loader.records, counts, config.distill, "")
         described.save(Path(argv[0]).with_suffix(".predictions.npz"))
         figures = json.dumps(first.figures)
         np.savez(argv[0], keys=keys, views=views, gradients=gradients, samples=samples, figures=figures)

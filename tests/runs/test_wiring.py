@@ -541,6 +541,26 @@ def _(lab: Lab) -> None:
     assert seen.meta["architecture"] == "resnet32" and count[0] > 1.5 * count[1]
 
 
+@wire("model.head", "model.head_scale")
+def _(lab: Lab) -> None:
+    scaled = []
+    for scale in (30, 15):
+        lab.teacher("model.head=cosine", f"model.head_scale={scale}", *STILL, SHORT, f"run=cosine{scale}")
+        lab.evaluate(f"cosine{scale}", f"predictions=p{scale}.npz")
+        with np.load(lab.folder / f"p{scale}.npz") as predictions:
+            scaled.append(predictions["logits"].astype(np.float64))
+    assert np.allclose(scaled[0], 2 * scaled[1], atol=0.05) and 1 < abs(scaled[0]).max() <= 30
+
+
+@wire("model.experts", "model.expert_width")
+def _(lab: Lab) -> None:
+    for experts, width, channels in ((2, 0.75, 48), (3, 0.5, 32)):
+        seen = lab.teacher(f"model.experts={experts}", f"model.expert_width={width}", SHORT)
+        state = load_file(seen.folder / "model.safetensors")
+        heads = {name: tuple(tensor.shape) for name, tensor in state.items() if name.endswith("fc.weight")}
+        assert heads == {f"experts.{i}.fc.weight": (5, channels) for i in range(experts)}
+
+
 @wire("model.init")
 def _(lab: Lab) -> None:
     seen = lab.teacher("model.init=t", *STILL, SHORT)
@@ -691,6 +711,76 @@ def _(lab: Lab) -> None:
     base, seen = lab.student(*STILL, SHORT), lab.student("distill.p=1", *STILL, SHORT)
     assert seen.logged[0]["hard"] == pytest.approx(base.logged[0]["hard"], rel=1e-5)
     assert seen.logged[0]["kl"] != pytest.approx(base.logged[0]["kl"], rel=1e-3)
+
+
+@wire("distill.hard")
+def _(lab: Lab) -> None:
+    alone = {name: lab.teacher(f"distill.method={name}", *STILL, SHORT) for name in ("ce", "bsce", "ldam")}
+    for name, teacher in alone.items():
+        seen = lab.student(f"distill.hard={name}", *STILL, SHORT)
+        assert seen.logged[0]["hard"] == pytest.approx(teacher.logged[0]["loss"]) and seen.result["method"] == "dive"
+    assert len({round(one.logged[0]["loss"], 4) for one in alone.values()}) == 3
+
+
+@wire("distill.margin")
+def _(lab: Lab) -> None:
+    none, some = (lab.teacher("distill.method=ldam", f"distill.margin={m}", *STILL, SHORT) for m in (0, 3))
+    assert none.logged[0]["loss"] == pytest.approx(lab.teacher("distill.method=ce", *STILL, SHORT).logged[0]["loss"])
+    assert some.logged[0]["loss"] > none.logged[0]["loss"] + 0.5
+    cosine = ("model.head=cosine", "model.head_scale=10", *STILL, SHORT)
+    none, some = (lab.teacher("distill.method=ldam", f"distill.margin={m}", *cosine).logged[0] for m in (0, 0.5))
+    assert some["loss"] > none["loss"] + 1  # a margin of 0.5 of the logits would add 0.5 at most
+
+
+@wire("distill.drw_from", "distill.drw_beta")
+def _(lab: Lab) -> None:
+    """The weights stay as they are, so that the second epoch differs from the first in its class weights alone."""
+    views = ("data.views=1", *PLAIN, *STILL)  # each epoch has the same images
+    plain, late, less = (
+        lab.teacher("distill.method=ldam", *more, *views)
+        for more in ((), ("distill.drw_from=1",), ("distill.drw_from=1", "distill.drw_beta=0.5"))
+    )
+    assert len({round(one.logged[0]["loss"], 6) for one in (plain, late, less)}) == 1
+    assert len({round(one.logged[1]["loss"], 2) for one in (plain, late, less)}) == 3
+    beyond = lab.teacher("distill.method=ldam", "distill.drw_from=2", fails=True).out
+    assert "distill.drw_from=2: this training has the epochs 0 to 1 (6 steps in all, 3 an epoch)" in beyond
+
+
+EXPERTS = ("model.experts=2", "model.head=cosine")
+
+
+def by_hand(line: dict[str, Any], tau: float = 3, alpha: float = 0.5, kl: float = 2, diversity: float = 0) -> float:
+    """The loss of two experts from its parts, which are means over them; kl: of how many networks its KL is the sum."""
+    apart = 2 * diversity * line.get("diversity", 0)
+    return 2 * (1 - alpha) * line["hard"] + kl * alpha * tau**2 * line["kl"] + apart
+
+
+@wire("distill.kl_of")
+def _(lab: Lab) -> None:
+    each, mean = (lab.student(f"distill.kl_of={of}", *EXPERTS, *STILL, SHORT) for of in ("experts", "ensemble"))
+    assert each.logged[0]["loss"] == pytest.approx(by_hand(each.logged[0]), rel=1e-4)
+    assert mean.logged[0]["loss"] == pytest.approx(by_hand(mean.logged[0], kl=1), rel=1e-4)
+    assert mean.logged[0]["kl"] < each.logged[0]["kl"]
+    assert "distill.kl_of=ensemble goes with model.experts" in lab.student("distill.kl_of=ensemble", fails=True).out
+
+
+@wire("distill.diversity")
+def _(lab: Lab) -> None:
+    without, seen = (lab.student(*more, *EXPERTS, *STILL, SHORT) for more in ((), ("distill.diversity=-0.4",)))
+    assert seen.logged[0]["diversity"] > 0.01 and "diversity" not in without.logged[0]
+    assert seen.logged[0]["loss"] == pytest.approx(by_hand(seen.logged[0], diversity=-0.4), rel=1e-4)
+    assert seen.logged[0]["loss"] < without.logged[0]["loss"]
+    assert "has no experts" in lab.teacher("distill.diversity=-0.4", fails=True).out
+
+
+@wire("distill.diversity_from", "distill.diversity_eta")
+def _(lab: Lab) -> None:
+    """The weights stay as they are, so that only the temperatures make an epoch differ from another."""
+    views = ("data.views=1", *PLAIN, *STILL, *EXPERTS, "distill.diversity=-0.4")
+    late = ("distill.diversity_from=1",)
+    runs = [lab.teacher(*more, *views) for more in ((), late, (*late, "distill.diversity_eta=0.5"))]
+    first, second = ([round(one.logged[i]["diversity"], 4) for one in runs] for i in (0, 1))
+    assert len(set(first)) == 1 and len(set(second)) == 3
 
 
 @wire("distill.head_smoothing")

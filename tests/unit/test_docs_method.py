@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.registry import build_model
+from models.registry import ModelSpec, build_model
 from pipelines.logits.flatness import TEMPERATURES, recommend
 from tools.conversion.cifar import long_tail_counts
 from tools.paper.datasets import CIFAR100_LT
@@ -17,7 +17,8 @@ from tools.reporting.shifted import IMBALANCES
 from train.config import Config
 from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
 from train.evaluation.shifted import long_tail, shifted_sets
-from train.objectives.losses import dive
+from train.objectives import losses, reweighting
+from train.objectives.methods import DistillConfig
 from train.schedule import Schedule
 from train.settings import load
 
@@ -128,7 +129,13 @@ def test_the_loss() -> None:
     t_hat = powered / powered.sum(axis=1, keepdims=True)
     kl = (t_hat * np.log(t_hat / softmax(s / tau))).sum(axis=1).mean()
     hard = -np.log(softmax(s + np.log(n))[range(4), y]).mean()
-    loss, _ = dive(torch.tensor(s), torch.tensor(y), torch.tensor(t), torch.tensor(np.log(n)), tau, p, a)
+    student, teacher = torch.tensor(s), torch.tensor(t)
+    loss = losses.distilled(
+        losses.balanced_softmax(student, torch.tensor(y), torch.tensor(np.log(n))),
+        losses.kd_kl(student, losses.soften(teacher, tau, p), tau),
+        tau,
+        a,
+    )
     assert float(loss) == pytest.approx((1 - a) * hard + a * tau**2 * kl)
 
 
@@ -182,6 +189,22 @@ def test_the_parameters_of_resnet_32() -> None:
     assert integers(count) == [sum(p.numel() for p in build_model("resnet32", 100).parameters())]
 
 
+def test_the_parameters_of_experts() -> None:
+    *counts, one, three, four, six = found(
+        r"100 classes has ([\d,]+), ([\d,]+), ([\d,]+) and ([\d,]+) parameters with (\d), (\d), (\d) and (\d) experts"
+    )
+    for count, experts in zip(counts, (one, three, four, six), strict=True):
+        with torch.device("meta"):
+            network = ModelSpec("resnet32", 100, "cosine", experts=int(experts)).build()
+        assert integers(count) == [sum(p.numel() for p in network.parameters())]
+
+
+def test_the_defaults_of_heads_and_experts() -> None:
+    scale, width = found(r"scale is (\d+) \(`model.head_scale`\).*`model.expert_width` \(([\d.]+)\)")
+    config = Config().model
+    assert (float(scale), float(width)) == (config.head_scale, config.expert_width)
+
+
 def test_the_shifted_test_sets() -> None:
     factors, imagenet, cifar = found(
         r"Totals for F = ([\d/ ]+) \[calc\]: ([\d,/ ]+) on ImageNet-LT \(n = 50\), ([\d,/ ]+) on CIFAR-100 \(n = 100\)"
@@ -231,3 +254,25 @@ def test_the_links() -> None:
     assert all((ROOT / "docs" / link).exists() for link in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT))
     assert "docs/method.md" in (ROOT / "README.md").read_text()
     assert "docs/method.md" in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_ldam_and_the_switches() -> None:
+    counts = np.array(long_tail_counts(500, 100, 100))
+    factor, largest = found(
+        r"`m_j = ([\d.]+) \* n_j\^\(-1/4\) / max_k n_k\^\(-1/4\)`, so that the rarest class has the margin ([\d.]+)"
+    )
+    assert float(factor) == float(largest) == DistillConfig().margin
+    expected = float(largest) * counts**-0.25 / (counts**-0.25).max()
+    np.testing.assert_allclose(reweighting.margins(counts, float(largest)).numpy(), expected, rtol=1e-6)
+    beta, spread = found(
+        r"with beta = ([\d.]+) \(`distill.drw_beta`\).* their ratio varies by a (\w+) from batch to batch"
+    )
+    assert float(beta) == DistillConfig().drw_beta
+    weights = reweighting.class_weights(counts, float(beta)).double().numpy()
+    variance = (counts * weights**2).sum() / counts.sum() - 1
+    assert spread == "sixth" and (variance / 128) ** 0.5 == pytest.approx(1 / 6, rel=0.1)
+    (eta,) = found(r"`distill.diversity_eta` is ([\d.]+) on CIFAR")
+    assert float(eta) == DistillConfig().diversity_eta
+    raised = float(eta) * 100 * counts / counts.sum() + 1 - float(eta)
+    assert "`T_j = (eta * C * p_j + 1 - eta) / max_k (eta * C * p_k + 1 - eta)`" in WORDS
+    np.testing.assert_allclose(reweighting.diversity_temperatures(counts, float(eta)), raised / raised.max(), rtol=1e-6)

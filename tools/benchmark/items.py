@@ -133,9 +133,10 @@ def temporary_cache(
 def temporary_teacher(folder: Path, config: Config, records: Records) -> Path:
     """A run folder with an untrained network of the configuration's architecture."""
     folder.mkdir()
-    network = config.model.spec(records.num_classes).build()
+    spec = config.model.spec(records.num_classes)
+    network = spec.build()
     info = ModelInfo(
-        architecture=config.model.name,
+        architecture=spec.architecture,
         class_names=list(records.class_names),
         mean=list(config.data.mean),
         std=list(config.data.std),
@@ -204,9 +205,12 @@ class Ours:
 
     def _objective(self, targets: Targets | None) -> Objective:
         """The method's; without targets its hard-label part."""
-        method = self._config.distill.method if targets else hard_part(self._config.distill.method)
+        method = self._config.distill.method if targets else hard_part(self._config.distill)
         distill = dataclasses.replace(self._config.distill, method=method, p=self._config.distill.p if targets else 1.0)
-        return Objective(distill, torch.from_numpy(self._records.class_counts).to(self._device), targets)
+        counts, steps = self._records.class_counts, max(1, len(self._records) // self._config.optim.batch)
+        return Objective(
+            distill, torch.from_numpy(counts).to(self._device), targets, self._config.model.logit_scale, steps
+        )
 
     # ---- (a) ----
 
@@ -293,7 +297,7 @@ class Ours:
 
     def training(self) -> Row:
         """Hard labels only."""
-        method = hard_part(self._config.distill.method)
+        method = hard_part(self._config.distill)
         return Row("c.training", f"training from disk ({method})", source=self._trained(None, self._views))
 
     def cached(self) -> Row:

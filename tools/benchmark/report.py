@@ -122,8 +122,8 @@ def facts(config: Config, accelerator: Accelerator, records: Records, pool: np.n
         "recipe": ", ".join(f"{name} {value}" for name, value in transforms.identity(recipe).items()),
         "loading": f"batch {config.optim.batch}, {config.data.workers or default_workers()} workers, backend {backend}, "
         f"verify {config.data.verify}",
-        "training": f"{config.model.name}, {config.distill.method}, precision {config.precision}, "
-        f"compile {str(config.compile).lower()}, accumulate {config.optim.accumulate}",
+        "training": f"{config.model.spec(records.num_classes).architecture}, {config.distill.method}, "
+        f"precision {config.precision}, compile {str(config.compile).lower()}, accumulate {config.optim.accumulate}",
     }
 
 

@@ -115,7 +115,7 @@ def _open(
             records = open_split(subject, config, split)
             done = assess(subject, records, config, accelerator, keep="features" if features else "logits")
             assert done.kept is not None
-            found = describe(done.kept, records, subject.train_counts, config.distill.method, hashed)
+            found = describe(done.kept, records, subject.train_counts, config.distill, hashed)
             if may_keep:
                 _keep(found, kept, say)
     return Run(title=folder.name, predictions=found, folder=folder, config=config, records=records, step=weights.step)

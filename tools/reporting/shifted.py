@@ -108,7 +108,8 @@ def _rule(run: Run, given: Mapping[str, Rule]) -> Rule:
     rule = rule or given.get(run.title)
     if rule is None:
         raise UserError(
-            f"{run.title} does not say how it was trained, on which post-compensation depends; type --balanced {run.title} "
+            f"{run.title} does not say how it was trained, or has no rule (margins, class weights), on which post-compensation "
+            f"depends; type --balanced {run.title} "
             f"(balanced softmax: its loss adds log prior to the logits) or --softmax {run.title} (plain cross-entropy)"
         )
     return rule

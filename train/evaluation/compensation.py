@@ -5,21 +5,27 @@ for a uniform test set, a network trained with balanced softmax gives the answer
 Shapes: n test images, C classes.
 """
 
+import dataclasses
 from typing import Literal
 
 import numpy as np
 
-from train.objectives.methods import METHODS
+from train.objectives.methods import METHODS, DistillConfig, prior_left_out
 
 Rule = Literal["softmax", "balanced"]  # what a network was trained with: its logits hold the training prior, or do not
 _BLOCK = 2**24  # logits in double precision at a time: 128 MB
 
 
 def rule_of(method: str) -> Rule | None:
-    """The rule of a method of distill.method; None of another name: only the one who trained the network knows."""
-    if method not in METHODS:
-        return None
-    return "balanced" if METHODS[method].prior else "softmax"
+    """The rule of a method of distill.method; None of another name, and of one whose logits are neither: the user must say it."""
+    left_out = prior_left_out(DistillConfig(method=method)) if method in METHODS else None
+    return None if left_out is None else "balanced" if left_out else "softmax"
+
+
+def named_method(distill: DistillConfig) -> str:
+    """The method as predictions name it; empty where other settings (a hard term, class weights) give its logits another rule."""
+    own = dataclasses.replace(distill, hard=None, drw_from=None)
+    return distill.method if prior_left_out(distill) == prior_left_out(own) else ""
 
 
 def compensated_answers(

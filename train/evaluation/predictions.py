@@ -20,7 +20,9 @@ import numpy as np
 from pipelines.errors import UserError, quoted
 from pipelines.files import atomic_writer
 from pipelines.records.reader import Records
+from train.evaluation.compensation import named_method
 from train.evaluation.counting import Kept
+from train.objectives.methods import DistillConfig
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,7 +44,7 @@ class Predictions:
     train_counts: np.ndarray | None = None
     "int64 [C]: the training images of each class; None: not known"
     method: str = ""
-    "the method it was trained by, as in distill.method; empty: not known"
+    "the method it was trained by, as in distill.method; empty: not known, or not such that its name says what its logits hold"
     weights: str = ""
     "their hash (networks/weights.py); empty: not known"
     records: str = ""
@@ -69,8 +71,10 @@ class Predictions:
             np.savez(file, **known)  # pyright: ignore[reportArgumentType]
 
 
-def describe(kept: Kept, records: Records, train_counts: np.ndarray, method: str, weights: str) -> Predictions:
-    """What an evaluation on `records` kept, with all that is known beside it."""
+def describe(
+    kept: Kept, records: Records, train_counts: np.ndarray, distill: DistillConfig, weights: str
+) -> Predictions:
+    """What an evaluation on `records` kept, with all that is known beside it; distill: the settings of its training."""
     places = np.argsort(records.keys)
     positions = places[np.searchsorted(records.keys, kept.keys, sorter=places)]
     return Predictions(
@@ -81,7 +85,7 @@ def describe(kept: Kept, records: Records, train_counts: np.ndarray, method: str
         names=_texts(records.name(int(position)) for position in positions),
         class_names=_texts(records.class_names),
         train_counts=np.asarray(train_counts, np.int64),
-        method=method,
+        method=named_method(distill),
         weights=weights,
         records=records.digest,
         features=kept.features,

@@ -10,7 +10,7 @@ from models.registry import TIMM_PREFIX, in_torchvision
 from train.config import Config
 from train.evaluation.metrics import BINS, FEW_BELOW, MANY_ABOVE, shot_groups
 from train.networks.info import ModelInfo
-from train.objectives.methods import METHODS
+from train.objectives.methods import settings_of, words_of
 from train.watch.text import markdown_table, percent
 
 _KINDS = {
@@ -27,7 +27,7 @@ _GROUPS = {
 def card(info: ModelInfo, config: Config) -> str:
     """README.md of an export: `info` as in its model.json, `config` the run's settings."""
     sections = (
-        f"# {info.name}\n\n{_summary(info)}",
+        f"# {info.name}\n\n{_summary(info, words_of(config.distill))}",
         f"## Measured\n\n{_figures(info)}",
         f"## Trained\n\n{_trained(info, config)}",
         f"## To use it\n\n{_use(info)}",
@@ -36,11 +36,11 @@ def card(info: ModelInfo, config: Config) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _summary(info: ModelInfo) -> str:
+def _summary(info: ModelInfo, words: str) -> str:
     size = info.input_size
     return (
         f"`{info.architecture}`, an image classifier of {len(info.class_names):,} classes for images of {size} x {size} "
-        f"pixels, trained by {METHODS[info.method].words} (`{info.method}`). Weights: `{info.weights_hash}` (SHA-256 over "
+        f"pixels, trained by {words} (`{info.method}`). Weights: `{info.weights_hash}` (SHA-256 over "
         "names, types, shapes and values; caches and students of this network name it)."
     )
 
@@ -77,14 +77,11 @@ def _confidence(found: dict[str, Any]) -> str:
 
 
 def _trained(info: ModelInfo, config: Config) -> str:
-    counts, facts, method = info.train_counts, info.training["facts"], info.method
-    rows = {"method": f"{method}: {METHODS[method].words}"}
+    counts, facts = info.train_counts, info.training["facts"]
+    rows = {"method": f"{info.method}: {words_of(config.distill)}"}
     if kind := _KINDS.get(info.kind):
         rows["weights"] = kind
-    if names := METHODS[method].settings:
-        given = {name: getattr(config.distill, name) for name in names} | (
-            {"tau": facts["tau"]} if "tau" in names else {}
-        )
+    if given := _of_the_loss(config, facts["tau"]):
         rows["settings of the loss"] = ", ".join(f"{name} {value}" for name, value in given.items())
     for teacher in info.teachers:
         rows[f"teacher {teacher['source']}"] = f"{teacher['architecture']}, weights `{teacher['weights']}`"
@@ -101,6 +98,17 @@ def _trained(info: ModelInfo, config: Config) -> str:
     }
     table = markdown_table(("", ""), rows.items())
     return f"{table}\n\nAll settings are in config.yaml, among them:\n\n```yaml\n{_yaml(shown)}```"
+
+
+def _of_the_loss(config: Config, tau: float | None) -> dict[str, Any]:
+    """The settings that the loss read, without those that were off. tau: the resolved one."""
+    distill = config.distill
+    off = {"drw_beta": distill.drw_from is None, "kl_of": config.model.experts is None}
+    names = [name for name in settings_of(distill) if not off.get(name)]
+    if distill.diversity:
+        names += ["diversity", "diversity_from"] + ["diversity_eta"] * (distill.diversity_from is not None)
+    given = {name: tau if name == "tau" else getattr(distill, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _use(info: ModelInfo) -> str:

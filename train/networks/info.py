@@ -28,7 +28,7 @@ def _is(kind: Any, value: Any) -> bool:
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     architecture: str
-    "name of the network, as in model.name"
+    "of the network: ModelSpec.architecture"
     class_names: list[str]
     "class names, in the order of the outputs"
     train_counts: list[int] = field(default_factory=list)
@@ -62,7 +62,7 @@ class ModelInfo:
     def of(cls, json: dict[str, Any]) -> "ModelInfo":
         """From model.json; entries unknown to this version are ignored, missing ones and those of other types a TypeError.
 
-        ValueError for a mean or std outside of its range.
+        ValueError for an architecture that is not understood, and for a mean or std outside of its range.
         """
         if not isinstance(json, dict):
             raise TypeError(f"an object expected, not {json!r:.40}")
@@ -70,13 +70,14 @@ class ModelInfo:
         for name, kind in _KINDS.items():
             if not _is(kind, getattr(info, name)):
                 raise TypeError(f"{name} is {getattr(info, name)!r:.40}")
+        ModelSpec.parse(info.architecture, len(info.class_names))
         check_normalisation(info.mean, info.std, "")
         return info
 
     @property
     def spec(self) -> ModelSpec:
         """The network without its weights."""
-        return ModelSpec(self.architecture, len(self.class_names))
+        return ModelSpec.parse(self.architecture, len(self.class_names))
 
     @property
     def is_export(self) -> bool:

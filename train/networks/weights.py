@@ -109,12 +109,15 @@ def read_run(run: str) -> Pretrained:
 def read_file(
     file: str, architecture: str, classes: str, mean: list[float], std: list[float], input_size: int
 ) -> Pretrained:
-    """A teacher named `architecture` (as in model.name) with the weights in `file`: .safetensors, or torch's .pth.
+    """A teacher of this architecture (ModelSpec.parse) with the weights in `file`: .safetensors, or torch's .pth.
 
     classes: file with its class names, one per line, in the order of its outputs.
     """
     class_names = _read_class_names(Path(classes))
-    spec = ModelSpec(architecture, len(class_names))
+    try:
+        spec = ModelSpec.parse(architecture, len(class_names))
+    except ValueError as error:
+        raise UserError(f"distill.teacher_arch: {error}") from error
     network = build(spec, "distill.teacher_arch")
     stored = _read_file(file, _TEACHER)
     hint = "; check distill.teacher_arch and distill.teacher_classes"

@@ -2,8 +2,9 @@
 
 A method is one function here and one row of METHODS; losses.py has the formulas. The row determines the settings' choices and
 their explanation, the script that trains it, what is refused with it, its words on a model card and its row in the bench.
+A network with several experts needs no method of its own: `each_expert` takes a loss of every expert.
 Invariant: a loss depends on its arguments alone; what changes during training is a function of the step.
-Shapes: B batch, C classes.
+Shapes: B batch, C classes, E experts.
 """
 
 from collections.abc import Callable
@@ -33,6 +34,10 @@ class Given(NamedTuple):
     "with the temperature resolved"
     step: int
     "the optimizer step, from 0"
+    margins: Tensor | None = None
+    "float32 [C]: LDAM's, in units of the logits; None for a hard term without"
+    class_weights: Tensor | None = None
+    "float32 [C]: of the hard term in this step; None: all 1"
 
     @property
     def targets(self) -> Tensor:
@@ -47,11 +52,14 @@ class Given(NamedTuple):
         return self.settings.tau
 
 
+Loss = Callable[[Outputs, Given], tuple[Tensor, Parts]]
+"(loss, its named parts) as scalars on the device; parts are means over the experts"
+
+
 class Method(NamedTuple):
     """One row of METHODS."""
 
-    loss: Callable[[Outputs, Given], tuple[Tensor, Parts]]
-    "(loss, its named parts) as scalars on the device"
+    loss: Loss
     short: str
     "for --help"
     words: str
@@ -62,6 +70,8 @@ class Method(NamedTuple):
     "whether it corrects by the class counts"
     settings: tuple[str, ...] = ()
     "the keys of `distill` that its loss reads"
+    hard: str | None = None
+    "the row without targets that is its hard term unless distill.hard names another; None: its loss takes no other"
 
     @property
     def script(self) -> str:
@@ -69,55 +79,136 @@ class Method(NamedTuple):
         return "train/distill.py" if self.targets else "train/teacher.py"
 
 
+def each_expert(loss: Loss) -> Loss:
+    """`loss` of each expert of a network, summed over the experts; of a network without experts, `loss` itself.
+
+    The experts are folded into the batch, so that it is called once: E times the mean over B * E samples is the sum of the
+    experts' means, whatever weight the samples have. All experts have the same labels and soft targets.
+    """
+
+    def of_each(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
+        if outputs.experts is None:
+            return loss(outputs, given)
+        experts = outputs.experts.shape[1]
+        soft = None if given.soft is None else given.soft.repeat_interleave(experts, dim=0)
+        labels = given.labels.repeat_interleave(experts)
+        mean, parts = loss(Outputs(outputs.experts.flatten(0, 1)), given._replace(labels=labels, soft=soft))
+        return experts * mean, parts
+
+    return of_each
+
+
+@each_expert
 def _ce(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
     eps = given.settings.head_smoothing
-    return losses.head_smoothed(outputs.logits, given.labels, given.class_counts, eps), {}
+    return losses.head_smoothed(outputs.logits, given.labels, given.class_counts, eps, given.class_weights), {}
 
 
+@each_expert
 def _bsce(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
     return losses.balanced_softmax(outputs.logits, given.labels, given.log_prior), {}
 
 
-def _dive(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
-    s = given.settings
-    return losses.dive(outputs.logits, given.labels, given.targets, given.log_prior, given.tau, s.p, s.alpha)
+@each_expert
+def _ldam(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
+    assert given.margins is not None
+    return losses.ldam(outputs.logits, given.labels, given.margins, given.class_weights), {}
 
 
-def _kd(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
-    return losses.kd(outputs.logits, given.labels, given.targets, given.tau, given.settings.alpha)
+def _kl(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
+    kl = losses.kd_kl(outputs.logits, losses.soften(given.targets, given.tau, given.settings.p), given.tau)
+    return kl, {"kl": kl.detach()}
 
+
+def _distilled(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
+    """The hard term of each expert, and the KL of each or of their mean; p is 1 where a method has no power."""
+    settings = given.settings
+    hard, _ = METHODS[hard_part(settings)].loss(outputs, given._replace(soft=None))
+    kl, parts = (_kl if settings.kl_of == "ensemble" else each_expert(_kl))(outputs, given)
+    return losses.distilled(hard, kl, given.tau, settings.alpha), {"hard": hard.detach() / experts_of(outputs), **parts}
+
+
+def experts_of(outputs: Outputs) -> int:
+    """The number of experts of the network that gave these outputs: 1 without any."""
+    return 1 if outputs.experts is None else outputs.experts.shape[1]
+
+
+_DRW = ("drw_from", "drw_beta")
 
 METHODS: dict[str, Method] = {
-    "ce": Method(_ce, "cross-entropy", "cross-entropy", settings=("head_smoothing",)),
+    "ce": Method(_ce, "cross-entropy", "cross-entropy", settings=("head_smoothing", *_DRW)),
     "bsce": Method(_bsce, "balanced softmax", "balanced softmax", prior=True),
+    "ldam": Method(
+        _ldam,
+        "cross-entropy with margins, larger for rarer classes",
+        "LDAM (cross-entropy with margins that are larger for rarer classes)",
+        settings=("margin", *_DRW),
+    ),
     "dive": Method(
-        _dive,
+        _distilled,
         "bsce + KL to the teacher",
         "DiVE: balanced softmax and the divergence to a teacher's softened, flattened predictions",
         targets=True,
         prior=True,
-        settings=("tau", "p", "alpha"),
+        settings=("tau", "p", "alpha", "hard", "kl_of"),
+        hard="bsce",
     ),
     "kd": Method(
-        _kd,
+        _distilled,
         "ce + KL to the teacher",
         "cross-entropy and the divergence to a teacher's softened predictions",
         targets=True,
-        settings=("tau", "alpha"),
+        settings=("tau", "alpha", "hard", "kl_of"),
+        hard="ce",
     ),
 }
 
 if TYPE_CHECKING:
-    MethodName = str
-else:  # the choices of the setting are the rows of the table
+    MethodName = HardName = str
+else:  # the choices of the settings are the rows of the table
     MethodName = Literal[tuple(METHODS)]
+    HardName = Literal[tuple(name for name, row in METHODS.items() if not row.targets)]
 
 
-def hard_part(name: str) -> str:
-    """`name` if it has no soft targets, else its hard-label counterpart: the first method without them, with the same prior."""
-    if not METHODS[name].targets:
-        return name
-    return next(other for other, row in METHODS.items() if not row.targets and row.prior == METHODS[name].prior)
+def hard_part(distill: "DistillConfig") -> str:
+    """The row without soft targets that is the method's hard term, or the method itself where it has no soft targets.
+
+    A method with a loss all of its own counts as having the first such row with the same prior.
+    """
+    row = METHODS[distill.method]
+    if not row.targets:
+        return distill.method
+    if row.hard is not None:
+        return distill.hard or row.hard
+    return next(name for name, other in METHODS.items() if not other.targets and other.prior == row.prior)
+
+
+def settings_of(distill: "DistillConfig") -> tuple[str, ...]:
+    """The keys of `distill` that the loss reads, those of its hard term among them."""
+    row = METHODS[distill.method]
+    return row.settings + (METHODS[hard_part(distill)].settings if row.hard else ())
+
+
+def prior_left_out(distill: "DistillConfig") -> bool | None:
+    """Whether the logits leave out the training prior, as balanced softmax makes them, or hold it, as cross-entropy does.
+
+    None: neither exactly, after margins or class weights.
+    """
+    hard, found = METHODS[hard_part(distill)], settings_of(distill)
+    return None if "margin" in found or ("drw_from" in found and distill.drw_from is not None) else hard.prior
+
+
+def reads(row: Method, name: str) -> bool:
+    """Whether a method reads the key `name` of `distill`, itself or in the hard term that it has by itself."""
+    return name in row.settings or (row.hard is not None and name in METHODS[row.hard].settings)
+
+
+def words_of(distill: "DistillConfig") -> str:
+    """What the network is trained by, for a model card."""
+    row = METHODS[distill.method]
+    if row.hard is None or hard_part(distill) == row.hard:
+        return row.words
+    return f"{row.words}, with {METHODS[hard_part(distill)].words} in place of {METHODS[row.hard].words}"
 
 
 def names_where(condition: Callable[[Method], bool]) -> str:
@@ -130,6 +221,8 @@ def _explained() -> str:
 
 
 LEAST_T, MOST_T = 0.01, 1000  # softmax is one-hot or uniform long before; beyond, tau**2 overflows
+MOST_MARGIN = 100  # of the logits of a linear head; a cosine is at most 1
+MOST_DIVERSITY = 100
 
 
 @dataclass(kw_only=True)
@@ -139,7 +232,8 @@ class DistillConfig:
     """the finished teacher: its run (name or folder), a folder with model.safetensors and model.json, or, with the keys below, a
     file of weights (.safetensors, .pth); optional beside a cache"""
     teacher_arch: str | None = None
-    "network of a teacher that is a file of weights, named as in model.name: resnext50_32x4d, timm/NAME; null = it is a run"
+    """network of a teacher that is a file of weights, named as in model.name: resnext50_32x4d, timm/NAME; for another head or
+    experts, followed by those settings of `model`: "resnet32 head=cosine experts=6"; null = it is a run"""
     teacher_classes: str | None = field(default=None, metadata={"path": True})
     "file with that teacher's class names, one per line, in the order of its outputs"
     teacher_mean: list[float] | None = None
@@ -152,9 +246,29 @@ class DistillConfig:
     "power of dive on the teacher's probabilities: teacher temperature tau / p; 1 = none"
     alpha: float = 0.5
     "weight of the soft term, 0..1; the hard term has 1 - alpha"
+    hard: HardName | None = None
+    """hard term of dive and kd; null = the method's own (dive bsce, kd ce)"""
+    kl_of: Literal["experts", "ensemble"] = "experts"
+    """with several experts: the KL of each expert to the teacher, summed (RIDE-DiVE), or of their mean (RIDE)"""
+    margin: float = 0.5
+    """of ldam, also as a hard term: the margin of the rarest class, others have less; in units of the cosine with a cosine head,
+    of the logits with a linear one; 0 = cross-entropy"""
+    drw_from: int | None = None
+    """of ce and ldam, also as hard terms: from the START of this epoch on (as schedule.milestones) the classes are weighted by
+    their effective number of samples (deferred re-weighting); 0 = always; null = never"""
+    drw_beta: float = 0.9999
+    "of these class weights, which are (1 - beta) / (1 - beta^n), scaled; 0 = no weights"
+    diversity: float = 0.0
+    """with several experts: weight of the divergence of the experts from their mean, added to any method; negative drives them
+    apart (RIDE: CIFAR -0.45, ImageNet-LT and iNaturalist -0.2); 0 = none"""
+    diversity_from: int | None = None
+    "from the START of this epoch on the diversity has a temperature for each class; null = always the temperature 1"
+    diversity_eta: float = 0.05
+    """of these temperatures (eta * C * p + 1 - eta, divided by the largest; p the share of the class): CIFAR 0.05, ImageNet-LT
+    0.02, iNaturalist 0.015; 0 = 1 for each class"""
     head_smoothing: float = 0.0
-    """of ce: label smoothing of the most frequent class alone (the first of equal ones), 0 up to but not 1; its samples have the
-    target 1 - this on their label, and this / (classes - 1) on each other class"""
+    """of ce, also as a hard term: label smoothing of the most frequent class alone (the first of equal ones), 0 up to but not 1;
+    its samples have the target 1 - this on their label, and this / (classes - 1) on each other class"""
 
     def __post_init__(self) -> None:
         self._check_teacher()
@@ -163,10 +277,12 @@ class DistillConfig:
                 raise ValueError(f"distill.{name}={value}: must be above 0, in {LEAST_T}..{MOST_T}")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"distill.alpha={self.alpha}: must be from 0 to 1")
-        if not 0 <= self.head_smoothing < 1:
-            raise ValueError(f"distill.head_smoothing={self.head_smoothing}: must be at least 0 and less than 1")
+        for name, value in (("head_smoothing", self.head_smoothing), ("drw_beta", self.drw_beta)):
+            if not 0 <= value < 1:
+                raise ValueError(f"distill.{name}={value}: must be at least 0 and less than 1")
+        self._check_experts()
         method = METHODS[self.method]
-        if "head_smoothing" not in method.settings and self.head_smoothing != 0:
+        if "head_smoothing" not in settings_of(self) and self.head_smoothing != 0:
             smoothing = names_where(lambda row: "head_smoothing" in row.settings)
             raise ValueError(
                 f"distill.head_smoothing={self.head_smoothing}: {self.method} does not smooth labels; use "
@@ -177,6 +293,18 @@ class DistillConfig:
             raise ValueError(
                 f"distill.p={self.p}: {self.method} has no power; use distill.method={with_power}, or distill.p=1"
             )
+
+    def _check_experts(self) -> None:
+        """ValueError for a margin, a switch or a weight of the diversity that makes no sense."""
+        if not 0 <= self.margin <= MOST_MARGIN:
+            raise ValueError(f"distill.margin={self.margin}: must be from 0 to {MOST_MARGIN}")
+        for name, value in (("drw_from", self.drw_from), ("diversity_from", self.diversity_from)):
+            if value is not None and value < 0:
+                raise ValueError(f"distill.{name}={value}: must be at least 0, an epoch; null = never")
+        if not -MOST_DIVERSITY <= self.diversity <= MOST_DIVERSITY:
+            raise ValueError(f"distill.diversity={self.diversity}: must be from {-MOST_DIVERSITY} to {MOST_DIVERSITY}")
+        if not 0 <= self.diversity_eta < 1:
+            raise ValueError(f"distill.diversity_eta={self.diversity_eta}: must be at least 0 and less than 1")
 
     def _check_teacher(self) -> None:
         for name in ("teacher_classes", "teacher_mean", "teacher_std"):

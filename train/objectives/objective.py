@@ -1,8 +1,11 @@
 """What a step minimises: a loss of hard labels, and of soft targets from any source.
 
-The objective owns the source of targets, the class counts and the prior, so that the training loop knows none of them. It returns
-the loss and its named parts; methods.py says which loss that is.
+The objective owns the source of targets, the class counts and what is computed from them, and the switches of a training, so that
+the training loop knows none of them. It returns the loss and its named parts; methods.py says which loss that is. Invariant: it
+holds no state of the training: switches are functions of the step.
 """
+
+import copy
 
 import torch
 from accelerate import Accelerator
@@ -11,27 +14,48 @@ from models import Outputs
 from pipelines.batch import Batch
 from pipelines.loader import Loader
 from train.finite import FiniteLogits
+from train.objectives import experts, reweighting
 from train.objectives.losses import Parts, log_prior
-from train.objectives.methods import METHODS, DistillConfig, Given
+from train.objectives.methods import METHODS, DistillConfig, Given, experts_of, hard_part, settings_of
 from train.objectives.targets import CachedTargets, Targets
 
 
 class Objective:
     """Loss of one batch. targets: None for a method without.
 
-    class_counts: int64 [C], training images per class, on the device. UserError for a 0 where the method takes their logarithm.
+    class_counts: int64 [C], training images per class, on the device. UserError for a 0 where the method takes their logarithm,
+    or a power of them. scale: by which the network's head multiplies its cosines; 1 for a linear head. steps_per_epoch: of the
+    optimizer; None is enough where nothing is switched on during the training.
     """
 
-    def __init__(self, config: DistillConfig, class_counts: torch.Tensor, targets: Targets | None):
+    def __init__(
+        self,
+        config: DistillConfig,
+        class_counts: torch.Tensor,
+        targets: Targets | None,
+        scale: float = 1.0,
+        steps_per_epoch: int | None = None,
+    ):
         self._method = METHODS[config.method]
         if self._method.targets != (targets is not None):
             raise ValueError(f"distill.method={config.method} and targets={targets} do not fit")
         if "tau" in self._method.settings and config.tau is None:
             raise ValueError(f"distill.tau: {config.method} needs a temperature, for example distill.tau=3")
-        self._config = config
+        self._config, self._steps_per_epoch = config, steps_per_epoch
         self._class_counts = class_counts
-        prior = log_prior(class_counts.cpu().numpy()) if self._method.prior else torch.zeros(len(class_counts))
-        self._log_prior = prior.to(class_counts.device)
+        counts, device, reads = class_counts.cpu().numpy(), class_counts.device, settings_of(config)
+        prior = log_prior(counts) if METHODS[hard_part(config)].prior else torch.zeros(len(counts))
+        self._log_prior = prior.to(device)
+        self._margins = self._class_weights = self._temperatures = None
+        if "margin" in reads:
+            self._margins = (scale * reweighting.margins(counts, config.margin)).to(device)
+        if "drw_from" in reads and config.drw_from is not None:
+            self._class_weights = reweighting.class_weights(counts, config.drw_beta).to(device)
+        if config.diversity and config.diversity_from is not None:
+            temperatures = reweighting.diversity_temperatures(counts, config.diversity_eta)
+            self._temperatures, self._mean_temperature = temperatures.to(device), float(temperatures.mean())
+        if steps_per_epoch is None and not (self._class_weights is None and self._temperatures is None):
+            raise ValueError("distill.drw_from and distill.diversity_from need the number of steps of an epoch")
         self._targets = targets
         self._finite = FiniteLogits()
 
@@ -40,15 +64,38 @@ class Objective:
         if not isinstance(self._targets, CachedTargets):
             return self
         flat = self._log_prior.new_zeros(len(self._log_prior))
-        return Objective(self._config, self._class_counts, lambda batch: flat.expand(len(batch.labels), -1))
+        twin = copy.copy(self)
+        twin._targets, twin._finite = lambda batch: flat.expand(len(batch.labels), -1), FiniteLogits()
+        return twin
 
     def __call__(self, outputs: Outputs, batch: Batch, step: int) -> tuple[torch.Tensor, Parts]:
         """(loss, its named parts) as scalars on the device, of the student's outputs in optimizer step `step`, from 0."""
         soft = self._targets(batch) if self._targets else None
         if soft is not None:
             self._finite.see(soft, batch.keys)
-        given = Given(batch.labels, soft, self._log_prior, self._class_counts, self._config, step)
-        return self._method.loss(outputs, given)
+        weights = self._class_weights if self._begun(self._config.drw_from, step) else None
+        given = Given(
+            batch.labels, soft, self._log_prior, self._class_counts, self._config, step, self._margins, weights
+        )
+        loss, parts = self._method.loss(outputs, given)
+        return self._diversified(loss, parts, outputs, step) if self._config.diversity else (loss, parts)
+
+    def _begun(self, epoch: int | None, step: int) -> bool:
+        """Whether the epoch from which on something is switched on has begun; None: it is never."""
+        return epoch is not None and self._steps_per_epoch is not None and step >= epoch * self._steps_per_epoch
+
+    def _diversified(self, loss: torch.Tensor, parts: Parts, outputs: Outputs, step: int) -> tuple[torch.Tensor, Parts]:
+        """The loss and diversity * Tbar^2 * KL(mean || expert), summed over the experts."""
+        config = self._config
+        if outputs.experts is None:
+            raise ValueError(f"distill.diversity={config.diversity}: the network has no experts")
+        temperatures, mean_temperature = None, 1.0
+        if self._temperatures is not None and self._begun(config.diversity_from, step):
+            temperatures, mean_temperature = self._temperatures, self._mean_temperature
+        apart, count = experts.divergence(outputs.experts, outputs.logits, temperatures), experts_of(outputs)
+        parts = parts or {"hard": loss.detach() / count}
+        total = loss + config.diversity * mean_temperature**2 * apart
+        return total, parts | {"diversity": apart.detach() / count}
 
     def require_finite(self, loader: Loader, accelerator: Accelerator) -> None:
         """UserError, on every process, if the soft targets of any step since the last call were not finite."""

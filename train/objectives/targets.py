@@ -62,7 +62,7 @@ class Teacher:
         self._explained = partial(explained, source.spec, input_size, f"distill.teacher={source.origin}")
         self.identity: dict[str, Any] = {
             "weights": weights,
-            "architecture": source.spec.name,
+            "architecture": source.spec.architecture,
             "input_size": source.input_size,
             "mean": list(source.mean),
             "std": list(source.std),
@@ -71,7 +71,7 @@ class Teacher:
             "kind": source.kind,
         }
         # as in CachedTargets, for the student's model card: where each teacher came from and the hash of its weights
-        self.teachers = [{"source": source.origin, "architecture": source.spec.name, "weights": weights}]
+        self.teachers = [{"source": source.origin, "architecture": source.spec.architecture, "weights": weights}]
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> torch.Tensor:

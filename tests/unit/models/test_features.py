@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import build_model
-from models.features import UnknownFeatures, last_layer, require_features, watched
+from models import ModelSpec, build_model
+from models.features import UnknownFeatures, last_layer, last_layers, require_features, watched
 
 CPU = torch.device("cpu")
 
@@ -36,6 +36,28 @@ def require_exact(name: str, size: int, width: int) -> None:
 )
 def test_our_networks(name: str, size: int, width: int) -> None:
     require_exact(name, size, width)
+
+
+def test_those_of_experts_are_side_by_side() -> None:
+    torch.manual_seed(0)
+    network = ModelSpec("resnet20", 3, "cosine", experts=2).build().eval()
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        network.train()
+        in_training = network(images).features
+        network.eval()
+        expected = network(images)
+        with watched(network) as seen:
+            assert torch.equal(network(images), expected)
+            assert seen[0].shape == (4, 2 * 48) and seen[0].dtype == torch.float32
+            heads = last_layers(network)
+            one, other = (head(part) for head, part in zip(heads, seen[0].chunk(2, dim=1), strict=True))
+            torch.testing.assert_close((one + other) / 2, expected)
+            with torch.autocast("cpu", torch.bfloat16):
+                network(images[:1])
+            assert len(seen) == 1 and len(seen[0]) == 1 and seen[0].dtype == torch.float32
+    require_features(network, 16, CPU)
+    assert in_training.shape == (4, 2 * 48) and not any(head._forward_pre_hooks for head in heads)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.registry import ModelConfig, build_model, model_names
+from models.registry import MODELS, Architecture, ModelConfig, ModelSpec, build_model, model_names
 from models.resnet import BasicBlock, Bottleneck, ResNet, ResNeXtBottleneck
 from models.resnet_cifar import CifarBlock, CifarResNet, shortcut_option_a
 
@@ -266,6 +266,106 @@ def test_norms_start_as_the_identity_and_the_classifier_has_a_small_bias(name: s
     assert 0.9 * bound < fc.bias.abs().max() <= bound
     if name != "resnet32":
         assert 0.9 * bound < fc.weight.abs().max() <= bound
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "bias"),
+    [
+        ("resnet20", [-0.255603, -0.107999, 0.081582], 0.02535),
+        ("resnet18", [0.002197, 0.035336, 0.016136], -0.016951),
+    ],
+)
+def test_the_weights_of_a_seed_stay_what_they_were(name: str, first: list[float], bias: float) -> None:
+    state = seeded_model(name, 10).state_dict()
+    assert state["conv1.weight"].flatten()[:3].tolist() == pytest.approx(first, abs=1e-5)
+    assert state["fc.bias"][-1].item() == pytest.approx(bias, abs=1e-5)
+
+
+# ---- heads and experts ----
+
+FORMS = [
+    (ModelSpec("resnet32", 100), "resnet32", "resnet32 with 100 classes"),
+    (
+        ModelSpec("resnet50", 8, "cosine", 16.5),
+        "resnet50 head=cosine head_scale=16.5",
+        "resnet50 with a cosine head of scale 16.5, 8 classes",
+    ),
+    (
+        ModelSpec("resnet32", 5, experts=1, expert_width=1),
+        "resnet32 experts=1 expert_width=1",
+        "resnet32 with 1 expert of 1 of the plain width, 5 classes",
+    ),
+    (
+        ModelSpec("resnet32", 5, "cosine", experts=6),
+        "resnet32 head=cosine head_scale=30 experts=6 expert_width=0.75",
+        "resnet32 with a cosine head of scale 30, 6 experts of 0.75 of the plain width, 5 classes",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "text", "words"), FORMS)
+def test_an_architecture_is_a_text_that_reads_back(spec: ModelSpec, text: str, words: str) -> None:
+    assert spec.architecture == text and str(spec) == words
+    assert ModelSpec.parse(text, spec.num_classes) == spec
+    meta = {"architecture": text, "class_names": [str(i) for i in range(spec.num_classes)]}
+    assert ModelSpec.of(meta) == spec
+
+
+def test_what_has_no_effect_is_not_in_an_architecture() -> None:
+    assert ModelSpec("resnet32", 5, head_scale=20, expert_width=0.5).architecture == "resnet32"
+    assert ModelSpec.parse("resnet32 experts=6 head=cosine", 5) == FORMS[3][0]  # what is left out has its default
+
+
+@pytest.mark.parametrize("name", CIFAR + IMAGENET)
+def test_every_network_has_both_heads_and_experts(name: str) -> None:
+    with torch.device("meta"):
+        plain, cosine = ModelSpec(name, 7).build(), ModelSpec(name, 7, "cosine").build()
+        several = ModelSpec(name, 7, experts=2).build().state_dict()
+    missing = plain.state_dict().keys() - cosine.state_dict().keys()
+    assert missing == {"fc.bias"} and cosine.state_dict().keys() < plain.state_dict().keys()
+    trunk = {key: t.shape for key, t in several.items() if not key.startswith("experts.")}
+    shared = ("conv1.", "bn1.", "layer1.") if name in CIFAR else ("conv1.", "bn1.", "layer1.", "layer2.")
+    assert trunk == {key: t.shape for key, t in plain.state_dict().items() if key.startswith(shared)}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("resnet32 experts=0", "experts=0: must be from 1 to 64"),
+        ("resnet32 experts=three", "'experts=three' in 'resnet32 experts=three': 'three' is no int"),
+        ("resnet32 head=arc", "head=arc: must be linear or cosine"),
+        ("resnet32 head=cosine head_scale=nan", "head_scale=nan: must be above 0, at most 1000"),
+        ("resnet32 experts=2 expert_width=0.3", "expert_width=0.3: must be from 0.5 to 1"),
+        ("resnet32 router=true", "'router=true' in .* is not understood; .* head=..., head_scale=..., experts=..., "),
+        ("resnet32 experts=2 experts=3", "'experts=3' in .* is not understood; .* once each"),
+        ("resnet32 32", "'32' in 'resnet32 32' is not understood"),
+    ],
+)
+def test_an_architecture_that_makes_no_sense_is_refused(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ModelSpec.parse(text, 5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"experts": 0}, "model.experts=0: must be from 1 to 64, or null for the plain network"),
+        ({"head_scale": 0.0}, "model.head_scale=0.0: must be above 0, at most 1000"),
+        ({"expert_width": 1.5}, "model.expert_width=1.5: must be from 0.5 to 1"),
+    ],
+)
+def test_settings_out_of_range_name_their_key(settings: dict[str, float], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ModelConfig(**settings)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("form", ["head=cosine head_scale=30", "experts=2 expert_width=0.75"])
+def test_networks_without_other_forms_refuse_them(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "mine", Architecture(lambda classes: nn.Linear(3, classes)))
+    assert isinstance(ModelSpec("mine", 5).build(), nn.Linear)  # a function of the number of classes alone will do
+    for name in ("mine", "timm/resnet50"):
+        with pytest.raises(ValueError, match=f"{name} has a linear head and no experts, not {form}; .*: resnet20, "):
+            ModelSpec.parse(f"{name} {form}", 5).build()
 
 
 def test_an_unknown_name_lists_the_nearest_and_all() -> None:

@@ -31,6 +31,17 @@ REFUSED = [
     ("distill.method=ce distill.alpha=0.1", "distill.alpha=0.1 goes with distill.method=dive or kd"),
     ("distill.method=bsce distill.p=0.5", "distill.p=0.5 goes with distill.method=dive"),
     ("distill={method: bsce, tau: 7}", "distill.tau=7.0 goes with"),
+    ("distill.method=bsce distill.hard=ce", "distill.hard=ce goes with distill.method=dive or kd"),
+    ("distill.margin=0.4", "distill.margin=0.4 goes with distill.method=ldam, or distill.hard=ldam"),
+    ("distill.method=kd distill.margin=0.4", "distill.margin=0.4 goes with distill.method=ldam, or distill.hard=ldam"),
+    (
+        "distill.method=bsce distill.drw_from=3",
+        "distill.drw_from=3 goes with distill.method=ce or ldam or kd, or distill.hard=ce or ldam",
+    ),
+    ("distill.drw_from=3", "distill.drw_from=3 goes with"),  # dive's own hard term has the prior
+    ("distill.method=ldam distill.drw_beta=0.9", "distill.drw_beta=0.9 goes with distill.drw_from"),
+    ("distill.diversity_from=3", "distill.diversity_from=3 goes with distill.diversity"),
+    ("distill.diversity=-0.2 distill.diversity_eta=0.1", "goes with distill.diversity and distill.diversity_from"),
     ("data.recipe.pad=2", "data.recipe.pad=2 goes with data.recipe.crop=pad_crop"),
     ("data.recipe.crop=center data.recipe.scale=[0.5,1]", "goes with data.recipe.crop=random_resized_crop"),
     ("data.backend=ffcv data.hw_decoder_load=0.5", "goes with data.backend=dali"),
@@ -59,6 +70,9 @@ def test_settings_that_others_leave_without_an_effect(typed, settings: str, word
         "distill.tau=7 distill.p=0.5 distill.alpha=0.1",
         "distill.method=kd distill.p=1 distill.tau=4",
         "distill.method=bsce distill.alpha=0.5",  # the default
+        "distill.method=ldam distill.margin=0.4 distill.drw_from=3 distill.drw_beta=0.9",
+        "distill.hard=ldam distill.margin=0.4 distill.drw_from=3",
+        "distill.method=kd distill.drw_from=0 distill.head_smoothing=0.1",
         "data.recipe.crop=pad_crop data.recipe.pad=2",
         "optim.name=adamw optim.betas=[0.8,0.9]",
         "profile.steps=1 profile.start=3",

@@ -105,6 +105,20 @@ def test_class_balanced_sampling_trains_and_is_refused_where_the_prior_corrects_
     kd = tiny_config(taught, tiny, "kd", "  tau: 4\n")
     run("distill", kd, "cache.paths=[caches]", "run=kd-balanced", balanced, cwd=taught)
     assert "evened out already" in refused(taught, "teacher", taught / "bsce.yaml", balanced)
+    assert "distill.hard=bsce corrects" in refused(
+        taught, "distill", kd, "cache.paths=[caches]", balanced, "distill.hard=bsce"
+    )
+    ldam = tiny_config(taught, tiny, "ldam")
+    assert "distill.drw_from=1 corrects" in refused(taught, "teacher", ldam, balanced, "distill.drw_from=1")
+
+
+def test_switches_of_the_loss_lie_within_the_training_however_its_length_is_given(taught: Path, tiny: Path) -> None:
+    """Seven steps an epoch: ten steps begin the epochs 0 and 1."""
+    ldam = [tiny_config(taught, tiny, "ldam"), "schedule.epochs=null", "schedule.per=step", "run=switched"]
+    for length in ("schedule.steps=10", "schedule.samples=160"):
+        line = refused(taught, "teacher", *ldam, length, "distill.drw_from=2")
+        assert "distill.drw_from=2: this training has the epochs 0 to 1 (10 steps in all, 7 an epoch)" in line
+        run("teacher", *ldam, length, "distill.drw_from=1", "--dry-run", cwd=taught)
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "reference", "resident"])

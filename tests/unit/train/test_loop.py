@@ -68,6 +68,19 @@ def test_the_images_of_a_bad_step_are_named_and_the_last_good_checkpoint(
     assert all(records.name(int((records.keys == image["key"]).argmax())) == image["name"] for image in found["images"])
 
 
+def test_switches_of_the_loss_are_functions_of_the_step(tiny: Path, tmp_path: Path) -> None:
+    """Resumed before the epoch that re-weights (step 7), and after it: the same weights, as no checkpoint holds the switch."""
+    losses = ("distill.method=ldam", "distill.drw_from=1", "distill.diversity=-0.2", "distill.diversity_from=1")
+    given = ("teacher", tiny_config(tmp_path, tiny), *losses, "model.experts=2", "schedule.epochs=2")
+    run(*given, "run=calm", "save.every_steps=3", "save.keep_last=9", cwd=tmp_path)
+    weights = (tmp_path / "runs/calm/model.safetensors").read_bytes()
+    for step in (6, 9):
+        run(*given, f"run=from-{step}", f"resume=runs/calm/checkpoints/step_{step:08d}", cwd=tmp_path)
+        assert (tmp_path / f"runs/from-{step}/model.safetensors").read_bytes() == weights
+    run(*given, "run=other", "distill.drw_from=0", cwd=tmp_path)
+    assert (tmp_path / "runs/other/model.safetensors").read_bytes() != weights
+
+
 def test_sums_between_two_log_lines_survive_a_checkpoint(tiny: Path, tmp_path: Path) -> None:
     """A checkpoint every 3 of 7 steps, resumed from one in mid-epoch: the lines are those of an undisturbed run."""
     config = tiny_config(tmp_path, tiny)

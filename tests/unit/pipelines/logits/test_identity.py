@@ -126,6 +126,9 @@ def test_distinctions_are_what_tells_several_apart() -> None:
         "codec u8, teacher.ema None, teacher.weights bbbbbbbbbbbb",
         "codec f32, teacher.ema True, teacher.weights bbbbbbbbbbbb",
     ]
+    architectures = ["resnet32 experts=4 expert_width=0.75", "resnet32 experts=6 expert_width=0.75"]
+    several = [cache_identity({}, {"architecture": architecture}, "u8", 64) for architecture in architectures]
+    assert distinctions(several) == [f"teacher.architecture {architecture}" for architecture in architectures]
 
 
 def test_the_size_images_are_stored_at_counts(tmp_path: Path) -> None:

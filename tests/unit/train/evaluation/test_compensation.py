@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from train.evaluation import compensation
-from train.evaluation.compensation import compensated_answers, rule_of
-from train.objectives.methods import METHODS
+from train.evaluation.compensation import compensated_answers, named_method, rule_of
+from train.objectives.methods import METHODS, DistillConfig
 
 TRAIN, TEST = np.array([90, 9, 1]), np.array([1, 3, 9])
 
@@ -13,7 +13,20 @@ TRAIN, TEST = np.array([90, 9, 1]), np.array([1, 3, 9])
 def test_the_rule_is_that_of_the_method() -> None:
     rules = {name: rule_of(name) for name in METHODS}
     assert {"ce": "softmax", "kd": "softmax", "bsce": "balanced", "dive": "balanced"}.items() <= rules.items()
-    assert rule_of("") is None and rule_of("another") is None
+    assert rule_of("") is None and rule_of("another") is None and rule_of("ldam") is None
+
+
+def test_a_method_with_other_settings_is_named_only_where_its_rule_is_the_same() -> None:
+    named = [
+        ({"method": "kd", "hard": "ce", "drw_beta": 0.9}, "kd"),
+        ({"method": "dive", "drw_from": 3}, "dive"),  # its own hard term takes no class weights
+        ({"method": "ldam", "drw_from": 3}, "ldam"),
+        ({"method": "ce", "drw_from": 3}, ""),
+        ({"method": "kd", "hard": "bsce"}, ""),
+        ({"method": "dive", "hard": "ldam"}, ""),
+    ]
+    for settings, name in named:
+        assert named_method(DistillConfig(**settings)) == name, settings
 
 
 def test_the_answers_are_those_of_bayes_rule() -> None:

@@ -54,7 +54,18 @@ def np_kl(s_BC: np.ndarray, t_BC: np.ndarray, tau: float, p: float) -> float:
 
 
 def dive(student: Tensor, teacher: Tensor, prior_C: Tensor, tau: float = 3.0, p: float = 0.5, alpha: float = 0.5):
-    return losses.dive(student, torch.tensor(LABELS), teacher, prior_C, tau, p, alpha)
+    """(loss, its parts)"""
+    hard = losses.balanced_softmax(student, torch.tensor(LABELS), prior_C)
+    return distilled(hard, student, teacher, tau, p, alpha)
+
+
+def kd(student: Tensor, teacher: Tensor, tau: float, alpha: float):
+    return distilled(losses.cross_entropy(student, torch.tensor(LABELS)), student, teacher, tau, 1.0, alpha)
+
+
+def distilled(hard: Tensor, student: Tensor, teacher: Tensor, tau: float, p: float, alpha: float):
+    kl = losses.kd_kl(student, losses.soften(teacher, tau, p), tau)
+    return losses.distilled(hard, kl, tau, alpha), {"hard": hard.detach(), "kl": kl.detach()}
 
 
 @pytest.mark.parametrize(("tau", "p"), TAUS_AND_POWERS)
@@ -63,14 +74,13 @@ def test_dive_is_the_closed_form(tau: float, p: float, alpha: float) -> None:
     loss, parts = dive(wide(STUDENT), wide(TEACHER), prior(), tau, p, alpha)
     hard, kl = np_hard(STUDENT, COUNTS), np_kl(STUDENT, TEACHER, tau, p)
     assert hard > 0.1 and kl > 0.01
-    assert parts.keys() == {"hard", "kl"}
     assert parts["hard"].item() == pytest.approx(hard, rel=1e-12)
     assert parts["kl"].item() == pytest.approx(kl, rel=1e-11)
     assert loss.item() == pytest.approx((1 - alpha) * hard + alpha * tau**2 * kl, rel=1e-11)
 
 
 def test_kd_is_the_closed_form_without_prior_and_power() -> None:
-    loss, parts = losses.kd(wide(STUDENT), torch.tensor(LABELS), wide(TEACHER), tau=4.0, alpha=0.9)
+    loss, parts = kd(wide(STUDENT), wide(TEACHER), tau=4.0, alpha=0.9)
     hard, kl = np_hard(STUDENT, np.ones(C)), np_kl(STUDENT, TEACHER, 4.0, 1.0)
     assert parts["hard"].item() == pytest.approx(hard, rel=1e-12)
     assert loss.item() == pytest.approx(0.1 * hard + 0.9 * 16 * kl, rel=1e-11)
@@ -112,6 +122,69 @@ def test_smoothing_of_the_head_beside_torchs() -> None:
     assert one_class.item() == 0
 
 
+MARGINS, WEIGHTS = np.array([0.1, 0.2, 0.3, 0.4, 0.5]), np.array([0.4, 0.7, 1.5, 4.0, 9.0])
+
+
+def np_each(s_BC: np.ndarray) -> np.ndarray:
+    """-log softmax(s)_y of each sample."""
+    return -np.log(np_softmax(s_BC)[np.arange(B), LABELS])
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_ldam_is_the_closed_form(scale: float) -> None:
+    """Of cosines of which the label's is lowered by its margin, all times the scale."""
+    cosines = np.tanh(STUDENT)
+    lowered = cosines.copy()
+    for i, label in enumerate(LABELS):
+        lowered[i, label] -= MARGINS[label]
+    expected = np_each(scale * lowered)
+    labels, margins = torch.tensor(LABELS), scale * wide(MARGINS)
+    found = losses.ldam(scale * wide(cosines), labels, margins)
+    assert found.item() == pytest.approx(expected.mean(), rel=1e-12)
+    weighted = losses.ldam(scale * wide(cosines), labels, margins, wide(WEIGHTS))
+    assert weighted.item() == pytest.approx((WEIGHTS[LABELS] * expected).mean(), rel=1e-12)
+
+
+def test_ldam_without_a_margin_is_cross_entropy() -> None:
+    labels, none = torch.tensor(LABELS), wide(np.zeros(C))
+    assert torch.equal(losses.ldam(wide(STUDENT), labels, none), losses.cross_entropy(wide(STUDENT), labels))
+    same = wide(np.full(C, 0.5))
+    assert losses.ldam(wide(STUDENT), labels, same) > losses.cross_entropy(wide(STUDENT), labels)
+
+
+def test_class_weights() -> None:
+    """The mean of w_y times the loss of each sample; torch divides by the sum of the weights of the batch instead."""
+    labels, weights = torch.tensor(LABELS), wide(WEIGHTS)
+    found = losses.cross_entropy(wide(STUDENT), labels, weights)
+    assert found.item() == pytest.approx((WEIGHTS[LABELS] * np_each(STUDENT)).mean(), rel=1e-12)
+    torchs = torch.nn.functional.cross_entropy(wide(STUDENT), labels, weight=weights)
+    assert found.item() == pytest.approx(torchs.item() * WEIGHTS[LABELS].mean(), rel=1e-12)
+    assert losses.cross_entropy(wide(STUDENT), labels, wide(np.ones(C))).item() == pytest.approx(
+        losses.cross_entropy(wide(STUDENT), labels).item(), rel=1e-14
+    )
+    target = np.where(LABELS[:, None] == 0, np.array([0.7, *[0.3 / 4] * 4]), np.eye(C)[LABELS])
+    smoothed = losses.head_smoothed(wide(STUDENT), labels, torch.tensor(COUNTS), 0.3, weights)
+    expected = -(WEIGHTS[LABELS] * (target * np.log(np_softmax(STUDENT))).sum(1)).mean()
+    assert smoothed.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_halves() -> None:
+    """Which is what micro-batches and processes rely on; with torch's divisor it would not hold."""
+    labels, weights = torch.tensor(LABELS), wide(WEIGHTS)
+
+    def halves(loss) -> float:
+        return sum(loss(wide(STUDENT[half]), labels[half]).item() for half in (slice(0, 3), slice(3, 6))) / 2
+
+    def ldam(s: Tensor, y: Tensor) -> Tensor:
+        return losses.ldam(s, y, wide(MARGINS), weights)
+
+    def torchs(s: Tensor, y: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(s, y, weight=weights)
+
+    assert halves(ldam) == pytest.approx(ldam(wide(STUDENT), labels).item(), rel=1e-13)
+    assert halves(torchs) != pytest.approx(torchs(wide(STUDENT), labels).item(), rel=1e-2)
+
+
 @pytest.mark.parametrize(("tau", "p"), TAUS_AND_POWERS)
 def test_power_equals_a_teacher_temperature(tau: float, p: float) -> None:
     """softmax(t/tau)^p, renormalised = softmax(t / (tau/p)); and with p < 1 it is flatter than without."""
@@ -135,11 +208,15 @@ def test_gradients_by_finite_differences() -> None:
         return dive(student, wide(TEACHER), prior_C, alpha=0.3)[0]
 
     def classic(student: Tensor) -> Tensor:
-        return losses.kd(student, torch.tensor(LABELS), wide(TEACHER), tau=3.0, alpha=0.3)[0]
+        return kd(student, wide(TEACHER), tau=3.0, alpha=0.3)[0]
 
     def smoothed(student: Tensor) -> Tensor:
         return losses.head_smoothed(student, torch.tensor(LABELS), torch.tensor(COUNTS), 0.3)
 
+    def margins(student: Tensor) -> Tensor:
+        return losses.ldam(student, torch.tensor(LABELS), wide(MARGINS), wide(WEIGHTS))
+
+    assert torch.autograd.gradcheck(margins, (wide(STUDENT, grad=True),))
     assert torch.autograd.gradcheck(smoothed, (wide(STUDENT, grad=True),))
     assert torch.autograd.gradcheck(total, (wide(STUDENT, grad=True), prior().requires_grad_()))
     assert torch.autograd.gradcheck(classic, (wide(STUDENT, grad=True),))
@@ -170,13 +247,12 @@ def test_the_prior_is_in_the_hard_term_only() -> None:
 
 
 def test_the_teacher_receives_no_gradient() -> None:
-    for distil in (dive, lambda s, t, n: losses.kd(s, torch.tensor(LABELS), t, 3.0, 0.5)):
+    for distil in (dive, lambda s, t, n: kd(s, t, 3.0, 0.5)):
         student, teacher = wide(STUDENT, grad=True), wide(TEACHER, grad=True)
-        loss, parts = distil(student, teacher, prior())
+        loss, _ = distil(student, teacher, prior())
         loss.backward()
         assert teacher.grad is None
         assert student.grad is not None and student.grad.abs().sum() > 0.1
-        assert not any(part.requires_grad for part in parts.values())
     probs = torch.full((B, C), 1 / C, dtype=torch.float64, requires_grad=True)
     assert losses.kd_kl(wide(STUDENT, grad=True), probs, 1.0).requires_grad
     losses.kd_kl(wide(STUDENT, grad=True), probs, 1.0).backward()
@@ -190,7 +266,7 @@ def test_limits_of_alpha_and_p() -> None:
     soft_only, parts = dive(wide(STUDENT), wide(TEACHER), prior(), alpha=1.0)
     assert soft_only.item() == pytest.approx(9 * parts["kl"].item(), rel=1e-14)
     without_power, _ = dive(wide(STUDENT), wide(TEACHER), wide(np.zeros(C)), p=1.0)
-    classic, _ = losses.kd(wide(STUDENT), labels, wide(TEACHER), 3.0, 0.5)
+    classic, _ = kd(wide(STUDENT), wide(TEACHER), 3.0, 0.5)
     assert without_power.item() == classic.item()
 
 
@@ -211,8 +287,9 @@ def test_extreme_logits_stay_finite(dtype: torch.dtype, size: float) -> None:
     labels = torch.tensor(LABELS)
     for loss, parts in (
         dive(student, teacher, prior().float()),
-        losses.kd(student, labels, teacher, 9.0, 0.5),
+        kd(student, teacher, 9.0, 0.5),
         (losses.head_smoothed(student, labels, torch.tensor(COUNTS), 0.3), {}),
+        (losses.ldam(student, labels, 30 * wide(MARGINS).float(), wide(WEIGHTS).float()), {}),
     ):
         (gradient,) = torch.autograd.grad(loss, student)
         assert loss.isfinite() and gradient.isfinite().all()

@@ -11,8 +11,9 @@ from pipelines.batch import Batch
 from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.records.reader import Records
-from train.objectives import losses
-from train.objectives.methods import METHODS, DistillConfig, hard_part
+from train.objectives import losses, reweighting
+from train.objectives.experts import divergence
+from train.objectives.methods import METHODS, DistillConfig, hard_part, words_of
 from train.objectives.objective import Objective
 
 B, C = 6, 4
@@ -42,10 +43,163 @@ def test_each_method_is_its_formula() -> None:
     assert torch.equal(bsce, losses.balanced_softmax(LOGITS, LABELS, PRIOR)) and parts == {}
     config = DistillConfig(method="dive", tau=3, p=0.5, alpha=0.3)
     dive, parts = Objective(config, COUNTS, targets)(OUTPUTS, BATCH, 0)
-    assert torch.equal(dive, losses.dive(LOGITS, LABELS, TEACHER, PRIOR, 3, 0.5, 0.3)[0])
-    assert set(parts) == {"hard", "kl"}
+    hard, kl = losses.balanced_softmax(LOGITS, LABELS, PRIOR), losses.kd_kl(LOGITS, losses.soften(TEACHER, 3, 0.5), 3)
+    assert torch.equal(dive, losses.distilled(hard, kl, 3, 0.3))
+    assert set(parts) == {"hard", "kl"} and torch.equal(parts["hard"], hard) and torch.equal(parts["kl"], kl)
     kd, _ = Objective(DistillConfig(method="kd", tau=4, alpha=0.9), COUNTS, targets)(OUTPUTS, BATCH, 0)
-    assert torch.equal(kd, losses.kd(LOGITS, LABELS, TEACHER, 4, 0.9)[0])
+    kl = losses.kd_kl(LOGITS, losses.soften(TEACHER, 4, 1), 4)
+    assert torch.equal(kd, losses.distilled(losses.cross_entropy(LOGITS, LABELS), kl, 4, 0.9))
+
+
+def objective(scale: float = 1.0, steps_per_epoch: int | None = 4, **settings) -> Objective:
+    """Of the settings of `distill`; with targets where the method has them."""
+    config = DistillConfig(**settings)
+    return Objective(config, COUNTS, targets if METHODS[config.method].targets else None, scale, steps_per_epoch)
+
+
+def test_ldam_subtracts_its_margins_at_the_scale_of_the_head() -> None:
+    margins = reweighting.margins(COUNTS.numpy(), 0.4)
+    for scale in (1.0, 30.0):
+        loss, parts = objective(method="ldam", margin=0.4, scale=scale)(OUTPUTS, BATCH, 0)
+        assert torch.equal(loss, losses.ldam(LOGITS, LABELS, scale * margins)) and parts == {}
+
+
+@pytest.mark.parametrize("method", ["ce", "ldam", "kd", "dive"])
+def test_re_weighting_begins_with_its_epoch(method: str) -> None:
+    """A function of the step alone: of the last step before, the first one after, and again of the first."""
+    weights = reweighting.class_weights(COUNTS.numpy(), 0.99)
+    margins = reweighting.margins(COUNTS.numpy(), 0.5)
+    more = {"tau": 4, "hard": "ldam" if method == "dive" else None} if METHODS[method].targets else {}
+    late = objective(method=method, drw_from=2, drw_beta=0.99, **more)
+    for step, given in ((7, None), (8, weights), (100, weights), (0, None)):
+        loss, parts = late(OUTPUTS, BATCH, step)
+        hard = parts["hard"] if parts else loss
+        if method in ("ce", "kd"):
+            assert torch.equal(hard, losses.cross_entropy(LOGITS, LABELS, given)), step
+        else:
+            assert torch.equal(hard, losses.ldam(LOGITS, LABELS, margins, given)), step
+    always = objective(method=method, drw_from=0, drw_beta=0.99, **more)
+    assert torch.equal(always(OUTPUTS, BATCH, 0)[0], late(OUTPUTS, BATCH, 8)[0])
+    with pytest.raises(ValueError, match="steps of an epoch"):
+        objective(method=method, drw_from=2, steps_per_epoch=None, **more)
+
+
+def test_balanced_softmax_is_not_re_weighted() -> None:
+    for more in ({"method": "bsce"}, {"method": "dive", "tau": 3}):
+        weighted, plain = objective(drw_from=0, **more), objective(**more)
+        assert torch.equal(weighted(OUTPUTS, BATCH, 5)[0], plain(OUTPUTS, BATCH, 5)[0])
+
+
+@pytest.mark.parametrize("hard", ["ce", "bsce", "ldam"])
+def test_the_hard_term_of_a_method_with_targets_can_be_another(hard: str) -> None:
+    (alone, _) = objective(method=hard)(OUTPUTS, BATCH, 0)
+    for method, p in (("dive", 0.5), ("kd", 1.0)):
+        loss, parts = objective(method=method, hard=hard, tau=3, p=p, alpha=0.3)(OUTPUTS, BATCH, 0)
+        kl = losses.kd_kl(LOGITS, losses.soften(TEACHER, 3, p), 3)
+        assert torch.equal(loss, losses.distilled(alone, kl, 3, 0.3)) and torch.equal(parts["hard"], alone)
+    own = {"kd": "ce", "dive": "bsce"}
+    for method in own:
+        same = [objective(method=method, hard=one, tau=3)(OUTPUTS, BATCH, 0)[0] for one in (None, own[method])]
+        assert torch.equal(*same)
+
+
+# ---- several experts ----
+
+E = 3
+EXPERTS = torch.randn(B, E, C, generator=generator)
+SEVERAL = Outputs(EXPERTS.mean(1), experts=EXPERTS)
+ALL = ({"method": "ce"}, {"method": "ce", "head_smoothing": 0.3}, {"method": "bsce"}, {"method": "ldam"})
+DISTILLED = (
+    {"method": "dive", "tau": 3.0, "p": 0.5, "alpha": 0.75},
+    {"method": "kd", "tau": 1.5, "hard": "ldam", "drw_from": 0},
+)
+
+
+def doubled(outputs: Outputs) -> Outputs:
+    experts = None if outputs.experts is None else outputs.experts.double()
+    return Outputs(outputs.logits.double(), experts=experts)
+
+
+@pytest.mark.parametrize("settings", [*ALL, {"method": "ldam", "drw_from": 0}, *DISTILLED])
+def test_the_loss_of_experts_is_the_sum_of_their_losses(settings: dict) -> None:
+    """Of each expert as of a network of its own, with the same labels and targets; parts are means over the experts."""
+    loss, parts = objective(**settings)(doubled(SEVERAL), BATCH, 0)
+    ones = [objective(**settings)(doubled(Outputs(EXPERTS[:, e])), BATCH, 0) for e in range(E)]
+    assert loss.item() == pytest.approx(sum(one.item() for one, _ in ones), rel=1e-12)
+    for name, part in parts.items():
+        assert part.item() == pytest.approx(sum(other[name].item() for _, other in ones) / E, rel=1e-12)
+    assert parts.keys() == ones[0][1].keys()
+
+
+@pytest.mark.parametrize("settings", [*ALL, *DISTILLED])
+@pytest.mark.parametrize("kl_of", ["experts", "ensemble"])
+def test_one_expert_is_the_plain_method_to_the_bit(settings: dict, kl_of: str) -> None:
+    loss, parts = objective(**settings, kl_of=kl_of)(Outputs(LOGITS, experts=LOGITS[:, None]), BATCH, 0)
+    plain, others = objective(**settings)(OUTPUTS, BATCH, 0)
+    assert torch.equal(loss, plain) and parts == others
+
+
+def test_dive_of_each_expert_is_the_closed_form() -> None:
+    """Sum over experts of (1 - a) * CE(softmax(s + log n)) + a * tau^2 * KL(t_hat || softmax(s / tau)), with numpy."""
+    counts, labels, tau, p, a = COUNTS.double().numpy(), LABELS.numpy(), 3.0, 0.5, 0.75
+
+    def softmax(x: np.ndarray) -> np.ndarray:
+        return np.exp(x) / np.exp(x).sum(1, keepdims=True)
+
+    target = softmax(TEACHER.double().numpy() / tau) ** p
+    target /= target.sum(1, keepdims=True)
+    expected = 0.0
+    for e in range(E):
+        s = EXPERTS[:, e].double().numpy()
+        hard = -np.log(softmax(s + np.log(counts))[np.arange(B), labels]).mean()
+        expected += (1 - a) * hard + a * tau**2 * (target * np.log(target / softmax(s / tau))).sum(1).mean()
+    loss, _ = objective(method="dive", tau=tau, p=p, alpha=a)(doubled(SEVERAL), BATCH, 0)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)  # the prior is float32
+
+
+def test_the_kl_of_the_ensemble_is_that_of_the_mean_once() -> None:
+    settings = {"method": "kd", "tau": 1.5, "hard": "ldam", "alpha": 0.3}
+    loss, parts = objective(**settings, kl_of="ensemble")(SEVERAL, BATCH, 0)
+    hard = objective(method="ldam")(SEVERAL, BATCH, 0)[0]
+    kl = losses.kd_kl(SEVERAL.logits, losses.soften(TEACHER, 1.5, 1), 1.5)
+    assert torch.equal(loss, losses.distilled(hard, kl, 1.5, 0.3))
+    assert torch.equal(parts["kl"], kl) and parts["hard"].item() == pytest.approx(hard.item() / E)
+
+
+@pytest.mark.parametrize("settings", [*ALL, *DISTILLED])
+def test_diversity_is_added_to_any_method(settings: dict) -> None:
+    plain, others = objective(**settings)(SEVERAL, BATCH, 0)
+    loss, parts = objective(**settings, diversity=-0.45)(SEVERAL, BATCH, 0)
+    apart = divergence(EXPERTS, SEVERAL.logits)
+    assert torch.equal(loss, plain - 0.45 * apart) and apart > 0.1
+    assert parts["diversity"].item() == pytest.approx(apart.item() / E)
+    assert parts["hard"].item() == pytest.approx(others["hard"].item() if others else plain.item() / E)
+    without, parts = objective(**settings, diversity=0.0)(SEVERAL, BATCH, 0)
+    assert torch.equal(without, plain) and parts == others
+
+
+def test_the_temperatures_of_the_diversity_begin_with_their_epoch() -> None:
+    """Times the square of their mean; whether or not classes are re-weighted."""
+    temperatures = reweighting.diversity_temperatures(COUNTS.numpy(), 0.3)
+    switched = objective(method="bsce", diversity=-0.2, diversity_from=1, diversity_eta=0.3)
+    plain = objective(method="bsce")(SEVERAL, BATCH, 0)[0]
+    for step, expected in (
+        (3, divergence(EXPERTS, SEVERAL.logits)),
+        (4, temperatures.mean() ** 2 * divergence(EXPERTS, SEVERAL.logits, temperatures)),
+    ):
+        torch.testing.assert_close(switched(SEVERAL, BATCH, step)[0], plain - 0.2 * expected)
+    with pytest.raises(ValueError, match="steps of an epoch"):
+        objective(method="bsce", diversity=-0.2, diversity_from=1, steps_per_epoch=None)
+
+
+def test_only_the_experts_get_a_gradient_and_a_plain_network_has_no_diversity() -> None:
+    mean, experts = SEVERAL.logits.clone().requires_grad_(), EXPERTS.clone().requires_grad_()
+    loss, parts = objective(method="dive", tau=3, diversity=-0.2)(Outputs(mean, experts=experts), BATCH, 0)
+    loss.backward()
+    assert mean.grad is None and experts.grad is not None and experts.grad.abs().sum() > 0.1
+    assert not any(part.requires_grad for part in parts.values())
+    with pytest.raises(ValueError, match="the network has no experts"):
+        objective(method="ce", diversity=-0.2)(OUTPUTS, BATCH, 0)
 
 
 def test_targets_and_method_must_fit() -> None:
@@ -66,6 +220,13 @@ def test_targets_and_method_must_fit() -> None:
         ("distill.p", {"method": "kd", "p": 0.5}),
         ("distill.head_smoothing", {"method": "ce", "head_smoothing": -0.1}),
         ("distill.head_smoothing", {"method": "ce", "head_smoothing": 1.0}),
+        ("distill.margin", {"margin": -0.1}),
+        ("distill.drw_from", {"drw_from": -1}),
+        ("distill.drw_beta", {"drw_beta": 1.0}),
+        ("distill.drw_beta", {"drw_beta": -0.1}),
+        ("distill.diversity", {"diversity": -1e9}),
+        ("distill.diversity_from", {"diversity_from": -1}),
+        ("distill.diversity_eta", {"diversity_eta": 1.5}),
         ("distill.head_smoothing=0.1: bsce does not .* distill.method=ce,", {"method": "bsce", "head_smoothing": 0.1}),
     ],
 )
@@ -82,7 +243,20 @@ def test_every_row_of_the_table_is_complete() -> None:
 
 
 def test_the_hard_part_of_a_method_has_its_prior() -> None:
-    assert {name: hard_part(name) for name in METHODS} == {"ce": "ce", "bsce": "bsce", "dive": "bsce", "kd": "ce"}
+    own = {"ce": "ce", "bsce": "bsce", "ldam": "ldam", "dive": "bsce", "kd": "ce"}
+    assert {name: hard_part(DistillConfig(method=name)) for name in METHODS} == own
+    given = {name: hard_part(DistillConfig(method=name, hard="ldam")) for name in METHODS}
+    assert given == own | {"dive": "ldam", "kd": "ldam"}
+    for name, row in METHODS.items():
+        assert row.prior == METHODS[own[name]].prior
+
+
+def test_words_of_a_card_name_the_hard_term() -> None:
+    dive = METHODS["dive"].words
+    for hard in (None, "bsce"):
+        assert words_of(DistillConfig(hard=hard)) == dive
+    assert words_of(DistillConfig(hard="ldam")) == f"{dive}, with {METHODS['ldam'].words} in place of balanced softmax"
+    assert words_of(DistillConfig(method="ce", hard="ldam")) == "cross-entropy"
 
 
 def test_soft_targets_that_are_not_finite_are_told_by_sample(few: Records) -> None:

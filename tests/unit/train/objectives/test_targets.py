@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.registry import build_model
+from models.registry import ModelSpec, build_model
 from pipelines.augment.finish import Finish
 from pipelines.augment.recipe import Recipe
 from pipelines.batch import Batch, Plan
@@ -16,7 +16,7 @@ from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.logits import CacheWriter, Ensemble, LogitCache
 from pipelines.logits.fingerprint import Fingerprinter
-from pipelines.logits.identity import cache_identity, view_identity
+from pipelines.logits.identity import cache_identity, differences, identity_hash, view_identity
 from pipelines.records.reader import Records
 from train.networks.final import save_final
 from train.networks.info import ModelInfo
@@ -153,6 +153,21 @@ def test_identity_of_a_teacher(run: str, records: Records, network: torch.nn.Mod
     assert (moved.identity, moved.name, teacher.name) == (teacher.identity, "moved", "t")
     other = teacher_of(run, records, precision="bf16", channels_last=True).identity
     assert other == teacher.identity | {"dtype": "bfloat16", "memory_format": "channels_last"}
+
+
+def test_identities_tell_heads_and_experts_apart(records: Records, tmp_path: Path) -> None:
+    identities = []
+    forms = ("", " head=cosine head_scale=30", " head=cosine head_scale=20", " experts=2 expert_width=0.75")
+    for i, form in enumerate(forms):
+        spec = ModelSpec.parse(f"resnet20{form}", 5)
+        folder = save(tmp_path / str(i), spec.build(), records, architecture=spec.architecture)
+        teacher = teacher_of(str(folder), records)
+        identities.append(cache_identity({}, teacher.identity | {"weights": ""}, "u8", 64))
+        assert teacher.teachers[0]["architecture"] == f"resnet20{form}"
+    assert len({identity_hash(identity) for identity in identities}) == 4
+    assert differences(identities[0], identities[3]) == {
+        "teacher.architecture": "cache 'resnet20', here 'resnet20 experts=2 expert_width=0.75'"
+    }
 
 
 @pytest.mark.parametrize("spelling", ["{}", "{}/", "{}/model.safetensors"])
