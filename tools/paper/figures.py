@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipelines.errors import UserError
 from tools.paper.datasets import METHODS
 from tools.paper.jobs import Ending
 from tools.paper.outcomes import Outcome, draw_of_images, outcome
@@ -32,11 +33,11 @@ class Made(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row of FIGURES. words: what the picture shows; features: whether the runs' predictions must hold features."""
+    """One row of FIGURES. words: what the picture shows; of_seed: whether it is of the runs of the lowest seed alone."""
 
     words: str
     make: Callable[[Sequence[Run]], Made]
-    features: bool = False
+    of_seed: bool = False
 
 
 def _shifted(runs: Sequence[Run]) -> Made:
@@ -46,8 +47,29 @@ def _shifted(runs: Sequence[Run]) -> Made:
     return Made(shifted.tables(measured), shifted.notes(measured), shifted.as_json(measured), shifted.draw(measured))
 
 
+def _embeddings(runs: Sequence[Run]) -> Made:
+    from tools.reporting import embeddings
+
+    measured = embeddings.measure(runs)
+    return Made(
+        embeddings.tables(measured), embeddings.notes(measured), embeddings.as_json(measured), embeddings.draw(measured)
+    )
+
+
+def _samples(runs: Sequence[Run]) -> Made:
+    """What the last method of Table 1, the paper's own, answers right and all others wrong."""
+    from tools.reporting import samples
+
+    records = runs[-1].records
+    assert records is not None
+    measured = samples.measure((runs[-1], *runs[:-1]), records)
+    return Made(samples.tables(measured), samples.notes(measured), samples.as_json(measured), samples.draw(measured))
+
+
 FIGURES = {  # by name, which is that of its files: OUT/cifar100_lt_figures_NAME.svg
     "shifted": Row("Table 2: accuracy on shifted test sets, without and with post-compensation", _shifted),
+    "embeddings": Row("Figure 2: features of ten classes, from frequent to rare", _embeddings, of_seed=True),
+    "samples": Row("Figure 3: test images that the last run alone answers right", _samples, of_seed=True),
 }
 FILES = (".md", ".json", *(f"_{name}{ending}" for name in FIGURES for ending in (".svg", ".png")))
 
@@ -58,12 +80,12 @@ def report(
     """All figures on one page, of the runs of one data set."""
     runs = [outcome(task, out, endings.get(task.name)) for task in tasks if task.is_run]
     runs.sort(key=lambda run: METHODS.index(run.task.role))
-    opened = open_finished(runs, out, any(row.features for row in FIGURES.values()))
-    made = {name: row.make(opened) for name, row in FIGURES.items()} if opened else {}
+    made, refused = make_figures(runs, out)
     missing = [f"{run.task.name} ({run.status})" for run in runs if run.state != "finished"]
     notes = [
         *notes,
         *([f"Not shown, because not finished: {', '.join(missing)}."] if missing else []),
+        *refused,
         draw_of_images(tasks, out),
         accuracy_note(runs),
         *(note for one in made.values() for note in one.notes),
@@ -77,12 +99,25 @@ def report(
     return found._replace(data=found.data | {name: one.data for name, one in made.items()})
 
 
-def open_finished(runs: Sequence[Outcome], out: Path, features: bool) -> list[Run]:
-    """The finished runs with their predictions, which are computed where they are missing; titles: CE, or CE, seed 0."""
+def make_figures(runs: Sequence[Outcome], out: Path) -> tuple[dict[str, Made], list[str]]:
+    """(figures of the finished runs by name, sentences on those that these runs do not allow)."""
     finished = [run.task for run in runs if run.state == "finished"]
+    made, refused = dict[str, Made](), list[str]()
+    opened = open_finished(finished, out)
+    first_seed = [run for run, task in zip(opened, finished, strict=True) if task.seed == min(t.seed for t in finished)]
+    for name, row in FIGURES.items() if opened else ():
+        try:
+            made[name] = row.make(first_seed if row.of_seed else opened)
+        except UserError as error:
+            refused.append(f"Not shown: {row.words}: {error}.")
+    return made, refused
+
+
+def open_finished(finished: Sequence[Task], out: Path) -> list[Run]:
+    """The runs with their predictions, which are computed where they are missing; titles: CE, or CE, seed 0."""
     seeds = {task.seed for task in finished}
     with contextlib.chdir(out):  # the working directory of the runs, whose paths are relative to it
-        opened = open_runs([task.name for task in finished], features=features, say=say) if finished else []
+        opened = open_runs([task.name for task in finished], features=True, say=say) if finished else []
     return [
         replace(
             run, title=NAMES[task.role] + (f", seed {task.seed}" if len(seeds) > 1 else ""), folder=out / task.folder

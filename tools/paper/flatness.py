@@ -4,7 +4,6 @@ Owns its data sets, its trainings, the ratio of virtual examples, and the rule b
 holds. Invariant: a verdict is of numbers that the page shows, over runs that are all finished. Accuracies are in percent.
 """
 
-import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.errors import UserError
 from tools.paper.datasets import ROOT, Dataset
 from tools.paper.jobs import Ending
 from tools.paper.outcomes import Outcome, outcome
@@ -91,12 +89,6 @@ def tasks(choice: Choice, pairs: Sequence[Pair], epsilons: Sequence[float], seed
 def chains(choice: Choice, dataset: Dataset, seeds: Sequence[int]) -> list[Task]:
     """One training for each seed: all cost the same."""
     return [training(choice, dataset, 0.0, seed) for seed in seeds]
-
-
-def require_drawing() -> None:
-    """UserError, before the work, where the figure could not be drawn after it."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("matplotlib, which draws the figure, is not installed: type pip install -e '.[report]'")
 
 
 # ---- the page ----

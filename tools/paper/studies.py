@@ -5,10 +5,12 @@ Everything else (plan, time, processes, resuming) is the same for all.
 """
 
 import argparse
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pipelines.errors import UserError
 from tools.paper import figures, flatness
 from tools.paper.datasets import CIFAR100_LT, Dataset
 from tools.paper.jobs import Ending
@@ -39,6 +41,13 @@ class Study(NamedTuple):
     files: tuple[str, ...] = (".md", ".json")
 
 
+def require(*packages: str) -> None:
+    """UserError, before the work, where a package is missing that its figures need."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"the figures need {package}, which is not installed: type pip install -e '.[report]'")
+
+
 def _unique(values: Sequence[int]) -> list[int]:
     return list(dict.fromkeys(values))
 
@@ -57,13 +66,13 @@ def _studies_plan(options: argparse.Namespace, choice: Choice) -> Plan:
 
 
 def _figures_plan(options: argparse.Namespace, choice: Choice) -> Plan:
-    flatness.require_drawing()
+    require("matplotlib", "sklearn")
     tasks = table_tasks(choice, [CIFAR100_LT[options.imbalance]], _unique(options.seeds))
     return tasks, tasks
 
 
 def _flatness_plan(options: argparse.Namespace, choice: Choice) -> Plan:
-    flatness.require_drawing()
+    require("matplotlib")
     tasks = flatness.tasks(choice, _pairs(options), list(dict.fromkeys(options.eps)), _unique(options.seeds))
     return tasks, tasks
 

@@ -26,5 +26,5 @@ def test_runs_that_are_not_finished_are_named(tmp_path: Path) -> None:
 
 def test_each_figure_has_its_files() -> None:
     files = COMMANDS[FIGURES].files
-    assert files[:4] == (".md", ".json", "_shifted.svg", "_shifted.png")
+    assert files[:4] == (".md", ".json", "_shifted.svg", "_shifted.png") and "_samples.png" in files
     assert len(files) == len(set(files)) == 2 + 2 * len(figures.FIGURES)

@@ -13,7 +13,7 @@ from tools.paper.flatness import COUNTS, EPSILONS, Pair, spearman
 from tools.paper.jobs import Ending
 from tools.paper.plan import Task
 from tools.paper.report import Report, to_markdown
-from tools.paper.studies import COMMANDS, FLATNESS
+from tools.paper.studies import COMMANDS, FLATNESS, require
 
 LARGE = Pair("airplane", "dog", 5000, 500)
 SESSIONS: list[tuple[str, str | None]] = [("10:00:00", "11:00:00")]
@@ -158,4 +158,4 @@ def test_there_is_no_verdict_before_all_runs_are_there(tmp_path: Path) -> None:
 def test_without_the_package_that_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"matplotlib, .* type pip install -e '.\[report\]'"):
-        flatness.require_drawing()
+        require("matplotlib")

@@ -69,30 +69,32 @@ def test_places_are_drawn_from_the_whole_list_and_follow_the_seed() -> None:
 
 def test_only_images_that_one_run_alone_has_right_are_shown(runs: tuple[Run, Run], records: Records) -> None:
     right, wrong = (run.predictions for run in runs)
-    measured = measure(*runs, records, number=100)
+    measured = measure(runs, records, number=100)
     expected = [i for i in range(36) if right.answers[i] == i % 6 != wrong.answers[i]]
     assert sorted(one.position for one in measured.shown) == expected
     assert notes(measured)[3] == "100 images were asked for; there are no more"
     groups = [GROUPS[one.label] for one in measured.shown]
     assert groups == sorted(groups, key=["many", "medium", "few"].index)
-    few = measure(*runs, records, groups=["few"], number=2)
+    few = measure(runs, records, groups=["few"], number=2)
     assert [GROUPS[one.label] for one in few.shown] == ["few", "few"] and few.drawn_from == ("few",)
 
 
 def test_what_is_said_of_an_image(runs: tuple[Run, Run], records: Records) -> None:
     """Name, pixels, classes and confidence, against the files."""
-    measured = measure(*runs, records, number=5)
+    measured = measure(runs, records, number=5)
     for one in measured.shown:
         stored = records.payload(one.position).reshape(8, 8, 3)
-        assert one.name == f"s/{one.position}" and np.array_equal(one.pixels, stored) and one.label == one.right.label
-        for answer, run in ((one.right, runs[0]), (one.wrong, runs[1])):
+        assert (
+            one.name == f"s/{one.position}" and np.array_equal(one.pixels, stored) and one.label == one.answers[0].label
+        )
+        for answer, run in zip(one.answers, runs, strict=True):
             row = run.predictions.logits[one.position].astype(float)
             assert answer.label == row.argmax()
             assert answer.confidence == pytest.approx(1 / sum(np.exp(value - row.max()) for value in row))
 
 
 def test_the_four_cases_are_counted_by_group(runs: tuple[Run, Run], records: Records) -> None:
-    measured = measure(*runs, records)
+    measured = measure(runs, records)
     hits = [[run.predictions.answers[i] == i % 6 for i in range(36)] for run in runs]
     cases = list(measured.cases.values())
     for case, wanted in zip(cases, ((True, True), (True, False), (False, True), (False, False)), strict=True):
@@ -109,33 +111,47 @@ def test_the_four_cases_are_counted_by_group(runs: tuple[Run, Run], records: Rec
     )
 
 
+def test_several_runs_that_are_all_wrong(runs: tuple[Run, Run], records: Records) -> None:
+    """Shown is what the first alone has right; each run has its line below, and every image is in one of five cases."""
+    three = (*runs, made_run("worse", NAMES, COUNTS, seed=3, accuracy=0.2))
+    measured = measure(three, records, number=100)
+    hits = np.array([run.predictions.answers == np.arange(36) % 6 for run in three])
+    assert sorted(one.position for one in measured.shown) == [*np.flatnonzero(hits[0] & ~hits[1] & ~hits[2])]
+    mixed = hits[1] != hits[2]
+    assert measured.cases["other cases"]["all"] == mixed.sum() > 0
+    assert sum(case["all"] for case in measured.cases.values()) == 36
+    found = texts(draw(measured))
+    assert found[:3] == ["✓ right: good", "✗ wrong: bad", "✗ wrong: worse"]
+    assert len(found) == 7 + 4 * len(measured.shown) and notes(measured)[0].count("bad and worse wrong") == 1
+
+
 def test_rows_in_another_order_are_the_same_images(runs: tuple[Run, Run], records: Records) -> None:
     other = replace(runs[1], predictions=reordered(runs[1].predictions, np.random.default_rng(0).permutation(36)))
-    assert as_json(measure(runs[0], other, records)) == as_json(measure(*runs, records))
+    assert as_json(measure((runs[0], other), records)) == as_json(measure(runs, records))
 
 
 def test_without_training_counts_there_are_no_groups(runs: tuple[Run, Run], records: Records) -> None:
     unknown = [with_classes(run, NAMES, train_counts=None) for run in runs]
-    measured = measure(*unknown, records, number=3)
-    assert set(measured.cases["both right"]) == {"all"} and measured.drawn_from == ()
+    measured = measure(unknown, records, number=3)
+    assert set(measured.cases["all right"]) == {"all"} and measured.drawn_from == ()
     assert not any("[M]" in text or "few" in text for text in texts(draw(measured)))
     with pytest.raises(UserError, match="--groups: the training images of the classes are not known"):
-        measure(*unknown, records, groups=["few"])
+        measure(unknown, records, groups=["few"])
 
 
 def test_no_such_image(runs: tuple[Run, Run], records: Records) -> None:
     with pytest.raises(UserError, match="there is no image that good answers right and good wrong"):
-        measure(runs[0], runs[0], records)
+        measure((runs[0], runs[0]), records)
 
 
 def test_records_must_be_those_of_the_predictions(runs: tuple[Run, Run], records: Records, tmp_path: Path) -> None:
     fewer = made_records(tmp_path / "fewer.beton", NAMES, each=5)
     for run in (runs[0], with_classes(runs[0], NAMES, records=records.digest)):
-        assert measure(run, runs[1], records).shown
+        assert measure((run, runs[1]), records).shown
         with pytest.raises(
             UserError, match=r"fewer.beton: good was evaluated on other records; .* --records FILE.beton"
         ):
-            measure(run, runs[1], fewer)
+            measure((run, runs[1]), fewer)
     with pytest.raises(UserError, match=r"files of predictions hold no images; add --records FILE.beton"):
         find_records(runs, None, ["eval.batch=3"], "test")
     setting = [f"data.test={tmp_path / 'fewer.beton'}"]
@@ -157,7 +173,7 @@ def test_small_images_are_enlarged_pixel_by_pixel_and_photographs_keep_their_sha
     samples = [Sample(f"s/{i}", i % 6, tmp_path / f"{i % 4}.jpg") for i in range(36)]
     write_records(tmp_path / "photos.beton", samples, NAMES, kind="test")
     right, wrong = made_run("a", NAMES, COUNTS, accuracy=1), made_run("b", NAMES, COUNTS, accuracy=0)
-    measured = measure(right, wrong, Records(tmp_path / "photos.beton"), number=20)
+    measured = measure((right, wrong), Records(tmp_path / "photos.beton"), number=20)
     figure = draw(measured)
     for axes, one in zip(figure.axes, measured.shown, strict=True):
         height, width = np.asarray(axes.get_images()[0].get_array()).shape[:2]
@@ -173,7 +189,7 @@ def test_small_images_are_enlarged_pixel_by_pixel_and_photographs_keep_their_sha
 def odd(runs: tuple[Run, Run], records: Records) -> tuple[Samples, Figure]:
     names = ("$x$", "_hidden", r"\frac{", "a$b", "W" * 90, "名\udcff\n")
     both = [with_classes(replace(run, title=f"$run$_{i}"), names) for i, run in enumerate(runs)]
-    measured = measure(*both, records, number=9)
+    measured = measure(both, records, number=9)
     return measured, draw(measured)
 
 
@@ -186,8 +202,8 @@ def test_the_picture_shows_names_as_they_are(runs: tuple[Run, Run], records: Rec
     for i, one in enumerate(measured.shown):
         mine = found[6 + 3 * i : 9 + 3 * i]
         assert mine[0].startswith(f"{i + 1}. {marks[one.label]}")
-        assert mine[1].startswith(f"✓ {one.right.confidence:.0%}  {marks[one.right.label]}"[:24])
-        assert mine[2].startswith(f"✗ {one.wrong.confidence:.0%}  {marks[one.wrong.label]}"[:24])
+        for line, mark, answer in zip(mine[1:], "✓✗", one.answers, strict=True):
+            assert line.startswith(f"{mark} {answer.confidence:.0%}  {marks[answer.label]}"[:24])
     assert svg(figure)  # draws every text
     cells = " ".join(cell for row in tables(measured)[1].rows for cell in row)
     assert r"名\udcff" in cells and "\udcff" not in cells
@@ -203,7 +219,7 @@ def test_no_text_reaches_the_next_image(runs: tuple[Run, Run], records: Records)
 
 
 def test_colour_and_letter_say_the_group(runs: tuple[Run, Run], records: Records) -> None:
-    figure = draw(measure(*runs, records))
+    figure = draw(measure(runs, records))
     letters = {"[M]": GROUP_COLOURS["many"], "[D]": GROUP_COLOURS["medium"], "[F]": GROUP_COLOURS["few"]}
     marked = [text for text in figure.texts if "[" in text.get_text()]
     assert all(text.get_color() == letters[f"[{text.get_text().partition('[')[2][:2]}"] for text in marked)
