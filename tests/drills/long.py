@@ -20,6 +20,7 @@ sys.path[:1] = [str(ROOT), str(ROOT / "tests")]
 import numpy as np
 import torch
 
+from models import outputs_of
 from models.registry import build_model
 from pipelines.backends.choice import resolve_backend
 from pipelines.logits import LogitCache
@@ -59,7 +60,7 @@ def cached_against_online(
     order = TrainOrder(records.keys, config.seed, config.optim.batch, views_of(config, len(records)))
     prior = losses.log_prior(records.class_counts)
     torch.manual_seed(config.seed)
-    student = build_model(config.model.name, records.num_classes).train()
+    student = config.model.spec(records.num_classes).build().train()
     optimizer = build_optimizer(student, config.optim)
     d, tau = config.distill, config.distill.tau
     assert tau is not None
@@ -71,7 +72,7 @@ def cached_against_online(
     worst = dict.fromkeys(caches, 0.0)
     batches = loader.stream(order.plan(0, steps))
     for batch in batches:
-        logits = student(batch.images)
+        logits = outputs_of(student(batch.images)).logits
         loss = dive(logits, batch.labels, teacher(batch))
         for codec, cache in opened.items():
             soft = cache.gather(batch.keys, batch.views)
