@@ -12,12 +12,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
-LONGEST = (  # the files that take longest, longest first; of the first three, only one needs what `tiny` compiles
+LONGEST = (  # the files that take longest, longest first, after six with which three processes begin
+    # Only the first needs at once what `tiny` compiles, which the others would compile, too.
     "runs/test_run_drills.py",
-    "unit/tools/test_bench.py",
-    "unit/tools/test_report.py",
     "unit/pipelines/augment/test_finish.py",
+    "unit/tools/conversion/test_cifar.py",
     "unit/tools/test_reproduce.py",
+    "unit/tools/test_bench.py",
+    "unit/tools/conversion/test_demo_images.py",
+    "unit/tools/test_report.py",
     "unit/pipelines/test_loader.py",
     "runs/test_stops.py",
     "runs/test_readme.py",
@@ -27,9 +30,7 @@ LONGEST = (  # the files that take longest, longest first; of the first three, o
     "runs/test_configs.py",
     "unit/train/objectives/test_caching.py",
     "runs/test_distributed.py",
-    "unit/tools/conversion/test_cifar.py",
     "runs/test_cache_drills.py",
-    "unit/tools/conversion/test_demo_images.py",
     "runs/test_targets_online.py",
     "unit/train/test_loop.py",
     "unit/train/test_values.py",

@@ -21,6 +21,17 @@ print(os.environ["RANK"], flush=True)
 """
 
 
+WAITS = """
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background, which ignores it
+try:
+    print("up", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("Ctrl-C")
+"""
+
+
 def outcome(python: str, *words: str, **how: object) -> tuple[int, str, str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     env |= {"OMP_NUM_THREADS": "1", "GIVEN": "1", "PYTHONPATH": "/nowhere"}
@@ -59,8 +70,7 @@ def test_it_ends_as_a_new_interpreter_does(code: str, status: int, said: str) ->
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGKILL])
 def test_signals_reach_the_fork(number: signal.Signals) -> None:
     """SIGKILL ends the fork, too: only then is the end of its output seen."""
-    code = "import time\ntry:\n    print('up', flush=True)\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('Ctrl-C')"
-    process = subprocess.Popen([warm.python(), "-c", code], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([warm.python(), "-c", WAITS], stdout=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.readline() == "up\n"
     process.send_signal(number)
     rest, _ = process.communicate(timeout=30)
