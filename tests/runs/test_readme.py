@@ -6,6 +6,7 @@ several processes are the point: there the real one starts two processes on this
 
 import json
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -73,7 +74,7 @@ def test_settings_in_the_text_exist() -> None:
     """Settings that stand together between two backticks also work together."""
     given = 0
     for span in re.findall(r"`([^`\n]+)`", BLOCK.sub("", README)):
-        settings = [word for word in span.split() if re.fullmatch(r"[a-z_.]+=\S+", word) and word != "a.b=c"]
+        settings = [word for word in shlex.split(span) if re.fullmatch(r"[a-z_.]+=\S+", word) and word != "a.b=c"]
         load(
             EvaluateConfig if "train/evaluate.py" in span else Config,
             ROOT / "configs/imagenet_lt/dive_x50.yaml",

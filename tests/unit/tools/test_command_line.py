@@ -9,6 +9,7 @@ import pytest
 from pipelines.errors import UserError
 from tools import convert, logits, reproduce
 from tools.command_line import Parser, path, progress_bar, run_command, whole
+from tools.paper.options import resolved
 
 
 def test_how_commands_end(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,7 +60,7 @@ def test_every_option_refuses_what_no_program_can_use(option: argparse.Action, m
     monkeypatch.setenv("HOME", "/users/me")
     parser = Parser()
     parser.add_argument("--given", type=option.type)
-    is_path = isinstance(option.type("x"), Path) if option.type in (path, reproduce._path) else False
+    is_path = isinstance(option.type("x"), Path) if option.type in (path, resolved) else False
     hopeless = ["nan", "inf", "-1", "1" * 5000, str(10**30), "1e400", "1e30"]
     for text in ["", "~no_such_user/x", "x" * 256] if is_path else hopeless:
         with pytest.raises(UserError) as caught:

@@ -23,8 +23,13 @@ NUMBERS: dict[type, tuple[str, ...]] = {
     int: (str(10**30), str(2**63), str(2**63 - 1), "-1", "0"),
 }
 NEVER = {"nan", "inf", "-inf", "1e400", str(10**30), str(2**63), "-1"}
-# Accepted, and then ended by the run itself: a diverged loss, a batch or a warm-up that is longer than the data.
-ENDS = {"optim.lr=1e30", "optim.weight_decay=1e30", f"optim.batch={2**63 - 1}", f"schedule.warmup_steps={2**63 - 1}"}
+# Accepted, and then ended by the run itself: a diverged loss, a batch, a warm-up or a switch that is beyond the data.
+ENDS = {
+    *("optim.lr=1e30", "optim.weight_decay=1e30"),
+    *(f"{name}={2**63 - 1}" for name in ("optim.batch", "schedule.warmup_steps")),
+    *(f"distill.{name}={2**63 - 1}" for name in ("drw_from", "diversity_from")),
+}
+ELSEWHERE = {"distill.diversity"}  # may be negative, and needs experts: objectives/test_objective.py
 OWN = {name for name in KEYS if name in ("split", "weights", "predictions", "features", "export")}
 
 
@@ -37,6 +42,8 @@ def kind_of(name: str) -> tuple[Any, bool]:
 def tries() -> Iterator[tuple[str, str]]:
     """(override, the number in it) for each numeric key: alone, or as the first of a list."""
     for name, key in KEYS.items():
+        if name in ELSEWHERE:
+            continue
         kind, listed = kind_of(name)
         for number in NUMBERS.get(kind, ()):
             rest = [str(value) for value in (key.default or [])[1:]] if listed else []
