@@ -45,8 +45,8 @@ def _counts(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _class(text: str) -> str:
-    """A class's name, which becomes part of names of folders."""
+def class_name(text: str) -> str:
+    """An argparse type: a class's name, which becomes part of names of folders."""
     if not re.fullmatch(r"\w[\w-]{0,49}", text):
         raise argparse.ArgumentTypeError(f"{quoted(text)} given, a class of CIFAR-10 such as airplane expected")
     return text
@@ -89,8 +89,8 @@ def add_commands(parser: Parser) -> None:
         FLATNESS, parents=cifar10, help="Figure 1: head and tail against the ratio of virtual examples"
     )
     add = flatness.add_argument
-    add("--head", type=_class, default="airplane", metavar="CLASS", help="(default: %(default)s)")
-    add("--tail", type=_class, default="dog", metavar="CLASS", help="(default: %(default)s)")
+    add("--head", type=class_name, default="airplane", metavar="CLASS", help="(default: %(default)s)")
+    add("--tail", type=class_name, default="dog", metavar="CLASS", help="(default: %(default)s)")
     add("--counts", type=_counts, nargs="+", default=list(COUNTS), metavar="HEAD:TAIL", help="such as 5000:500 500:50")
     add(
         "--eps", type=_epsilon, nargs="+", default=list(EPSILONS), help="label smoothing of the head, such as 0 0.2 0.4"

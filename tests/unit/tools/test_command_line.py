@@ -9,7 +9,7 @@ import pytest
 from pipelines.errors import UserError
 from tools import convert, logits, reproduce
 from tools.command_line import Parser, path, progress_bar, run_command, whole
-from tools.paper.options import resolved
+from tools.paper.options import class_name, resolved
 
 
 def test_how_commands_end(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,12 +56,14 @@ OPTIONS = [
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_refuses_what_no_program_can_use(option: argparse.Action, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path begins at the home folder and is possible; a number is finite and fits into 64 bits."""
+    """A path begins at the home folder and is possible; a number is finite and fits into 64 bits; a class is part of a path."""
     monkeypatch.setenv("HOME", "/users/me")
     parser = Parser()
     parser.add_argument("--given", type=option.type)
     is_path = isinstance(option.type("x"), Path) if option.type in (path, resolved) else False
     hopeless = ["nan", "inf", "-1", "1" * 5000, str(10**30), "1e400", "1e30"]
+    if option.type is class_name:
+        hopeless = ["", "-1", "a/b", "..", "a b", "x" * 5000]
     for text in ["", "~no_such_user/x", "x" * 256] if is_path else hopeless:
         with pytest.raises(UserError) as caught:
             parser.parse_args([f"--given={text}"])
