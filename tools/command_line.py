@@ -56,6 +56,24 @@ def apart_from_settings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return [word for word in argv if word not in settings], settings
 
 
+def run_with_settings(
+    build: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None, interrupted: str
+) -> int:
+    """`run_command` for a command line with KEY=VALUE settings, which `run` finds in args.settings.
+
+    build: makes the parser; a UserError of it, such as for a package that is missing, is a user's mistake too.
+    """
+    words, settings = apart_from_settings(sys.argv[1:] if argv is None else argv)
+
+    def work() -> int | None:
+        parser = build()
+        parser.set_defaults(settings=settings)
+        args = parser.parse_args(words)
+        return args.run(args)
+
+    return exit_code(work, f"interrupted; {interrupted}")
+
+
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None, interrupted: str) -> int:
     """Call the function that the chosen command has set as `run`; exit code 2 for a user's mistake, 130 after Ctrl-C.
 

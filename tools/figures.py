@@ -17,8 +17,8 @@ from typing import Any
 if __name__ == "__main__":  # replaces this folder, whose module names are generic
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tools.command_line import Parser, apart_from_settings, path
-from train.run.endings import exit_code, script
+from tools.command_line import Parser, path, run_with_settings
+from train.run.endings import script
 
 
 def command_modules() -> tuple[Any, ...]:
@@ -45,15 +45,7 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    words, settings = apart_from_settings(sys.argv[1:] if argv is None else argv)
-
-    def work() -> int | None:
-        parser = build_parser()
-        parser.set_defaults(settings=settings)
-        args = parser.parse_args(words)
-        return args.run(args)
-
-    return exit_code(work, "interrupted; nothing was written")
+    return run_with_settings(build_parser, argv, "nothing was written")
 
 
 if __name__ == "__main__":

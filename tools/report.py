@@ -18,8 +18,8 @@ if __name__ == "__main__":  # replaces this folder, whose module names are gener
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipelines.files import check_file_place, write_bytes_atomic
-from tools.command_line import Parser, apart_from_settings, path
-from train.run.endings import exit_code, script
+from tools.command_line import Parser, path, run_with_settings
+from train.run.endings import script
 from train.watch.text import short_list, size_text
 
 
@@ -66,15 +66,7 @@ def report(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    words, settings = apart_from_settings(sys.argv[1:] if argv is None else argv)
-
-    def work() -> int | None:
-        parser = build_parser()
-        parser.set_defaults(settings=settings)
-        args = parser.parse_args(words)
-        return args.run(args)
-
-    return exit_code(work, "interrupted; nothing was written")
+    return run_with_settings(build_parser, argv, "nothing was written")
 
 
 if __name__ == "__main__":

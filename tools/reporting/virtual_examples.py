@@ -62,11 +62,15 @@ class Mass(NamedTuple):
     images: np.ndarray
 
 
+def has_teacher(run: Run) -> bool:
+    """Whether the run was trained here, by a method with soft targets."""
+    return run.config is not None and run.folder is not None and METHODS[run.config.distill.method].targets
+
+
 def of_teacher(run: Run) -> Virtual:
-    """Of the caches that the run was trained from; UserError, in words for the report, where they are not at hand."""
+    """Of the caches that a run with a teacher was trained from; UserError, worded for the report, where they are gone."""
     config = run.config
-    if config is None or run.folder is None or not METHODS[config.distill.method].targets:
-        raise UserError(f"{run.title} has no teacher")
+    assert config is not None and run.folder is not None and has_teacher(run)
     if not config.cache.paths:
         raise UserError(f"{run.title} asked its teacher online, and kept no logits")
     facts = Facts.of_run(run.folder)
@@ -141,12 +145,11 @@ def _teachers(runs: Sequence[Run]) -> tuple[dict[str, Virtual], list[str]]:
     """(run's title -> its teacher's virtual examples, why there are none of others); runs of equal caches and T are one."""
     found: dict[str, Virtual] = {}
     notes = []
-    for run in runs:
+    for run in filter(has_teacher, runs):
         try:
             one = of_teacher(run)
         except UserError as error:
-            if not str(error).endswith("has no teacher"):
-                notes.append(f"No virtual examples: {error}.")
+            notes.append(f"No virtual examples: {error}.")
             continue
         same = next((title for title, other in found.items() if _same(one, other)), None)
         if same is not None:
