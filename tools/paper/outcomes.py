@@ -164,7 +164,11 @@ def gains(students: Sequence[Outcome], runs: Sequence[Outcome]) -> list[float]:
 
 
 def at_work(runs: Sequence[Outcome]) -> tuple[float, int]:
-    """The seconds in which at least one session ran, and the largest number of sessions that ran at the same time."""
+    """The seconds in which at least one session ran, and the largest number of sessions that ran at the same time.
+
+    Records hold whole seconds, so a session may end in the second of its start: it lasts 0 s, and it ran alone for all that
+    is known.
+    """
     changes = sorted(
         (time, change)
         for run in runs
@@ -172,7 +176,7 @@ def at_work(runs: Sequence[Outcome]) -> tuple[float, int]:
         if end > start
         for time, change in ((start, 1), (end, -1))
     )
-    busy, most, now = 0.0, 0, 0
+    busy, most, now = 0.0, int(any(run.sessions for run in runs)), 0
     for i, (time, change) in enumerate(changes):
         if now:
             busy += (time - changes[i - 1][0]).total_seconds()

@@ -25,6 +25,14 @@ def test_when_something_was_at_work(tmp_path: Path) -> None:
     assert facts["trained"] == "2026-11-01, at most 2 at a time"
 
 
+def test_a_session_within_one_second_ran_too(tmp_path: Path) -> None:
+    (task,) = [task for task in table_tasks(small_choice(settings=()), (IF100,), (0,), ["ce"]) if task.is_run]
+    write_run(tmp_path, task, 0.4, [("10:00:00", "10:00:00")])
+    runs = [outcome(task, tmp_path)]
+    assert reproduce_outcomes.at_work([]) == (0, 0) and reproduce_outcomes.at_work(runs) == (0, 1)
+    assert reproduce_outcomes.environment_facts(runs)["trained"] == "2026-11-01, at most 1 at a time"
+
+
 def test_spreads_leave_out_what_is_not_there() -> None:
     assert spread([1.0, None, 3.0]) == (2.0, pytest.approx(2**0.5), 2) and spread([None]) == (None, None, 0)
     assert spread([1234.5]).text(0) == "1,234" and spread([]).text() == "-" and clock(3725.4) == "1:02:05"
