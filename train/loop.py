@@ -191,8 +191,9 @@ def fit(
                 raise Stopped(f"stopped by {request} after step {first} of {total}, saved") from request
             checkpoint_now(first, unevaluated=False)
         for step in traced(range(first, total), config.profile, folder, tracker, accelerator.is_main_process):
-            with tracker.waiting():
-                batch = next(batches)
+            before = loader.waited
+            batch = next(batches)
+            tracker.data_wait(loader.waited - before)
             if step == first:
                 with tracker.evaluating():  # counts neither as training nor as waiting
                     if step == 0 and config.track.show_batch and accelerator.is_main_process:
