@@ -111,4 +111,4 @@ def bare_environment(tmp_path: Path, monkeypatch):
         del os.environ[name]
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = True
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = False, True
