@@ -56,8 +56,9 @@ class DataConfig:
     "check each record's CRC on first touch, at every touch, or never"
     workers: int | None = None
     "decoding threads of this process (dali: of each of its two pipelines); null = its share of the machine's cores"
-    hw_decoder_load: float = 0.65
-    "dali on a GPU: share of the images that its hardware JPEG decoder takes, 0..1"
+    hw_decoder_load: float = 0.0
+    """dali on a GPU: share of each batch that its hardware JPEG decoder takes, 0..1; the pixels of the two decoders differ
+    slightly, so that with a share between 0 and 1 those of a view depend on the rest of its batch; part of a cache's identity"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -100,7 +101,7 @@ class Loader:
         device: torch.device,
         workers: int | None = None,
         verify: str = "first",
-        hw_decoder_load: float = 0.65,
+        hw_decoder_load: float = 0.0,
         ahead: int = 3,
     ):
         if recipe.crop == "pad_crop":

@@ -174,7 +174,7 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
     source = make_source(config, splits.train, accelerator, caches, order.steps_per_epoch)
     facts = Facts(
         backend=backend,
-        pixels=str(pixel_source(backend, splits.train, device)),
+        pixels=str(pixel_source(backend, splits.train, device, config.data.hw_decoder_load)),
         tau=distill.tau,
         init=init,
         precision=precision_of(accelerator),

@@ -1,13 +1,15 @@
 """How a network lies in memory, how it is compiled, and how several processes share it: the same for every network that is
 trained, timed or asked."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
 # For DistributedDataParallel. Running statistics are those of the first process, which alone are evaluated and saved, and no
 # training step reads them: sending them before every forward pass, DDP's default, would be for nothing. Gradients lie in the
 # buffers that are sent, so that they are not copied there.
-DDP_OPTIONS = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+DDP_OPTIONS: dict[str, Any] = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
 
 
 def channels_last(network: nn.Module) -> nn.Module:

@@ -123,7 +123,7 @@ def open_cache(config: Config, train: Records, device: torch.device) -> tuple[En
     caches = [LogitCache(path, wanted) for path in settings.paths]
     _require_different_teachers(caches)
     backend = resolve_backend(config.data.backend, train, recipe, device, cached=caches[0].pixels)
-    wanted = wanted.with_pixels(pixel_source(backend, train, device))
+    wanted = wanted.with_pixels(pixel_source(backend, train, device, config.data.hw_decoder_load))
     differing = [cache.require(wanted, views_of(config, len(train)), settings.pixels) for cache in caches]
     distill, chosen = resolve_tau(config.distill, Ensemble(caches, settings.weights, settings.average), train)
     assert distill.tau is not None

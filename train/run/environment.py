@@ -111,7 +111,9 @@ def make_accelerator(config: Config) -> Accelerator:
         # No memory is read before it is written, so filling it would only cost time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
     torch.backends.cudnn.benchmark = not config.deterministic  # pays off, because input sizes are constant
-    torch.backends.cudnn.allow_tf32 = False  # precision=fp32 means it; torch's default convolves with 10 bits of mantissa
+    torch.backends.cudnn.allow_tf32 = (
+        False  # precision=fp32 means it; torch's default convolves with 10 bits of mantissa
+    )
     if config.compile:  # torch would start a process for each core, up to 32, in every process of a training
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(_MOST_COMPILERS, default_workers())))
     try:
