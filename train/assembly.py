@@ -34,7 +34,7 @@ from train.ema import Ema
 from train.loop import Training
 from train.networks.info import ModelInfo
 from train.networks.initial import initialise
-from train.networks.layout import channels_last, compile_in_place
+from train.networks.layout import channels_last, compile_in_place, without_broadcasts
 from train.objectives.methods import METHODS, DistillConfig, hard_part, names_where, settings_of
 from train.objectives.objective import Objective
 from train.objectives.sources import Source, make_source, open_cache
@@ -171,6 +171,7 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
     optimizer = build_optimizer(network, config.optim)
     compile_in_place(network, config.compile, config.compile_mode)
     model, optimizer = accelerator.prepare(network, optimizer)
+    model = without_broadcasts(model)
     source = make_source(config, splits.train, accelerator, caches, order.steps_per_epoch)
     facts = Facts(
         backend=backend,

@@ -5,11 +5,20 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-# For DistributedDataParallel. Running statistics are those of the first process, which alone are evaluated and saved, and no
-# training step reads them: sending them before every forward pass, DDP's default, would be for nothing. Gradients lie in the
-# buffers that are sent, so that they are not copied there.
-DDP_OPTIONS: dict[str, Any] = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+# Of DistributedDataParallel: gradients lie in the buffers that are sent, so that they are not copied there.
+DDP_OPTIONS: dict[str, Any] = {"gradient_as_bucket_view": True}
+
+
+def without_broadcasts(model: nn.Module) -> nn.Module:
+    """The model, which, where several processes share it, no longer sends its buffers before every forward pass.
+
+    Those are running statistics. The first process's alone are evaluated and saved, and no training step reads them.
+    """
+    if isinstance(model, DistributedDataParallel):
+        model.broadcast_buffers = False  # not an argument: torch 2.13 renames that, with a warning
+    return model
 
 
 def channels_last(network: nn.Module) -> nn.Module:

@@ -43,11 +43,6 @@ def test_processes_share_the_cores_for_compilation(monkeypatch):
     assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "7", "what the user has set stays"
 
 
-def test_several_processes_do_not_send_running_statistics():
-    handler = make_accelerator(Config()).ddp_handler
-    assert not handler.broadcast_buffers and handler.gradient_as_bucket_view
-
-
 def test_fp16_on_a_cpu():
     with pytest.raises(UserError, match="precision=fp16 needs a GPU"):
         make_accelerator(Config(precision="fp16"))
