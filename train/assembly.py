@@ -112,6 +112,11 @@ def check_method(config: Config, script: str) -> None:
             f"distill.tau=null takes the temperature from a cache, and {name} has none here: type distill.tau=3, for "
             "example, or cache.paths=[FOLDER]"
         )
+    if "tau" in method.settings and config.distill.tau is None and config.distill.zscore:
+        raise UserError(
+            "distill.tau=null chooses a temperature for the teacher's logits as they are, and distill.zscore=true changes them: "
+            "type distill.tau=2, for example"
+        )
     if not config.cache.paths and config.distill.teacher is None:
         raise UserError(
             f"{name} needs targets: cache.paths=[FOLDER] (from train/cache_logits.py), or distill.teacher=RUN to ask it online"
