@@ -58,11 +58,17 @@ def shared_data() -> Path:
 def pytest_configure(config: pytest.Config) -> None:
     """All tests but those marked `gpu` run on the CPU, so that they mean the same on every machine; programs inherit this.
 
-    Where several processes take whole files, pytest-xdist keeps our order instead of starting with the files of most tests.
+    Where several processes take whole files, pytest-xdist keeps our order instead of starting with the files of most tests. These
+    processes are forks of one warm Python, as the programs are that the tests start: imports are done once for all.
     """
     os.environ["ACCELERATE_USE_CPU"] = "true"
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+    if set(getattr(config.option, "tx", None) or ()) == {"popen"}:
+        from helpers import warm
+
+        os.environ[warm.SERVED] = warm.python()
+        config.option.tx = [f"popen//python={warm.python()}"] * len(config.option.tx)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
