@@ -57,7 +57,7 @@ class Router(nn.Module):
 
     def _may_skip(self) -> bool:
         """Whether the number of images on which an expert runs may depend on the images."""
-        return self.skips and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+        return self.skips and not torch.compiler.is_compiling()  # compiling: also while torch.export runs
 
     def _skipping(self, experts: Sequence[nn.Module], shared: Tensor) -> tuple[Tensor, Tensor]:
         """(sum of the logits of the experts used, float32 or wider [B, C]; their number, int64 [B]); waits for the device."""
@@ -88,6 +88,12 @@ class Router(nn.Module):
             sums = torch.where(going[:, None], sums + logits, sums)
             used = used + going
         return sums, used
+
+
+def experts_of_routers(network: nn.Module) -> int | None:
+    """The number of experts of a network with routers; None of one without."""
+    router = getattr(network, "router", None)
+    return len(router.codes) + 1 if isinstance(router, Router) else None
 
 
 @contextmanager
