@@ -61,7 +61,7 @@ class Config:
         if part is not None and getattr(self.model, part) is None:
             raise ValueError(
                 f"distill.method={self.distill.method} trains the {part} of a network, and this one has none: type "
-                f"model.{part}=30 (for large data sets 50), with model.experts and the other settings of model as in the run that model.init names"
+                f"model.{part}=30 (for large data sets 50), and model.experts and the like as in the run that model.init names"
             )
         if self.compile and self.compile_mode in ("reduce-overhead", "max-autotune") and self.optim.accumulate > 1:
             raise ValueError(
