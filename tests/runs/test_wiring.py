@@ -247,8 +247,8 @@ class Lab:
         ]
 
     def _forward(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if not isinstance(module, nn.Conv2d) or inputs[0].shape[1] != 3:
-            return
+        if not isinstance(module, nn.Conv2d) or inputs[0].shape[1] != 3 or not inputs[0].any():
+            return  # blank: only the operations are counted
         autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         weight, deterministic = module.weight, torch.are_deterministic_algorithms_enabled()
         images = inputs[0].detach().clone()
