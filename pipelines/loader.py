@@ -9,7 +9,8 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Generator, Iterable
+import time
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -55,8 +56,9 @@ class DataConfig:
     "check each record's CRC on first touch, at every touch, or never"
     workers: int | None = None
     "decoding threads of this process (dali: of each of its two pipelines); null = its share of the machine's cores"
-    hw_decoder_load: float = 0.65
-    "dali on a GPU: share of the images that its hardware JPEG decoder takes, 0..1"
+    hw_decoder_load: float = 0.0
+    """dali on a GPU: share of each batch that its hardware JPEG decoder takes, 0..1; the pixels of the two decoders differ
+    slightly, so that with a share between 0 and 1 those of a view depend on the rest of its batch; part of a cache's identity"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -99,7 +101,7 @@ class Loader:
         device: torch.device,
         workers: int | None = None,
         verify: str = "first",
-        hw_decoder_load: float = 0.65,
+        hw_decoder_load: float = 0.0,
         ahead: int = 3,
     ):
         if recipe.crop == "pad_crop":
@@ -115,6 +117,8 @@ class Loader:
         self.recipe = recipe
         self.device = device
         self.finish = finish
+        self.waited = 0.0
+        "seconds for which the callers of all streams have waited because no crops were ready"
         self._ahead = ahead
         self._params = view_params(recipe, seed)
         self._backend = make_backend(
@@ -130,9 +134,9 @@ class Loader:
         """One batch for each of `plans`, with partners where the plan has them; made a few batches ahead in another thread."""
         drawn = self._drawn(plans)
         if self._backend.in_background:
-            crops = ahead_of(self._backend.crops(drawn), self._ahead)
+            crops = ahead_of(self._backend.crops(drawn), self._ahead, self._wait, self.device)
         else:
-            drawn = ahead_of(drawn, self._ahead)
+            drawn = ahead_of(drawn, self._ahead, self._wait, self.device)
             crops = self._backend.crops(drawn)
         with contextlib.closing(drawn), contextlib.closing(crops):
             for item in crops:
@@ -140,6 +144,9 @@ class Loader:
                 if item[1].partners is not None:  # the partners are the next item
                     batch = batch._replace(partners=self._batch(*next(crops)))
                 yield batch
+
+    def _wait(self, seconds: float) -> None:
+        self.waited += seconds
 
     def _drawn(self, plans: Iterable[Plan]) -> Generator[Drawn, None, None]:
         """Each plan with its draws, followed by the plan of its partners, if any, with theirs: all items have the same size."""
@@ -164,11 +171,17 @@ class Loader:
         )
 
 
-def ahead_of(source: Generator[Item, None, None], ahead: int) -> Generator[Item, None, None]:
+def ahead_of(
+    source: Generator[Item, None, None],
+    ahead: int,
+    waited: Callable[[float], None] | None = None,
+    device: torch.device | None = None,
+) -> Generator[Item, None, None]:
     """The items of `source`, made up to `ahead` in advance in one background thread.
 
     An exception in `source` is raised here, at its place in the order; closing the generator stops and joins the thread,
-    which closes `source`.
+    which closes `source`. waited: is told the seconds for which the consumer waited for each item. device: for which `source`
+    works.
     """
     results: queue.Queue = queue.Queue(maxsize=max(1, ahead))
     stop = threading.Event()
@@ -183,6 +196,9 @@ def ahead_of(source: Generator[Item, None, None], ahead: int) -> Generator[Item,
 
     def run() -> None:
         try:
+            if device is not None and device.type == "cuda" and device.index is not None:
+                # A new thread works on the first GPU, where every process would open a context of half a gigabyte.
+                torch.cuda.set_device(device)
             with contextlib.closing(source):
                 for item in source:
                     offer("result", item)
@@ -196,7 +212,10 @@ def ahead_of(source: Generator[Item, None, None], ahead: int) -> Generator[Item,
     thread.start()
     try:
         while True:
+            start = time.perf_counter()
             kind, value = results.get()
+            if waited:
+                waited(time.perf_counter() - start)
             if kind == "end":
                 return
             if kind == "error":

@@ -6,6 +6,7 @@ under `tmp_path_factory` in a module-scoped fixture; nothing is ever downloaded.
 
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,11 @@ def shared_data() -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where several processes take whole files, pytest-xdist keeps our order instead of starting with the files of most tests."""
+    """All tests but those marked `gpu` run on the CPU, so that they mean the same on every machine; programs inherit this.
+
+    Where several processes take whole files, pytest-xdist keeps our order instead of starting with the files of most tests.
+    """
+    os.environ["ACCELERATE_USE_CPU"] = "true"
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
 
@@ -72,6 +77,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in wanted:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The GPU for a test marked `gpu`, of which accelerate, whose state is global, keeps nothing."""
+    if not request.node.get_closest_marker("gpu"):
+        yield
+        return
+    from accelerate.state import AcceleratorState
+
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="session")
@@ -111,4 +130,4 @@ def bare_environment(tmp_path: Path, monkeypatch):
         del os.environ[name]
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = True
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = False, True

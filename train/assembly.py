@@ -36,7 +36,7 @@ from train.ema import Ema
 from train.loop import Training
 from train.networks.info import ModelInfo
 from train.networks.initial import Initial, initialise, initialise_all_but
-from train.networks.layout import channels_last, compile_in_place
+from train.networks.layout import channels_last, compile_in_place, without_broadcasts
 from train.objectives.methods import METHODS, DistillConfig, hard_part, names_where, settings_of
 from train.objectives.objective import Objective
 from train.objectives.sources import Source, make_source, open_cache
@@ -114,6 +114,11 @@ def check_method(config: Config, script: str) -> None:
         raise UserError(
             f"distill.tau=null takes the temperature from a cache, and {name} has none here: type distill.tau=3, for "
             "example, or cache.paths=[FOLDER]"
+        )
+    if "tau" in method.settings and config.distill.tau is None and config.distill.zscore:
+        raise UserError(
+            "distill.tau=null chooses a temperature for the teacher's logits as they are, and distill.zscore=true changes them: "
+            "type distill.tau=2, for example"
         )
     if not config.cache.paths and config.distill.teacher is None:
         raise UserError(
@@ -196,10 +201,11 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
     optimizer = build_optimizer(network, config.optim)
     compile_in_place(network, config.compile, config.compile_mode)
     model, optimizer = accelerator.prepare(network, optimizer)
+    model = without_broadcasts(model)
     source = make_source(config, splits.train, accelerator, caches, order.steps_per_epoch)
     facts = Facts(
         backend=backend,
-        pixels=str(pixel_source(backend, splits.train, device)),
+        pixels=str(pixel_source(backend, splits.train, device, config.data.hw_decoder_load)),
         tau=distill.tau,
         init=init,
         precision=precision_of(accelerator),

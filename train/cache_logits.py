@@ -56,7 +56,9 @@ def main(argv: list[str]) -> None:
     backend = resolve_backend(config.data.backend, records, recipe, device)
     # Crops are not finished: the teacher normalises them itself.
     loader = make_loader(config, records, recipe, backend, accelerator, finished=False, batch=config.cache.batch)
-    view = view_identity(records, recipe, config.data.seed, pixel_source(backend, records, device))
+    view = view_identity(
+        records, recipe, config.data.seed, pixel_source(backend, records, device, config.data.hw_decoder_load)
+    )
     identity = cache_identity(view, teacher.identity, config.cache.codec, config.cache.batch)
     views = views_of(config, len(records))
     size = cache_size(identity, len(records), views)

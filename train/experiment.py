@@ -128,7 +128,7 @@ class Experiment:
             "device": device_name(self.accelerator.device),
             "processes": self.accelerator.num_processes,
             "method": method,
-            **({"tau": assembled.facts.tau} if METHODS[method].targets else {}),
+            **({"tau": assembled.facts.tau} if "tau" in METHODS[method].settings else {}),
             "epochs": self.config.schedule.epochs or training.schedule.total_steps / training.order.steps_per_epoch,
             "steps": training.schedule.total_steps,
             **evaluated,

@@ -33,10 +33,10 @@ from train.run.checkpoint import (
     load_from,
     load_latest,
     pointed_at,
-    save,
     step_folder,
 )
 from train.run.optimizer_state import optimizer_tensors, restore_optimizer
+from train.run.saver import Saver
 from train.run.stops import Stopped, Stops
 from train.schedule import Schedule
 from train.step import TrainStep
@@ -137,6 +137,7 @@ def fit(
         if best and (best.chosen_on != config.save.keep_best or not step_folder(folder, best.step).is_dir()):
             best = None
     batches = loader.stream(order.plan(first, total))
+    saver = Saver(folder)
     tracker = Tracker(
         folder,
         is_main=accelerator.is_main_process,
@@ -164,18 +165,21 @@ def fit(
         return Best(done, score, config.save.keep_best)
 
     def checkpoint_now(done: int, unevaluated: bool) -> None:
-        """unevaluated: the evaluation that is due at this step is still to come."""
+        """unevaluated: the evaluation that is due at this step is still to come. The files are written while training goes on."""
         require_finite_so_far()
         with tracker.evaluating():
             _require_finite_update(done - 1, network, optimizer, accelerator)
             sums, count = meters.state(accelerator)
             if accelerator.is_main_process:
-                tracker.sync()
                 tensors = _tensors(network, optimizer, ema, sums, accelerator.device)
                 state = {"meters": count, "best": best, "unevaluated": unevaluated}
                 state["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-                _save(folder, done, tensors, state, _keep(config.save, best, epoch_steps))
-            accelerator.wait_for_everyone()
+                saver.save(done, tensors, state, _keep(config.save, best, epoch_steps), first=tracker.sync)
+
+    def all_saved() -> None:
+        """Return, on all processes, when everything is on the disk."""
+        saver.wait()
+        accelerator.wait_for_everyone()
 
     set_training(training.model)
     try:
@@ -191,8 +195,9 @@ def fit(
                 raise Stopped(f"stopped by {request} after step {first} of {total}, saved") from request
             checkpoint_now(first, unevaluated=False)
         for step in traced(range(first, total), config.profile, folder, tracker, accelerator.is_main_process):
-            with tracker.waiting():
-                batch = next(batches)
+            before = loader.waited
+            batch = next(batches)
+            tracker.data_wait(loader.waited - before)
             if step == first:
                 with tracker.evaluating():  # counts neither as training nor as waiting
                     if step == 0 and config.track.show_batch and accelerator.is_main_process:
@@ -219,12 +224,17 @@ def fit(
             if stop or found_best or due(done, every_epoch, total) or (every_steps and done % every_steps == 0):
                 checkpoint_now(done, unevaluated)
             if stop:
+                all_saved()
                 stops.obeyed()
                 raise Stopped(f"stopped by {stop} after step {done} of {total}, saved")
-        return tracker.speed()
+        speed = tracker.speed()
+        all_saved()
+        return speed
     except NotFinite as found:
+        saver.close()  # the message names the last checkpoint
         raise _not_finite(found, folder, config, order, loader, accelerator) from found
     finally:
+        saver.close()
         tracker.close()
         batches.close()
 
@@ -241,16 +251,6 @@ def _require_finite_update(step: int, network: nn.Module, optimizer: Any, accele
 
 def _keep(config: SaveConfig, best: Best | None, epoch_steps: int) -> Keep:
     return Keep(config.keep_last, config.keep_every * epoch_steps, best.step if best else None)
-
-
-def _save(folder: Path, done: int, tensors: dict[str, Any], state: dict[str, Any], keep: Keep) -> None:
-    try:
-        save(folder, done, tensors, state, keep)
-    except OSError as error:
-        raise UserError(
-            f"cannot save a checkpoint in {folder}: {error.strerror}; the earlier ones are intact: "
-            "make room and run the same command again"
-        ) from error
 
 
 def _newest(folder: Path, resume: str, total: int, accelerator: Accelerator) -> Checkpoint | None:

@@ -3,11 +3,12 @@
 DALI is given encoded bytes, boxes and flips from our order and draws: its own readers, shuffling and random operators, whose
 seeds follow the batch slot and not the sample, are not used. Bytes are checked before DALI sees them: a decoder that stops at the
 box reads a truncated file without an error, and one that fails kills the process. Invariant: a batch depends only on its
-positions and boxes.
+positions and boxes, and, unless a GPU's hardware decoder shares it with the other one, a view on its own.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,19 @@ class _Decodable:
             self._done[due] = True
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """Around calls of DALI: a UserError for what fails there. The pipeline in use is dropped: it may be unusable."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise  # torch's own, at the copy
+    except RuntimeError as error:
+        raise UserError(
+            f"data.backend=dali: DALI failed on images that decode elsewhere; try data.backend=ffcv: {error}"
+        ) from error
+
+
 class DaliBackend:
     """See contract.Backend; for JPEG records.
 
@@ -67,7 +81,7 @@ class DaliBackend:
         workers: int,
         verify: str,
         device: torch.device,
-        hw_decoder_load: float = 0.65,
+        hw_decoder_load: float = 0.0,
     ):
         self._params = params
         self._workers = workers
@@ -105,8 +119,9 @@ class DaliBackend:
             return None, item, []
         self._verifier.check(positions)
         self._decodable.check(positions)
-        pipe = self._take(len(positions))
-        encoded = self._feed(pipe, positions, draws.boxes)
+        with _told():
+            pipe = self._take(len(positions))
+            encoded = self._feed(pipe, positions, draws.boxes)
         return pipe, item, encoded
 
     def _feed(self, pipe: Pipeline, positions: np.ndarray, boxes: np.ndarray) -> list[np.ndarray]:
@@ -157,7 +172,7 @@ class DaliBackend:
         """The pixels of a batch, copied: the pipeline reuses DALI's memory for its next batch."""
         if pipe is None:
             return torch.empty((0, self._params.size, self._params.size, 3), dtype=torch.uint8), *item
-        try:
+        with _told():
             if self._on_gpu:
                 with torch.cuda.stream(self._stream):
                     (images,) = pipe.outputs(cuda_stream=self._stream)
@@ -166,10 +181,6 @@ class DaliBackend:
             else:
                 (images,) = pipe.outputs()
                 pixels = torch.from_numpy(images.as_array().copy())
-        except RuntimeError as error:  # the pipeline is dropped: it may be unusable
-            raise UserError(
-                f"data.backend=dali: DALI failed on images that decode elsewhere; try data.backend=ffcv: {error}"
-            ) from error
         del encoded
         self._idle.append(pipe)
         return pixels, *item

@@ -29,18 +29,27 @@ class PixelSource(NamedTuple):
         """The backend that gives these pixels; None where every backend does."""
         return None if self.decoder == RAW else self.decoder
 
+    @property
+    def hw_decoder_load(self) -> float:
+        """The share of the images that a GPU's hardware JPEG decoder took."""
+        return float(self.variant.partition(_HARDWARE)[2] or 0)
+
 
 RAW = "raw"
+_HARDWARE = " hardware "
 
 
-def pixel_source(backend: str, records: Records, device: torch.device) -> PixelSource:
-    """The source of the pixels of `records` under a backend on `device`."""
+def pixel_source(backend: str, records: Records, device: torch.device, hw_decoder_load: float = 0.0) -> PixelSource:
+    """The source of the pixels of `records` under a backend on `device`; hw_decoder_load: data's, of dali on a GPU."""
     if records.raw.all():  # no decoder, and the same resampler in every backend that reads them
         return PixelSource(RAW)
     if backend == "dali":
         from nvidia.dali import __version__
 
-        return PixelSource(backend, f"{'mixed' if device.type == 'cuda' else 'cpu'} {__version__}")
+        if device.type != "cuda":
+            return PixelSource(backend, f"cpu {__version__}")
+        hardware = f"{_HARDWARE}{hw_decoder_load:g}" if hw_decoder_load else ""
+        return PixelSource(backend, f"mixed {__version__}{hardware}")
     if backend == "ffcv":
         return PixelSource(backend, "exact")  # the DCT; no word stood there when it was the fast one, of other pixels
     return PixelSource(backend)

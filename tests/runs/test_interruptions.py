@@ -92,6 +92,10 @@ def test_two_ranks_train_evaluate_and_write_one_run(tiny: Path, tmp_path: Path) 
 
 def test_ranks_that_do_not_know_each_other_are_refused(tiny: Path, tmp_path: Path) -> None:
     """Without a GPU and without ACCELERATE_USE_CPU each of two launched processes would take itself for the only one."""
-    done = finish(start("teacher", tiny_config(tmp_path, tiny), cwd=tmp_path, env={"WORLD_SIZE": "2"}))
+    done = finish(
+        start(
+            "teacher", tiny_config(tmp_path, tiny), cwd=tmp_path, env={"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "false"}
+        )
+    )
     assert done.returncode == 2 and "ACCELERATE_USE_CPU=true" in done.stderr
     assert not (tmp_path / "runs").exists()

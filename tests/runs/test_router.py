@@ -127,7 +127,7 @@ def test_as_a_teacher_from_a_cache_it_is_what_it_is_online(work: Path, tiny: Pat
         ),
         ((*ROUTED, "distill.diversity=-0.2", "model.init=base"), "router does not train the experts; leave it out"),
         ((*ROUTED, "distill.head_smoothing=0.2", "model.init=base"), "router does not smooth labels"),
-        ((*ROUTED, "model.sync_bn=true", "model.init=base"), "model.sync_bn=true goes with distill.method=ce or "),
+        ((*ROUTED, "model.sync_bn=true", "model.init=base"), "model.sync_bn=true goes with distill.method=ce, "),
     ],
 )
 def test_what_does_not_fit_is_refused(work: Path, settings: tuple[str, ...], words: str) -> None:

@@ -56,7 +56,7 @@ def once(function: Callable, before: Callable[..., bool]) -> Callable:
 MOMENTS = {
     "first step": (loop.Meters, "add", lambda meters, step, *_: True),
     "middle of the second epoch": (loop.Meters, "add", lambda meters, step, *_: step == 10),
-    "save": (loop, "_save", lambda *_: True),
+    "save": (loop.Saver, "save", lambda *_, **__: True),
     "evaluation": (experiment, "evaluate", lambda *_, **__: True),
     "evaluation of the average": (Ema, "applied", lambda *_: True),
     "last evaluation": (experiment.Experiment, "_end", lambda *_: True),

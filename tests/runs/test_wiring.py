@@ -740,6 +740,48 @@ def _(lab: Lab) -> None:
     assert len({round(one.logged[0]["loss"], 4) for one in alone.values()}) == 3
 
 
+@wire("distill.hard_weight")
+def _(lab: Lab) -> None:
+    seen = lab.student("distill.hard_weight=1", "distill.alpha=2", *STILL, SHORT).logged[0]
+    assert seen["loss"] == pytest.approx(seen["hard"] + 2 * 3**2 * seen["kl"], rel=1e-4)
+
+
+@wire("distill.zscore")
+def _(lab: Lab) -> None:
+    """The temperature of the published code is of standardised logits, whose KL is another."""
+    base, seen = (lab.student("distill.p=1", *more, *STILL, SHORT) for more in ((), ("distill.zscore=true",)))
+    assert seen.logged[0]["hard"] == pytest.approx(base.logged[0]["hard"], rel=1e-5)
+    assert seen.logged[0]["kl"] != pytest.approx(base.logged[0]["kl"], rel=1e-2)
+    assert "type distill.tau=2" in lab.student("distill.tau=null", "distill.zscore=true", fails=True).out
+
+
+@wire("distill.dkd_target", "distill.dkd_others")
+def _(lab: Lab) -> None:
+    parts = ("distill.dkd_target=0.5", "distill.dkd_others=3")
+    seen = lab.student("distill.method=dkd", "distill.p=1", *parts, *STILL, SHORT).logged[0]
+    soft = 0.5 * seen["tckd"] + 3 * seen["nckd"]
+    assert seen["loss"] == pytest.approx(0.5 * seen["hard"] + 0.5 * 3**2 * soft, rel=1e-4)
+    assert seen["tckd"] > 0 and seen["nckd"] > 0
+
+
+@wire("distill.bkd_beta")
+def _(lab: Lab) -> None:
+    def kl(*more: str) -> float:
+        return lab.student("distill.p=1", *more, *STILL, SHORT).logged[0]["kl"]
+
+    plain, none, some = kl("distill.method=kd"), *(kl("distill.method=bkd", f"distill.bkd_beta={b}") for b in (0, 0.99))
+    assert none == pytest.approx(plain, rel=1e-4) and some != pytest.approx(plain, rel=1e-2)
+
+
+@wire("distill.xerm_gamma")
+def _(lab: Lab) -> None:
+    xerm = ("distill.method=xerm", "distill.p=1", "distill.tau=null")
+    even, uneven = (lab.student(*xerm, f"distill.xerm_gamma={g}", *STILL, SHORT) for g in (0, 3))
+    assert even.logged[0]["balanced_weight"] == pytest.approx(0.5, abs=1e-6)
+    assert uneven.logged[0]["balanced_weight"] != pytest.approx(0.5, abs=1e-3)
+    assert even.logged[0]["loss"] != pytest.approx(uneven.logged[0]["loss"], rel=1e-4) and "tau" not in even.result
+
+
 @wire("distill.margin")
 def _(lab: Lab) -> None:
     none, some = (lab.teacher("distill.method=ldam", f"distill.margin={m}", *STILL, SHORT) for m in (0, 3))

@@ -43,6 +43,8 @@ BATCH, CLASSES = 128, 100
 class InMemory:
     """A loader that repeats one batch, and measures the time between its second and its last one."""
 
+    waited = 0.0
+
     def __init__(self, batch: Batch):
         self._batch = batch
         self._times: list[float] = []

@@ -310,7 +310,7 @@ class Ours:
             row.absent = self._no_targets()
             return row
         if self._cache is None:
-            source = pixel_source(self.backend, self._records, self._device)
+            source = pixel_source(self.backend, self._records, self._device, self._config.data.hw_decoder_load)
             temporary = temporary_cache(self._folder, self._config, self._records, self._pool, source)
             cache, kind = Ensemble([temporary]), "temporary"
         else:

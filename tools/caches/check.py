@@ -201,14 +201,22 @@ def compare_pixels(
     cached = PixelSource.parse(identity["backend"])
     here = cached.backend in available_backends(records, recipe, device)
     backend = resolve_backend("auto", records, recipe, device, cached if here else None)
-    view = view_identity(records, recipe, seed, pixel_source(backend, records, device))
+    view = view_identity(records, recipe, seed, pixel_source(backend, records, device, cached.hw_decoder_load))
     differing = misfits(found.opened, Wanted(view, records.rows()))
     refused = [f"{field}: {text}" for field, text in differing.items() if field not in PIXEL_FIELDS]
     if refused:
         raise UserError(f"{records.path} is not the data of {found.folder}: {'; '.join(refused)}; name its records")
     # Only the crops are looked at: what is made of them is thrown away.
     finish = Finish([0, 0, 0], [1, 1, 1], device, channels_last=False)
-    loader = Loader(records, recipe, seed=seed, backend=backend, finish=finish, device=device)
+    loader = Loader(
+        records,
+        recipe,
+        seed=seed,
+        backend=backend,
+        finish=finish,
+        device=device,
+        hw_decoder_load=cached.hw_decoder_load,
+    )
     out = Pixels(Counter(), backend, [f"{field}: {text}" for field, text in differing.items()], [])
     fingerprint = Fingerprinter()
     positions, places, views = _pairs(found, records, samples)

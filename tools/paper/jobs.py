@@ -27,6 +27,7 @@ from train.watch.text import clock
 LOGS = "logs"
 _PROMPT = "$ python "  # begins a session in a log
 _LOCK = "reproduce.lock"
+_THREADS = ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")  # each would be all cores, in every job
 _POLL_SECONDS = 0.2
 _STILL_SECONDS = 300.0  # between two lines that say what is running
 _GRACE_SECONDS = 90.0  # for a process that was asked to stop: an entry script needs at most 30
@@ -94,7 +95,7 @@ def start_process(
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=folder,
-        env={"OMP_NUM_THREADS": str(threads)} | os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}),
+        env=dict.fromkeys(_THREADS, str(threads)) | os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,

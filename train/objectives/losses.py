@@ -1,5 +1,5 @@
-"""The losses: cross-entropy, with smoothing of the head or without, balanced softmax, LDAM, distillation (DiVE and classic KD),
-and that of the routers between experts.
+"""The losses: of hard labels, cross-entropy (with smoothing of the head or without), balanced softmax and LDAM; of soft targets,
+DiVE and classic KD, decoupled and balanced KD, and cross-domain risk minimisation (xERM); and that of routers between experts.
 
 Owns the formulas of the paper (He, Wu, Wei, ICCV 2021, arXiv 2103.15042) and those that it is compared with; knows nothing of
 models, caches or settings. What is computed once from the class counts (margins, class weights) is in reweighting.py.
@@ -133,10 +133,70 @@ def routing(router_logits_BR: Tensor, needs_more_BR: Tensor, positive_weight: fl
     )
 
 
-def distilled(hard: Tensor, kl: Tensor, tau: float, alpha: float) -> Tensor:
+def distilled(hard: Tensor, kl: Tensor, tau: float, alpha: float, hard_weight: float | None = None) -> Tensor:
     """(1-a) * hard + a * tau^2 * KL (`kd_kl`): DiVE with balanced softmax as the hard term (arXiv 2103.15042), KD with
     cross-entropy and p = 1 (Hinton et al. 2015, arXiv 1503.02531).
 
-    tau is the nominal temperature, so that p does not change the weight of the KL; 0 <= alpha <= 1.
+    tau is the nominal temperature, so that p does not change the weight of the KL. hard_weight: in place of 1 - a.
     """
-    return (1 - alpha) * hard + alpha * tau**2 * kl
+    return (1 - alpha if hard_weight is None else hard_weight) * hard + alpha * tau**2 * kl
+
+
+def standardised(logits_BC: Tensor) -> Tensor:
+    """Each sample's logits with mean 0 and standard deviation 1 (n - 1, as published), before they are softened.
+
+    Logit standardisation (Sun et al. 2024, arXiv 2403.01427). Equal logits become 0.
+    """
+    logits_BC = wide(logits_BC)
+    return (logits_BC - logits_BC.mean(dim=1, keepdim=True)) / (logits_BC.std(dim=1, keepdim=True) + 1e-7)
+
+
+def decoupled_kl(
+    student_logits_BC: Tensor, teacher_logits_BC: Tensor, labels_B: Tensor, tau: float
+) -> tuple[Tensor, Tensor]:
+    """(TCKD, NCKD), the two parts of KD's KL, each a mean over the batch WITHOUT the factor tau^2.
+
+    Decoupled KD (Zhao et al. 2022, arXiv 2203.08679). TCKD: the KL between the two-valued distributions
+    (label, any other class); NCKD: the KL over the other classes, renormalised. With t_y the teacher's probability of the label,
+    KD's KL is TCKD + (1 - t_y) * NCKD of each sample.
+    """
+    teacher_BC, student_BC = wide(teacher_logits_BC.detach()) / tau, wide(student_logits_BC) / tau
+    own_BC = labels_B[:, None] == torch.arange(student_BC.shape[1], device=labels_B.device)
+    two, others = [], []
+    for logits_BC in (student_BC, teacher_BC):
+        rest_BC = logits_BC.masked_fill(own_BC, -torch.inf)
+        pair_B2 = torch.stack([logits_BC.gather(1, labels_B[:, None])[:, 0], rest_BC.logsumexp(dim=1)], dim=1)
+        two.append(pair_B2.log_softmax(dim=1))
+        # The label has no share in the others: 0 in both, so that nothing infinite is multiplied by 0.
+        others.append(rest_BC.log_softmax(dim=1).masked_fill(own_BC, 0.0))
+    target = F.kl_div(two[0], two[1], reduction="batchmean", log_target=True)
+    shares_BC = others[1].exp().masked_fill(own_BC, 0.0)
+    return target, (shares_BC * (others[1] - others[0])).sum(dim=1).mean()
+
+
+def reweighted(teacher_probs_BC: Tensor, class_weights_C: Tensor) -> Tensor:
+    """Targets proportional to w_j * t_j, renormalised: balanced KD (Zhang et al. 2021, arXiv 2104.10510)."""
+    weighted_BC = teacher_probs_BC * class_weights_C
+    return weighted_BC / weighted_BC.sum(dim=1, keepdim=True)
+
+
+def cross_domain(
+    student_logits_BC: Tensor, teacher_logits_BC: Tensor, labels_B: Tensor, log_prior_C: Tensor, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """(w * CE(b, softmax(s)) + (1 - w) * CE(y, softmax(s)), w), means over the batch; b = softmax(t - log n).
+
+    Cross-domain empirical risk minimisation (xERM, Zhu et al. 2022, arXiv 2112.14380) from one teacher of cross-entropy: its
+    answer t speaks for the imbalanced domain, the post-compensated b for the balanced one. w = B^gamma / (B^gamma + I^gamma) of
+    each sample, with B and I the cross-entropies of b and of softmax(t) with the label. The published code adds 1e-5 to that
+    divisor, which matters only where both are 0 and both targets are the label.
+    """
+    teacher_BC, student_BC = wide(teacher_logits_BC.detach()), wide(student_logits_BC)
+    balanced_BC = teacher_BC - log_prior_C
+    logs = [
+        F.cross_entropy(logits, labels_B, reduction="none").clamp(min=torch.finfo(teacher_BC.dtype).tiny).log()
+        for logits in (balanced_BC, teacher_BC)
+    ]
+    weight_B = torch.sigmoid(gamma * (logs[0] - logs[1]))  # the ratio, without powers that overflow
+    soft_B = F.cross_entropy(student_BC, balanced_BC.softmax(dim=1), reduction="none")
+    hard_B = F.cross_entropy(student_BC, labels_B, reduction="none")
+    return (weight_B * soft_B + (1 - weight_B) * hard_B).mean(), weight_B.mean()

@@ -38,6 +38,8 @@ class Given(NamedTuple):
     "float32 [C]: LDAM's, in units of the logits; None for a hard term without"
     class_weights: Tensor | None = None
     "float32 [C]: of the hard term in this step; None: all 1"
+    target_weights: Tensor | None = None
+    "float32 [C]: of the classes in the targets of balanced KD"
 
     @property
     def targets(self) -> Tensor:
@@ -75,6 +77,8 @@ class Method(NamedTuple):
     part: str | None = None
     """the part of a finished network that it trains, a submodule's name and a setting of `model`, with the rest frozen; None: it
     trains the whole network"""
+    mixed: bool = False
+    "whether its logits hold a part of the training prior: neither all, as those of cross-entropy, nor none"
 
     @property
     def script(self) -> str:
@@ -125,17 +129,56 @@ def _ldam(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
     return losses.ldam(outputs.logits, given.labels, given.margins, given.class_weights), {}
 
 
-def _kl(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
-    kl = losses.kd_kl(outputs.logits, losses.soften(given.targets, given.tau, given.settings.p), given.tau)
+def distilled_by(soft: Loss) -> Loss:
+    """The loss of a hard term of each expert, and of `soft`, a divergence to the targets, of each or of their mean."""
+
+    def loss(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
+        settings = given.settings
+        hard, _ = METHODS[hard_part(settings)].loss(outputs, given._replace(soft=None))
+        divergence, parts = (soft if settings.kl_of == "ensemble" else each_expert(soft))(outputs, given)
+        total = losses.distilled(hard, divergence, given.tau, settings.alpha, settings.hard_weight)
+        return total, {"hard": hard.detach() / experts_of(outputs), **parts}
+
+    return loss
+
+
+def _both(outputs: Outputs, given: Given) -> tuple[Tensor, Tensor]:
+    """The logits of student and teacher, standardised where distill.zscore says so."""
+    if not given.settings.zscore:
+        return outputs.logits, given.targets
+    return losses.standardised(outputs.logits), losses.standardised(given.targets)
+
+
+@distilled_by
+def _kd(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
+    """p is 1 where a method has no power."""
+    student, teacher = _both(outputs, given)
+    kl = losses.kd_kl(student, losses.soften(teacher, given.tau, given.settings.p), given.tau)
     return kl, {"kl": kl.detach()}
 
 
-def _distilled(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
-    """The hard term of each expert, and the KL of each or of their mean; p is 1 where a method has no power."""
+@distilled_by
+def _dkd(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
+    target, others = losses.decoupled_kl(*_both(outputs, given), given.labels, given.tau)
     settings = given.settings
-    hard, _ = METHODS[hard_part(settings)].loss(outputs, given._replace(soft=None))
-    kl, parts = (_kl if settings.kl_of == "ensemble" else each_expert(_kl))(outputs, given)
-    return losses.distilled(hard, kl, given.tau, settings.alpha), {"hard": hard.detach() / experts_of(outputs), **parts}
+    parts = {"tckd": target.detach(), "nckd": others.detach()}
+    return settings.dkd_target * target + settings.dkd_others * others, parts
+
+
+@distilled_by
+def _bkd(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
+    assert given.target_weights is not None
+    student, teacher = _both(outputs, given)
+    targets = losses.reweighted(losses.soften(teacher, given.tau, 1.0), given.target_weights)
+    kl = losses.kd_kl(student, targets, given.tau)
+    return kl, {"kl": kl.detach()}
+
+
+@each_expert
+def _xerm(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
+    gamma = given.settings.xerm_gamma
+    loss, weight = losses.cross_domain(outputs.logits, given.targets, given.labels, given.log_prior, gamma)
+    return loss, {"balanced_weight": weight}
 
 
 def _router(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
@@ -154,6 +197,7 @@ def experts_of(outputs: Outputs) -> int:
 
 
 _DRW = ("drw_from", "drw_beta")
+_SOFT = ("alpha", "hard", "hard_weight", "kl_of", "zscore")  # what each method of a divergence reads, besides tau
 
 METHODS: dict[str, Method] = {
     "ce": Method(_ce, "cross-entropy", "cross-entropy", settings=("head_smoothing", *_DRW)),
@@ -165,21 +209,49 @@ METHODS: dict[str, Method] = {
         settings=("margin", *_DRW),
     ),
     "dive": Method(
-        _distilled,
+        _kd,
         "bsce + KL to the teacher",
         "DiVE: balanced softmax and the divergence to a teacher's softened, flattened predictions",
         targets=True,
         prior=True,
-        settings=("tau", "p", "alpha", "hard", "kl_of"),
+        settings=("tau", "p", *_SOFT),
         hard="bsce",
     ),
     "kd": Method(
-        _distilled,
+        _kd,
         "ce + KL to the teacher",
         "cross-entropy and the divergence to a teacher's softened predictions",
         targets=True,
-        settings=("tau", "alpha", "hard", "kl_of"),
+        settings=("tau", *_SOFT),
         hard="ce",
+    ),
+    "dkd": Method(
+        _dkd,
+        "ce + KL to the teacher, its two parts weighted",
+        "decoupled knowledge distillation (cross-entropy, and the divergence to a teacher's softened predictions in two parts)",
+        targets=True,
+        settings=("tau", *_SOFT, "dkd_target", "dkd_others"),
+        hard="ce",
+    ),
+    "bkd": Method(
+        _bkd,
+        "ce + KL to the teacher re-weighted for rarer classes",
+        "balanced knowledge distillation (cross-entropy, and the divergence to a teacher's softened predictions, of which rarer "
+        "classes have more)",
+        targets=True,
+        settings=("tau", *_SOFT, "bkd_beta"),
+        hard="ce",
+        mixed=True,
+    ),
+    "xerm": Method(
+        _xerm,
+        "ce to the label and to a ce teacher without its prior, weighted by sample",
+        "cross-domain empirical risk minimisation (cross-entropy with the label and with a teacher's predictions without its "
+        "prior, weighted by sample)",
+        targets=True,
+        prior=True,
+        settings=("xerm_gamma",),
+        mixed=True,
     ),
     "router": Method(
         _router,
@@ -219,12 +291,14 @@ def settings_of(distill: "DistillConfig") -> tuple[str, ...]:
 def prior_left_out(distill: "DistillConfig") -> bool | None:
     """Whether the logits leave out the training prior, as balanced softmax makes them, or hold it, as cross-entropy does.
 
-    None: neither exactly, after margins or class weights; or not known, where only a part of the network was trained.
+    None: neither exactly, after margins, class weights, or targets that were balanced; or not known, where only a part of the
+    network was trained.
     """
     if METHODS[distill.method].part is not None:
         return None
     hard, found = METHODS[hard_part(distill)], settings_of(distill)
-    return None if "margin" in found or ("drw_from" in found and distill.drw_from is not None) else hard.prior
+    neither = METHODS[distill.method].mixed or "margin" in found
+    return None if neither or ("drw_from" in found and distill.drw_from is not None) else hard.prior
 
 
 def reads(row: Method, name: str) -> bool:
@@ -241,8 +315,9 @@ def words_of(distill: "DistillConfig") -> str:
 
 
 def names_where(condition: Callable[[Method], bool]) -> str:
-    """Names of the rows that fulfil `condition`, for a message: "ce or kd"."""
-    return " or ".join(name for name, row in METHODS.items() if condition(row))
+    """Names of the rows that fulfil `condition`, for a message: "ce, bsce or kd"."""
+    names = [name for name, row in METHODS.items() if condition(row)]
+    return " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def _explained() -> str:
@@ -251,7 +326,8 @@ def _explained() -> str:
 
 LEAST_T, MOST_T = 0.01, 1000  # softmax is one-hot or uniform long before; beyond, tau**2 overflows
 MOST_MARGIN = 100  # of the logits of a linear head; a cosine is at most 1
-MOST_DIVERSITY = 100
+MOST_DIVERSITY = MOST_WEIGHT = 100
+MOST_GAMMA = 100  # the smaller of two cross-entropies counts for nothing long before
 MOST_ROUTER_WEIGHT = 1e6
 
 
@@ -271,13 +347,26 @@ class DistillConfig:
     teacher_std: list[float] | None = None
     "per-channel standard deviation, likewise; null = data.std"
     tau: float | None = None
-    "temperature of dive and kd (CIFAR-100-LT 3, ImageNet-LT 9, iNaturalist 2); null = chosen from the cache, for this p"
+    "temperature of all but xerm (dive: CIFAR-100-LT 3, ImageNet-LT 9, iNaturalist 2); null = chosen from the cache, for this p"
     p: float = 1.0
     "power of dive on the teacher's probabilities: teacher temperature tau / p; 1 = none"
     alpha: float = 0.5
-    "weight of the soft term, 0..1; the hard term has 1 - alpha"
+    "weight of the soft term; the hard term has 1 - alpha, so that it is 0..1, unless distill.hard_weight says otherwise"
+    hard_weight: float | None = None
+    """weight of the hard term, in place of 1 - alpha; 1 with alpha=1 is the plain sum of most publications; null = 1 - alpha"""
     hard: HardName | None = None
-    """hard term of dive and kd; null = the method's own (dive bsce, kd ce)"""
+    """hard term of a method with a soft one; null = the method's own (dive bsce, kd, dkd and bkd ce)"""
+    zscore: bool = False
+    """logit standardisation: before the temperature, both networks' logits of an image get mean 0 and standard deviation 1
+    (published with tau=2, alpha=9 and hard_weight=0.1)"""
+    dkd_target: float = 1.0
+    "of dkd: weight of the part that is about the label (TCKD)"
+    dkd_others: float = 8.0
+    "of dkd: weight of the part that is about the other classes (NCKD)"
+    bkd_beta: float = 0.9999
+    "of bkd: the targets' classes are weighted by their effective number of samples with this beta; 0 = no weights, as kd"
+    xerm_gamma: float = 1.5
+    "of xerm: exponent of the teacher's two cross-entropies in a sample's weight (CIFAR-100-LT 1.5, ImageNet-LT 2)"
     kl_of: Literal["experts", "ensemble"] = "experts"
     """with several experts: the KL of each expert to the teacher, summed (RIDE-DiVE), or of their mean (RIDE)"""
     margin: float = 0.5
@@ -308,9 +397,9 @@ class DistillConfig:
         for name, value in (("tau", self.tau), ("p", self.p)):
             if value is not None and not LEAST_T <= value <= MOST_T:
                 raise ValueError(f"distill.{name}={value}: must be above 0, in {LEAST_T}..{MOST_T}")
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"distill.alpha={self.alpha}: must be from 0 to 1")
-        for name, value in (("head_smoothing", self.head_smoothing), ("drw_beta", self.drw_beta)):
+        self._check_weights()
+        for name in ("head_smoothing", "drw_beta", "bkd_beta"):
+            value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"distill.{name}={value}: must be at least 0 and less than 1")
         self._check_experts()
@@ -326,6 +415,20 @@ class DistillConfig:
             raise ValueError(
                 f"distill.p={self.p}: {self.method} has no power; use distill.method={with_power}, or distill.p=1"
             )
+
+    def _check_weights(self) -> None:
+        """ValueError for a weight of a term that makes no sense."""
+        if self.hard_weight is None and not 0 <= self.alpha <= 1:
+            raise ValueError(
+                f"distill.alpha={self.alpha}: must be from 0 to 1, as the hard term has 1 - alpha; another weight of that is "
+                "distill.hard_weight=1, for example"
+            )
+        for name in ("alpha", "hard_weight", "dkd_target", "dkd_others"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= MOST_WEIGHT:
+                raise ValueError(f"distill.{name}={value}: must be from 0 to {MOST_WEIGHT}")
+        if not 0 <= self.xerm_gamma <= MOST_GAMMA:
+            raise ValueError(f"distill.xerm_gamma={self.xerm_gamma}: must be from 0 to {MOST_GAMMA}")
 
     def _check_experts(self) -> None:
         """ValueError for a margin, a switch or a weight of the diversity that makes no sense."""

@@ -46,11 +46,13 @@ class Objective:
         counts, device, reads = class_counts.cpu().numpy(), class_counts.device, settings_of(config)
         prior = log_prior(counts) if METHODS[hard_part(config)].prior else torch.zeros(len(counts))
         self._log_prior = prior.to(device)
-        self._margins = self._class_weights = self._temperatures = None
+        self._margins = self._class_weights = self._target_weights = self._temperatures = None
         if "margin" in reads:
             self._margins = (scale * reweighting.margins(counts, config.margin)).to(device)
         if "drw_from" in reads and config.drw_from is not None:
             self._class_weights = reweighting.class_weights(counts, config.drw_beta).to(device)
+        if "bkd_beta" in reads:
+            self._target_weights = reweighting.class_weights(counts, config.bkd_beta).to(device)
         if config.diversity and config.diversity_from is not None:
             temperatures = reweighting.diversity_temperatures(counts, config.diversity_eta)
             self._temperatures, self._mean_temperature = temperatures.to(device), float(temperatures.mean())
@@ -75,7 +77,15 @@ class Objective:
             self._finite.see(soft, batch.keys)
         weights = self._class_weights if self._begun(self._config.drw_from, step) else None
         given = Given(
-            batch.labels, soft, self._log_prior, self._class_counts, self._config, step, self._margins, weights
+            batch.labels,
+            soft,
+            self._log_prior,
+            self._class_counts,
+            self._config,
+            step,
+            self._margins,
+            weights,
+            self._target_weights,
         )
         loss, parts = self._method.loss(outputs, given)
         return self._diversified(loss, parts, outputs, step) if self._config.diversity else (loss, parts)

@@ -94,7 +94,7 @@ def resolve_tau(distill: DistillConfig, caches: Ensemble, train: Records) -> tup
 
     The rule is flatness.recommend's, on the run's own samples under the first view; tau = T * p with the configured p.
     """
-    if distill.tau is not None:
+    if distill.tau is not None or "tau" not in METHODS[distill.method].settings:
         return distill, None
     # Only a mean of probabilities depends on the temperature at which it is read: one pass over the cache for each.
     grids = [[t] for t in TEMPERATURES] if caches.average == "probabilities" else [list(TEMPERATURES)]
@@ -123,11 +123,12 @@ def open_cache(config: Config, train: Records, device: torch.device) -> tuple[En
     caches = [LogitCache(path, wanted) for path in settings.paths]
     _require_different_teachers(caches)
     backend = resolve_backend(config.data.backend, train, recipe, device, cached=caches[0].pixels)
-    wanted = wanted.with_pixels(pixel_source(backend, train, device))
+    wanted = wanted.with_pixels(pixel_source(backend, train, device, config.data.hw_decoder_load))
     differing = [cache.require(wanted, views_of(config, len(train)), settings.pixels) for cache in caches]
     distill, chosen = resolve_tau(config.distill, Ensemble(caches, settings.weights, settings.average), train)
-    assert distill.tau is not None
-    temperature = distill.tau / distill.p
+    temperature = (
+        1.0 if distill.tau is None else distill.tau / distill.p
+    )  # a method without one takes the answers as they are
     notes = []
     for cache, found in zip(caches, differing, strict=True):
         teacher, loss = cache.identity["teacher"], cache.require_temperature(temperature)

@@ -13,14 +13,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 
 from pipelines.errors import UserError
+from pipelines.loader import default_workers
 from train.config import Config
+from train.networks.layout import DDP_OPTIONS
 
 PACKAGES = (
     *("torch", "accelerate", "numpy", "numba", "omegaconf", "safetensors", "pillow", "timm", "ffcv"),
     *("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
 )
+
+_MOST_COMPILERS = 32  # torch's own limit
 
 
 def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
@@ -106,8 +111,15 @@ def make_accelerator(config: Config) -> Accelerator:
         # No memory is read before it is written, so filling it would only cost time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
     torch.backends.cudnn.benchmark = not config.deterministic  # pays off, because input sizes are constant
+    torch.backends.cudnn.allow_tf32 = (
+        False  # precision=fp32 means it; torch's default convolves with 10 bits of mantissa
+    )
+    if config.compile:  # torch would start a process for each core, up to 32, in every process of a training
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(_MOST_COMPILERS, default_workers())))
     try:
-        accelerator = Accelerator(mixed_precision=precision)
+        accelerator = Accelerator(
+            mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(**DDP_OPTIONS)]
+        )
     except ValueError as error:
         raise UserError(f"accelerate does not start (precision={config.precision}): {error}") from error
     if config.precision == "fp16" and accelerator.device.type == "cpu":

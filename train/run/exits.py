@@ -13,6 +13,7 @@ from typing import NoReturn
 import torch
 from torch.distributed import TCPStore
 
+from pipelines.errors import UserError
 from train.run.endings import exit_code, script
 from train.run.stops import EXIT_CODE as STOPPED
 from train.run.stops import Stopped
@@ -34,6 +35,12 @@ def _until_stopped(main: Callable[[list[str]], int | None], argv: list[str]) -> 
     except Stopped as stop:
         _say_once(f"{stop}; the same command goes on")
         return STOPPED
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"there is not enough memory on the device ({str(error).splitlines()[0]}): give a smaller optim.batch, or a larger "
+            "optim.accumulate for the same batch in parts; if it happened in an evaluation or a cache, a smaller eval.batch or "
+            "cache.batch"
+        ) from error
 
 
 def _say_once(line: str) -> None:

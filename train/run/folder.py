@@ -39,6 +39,7 @@ from train.settings import diff, load, to_yaml
 FREE_KEYS = (
     *("run", "resume", "save", "eval", "track", "profile", "data.workers", "data.verify", "cache.check"),
     "optim.accumulate",
+    "data.hw_decoder_load",  # where it changes pixels, the run's facts tell
 )
 # Paths. They may differ when a run is resumed: the digests in run.json's facts tell whether the same things lie there.
 PLACES = (

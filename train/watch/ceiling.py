@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipelines.batch import Batch
 from pipelines.errors import UserError
 from train.config import Config
-from train.networks.layout import compile_in_place
+from train.networks.layout import DDP_OPTIONS, compile_in_place, without_broadcasts
 from train.objectives.objective import Objective
 from train.step import TrainStep
 
@@ -36,7 +36,8 @@ def copied_step(
     assert isinstance(network, nn.Module)
     copied = compile_in_place(network, config.compile, config.compile_mode)  # a copy is not compiled
     if isinstance(model, DistributedDataParallel):
-        copied = DistributedDataParallel(network, device_ids=model.device_ids)
+        wrapped = DistributedDataParallel(network, device_ids=model.device_ids, **DDP_OPTIONS)
+        copied = without_broadcasts(wrapped)
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=accelerator.scaler is not None)
     return TrainStep(copied, own_optimizer, objective, config.optim, scaler)
 

@@ -108,15 +108,6 @@ class Tracker:
 
     # ---- the clock ----
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """A context for fetching the next batch: its time counts as waiting."""
-        start = self._clock()
-        try:
-            yield
-        finally:
-            self.data_wait(self._clock() - start)
-
     def data_wait(self, seconds: float) -> None:
         """Add the time that the loop waited because no batch was ready."""
         if not self._evaluating:

@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -683,6 +684,36 @@ def test_closing_waits_for_the_work_in_hand() -> None:
     count = len(done)
     time.sleep(0.3)
     assert len(done) == count
+
+
+def test_only_the_waiting_for_crops_counts_as_waiting(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock stands still but for the consumer's own work, and, in the second stream, for one item that is late."""
+    now, asked = [0.0], threading.Event()
+
+    def clock() -> float:
+        then = now[0]
+        asked.set()
+        return then
+
+    def late() -> Generator[str, None, None]:
+        asked.wait(SECONDS)
+        now[0] += 5
+        yield "late"
+
+    monkeypatch.setattr("pipelines.loader.time", SimpleNamespace(perf_counter=clock))
+    loader = make(Records(files["raw32"]), "reference", CIFAR)
+
+    def finish(pixels: torch.Tensor, colours: object) -> torch.Tensor:
+        now[0] += 100
+        return pixels
+
+    loader.finish = finish  # type: ignore[assignment]
+    assert sum(len(batch.keys) for batch in loader.batches(np.arange(8), np.zeros(8, np.int32), 4)) == 8
+    assert now == [200] and loader.waited == 0
+    waited: list[float] = []
+    asked.clear()
+    assert list(ahead_of(late(), 1, waited.append)) == ["late"]
+    assert sum(waited) == 5
 
 
 # --- settings ---

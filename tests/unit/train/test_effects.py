@@ -27,16 +27,16 @@ def typed(tmp_path: Path):
 
 
 REFUSED = [
-    ("distill.method=bsce distill.tau=7", "distill.tau=7.0 goes with distill.method=dive or kd"),
-    ("distill.method=ce distill.alpha=0.1", "distill.alpha=0.1 goes with distill.method=dive or kd"),
+    ("distill.method=bsce distill.tau=7", "distill.tau=7.0 goes with distill.method=dive, kd, dkd or bkd"),
+    ("distill.method=ce distill.alpha=0.1", "distill.alpha=0.1 goes with distill.method=dive, kd, dkd or bkd"),
     ("distill.method=bsce distill.p=0.5", "distill.p=0.5 goes with distill.method=dive"),
     ("distill={method: bsce, tau: 7}", "distill.tau=7.0 goes with"),
-    ("distill.method=bsce distill.hard=ce", "distill.hard=ce goes with distill.method=dive or kd"),
+    ("distill.method=bsce distill.hard=ce", "distill.hard=ce goes with distill.method=dive, kd, dkd or bkd"),
     ("distill.margin=0.4", "distill.margin=0.4 goes with distill.method=ldam, or distill.hard=ldam"),
     ("distill.method=kd distill.margin=0.4", "distill.margin=0.4 goes with distill.method=ldam, or distill.hard=ldam"),
     (
         "distill.method=bsce distill.drw_from=3",
-        "distill.drw_from=3 goes with distill.method=ce or ldam or kd, or distill.hard=ce or ldam",
+        "distill.drw_from=3 goes with distill.method=ce, ldam, kd, dkd or bkd, or distill.hard=ce or ldam",
     ),
     ("distill.drw_from=3", "distill.drw_from=3 goes with"),  # dive's own hard term has the prior
     ("distill.method=ldam distill.drw_beta=0.9", "distill.drw_beta=0.9 goes with distill.drw_from"),
@@ -131,7 +131,7 @@ def test_the_entry_scripts_say_it(taught: Path) -> None:
     assert "--dry-run: an evaluation has nothing to try" in refused(work, "evaluate", "t", "--dry-run")
     assert "test.samples: 37" in run("evaluate", "t", "model.name=resnet20", "eval.batch=9", cwd=work).stdout
     line = refused(work, "teacher", work / "bsce.yaml", "run=typed", "distill.tau=7")
-    assert "distill.tau=7.0 goes with distill.method=dive or kd" in line
+    assert "distill.tau=7.0 goes with distill.method=dive, kd, dkd or bkd" in line
     done = run("teacher", work / "bsce.yaml", "run=typed", "cache.codec=f16", "--dry-run", cwd=work)
     assert "without effect here: cache.codec=f16 goes with train/cache_logits.py" in done.stdout
     done = run("cache_logits", work / "dive.yaml", "distill.teacher=t", "optim.lr=3", "--dry-run", cwd=work)

@@ -185,6 +185,128 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_halves() -> None:
     assert halves(torchs) != pytest.approx(torchs(wide(STUDENT), labels).item(), rel=1e-2)
 
 
+# ---- other divergences to soft targets ----
+
+
+def np_decoupled(s_BC: np.ndarray, t_BC: np.ndarray, tau: float) -> tuple[float, float]:
+    """The two parts from the probabilities, sample by sample."""
+    two, others = 0.0, 0.0
+    for student, teacher, label in zip(np_softmax(s_BC / tau), np_softmax(t_BC / tau), LABELS, strict=True):
+        pairs = [np.array([q[label], 1 - q[label]]) for q in (student, teacher)]
+        two += (pairs[1] * np.log(pairs[1] / pairs[0])).sum()
+        rests = [np.delete(q, label) / (1 - q[label]) for q in (student, teacher)]
+        others += (rests[1] * np.log(rests[1] / rests[0])).sum()
+    return two / B, others / B
+
+
+@pytest.mark.parametrize("tau", [1.0, 4.0])
+def test_decoupled_kl_is_the_closed_form(tau: float) -> None:
+    found = losses.decoupled_kl(wide(STUDENT), wide(TEACHER), torch.tensor(LABELS), tau)
+    assert [part.item() for part in found] == pytest.approx(np_decoupled(STUDENT, TEACHER, tau), rel=1e-10)
+    assert min(part.item() for part in found) > 1e-3
+
+
+def test_decoupled_kl_adds_up_to_the_kl() -> None:
+    """Sample by sample: KL = TCKD + (1 - t_y) * NCKD."""
+    for i in range(B):
+        student, teacher, label = wide(STUDENT[i : i + 1]), wide(TEACHER[i : i + 1]), torch.tensor(LABELS[i : i + 1])
+        target, others = losses.decoupled_kl(student, teacher, label, 3.0)
+        certain = losses.soften(teacher, 3.0, 1.0)[0, label[0]]
+        whole = losses.kd_kl(student, losses.soften(teacher, 3.0, 1.0), 3.0)
+        assert (target + (1 - certain) * others).item() == pytest.approx(whole.item(), rel=1e-11)
+
+
+def test_standardised_logits() -> None:
+    found = losses.standardised(wide(STUDENT))
+    expected = (STUDENT - STUDENT.mean(1, keepdims=True)) / STUDENT.std(1, ddof=1, keepdims=True)
+    torch.testing.assert_close(found, wide(expected), rtol=1e-6, atol=0)
+    # Neither shift nor scale of a network matters any more.
+    torch.testing.assert_close(losses.standardised(7 * wide(STUDENT) - 3), found, rtol=1e-6, atol=0)
+    assert not losses.standardised(torch.ones(2, C)).any()
+
+
+def test_reweighted_targets() -> None:
+    probabilities = np_softmax(TEACHER)
+    weighted = probabilities * WEIGHTS
+    found = losses.reweighted(wide(probabilities), wide(WEIGHTS))
+    torch.testing.assert_close(found, wide(weighted / weighted.sum(1, keepdims=True)), rtol=1e-12, atol=0)
+    assert (found[:, -1] > wide(probabilities)[:, -1]).all()
+    same = losses.reweighted(wide(probabilities), wide(np.full(C, 3.0)))
+    torch.testing.assert_close(same, wide(probabilities), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 1.5, 2.0])
+def test_cross_domain_is_the_closed_form(gamma: float) -> None:
+    balanced = np_softmax(TEACHER - np.log(COUNTS))
+    ones, log_student = np.arange(B), np.log(np_softmax(STUDENT))
+    of_balanced, of_imbalanced = -np.log(balanced[ones, LABELS]), -np.log(np_softmax(TEACHER)[ones, LABELS])
+    w = of_balanced**gamma / (of_balanced**gamma + of_imbalanced**gamma)
+    assert w.max() - w.min() > 0.2
+    expected = (-w * (balanced * log_student).sum(1) - (1 - w) * log_student[ones, LABELS]).mean()
+    found, weight = cross_domain(wide(STUDENT), wide(TEACHER), prior(), gamma)
+    assert found.item() == pytest.approx(expected, rel=1e-10) and weight.item() == pytest.approx(w.mean(), rel=1e-10)
+
+
+def test_cross_domain_of_a_teacher_that_is_certain_is_cross_entropy() -> None:
+    certain = 1e4 * np.eye(C)[LABELS]
+    found, weight = cross_domain(wide(STUDENT), wide(certain), prior(), 1.5)
+    assert found.item() == pytest.approx(np_hard(STUDENT, np.ones(C)), rel=1e-12) and weight.item() == 0.5
+    without_prior, weight = cross_domain(wide(STUDENT), wide(TEACHER), wide(np.zeros(C)), 1.5)
+    assert weight.item() == 0.5, "both domains are one"
+
+
+def cross_domain(student: Tensor, teacher: Tensor, prior_C: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    return losses.cross_domain(student, teacher, torch.tensor(LABELS), prior_C, gamma)
+
+
+def weighted_parts(student: Tensor, teacher: Tensor) -> Tensor:
+    target, others = losses.decoupled_kl(student, teacher, torch.tensor(LABELS), 4.0)
+    return target + 8 * others
+
+
+def balanced_kd(student: Tensor, teacher: Tensor) -> Tensor:
+    return losses.kd_kl(student, losses.reweighted(losses.soften(teacher, 2.0, 1.0), wide(WEIGHTS).to(teacher)), 2.0)
+
+
+def standardised_kd(student: Tensor, teacher: Tensor) -> Tensor:
+    student, teacher = losses.standardised(student), losses.standardised(teacher)
+    return losses.kd_kl(student, losses.soften(teacher, 2.0, 1.0), 2.0)
+
+
+SOFT = {
+    "decoupled": weighted_parts,
+    "balanced": balanced_kd,
+    "standardised": standardised_kd,
+    "cross-domain": lambda s, t: cross_domain(s, t, prior().to(s), 1.5)[0],
+}
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_other_divergences_by_finite_differences(name: str) -> None:
+    """No gradient reaches the teacher, and the loss of a batch is the mean of that of its samples."""
+    student, teacher = wide(STUDENT, grad=True), wide(TEACHER, grad=True)
+    assert torch.autograd.gradcheck(lambda s: SOFT[name](s, wide(TEACHER)), (student,))
+    SOFT[name](student, teacher).backward()
+    assert teacher.grad is None or not teacher.grad.any()
+    assert student.grad is not None and student.grad.abs().sum() > 1e-3
+
+
+@pytest.mark.parametrize("name", SOFT)
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e30), (torch.bfloat16, 1e30), (torch.float16, 6e4)])
+def test_other_divergences_of_extreme_logits(name: str, dtype: torch.dtype, size: float) -> None:
+    student, teacher = (torch.tensor(size * x / np.abs(x).max()).to(dtype) for x in (STUDENT, TEACHER))
+    student.requires_grad_()
+    loss = SOFT[name](student, teacher)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert loss.isfinite() and gradient.isfinite().all() and loss.dtype == torch.float32
+
+
+def test_a_weight_of_its_own_for_the_hard_term() -> None:
+    hard, kl = torch.tensor(2.0), torch.tensor(0.3)
+    assert losses.distilled(hard, kl, 2.0, 9.0, 0.1).item() == pytest.approx(0.1 * 2 + 9 * 4 * 0.3)
+    assert losses.distilled(hard, kl, 2.0, 0.25, 0.75).item() == losses.distilled(hard, kl, 2.0, 0.25).item()
+
+
 @pytest.mark.parametrize(("tau", "p"), TAUS_AND_POWERS)
 def test_power_equals_a_teacher_temperature(tau: float, p: float) -> None:
     """softmax(t/tau)^p, renormalised = softmax(t / (tau/p)); and with p < 1 it is flatter than without."""

@@ -14,7 +14,7 @@ from pipelines.loader import Loader
 from pipelines.records.reader import Records
 from train.objectives import losses, reweighting
 from train.objectives.experts import divergence
-from train.objectives.methods import METHODS, DistillConfig, hard_part, words_of
+from train.objectives.methods import METHODS, DistillConfig, hard_part, prior_left_out, words_of
 from train.objectives.objective import Objective
 
 B, C = 6, 4
@@ -225,6 +225,13 @@ def test_targets_and_method_must_fit() -> None:
         ("distill.drw_from", {"drw_from": -1}),
         ("distill.drw_beta", {"drw_beta": 1.0}),
         ("distill.drw_beta", {"drw_beta": -0.1}),
+        ("distill.alpha=2: must be from 0 to 1, .* distill.hard_weight=1", {"alpha": 2}),
+        ("distill.alpha=-1", {"alpha": -1, "hard_weight": 1}),
+        ("distill.hard_weight=-1", {"hard_weight": -1}),
+        ("distill.dkd_target=-1", {"dkd_target": -1}),
+        ("distill.dkd_others=101", {"dkd_others": 101}),
+        ("distill.bkd_beta=1", {"bkd_beta": 1.0}),
+        ("distill.xerm_gamma=-1", {"xerm_gamma": -1}),
         ("distill.diversity", {"diversity": -1e9}),
         ("distill.diversity_from", {"diversity_from": -1}),
         ("distill.diversity_eta", {"diversity_eta": 1.5}),
@@ -247,11 +254,19 @@ def test_every_row_of_the_table_is_complete() -> None:
 
 def test_the_hard_part_of_a_method_has_its_prior() -> None:
     own = {"ce": "ce", "bsce": "bsce", "ldam": "ldam", "dive": "bsce", "kd": "ce", "router": "router"}
+    own |= {"dkd": "ce", "bkd": "ce", "xerm": "bsce"}
     assert {name: hard_part(DistillConfig(method=name)) for name in METHODS} == own
     given = {name: hard_part(DistillConfig(method=name, hard="ldam")) for name in METHODS}
-    assert given == own | {"dive": "ldam", "kd": "ldam"}
+    assert given == own | dict.fromkeys(("dive", "kd", "dkd", "bkd"), "ldam")
     for name, row in METHODS.items():
         assert row.prior == METHODS[own[name]].prior
+
+
+def test_whether_the_logits_hold_the_training_prior() -> None:
+    """Not those of a method whose targets are balanced in part."""
+    held = {"ce": False, "bsce": True, "ldam": None, "dive": True, "kd": False, "dkd": False, "bkd": None, "xerm": None}
+    held["router"] = None  # of whatever network it started from
+    assert {name: prior_left_out(DistillConfig(method=name)) for name in METHODS} == held
 
 
 def test_words_of_a_card_name_the_hard_term() -> None:

@@ -23,6 +23,26 @@ def test_precision_and_determinism():
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
+def test_fp32_is_no_tf32():
+    torch.backends.cudnn.allow_tf32 = True
+    make_accelerator(Config(precision="fp32"))
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_processes_share_the_cores_for_compilation(monkeypatch):
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    for cores, share in ((200, "32"), (16, "4"), (2, "1")):
+        monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
+        make_accelerator(Config())
+        assert "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ
+        make_accelerator(Config(compile=True))
+        assert os.environ.pop("TORCHINDUCTOR_COMPILE_THREADS") == share
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "7")
+    make_accelerator(Config(compile=True))
+    assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "7", "what the user has set stays"
+
+
 def test_fp16_on_a_cpu():
     with pytest.raises(UserError, match="precision=fp16 needs a GPU"):
         make_accelerator(Config(precision="fp16"))

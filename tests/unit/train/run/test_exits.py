@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import warm
 from helpers.closed import closed
 
@@ -33,6 +34,8 @@ def test_guard(capsys, monkeypatch):
     assert guard(raises(UserError("two\nlines"))) == 2
     assert capsys.readouterr().err == "error: two lines\n"
     assert guard(raises(KeyboardInterrupt())) == 130
+    assert guard(raises(torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"))) == 2
+    assert "(CUDA out of memory. Tried): give a smaller optim.batch" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):  # a bug of ours keeps its traceback
         guard(raises(ZeroDivisionError()))
 

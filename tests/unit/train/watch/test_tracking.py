@@ -60,19 +60,17 @@ def metrics(folder: Path) -> list[dict]:
 
 def test_rates_leave_out_the_first_step_and_evaluations(tracker, clock, tmp_path):
     t = tracker()
-    with t.waiting():
-        clock.now += 3  # opening files
+    clock.now += 3  # opening files
+    t.data_wait(3)
     clock.now += 50  # compilation
     t.step(1, 64)
     for step in (2, 3):
-        with t.waiting():
-            clock.now += 0.5
-        clock.now += 1.5
+        clock.now += 2
+        t.data_wait(0.5)
         t.step(step, 64)
         with t.evaluating():
             clock.now += 1000
-            with t.waiting():
-                clock.now += 1000  # the evaluation's own data
+            t.data_wait(1000)  # the evaluation's own data
     t.log(3, loss=2.5, lr=0.1)
     (line,) = metrics(tmp_path)
     assert line.pop("peak_memory_gb") > 0.01
@@ -173,19 +171,10 @@ def test_the_evaluating_time_of_a_failed_evaluation_is_left_out_too(tracker, clo
     with pytest.raises(RuntimeError), t.evaluating():
         clock.now += 7
         raise RuntimeError
-    with t.waiting():
-        clock.now += 2
+    clock.now += 2
+    t.data_wait(2)
     t.step(2, 10)
     assert t.speed()["images_per_s"] == 5 and t.speed()["data_wait"] == 1
-
-
-def test_the_end_of_the_data_passes_through_waiting(tracker, clock):
-    t = tracker()
-    with pytest.raises(StopIteration), t.waiting():
-        clock.now += 2
-        next(iter(()))
-    t.step(1, 10)
-    assert t.speed()["first_step_s"] == 0  # the wait was counted as a wait
 
 
 def test_events_have_no_speed_and_nan_is_null(tracker, tmp_path, screen):
@@ -302,7 +291,8 @@ def test_the_bar_on_a_terminal(tracker, clock, screen, tmp_path):
 def test_other_ranks_do_nothing(tracker, clock, screen, tmp_path):
     with tracker(is_main=False, terminal=True) as t:
         session(t, clock, range(1, 9))
-        with t.waiting(), t.evaluating():
+        t.data_wait(1)
+        with t.evaluating():
             t.say("x")
         t.sync()
     assert list(tmp_path.iterdir()) == [] and screen.getvalue() == ""
