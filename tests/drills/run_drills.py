@@ -34,6 +34,7 @@ class Variant(NamedTuple):
     settings: list[str]
     jpeg: bool = False
     cached: bool = False
+    routed: bool = False
 
 
 _EVERYTHING = ["ema.decay=0.9", "eval.every_epochs=1"]
@@ -45,6 +46,7 @@ VARIANTS = {
         ["data.backend=dali", "data.recipe.crop=random_resized_crop", "data.recipe.short_side=18"], jpeg=True
     ),
     "cache": Variant([], cached=True),
+    "router": Variant([], routed=True),
     "accumulate": Variant(["optim.accumulate=4", "optim.clip=1.0"]),
 }
 
@@ -73,6 +75,12 @@ def prepare(variant: Variant, tiny: Path, folder: Path) -> tuple[str, list[Any]]
         data = folder / "jpeg"
         if not (data / "test.beton").exists():
             write_jpegs(tiny, data)
+    if variant.routed:
+        experts = ["model.experts=3", "model.head=cosine"]
+        if not (folder / "runs/base").exists():
+            run("teacher", tiny_config(folder, data), "run=base", *experts, cwd=folder)
+        routers = [*experts, "model.router=4", "model.init=base", "data.sampling=class_balanced", "optim.lr=0.01"]
+        return "router", [tiny_config(folder, data, "router"), *_EVERYTHING, *routers]
     if not variant.cached:
         return "teacher", [tiny_config(folder, data), *_EVERYTHING, *variant.settings]
     config = tiny_config(folder, data, "dive", DIVE)

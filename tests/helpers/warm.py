@@ -25,7 +25,7 @@ SERVED = "DIVE_WARM_PYTHON"  # in the environment: the path, where a process abo
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 IMPORTED = [
     *("torch.distributed.run", "accelerate.commands.launch", "torch._dynamo", "scipy.linalg", "tools.logits"),
-    *(f"train.{script}" for script in ("teacher", "distill", "cache_logits", "evaluate")),
+    *(f"train.{script}" for script in ("teacher", "distill", "router", "cache_logits", "evaluate")),
 ]
 
 

@@ -18,7 +18,7 @@ from train.config import Config
 from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
 from train.evaluation.shifted import long_tail, shifted_sets
 from train.objectives import losses, reweighting
-from train.objectives.methods import DistillConfig
+from train.objectives.methods import METHODS, DistillConfig
 from train.schedule import Schedule
 from train.settings import load
 
@@ -276,3 +276,16 @@ def test_ldam_and_the_switches() -> None:
     raised = float(eta) * 100 * counts / counts.sum() + 1 - float(eta)
     assert "`T_j = (eta * C * p_j + 1 - eta) / max_k (eta * C * p_k + 1 - eta)`" in WORDS
     np.testing.assert_allclose(reweighting.diversity_temperatures(counts, float(eta)), raised / raised.max(), rtol=1e-6)
+
+
+def test_the_router() -> None:
+    code, weight = found(
+        r"a code of (\d+) numbers, `relu\(A_e h_e / \|h_e\| \+ b_e\)`.* with w = (\d+) \(`distill.router_weight`\)"
+    )
+    network = ModelSpec("resnet20", 100, "cosine", experts=2, router=30).build()
+    assert network.get_parameter("router.codes.0.weight").shape == (int(code), 48)
+    assert float(weight) == DistillConfig().router_weight
+    (command,) = re.findall(r"^accelerate launch (train/router\.py .*)$", TEXT, re.MULTILINE)
+    script, _, *settings = command.split()
+    config = load(Config, ROOT / "configs/cifar100_lt/ce_if100.yaml", settings)
+    assert METHODS[config.distill.method].script == script and config.model.spec(100).router == 30
