@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.files import read_json
-from tools.paper.datasets import METHODS, PAPER_SOURCE, Dataset
+from tools.paper.datasets import METHODS, MORE, PAPER_SOURCE, RIDE_SOURCE, ROWS, Dataset
 from tools.paper.jobs import Ending
 from tools.paper.outcomes import (
     GROUPS,
@@ -29,7 +29,7 @@ from train.data import views_of
 from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE
 from train.watch.text import clock, markdown_table, percent
 
-NAMES = {"ce": "CE", "bsce": "BSCE", "dive": "DiVE"}
+NAMES = {name: row.title for name, row in ROWS.items()}
 
 
 class Figure(NamedTuple):
@@ -89,7 +89,7 @@ def row_of(runs: Sequence[Outcome], groups: Sequence[str] = GROUPS) -> Row:
 
 
 class Line(NamedTuple):
-    """A row of Table 1: a method on a data set, and DiVE's gain over its own teachers."""
+    """A row of the table: a method on a data set, and a student's gain over its own teachers."""
 
     dataset: Dataset
     method: str
@@ -97,17 +97,23 @@ class Line(NamedTuple):
     gain: Spread | None
 
     @property
-    def paper(self) -> float:
-        return self.dataset.paper[self.method]
+    def paper(self) -> float | None:
+        return self.dataset.paper.get(self.method)
 
     @property
-    def paper_gain(self) -> float:
-        return self.paper - self.dataset.paper["bsce"]
+    def paper_gain(self) -> float | None:
+        teacher = self.dataset.paper.get(ROWS[self.method].teacher or "")
+        return None if self.paper is None or teacher is None else self.paper - teacher
+
+    @property
+    def difference(self) -> float | None:
+        ours = self.row.accuracy["top1"].mean
+        return None if self.paper is None or ours is None else ours - self.paper
 
     def as_json(self) -> dict[str, Any]:
-        dataset, ours = self.dataset, self.row.accuracy["top1"].mean
+        dataset = self.dataset
         found: dict[str, Any] = {dataset.column: dataset.value, "method": self.method, "paper": self.paper}
-        found["difference"] = None if ours is None else ours - self.paper
+        found["difference"] = self.difference
         if self.gain is not None:
             found |= {"paper_gain": self.paper_gain, "gain": self.gain._asdict()}
         return found | self.row.as_json()
@@ -122,11 +128,12 @@ def table_report(
     cells = {
         (method, name): [run for run in runs if (run.task.role, run.task.dataset.name) == (method, name)]
         for name in datasets
-        for method in METHODS
+        for method in ROWS
     }
     lines = [
-        Line(datasets[name], method, row_of(own), spread(gains(own, runs)) if method == "dive" else None)
+        Line(datasets[name], method, row_of(own), spread(gains(own, runs)) if ROWS[method].teacher else None)
         for (method, name), own in cells.items()
+        if own or method in METHODS
     ]
     public = ", ".join(f"{one.public['dive']:.2f} at {one.value}" for one in datasets.values() if "dive" in one.public)
     notes = [
@@ -134,6 +141,7 @@ def table_report(
         *notes,
         *_verdicts(lines),
         f"Paper: {PAPER_SOURCE}. The group's published code reports {public} for DiVE.",
+        *([f"Paper of RIDE: {RIDE_SOURCE}."] if any(line.method in MORE for line in lines) else []),
         *_notes(runs),
         "The student of seed s learns from the teacher of seed s, through the cache of that teacher.",
     ]
@@ -146,23 +154,27 @@ def _main_table(table: Sequence[Line]) -> Table:
     columns += ("gain over its teacher: paper", "ours", "seeds", "wall time of a run", "images/s of a run")
     lines = []
     for line in table:
-        row, ours = line.row, line.row.accuracy["top1"].mean
-        start = [str(line.dataset.value), NAMES[line.method], f"{line.paper:.2f}"]
-        if ours is None or row.wall_s.mean is None:
+        row = line.row
+        start = [str(line.dataset.value), NAMES[line.method], _figure(line.paper, ".2f")]
+        if row.accuracy["top1"].mean is None or row.wall_s.mean is None:
             lines.append([*start, row.state, *[""] * (len(columns) - 4)])
             continue
         overall, *groups = row.groups
-        gain = ["", ""] if line.gain is None else [f"{line.paper_gain:+.2f}", line.gain.text()]
+        gain = ["", ""] if line.gain is None else [_figure(line.paper_gain, "+.2f"), line.gain.text()]
         seeds = str(row.finished) + (f" ({row.state})" if row.state else "")
         rest = [seeds, clock(row.wall_s.mean), row.images_per_s.text(0)]
-        lines.append([*start, overall, f"{ours - line.paper:+.2f}", *groups, *gain, *rest])
+        lines.append([*start, overall, _figure(line.difference, "+.2f"), *groups, *gain, *rest])
     return Table("Paper against ours", columns, lines)
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _verdicts(table: Sequence[Line]) -> Iterator[str]:
     """A sentence for each data set of which all methods were run with the same seeds."""
     for dataset in {line.dataset.name: line.dataset for line in table}.values():
-        own = {line.method: line.row for line in table if line.dataset.name == dataset.name}
+        own = {line.method: line.row for line in table if line.dataset.name == dataset.name and line.method in METHODS}
         means = [row.accuracy["top1"].mean for row in own.values()]
         known = [value for value in means if value is not None]
         if len(known) < len(means) or any(row.state for row in own.values()):
