@@ -439,6 +439,44 @@ def test_the_flatness_study(in_process: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_rows_with_experts(in_process: None, done: tuple[Path, str], archive: Path, tmp_path: Path) -> None:
+    """Added to an OUT with runs of Table 1, which stay as they are: measured, planned, trained and shown beside them."""
+    out = tmp_path / "out"
+    shutil.copytree(done[0], out)
+    before = read(out / "cifar100_lt.json")["rows"]
+    command = [*table_command(archive, out, 0.015, seed=1), "--methods", "ride_dive4", "model.experts=2"]
+    code, screen, errors = call(*command)
+    assert code == 0, screen + errors
+    names = ["bsce6_if10-e3-s1", "cache_bsce6_if10-e3-s1-v3", "ride_dive4_if10-e3-s1"]
+    measured, _, planned = screen.partition("expected: ")
+    started = [line.removeprefix("start: ") for line in planned.splitlines() if line.startswith("start: ")]
+    assert started == names and "start: bsce6_if10-s0" in measured and "start: bsce_if10-s0" not in measured
+    assert re.search(
+        r"hard labels \(2 experts\) [\d,.]+, from a cache \(2 experts\) [\d,.]+, writing a cache \(2 ", measured
+    )
+    config = load(Config, out / "runs" / names[-1] / "config.yaml")
+    assert (config.distill.diversity_from, config.schedule.milestones, config.schedule.epochs) == (2, [2], 3)
+    rows = {(row["method"], row["imbalance"]): row for row in read(out / "cifar100_lt.json")["rows"]}
+    assert [method for method, imbalance in rows if imbalance == 10] == ["ce", "bsce", "dive", "bsce6", "ride_dive4"]
+    gain = rows["ride_dive4", 10]["top1"]["mean"] - rows["bsce6", 10]["top1"]["mean"]
+    assert rows["ride_dive4", 10]["gain"]["mean"] == pytest.approx(gain)
+    code, _, _ = call(*table_command(archive, out, seed=1), "--table-only")
+    assert code == 0 and read(out / "cifar100_lt.json")["rows"] == before
+
+
+def test_rows_are_shown_where_they_are_asked_for(tmp_path: Path) -> None:
+    """Or begun; by default those of Table 1 alone."""
+    (tmp_path / "runs" / "ride4_if100-s7").mkdir(parents=True)
+    for more, shown in (([], {("ride4", 100)}), (["--methods", "ride_dive4", "--imbalance", 50], {("ride4", 100)})):
+        code, screen, errors = call("cifar100-lt", "--out", tmp_path, "--table-only", "--seeds", 3, *more)
+        assert code == 0, screen + errors
+        rows = {(row["method"], row["imbalance"]): row for row in read(tmp_path / "cifar100_lt.json")["rows"]}
+        others = {key for key in rows if key[0] not in ("ce", "bsce", "dive")}
+        assert others == shown | ({("bsce6", 50), ("ride_dive4", 50)} if more else set())
+        assert len(rows) == 9 + len(others) and rows["ce", 100]["runs"] == rows["ride4", 100]["runs"] == 1
+
+
+@pytest.mark.slow
 def test_whether_the_draw_is_the_papers(
     done: tuple[Path, str], archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
