@@ -1,7 +1,8 @@
 """Several experts in one network (RIDE, arXiv 2010.01809): stages and heads of their own over a trunk that they share.
 
-Owns how experts are run and put together; resnet.py and resnet_cifar.py own their stages, and where the trunk ends. Invariant:
-the answer is the mean of the experts' logits, and no expert sees another.
+Owns how experts are run and put together; resnet.py and resnet_cifar.py own their stages, and where the trunk ends, router.py
+which experts an image needs, in a network with routers. Invariant: the answer is the mean of the experts' logits, and no expert
+sees another.
 
 The experts run one after the other. One grouped form of them (convolutions of E groups, a batch norm of all channels) has a
 third to a sixth of the launches, but on a CPU (two cores, one thread, fp32, forward and backward) it was slower: the loop took
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from models.heads import Head
 from models.outputs import Outputs
+from models.router import Router
 
 
 class Form(NamedTuple):
@@ -30,10 +32,16 @@ class Form(NamedTuple):
     "None: no experts, the plain network"
     width: float = 0.75
     "share of the plain width that the experts' stages have"
+    router: int | None = None
+    "how many of the largest logits a router sees; None: no routers, all experts answer"
 
     def widths(self, *plain: int) -> list[int]:
         """The widths of an expert's stages, in whole channels, for those of the plain network."""
         return [round(width * self.width) for width in plain]
+
+    def make_router(self, features: int) -> Router | None:
+        """The routers, for experts of so many features; None without."""
+        return None if self.router is None else Router(self.experts or 0, features, self.router)
 
 
 PLAIN = Form()
@@ -63,9 +71,20 @@ class Experts(nn.ModuleList):
         """The last layer of each expert."""
         return [expert.get_submodule("fc") for expert in self]
 
-    def forward(self, shared: Tensor) -> Outputs:
-        """logits[B, C], features[B, E * D] side by side and experts[B, E, C] of what the trunk gives."""
+    def forward(self, shared: Tensor, router: Router | None = None) -> Outputs:
+        """What all of them say, given what the trunk gives: logits[B, C], features[B, E * D] side by side, experts[B, E, C].
+
+        With a router also its logits [B, E - 1].
+        """
         features, logits = zip(*(expert(shared) for expert in self), strict=True)
         experts = torch.stack(logits, dim=1)
         wide = torch.promote_types(experts.dtype, torch.float32)  # under autocast the mean would be rounded once more
-        return Outputs(experts.mean(1, dtype=wide), torch.cat(features, dim=1), experts)
+        going_on = None if router is None else router.after_each(experts, features)
+        return Outputs(experts.mean(1, dtype=wide), torch.cat(features, dim=1), experts, going_on)
+
+    def answer(self, shared: Tensor, router: Router | None) -> Tensor | Outputs:
+        """The answer in eval mode: logits[B, C], of all experts or of those that the router asks for (models/router.py)."""
+        if router is None:
+            return self(shared).logits
+        answered = router.answer(list(self), shared)
+        return answered if router.tells else answered.logits

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.experts import Experts
+from models.router import all_experts
 
 
 class UnknownFeatures(ValueError):
@@ -39,8 +40,9 @@ def last_layer(network: nn.Module) -> nn.Module:
 
 
 def _hooked(network: nn.Module, look: Callable[[int, Tensor], None]) -> ExitStack:
-    """While this is open, `look(i, inputs)` is called with the inputs of last layer `i` before it runs."""
+    """While this is open, `look(i, inputs)` is called with the inputs of last layer `i` before it runs; all run on all images."""
     hooks = ExitStack()
+    hooks.enter_context(all_experts(network))
     for i, layer in enumerate(last_layers(network)):
         handle = layer.register_forward_pre_hook(partial(_inputs, look, i))
         hooks.callback(handle.remove)

@@ -2,7 +2,7 @@
 
 A network of one head returns its logits [B, C], as torchvision's and timm's do. One that has more to say in training returns
 `Outputs` there. Invariant: in eval mode every network returns logits [B, C] alone, the answer, so that evaluation, caches,
-exports and online teachers need no case of their own.
+exports and online teachers need no case of their own; more only within `experts_told` (router.py), for evaluations.
 Shapes: B batch, C classes, D features, E experts.
 """
 
@@ -22,6 +22,8 @@ class Outputs(NamedTuple):
     "[B, E, C]: the logits of each expert"
     router: Tensor | None = None
     "[B, E - 1]: logits for going on to the next expert"
+    used: Tensor | None = None
+    "int64 [B]: how many experts answered; in eval mode, and only where it is asked for"
 
 
 def outputs_of(returned: Tensor | Outputs) -> Outputs:
@@ -38,6 +40,15 @@ def set_training(network: nn.Module) -> None:
     for part in network.modules():
         if _is_frozen(part):
             part.eval()
+
+
+def freeze_all_but(network: nn.Module, part: str) -> None:
+    """Freeze all parameters outside of `part`, a submodule's name; KeyError where the network has no parameters there."""
+    trained = {name for name, _ in network.named_parameters() if name.startswith(f"{part}.")}
+    if not trained:
+        raise KeyError(f"{type(network).__name__} has no part {part} with parameters")
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in trained)
 
 
 def _is_frozen(part: nn.Module) -> bool:

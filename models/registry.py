@@ -67,9 +67,12 @@ class ModelSpec:
     "None: no experts, the plain network"
     expert_width: float = 0.75
     "share of the plain width of the experts' stages; without meaning where there are none"
+    router: int | None = None
+    "how many of the largest logits the routers between the experts see; None: no routers, all experts answer"
 
     def __post_init__(self) -> None:
         _check_form(self, "")
+        _check_router(self, self.num_classes, "")
 
     @classmethod
     def of(cls, meta: Mapping[str, Any]) -> "ModelSpec":
@@ -109,6 +112,8 @@ class ModelSpec:
             parts += [f"head={self.head}", f"head_scale={_number(self.head_scale)}"]
         if self.experts is not None:
             parts += [f"experts={self.experts}", f"expert_width={_number(self.expert_width)}"]
+        if self.router is not None:
+            parts.append(f"router={self.router}")
         return " ".join(parts)
 
     def __str__(self) -> str:
@@ -118,6 +123,8 @@ class ModelSpec:
         if self.experts is not None:
             plural = "s" if self.experts > 1 else ""
             parts.append(f"{self.experts} expert{plural} of {_number(self.expert_width)} of the plain width")
+        if self.router is not None:
+            parts.append(f"routers that see {self.router} logits")
         return f"{self.name} with {', '.join([*parts, f'{self.num_classes} classes'])}"
 
     def build(self) -> nn.Module:
@@ -139,10 +146,13 @@ class ModelSpec:
 
     def _form(self) -> Form:
         head = nn.Linear if self.head == "linear" else partial(CosineHead, scale=self.head_scale)
-        return Form(head, self.experts, self.expert_width)
+        return Form(head, self.experts, self.expert_width, self.router)
 
 
-_ENTRIES: dict[str, Callable[[str], Any]] = {"head": str, "head_scale": float, "experts": int, "expert_width": float}
+_ENTRIES: dict[str, Callable[[str], Any]] = {
+    **{"head": str, "head_scale": float},
+    **{"experts": int, "expert_width": float, "router": int},
+}
 HEADS = ("linear", "cosine")
 MOST_EXPERTS, MOST_SCALE = (
     64,
@@ -166,11 +176,15 @@ class ModelConfig:
     logits (not for timm); null = none, the plain network"""
     expert_width: float = 0.75
     "width of the experts' own stages, as a share of the plain network's, 0.5 to 1"
+    router: int | None = None
+    """routers, which decide for each image how many of the experts answer: the number of largest logits that they see (CIFAR 30,
+    large data sets 50); only for train/router.py, which trains them; null = none, all experts answer"""
     sync_bn: bool = False
     "synchronised batch norm: statistics over the images of all GPUs, for when each GPU has few images"
 
     def __post_init__(self) -> None:
         _check_form(self, "model.")
+        _check_router(self, None, "model.")
 
     @property
     def logit_scale(self) -> float:
@@ -178,8 +192,11 @@ class ModelConfig:
         return self.head_scale if self.head == "cosine" else 1.0
 
     def spec(self, num_classes: int) -> ModelSpec:
-        """The spec of the network that these settings ask for."""
-        return ModelSpec(self.name, num_classes, self.head, self.head_scale, self.experts, self.expert_width)
+        """The spec of the network that these settings ask for; ValueError, worded for the user, for too few classes."""
+        _check_router(self, num_classes, "model.")
+        return ModelSpec(
+            self.name, num_classes, self.head, self.head_scale, self.experts, self.expert_width, self.router
+        )
 
 
 def model_names() -> list[str]:
@@ -209,6 +226,20 @@ def _check_form(given: "ModelSpec | ModelConfig", prefix: str) -> None:
         )
     if not 0.5 <= given.expert_width <= 1:  # narrower, a CIFAR network's shortcut would have to drop channels
         raise ValueError(f"{prefix}expert_width={given.expert_width}: must be from 0.5 to 1")
+
+
+def _check_router(given: "ModelSpec | ModelConfig", num_classes: int | None, prefix: str) -> None:
+    """ValueError for routers without experts, or that would see none or more logits than there are; None: not known yet."""
+    if given.router is None:
+        return
+    if given.experts is None or given.experts < 2:
+        raise ValueError(
+            f"{prefix}router={given.router}: a router decides between experts; give {prefix}experts=2 or more, or "
+            f"{prefix}router=null"
+        )
+    if given.router < 1 or (num_classes is not None and given.router > num_classes):
+        most = "the number of classes" if num_classes is None else f"{num_classes}, the number of classes"
+        raise ValueError(f"{prefix}router={given.router}: must be from 1 to {most}, or null for no routers")
 
 
 def _number(value: float) -> str:

@@ -87,11 +87,12 @@ class CifarExperts(_Trunk):
 
         self.experts = Experts(form.experts or 0, expert)
         _initialise(self)
+        self.router = form.make_router(last)
 
     def forward(self, images: Tensor) -> Tensor | Outputs:
         """images[B, 3, H, W] -> logits[B, C]; in training `Outputs`."""
-        outputs = self.experts(self.trunk(images))
-        return outputs if self.training else outputs.logits
+        shared = self.trunk(images)
+        return self.experts(shared, self.router) if self.training else self.experts.answer(shared, self.router)
 
 
 def _initialise(network: nn.Module) -> None:

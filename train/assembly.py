@@ -13,6 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from models import ModelSpec
+from models.outputs import freeze_all_but
 from pipelines.backends import pixel_source, resolve_backend
 from pipelines.errors import UserError
 from pipelines.loader import Loader
@@ -33,7 +35,7 @@ from train.data import (
 from train.ema import Ema
 from train.loop import Training
 from train.networks.info import ModelInfo
-from train.networks.initial import initialise
+from train.networks.initial import Initial, initialise, initialise_all_but
 from train.networks.layout import channels_last, compile_in_place
 from train.objectives.methods import METHODS, DistillConfig, hard_part, names_where, settings_of
 from train.objectives.objective import Objective
@@ -102,6 +104,7 @@ def check_method(config: Config, script: str) -> None:
     if method.script != script:
         allowed = names_where(lambda row: row.script == script)
         raise UserError(f"distill.method={name} is not for {script}, which takes {allowed}; use {method.script}")
+    _check_part(config)
     if not method.targets:
         for key, given in (("distill.teacher", config.distill.teacher), ("cache.paths", config.cache.paths)):
             if given:
@@ -118,6 +121,33 @@ def check_method(config: Config, script: str) -> None:
         )
 
 
+def _check_part(config: Config) -> None:
+    """Refuse routers with a method that does not train them, and a method for them without what it needs."""
+    name, model = config.distill.method, config.model
+    part = METHODS[name].part
+    if part is None:
+        if model.router is not None:
+            raise UserError(
+                f"model.router={model.router}: {name} does not train routers; leave it out here, and train them afterwards, "
+                "from this run: train/router.py CONFIG model.init=RUN"
+            )
+        return
+    if getattr(model, part) is None:
+        raise UserError(
+            f"distill.method={name} trains the {part} of a network, and this one has none: type model.{part}=30 "
+            "(for large data sets 50), with model.experts and the other settings of model as in the run that model.init names"
+        )
+    if model.init is None:
+        raise UserError(
+            f"distill.method={name} trains the {part} of a finished network: type model.init=RUN, a finished run or an "
+            f"export of this network without its {part}"
+        )
+    if config.distill.diversity:
+        raise UserError(
+            f"distill.diversity={config.distill.diversity}: {name} does not train the experts; leave it out"
+        )
+
+
 def _check_sampling(config: Config) -> None:
     if config.data.sampling != "class_balanced":
         return
@@ -126,7 +156,7 @@ def _check_sampling(config: Config) -> None:
         name = distill.method if distill.hard is None else f"distill.hard={distill.hard}"
         raise UserError(
             f"data.sampling=class_balanced: {name} {why}; "
-            f"use data.sampling=instance, or distill.method={names_where(lambda row: not row.prior)}"
+            f"use data.sampling=instance, or distill.method={names_where(lambda row: not row.prior and row.part is None)}"
         )
     if distill.drw_from is not None and "drw_from" in settings_of(distill):
         raise UserError(
@@ -285,11 +315,14 @@ def _order(config: Config, train: Records, accelerator: Accelerator) -> TrainOrd
 def _network(config: Config, train: Records, folder: Path, accelerator: Accelerator) -> tuple[nn.Module, str | None]:
     """(the network on the device, drawn from the seed or filled as model.init says; hash of what filled it)."""
     torch.manual_seed(config.seed)
+    spec = _spec(config, train)
     try:
-        network = config.model.spec(train.num_classes).build().to(accelerator.device)
+        network = spec.build().to(accelerator.device)
     except ValueError as error:
         raise UserError(f"model.name: {error}") from error
     init = _initialised(network, config, train, folder, accelerator.print)
+    if (part := METHODS[config.distill.method].part) is not None:
+        freeze_all_but(network, part)
     if config.model.sync_bn:
         if accelerator.device.type != "cuda":
             raise UserError("model.sync_bn=true needs GPUs (torch has it for them alone); leave it out")
@@ -303,10 +336,28 @@ def _initialised(network: nn.Module, config: Config, train: Records, folder: Pat
         return None
     if checkpoint.has_checkpoint(folder):
         return Facts.of_run(folder).init
-    initial = initialise(network, config.model.init, config.model.spec(train.num_classes), list(train.class_names))
+    initial = _initial(network, config, train)
     for line in initial.report:
         say(line)
     return initial.weights
+
+
+def _initial(network: nn.Module, config: Config, train: Records) -> Initial:
+    """What model.init gives: whatever fits, or, where only a part of the network is trained, all the rest of it."""
+    source, spec, class_names = config.model.init, _spec(config, train), list(train.class_names)
+    assert source is not None
+    part, data = METHODS[config.distill.method].part, config.data
+    if part is None:
+        return initialise(network, source, spec, class_names)
+    seen = {"data.mean": list(data.mean), "data.std": list(data.std), "data.recipe.size": data.recipe.size}
+    return initialise_all_but(network, part, source, spec, class_names, seen)
+
+
+def _spec(config: Config, train: Records) -> ModelSpec:
+    try:
+        return config.model.spec(train.num_classes)
+    except ValueError as error:  # it names the key itself
+        raise UserError(str(error)) from error
 
 
 def _objective(

@@ -43,6 +43,11 @@ _NEEDS = (
     ),
     Needs(("model.head_scale",), "model.head=cosine", lambda c: c.model.head == "cosine"),
     Needs(("model.expert_width",), "model.experts", lambda c: c.model.experts is not None),
+    Needs(
+        ("model.sync_bn",),
+        f"distill.method={names_where(lambda row: row.part is None)}",
+        lambda c: METHODS[c.distill.method].part is None,
+    ),
     Needs(("data.hw_decoder_load",), "data.backend=dali", lambda c: c.data.backend in ("auto", "dali")),
     Needs(("optim.momentum", "optim.nesterov"), "optim.name=sgd", lambda c: c.optim.name == "sgd"),
     Needs(("optim.betas",), "optim.name=adamw", lambda c: c.optim.name == "adamw"),
@@ -80,7 +85,7 @@ def _of_methods() -> tuple[Needs, ...]:
 
 def _where_read(name: str) -> str:
     """`distill.method=A or B`, and the hard terms that read the key, which other methods may take."""
-    hard = names_where(lambda row: not row.targets and name in row.settings)
+    hard = names_where(lambda row: row.is_hard_term and name in row.settings)
     return f"distill.method={names_where(lambda row: reads(row, name))}" + (f", or distill.hard={hard}" if hard else "")
 
 

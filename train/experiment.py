@@ -6,13 +6,14 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from models import outputs_of
+from models import outputs_of, set_training
 from pipelines.errors import UserError
 from pipelines.files import check_folder_place
 from train import loop
 from train.assembly import Assembled, assemble, check_method
 from train.config import Config
 from train.effects import of_training
+from train.evaluation.cost import flops
 from train.evaluation.counting import evaluate
 from train.evaluation.subject import evaluate_only
 from train.finite import FiniteLogits
@@ -88,7 +89,7 @@ class Experiment:
         training = assembled.training
         try:
             evaluated = {
-                name: found
+                name: found | _cost(assembled, found)
                 for split in assembled.evaluation
                 for name, found in evaluations(assembled, split, stops).items()
             }
@@ -205,4 +206,16 @@ def _evaluated(assembled: Assembled, split: str, stops: Stops | None) -> dict[st
 def headline(figures: dict[str, Any]) -> dict[str, Any]:
     """The figures that a line of metrics.jsonl holds, and a dashboard shows."""
     names = ("top1", "top5", "balanced_accuracy", "many", "medium", "few", "nll", "ece")
-    return {name: figures[name] for name in names}
+    return {name: figures[name] for name in (*names, *(name for name in ("experts_used",) if name in figures))}
+
+
+def _cost(assembled: Assembled, figures: dict[str, Any]) -> dict[str, int]:
+    """The operations for an image of an evaluation, given what was found there of the experts."""
+    training = assembled.training
+    size, device = training.config.data.recipe.evaluation().size, training.accelerator.device
+    network = training.network
+    network.eval()
+    try:
+        return flops(network, size, device, figures.get("expert_shares"))
+    finally:
+        set_training(network)

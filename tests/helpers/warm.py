@@ -24,7 +24,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 IMPORTED = [
     *("torch.distributed.run", "accelerate.commands.launch", "torch._dynamo", "scipy.linalg", "tools.logits"),
-    *(f"train.{script}" for script in ("teacher", "distill", "cache_logits", "evaluate")),
+    *(f"train.{script}" for script in ("teacher", "distill", "router", "cache_logits", "evaluate")),
 ]
 
 

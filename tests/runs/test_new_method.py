@@ -82,7 +82,7 @@ def test_a_method_that_is_added_goes_through_every_program(copy: Path, tiny: Pat
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     said = done.stdout.split("== ")
-    assert "distill.method: mine|ce|bsce|ldam|dive|kd = dive" in said[1]
+    assert "distill.method: mine|ce|bsce|ldam|dive|kd|router = dive" in said[1]
     assert "mine: KL to the teacher alone" in said[1]
     assert "refused: distill.method=mine is not for train/teacher.py" in said[2] and "use train/distill.py" in said[2]
     assert "refused: distill.p=0.5: mine has no power" in said[3]

@@ -173,6 +173,12 @@ class Lab:
     def online(self, *settings: str, **options: Any) -> Seen:
         return self.run("distill", "distill.tau=3", "distill.p=0.5", *settings, **options)
 
+    def routed(self, *settings: str, **options: Any) -> Seen:
+        """Train the routers of the network with experts `e`."""
+        self.teacher("run=e", *EXPERTS, SHORT)
+        router = ("distill.method=router", "model.init=e", "model.router=3", *EXPERTS)
+        return self.run("router", *router, *settings, **options)
+
     def cache(self, *settings: str, **options: Any) -> Seen:
         """Run cache_logits; without settings, it makes the cache that all students use, by the teacher `t`."""
         self.t()
@@ -561,6 +567,18 @@ def _(lab: Lab) -> None:
         assert heads == {f"experts.{i}.fc.weight": (5, channels) for i in range(experts)}
 
 
+@wire("model.router")
+def _(lab: Lab) -> None:
+    for choices in (3, 2):
+        seen = lab.routed(f"model.router={choices}", SHORT)
+        state = load_file(seen.folder / "model.safetensors")
+        assert state["router.unit.weight"].shape == (1, choices + 16) and state["router.codes.0.weight"].shape == (
+            16,
+            48,
+        )
+    assert "bsce does not train routers" in lab.teacher("model.router=3", *EXPERTS, fails=True).out
+
+
 @wire("model.init")
 def _(lab: Lab) -> None:
     seen = lab.teacher("model.init=t", *STILL, SHORT)
@@ -781,6 +799,18 @@ def _(lab: Lab) -> None:
     runs = [lab.teacher(*more, *views) for more in ((), late, (*late, "distill.diversity_eta=0.5"))]
     first, second = ([round(one.logged[i]["diversity"], 4) for one in runs] for i in (0, 1))
     assert len(set(first)) == 1 and len(set(second)) == 3
+
+
+@wire("distill.router_weight")
+def _(lab: Lab) -> None:
+    """The loss is linear in the weight, of the decisions that should be to go on."""
+    lines = [lab.routed(f"distill.router_weight={w}", *STILL, SHORT).logged[0] for w in (1, 1001, 2001)]
+    assert lines[0]["needs_more"] > 0 and lines[1]["loss"] > lines[0]["loss"]
+    assert lines[2]["loss"] - lines[1]["loss"] == pytest.approx(lines[1]["loss"] - lines[0]["loss"], rel=1e-3)
+    assert (
+        "distill.router_weight=2.0 goes with distill.method=router"
+        in lab.teacher("distill.router_weight=2", fails=True).out
+    )
 
 
 @wire("distill.head_smoothing")

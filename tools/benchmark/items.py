@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from models import set_training
+from models.outputs import freeze_all_but
 from pipelines.backends import PixelSource, available_backends, pixel_source, refusal, resolve_backend
 from pipelines.batch import Batch, Plan
 from pipelines.errors import UserError
@@ -79,6 +80,8 @@ class Steps:
         except ValueError as error:
             raise UserError(f"model.name: {error}") from error
         network = channels_last(network)
+        if (part := METHODS[config.distill.method].part) is not None:
+            freeze_all_but(network, part)
         optimizer = build_optimizer(network, config.optim)
         compile_in_place(network, config.compile, config.compile_mode)
         self._model, self._optimizer = accelerator.prepare(network, optimizer)

@@ -14,11 +14,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from models import set_training
+from models import outputs_of, set_training
 from models.features import watched
+from models.router import experts_of_routers, experts_told
 from pipelines.loader import Loader
 from pipelines.order import evaluation_shard
-from train.evaluation.metrics import Answers, figures
+from train.evaluation.metrics import Answers, experts_used, figures
 from train.finite import FiniteLogits
 from train.run.stops import Stopped, Stops
 
@@ -60,7 +61,7 @@ class Kept(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """figures: for result.json; kept: if asked for, on every process."""
+    """figures: for result.json, with those of the experts of a network with routers; kept: if asked for, on every process."""
 
     figures: dict[str, Any]
     kept: Kept | None
@@ -87,7 +88,8 @@ def evaluate(
     shard = evaluation_shard(len(records), accelerator.process_index, accelerator.num_processes)
     device = accelerator.device
     largest = -(-len(records) // accelerator.num_processes)
-    answered = torch.full((largest, len(Answers._fields)), -1, dtype=torch.float64, device=device)
+    # A row for each sample: what `answers` gives, and of a network with routers the number of experts used.
+    answered = torch.full((largest, len(Answers._fields) + 1), -1, dtype=torch.float64, device=device)
     done = 0
     kept: list[Kept] = []
     finite = FiniteLogits()
@@ -101,31 +103,38 @@ def evaluate(
     # Short batches are filled up, which for a small file must not cost what a large eval.batch would; the same on all processes.
     batch_size = min(batch_size, max(largest, EvalConfig().batch))
     batches = loader.batches(shard, np.zeros(len(shard), np.int32), batch_size)
-    features_watch = ExitStack()
+    looking_on = ExitStack()
     try:
-        seen = features_watch.enter_context(watched(network)) if keep == "features" else []
+        looking_on.enter_context(experts_told(network))
+        seen = looking_on.enter_context(watched(network)) if keep == "features" else []
         for _ in range(-(-largest // batch_size)):  # equally often on all processes; some may lack a batch
             if stops and (reason := stops.agreed()):
                 raise Stopped(reason)
             batch = next(batches, None)
             if batch is None:
                 continue
-            logits = _forward(network, batch.images, batch_size)
+            logits, used = _forward(network, batch.images, batch_size)
             finite.see(logits, batch.keys)
-            answered[done : done + len(logits)] = answers(logits, batch.labels)
+            answered[done : done + len(logits), :-1] = answers(logits, batch.labels)
+            if used is not None:
+                answered[done : done + len(logits), -1] = used
             done += len(logits)
             if keep != "nothing":
                 features = seen[0][: len(logits)].cpu().numpy() if seen else None
                 kept.append(Kept(batch.keys, batch.labels.cpu().numpy(), logits.cpu().numpy(), features))
     finally:
-        features_watch.close()
+        looking_on.close()
         batches.close()
         if was_training:
             set_training(network)
     finite.require(records, "the network", _NOT_FINITE, accelerator)
     rows: Any = accelerator.gather(answered)
-    found = figures(columns(rows), train_counts)
-    return Evaluation({**found}, None if keep == "nothing" else _gather(kept, records.num_classes, accelerator))
+    samples = columns(rows[:, :-1])
+    found: dict[str, Any] = {**figures(samples, train_counts)}
+    if (experts := experts_of_routers(network)) is not None:
+        used_n = rows[rows[:, 0] >= 0, -1].cpu().numpy().astype(np.int64)
+        found |= experts_used(samples.labels, used_n, train_counts, experts)
+    return Evaluation(found, None if keep == "nothing" else _gather(kept, records.num_classes, accelerator))
 
 
 def answers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -147,13 +156,13 @@ def columns(rows: torch.Tensor) -> Answers:
     return Answers(labels.astype(np.int64), ranks.astype(np.int64), nll, confidence)
 
 
-def _forward(network: nn.Module, images: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Float32 logits; a short last batch is padded, so that a compiled model sees only one shape."""
-    missing = batch_size - len(images)
+def _forward(network: nn.Module, images: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(float32 logits, experts used); a short last batch is padded, so that a compiled model sees only one shape."""
+    count, missing = len(images), batch_size - len(images)
     if missing:
-        filler = images[:1].expand(missing, -1, -1, -1)
-        return network(torch.cat([images, filler]))[: len(images)].float()
-    return network(images).float()
+        images = torch.cat([images, images[:1].expand(missing, -1, -1, -1)])
+    outputs = outputs_of(network(images))
+    return outputs.logits[:count].float(), None if outputs.used is None else outputs.used[:count]
 
 
 def _gather(kept: list[Kept], classes: int, accelerator: Accelerator) -> Kept:

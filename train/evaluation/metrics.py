@@ -35,6 +35,14 @@ class Figures(Accuracies):
     samples: int
 
 
+class ExpertsUsed(TypedDict):
+    experts_used: float | None
+    experts_used_many: float | None
+    experts_used_medium: float | None
+    experts_used_few: float | None
+    expert_shares: list[float | None]
+
+
 class Answers(NamedTuple):
     """What the figures need of each sample, in any order (counting.py computes it from logits)."""
 
@@ -78,27 +86,48 @@ def group_accuracies(correct_C: np.ndarray, total_C: np.ndarray, train_counts_C:
     ValueError when the three arguments disagree.
     """
     correct, total = np.asarray(correct_C, dtype=np.int64), np.asarray(total_C, dtype=np.int64)
-    groups = shot_groups(train_counts_C)
-    if not correct.shape == total.shape == groups["many"].shape:
-        raise ValueError(f"classes: {correct.shape} correct, {total.shape} total, {groups['many'].shape} train counts")
+    if not correct.shape == total.shape == np.shape(train_counts_C):
+        raise ValueError(
+            f"classes: {correct.shape} correct, {total.shape} total, {np.shape(train_counts_C)} train counts"
+        )
     if (correct < 0).any() or (correct > total).any():
         raise ValueError("correct must be from 0 to total in every class")
     tested = total > 0
     accuracy = correct / np.maximum(total, 1)
-
-    def mean(group: str) -> float | None:
-        members = groups[group] & tested
-        return float(accuracy[members].mean()) if members.any() else None
-
+    groups = _means_of_groups(accuracy, tested, train_counts_C)
     return Accuracies(
         top1=float(correct.sum() / total.sum()) if tested.any() else None,
         balanced_accuracy=float(accuracy[tested].mean()) if tested.any() else None,
-        many=mean("many"),
-        medium=mean("medium"),
-        few=mean("few"),
+        many=groups["many"],
+        medium=groups["medium"],
+        few=groups["few"],
         classes=[float(a) if seen else None for a, seen in zip(accuracy, tested, strict=True)],
         classes_without_test_images=int((~tested).sum()),
     )
+
+
+def experts_used(labels_n: np.ndarray, used_n: np.ndarray, train_counts_C: np.ndarray, experts: int) -> ExpertsUsed:
+    """How many of a network's `experts` answered: the mean over the samples, and in each group, as of accuracies, over classes.
+
+    labels, used: int64 [n], used from 1 to `experts`. expert_shares: the share of the samples that each expert ran on.
+    """
+    classes, samples = len(train_counts_C), len(labels_n)
+    total_C = np.bincount(labels_n, minlength=classes)
+    used_C = np.bincount(labels_n, weights=used_n, minlength=classes)  # whole numbers, exact in any order
+    groups = _means_of_groups(used_C / np.maximum(total_C, 1), total_C > 0, train_counts_C)
+    return ExpertsUsed(
+        experts_used=_mean(used_n),
+        experts_used_many=groups["many"],
+        experts_used_medium=groups["medium"],
+        experts_used_few=groups["few"],
+        expert_shares=[int((used_n > i).sum()) / samples if samples else None for i in range(experts)],
+    )
+
+
+def _means_of_groups(values_C: np.ndarray, tested_C: np.ndarray, train_counts_C: np.ndarray) -> dict[str, float | None]:
+    """{many, medium, few: the unweighted mean over their classes with test images}; None where there are none."""
+    groups = {name: members & tested_C for name, members in shot_groups(train_counts_C).items()}
+    return {name: float(values_C[members].mean()) if members.any() else None for name, members in groups.items()}
 
 
 def calibration_error(confidence_n: np.ndarray, right_n: np.ndarray, bins: int = BINS) -> float | None:

@@ -22,6 +22,7 @@ from pipelines.files import check_file_place, write_each, write_json_atomic
 from pipelines.records.reader import Records
 from train.config import Config
 from train.data import evaluation_backend, make_loader
+from train.evaluation.cost import flops
 from train.evaluation.counting import Evaluation, evaluate
 from train.networks.final import load_final
 from train.networks.info import ModelInfo
@@ -134,10 +135,11 @@ def assess(
     else:
         backend = resolve_backend(setting, records, recipe, device)
     loader = make_loader(config, records, recipe, backend, accelerator, batch=config.eval.batch)
+    network = accelerator.unwrap_model(subject.network)
     with explained(subject.spec, recipe.size, f"run {subject.folder}"):
         if keep == "features":
             try:
-                require_features(accelerator.unwrap_model(subject.network), recipe.size, device)
+                require_features(network, recipe.size, device)
             except UnknownFeatures as error:
                 raise UserError(f"run {subject.folder}: {error}; predictions=FILE.npz keeps the rest") from error
         done = evaluate(
@@ -148,8 +150,9 @@ def assess(
             accelerator,
             keep=keep,
         )
+        cost = flops(network, recipe.size, device, done.figures.get("expert_shares"))
     of = {} if subject.step is None else {"step": subject.step}
-    return done._replace(figures=done.figures | {"backend": backend} | of)
+    return done._replace(figures=done.figures | cost | {"backend": backend} | of)
 
 
 def figures_file(folder: Path, split: str) -> Path:

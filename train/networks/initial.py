@@ -1,18 +1,31 @@
 """Initial weights: those that model.init names, loaded into a freshly initialised network.
 
 Owns the choice of the tensors that are taken, and the report of that; weights.py reads them. Invariant: a tensor is taken as a
-whole, by name and shape, or stays as it was drawn, and every tensor that does not fit is in the report.
+whole, by name and shape, or stays as it was drawn, and every tensor that does not fit is in the report. Where only a part of the
+network is to be trained, all others fit, and what they were trained on is what they get: other settings are refused.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from models import ModelSpec
 from pipelines.errors import UserError
+from train.networks.info import ModelInfo
 from train.networks.tensor_files import Tensors, check_kinds
-from train.networks.weights import build, is_counter, misfits, read_state, require_finite, weights_hash
+from train.networks.weights import (
+    build,
+    fill,
+    is_counter,
+    misfits,
+    read_finished,
+    read_state,
+    require_finite,
+    weights_hash,
+)
+from train.settings import value_text
 from train.watch.text import short_list
 
 KEY = "model.init"
@@ -49,6 +62,49 @@ def initialise(network: nn.Module, source: str, spec: ModelSpec, class_names: li
     network.load_state_dict(drawn | taken)
     hashed = weights_hash(stored.state)
     return Initial(hashed, stored.notes + _report(source, hashed, drawn, taken, classifier) + lines)
+
+
+def initialise_all_but(
+    network: nn.Module, part: str, source: str, spec: ModelSpec, class_names: list[str], seen: Mapping[str, Any]
+) -> Initial:
+    """Take everything but `part` over from the finished run or export `source`; UserError unless that is this network without it.
+
+    part: a submodule's name, and an entry of ModelSpec that is None without it. seen: {setting: value} of what the network was
+    trained to see: data.mean, data.std, data.recipe.size.
+    """
+    state, info = read_finished(source, KEY)
+    origin, architecture = f"{KEY}={source}", info.spec.architecture
+    if getattr(info.spec, part) is not None:
+        raise UserError(f"{origin} is {architecture}, with a {part} already; give the run that it started from")
+    try:
+        replace(info.spec, **{part: getattr(spec, part)})
+    except ValueError as error:
+        raise UserError(f"{origin} is {architecture}; {error}") from error
+    rest = replace(spec, **{part: None})
+    _require_same(info, rest, class_names, seen, origin)
+    drawn = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(f"{part}.")}
+    fill(network, drawn | state, spec, origin)
+    hashed, trained = weights_hash(state), sum(tensor.numel() for tensor in drawn.values())
+    line = f"{origin}: {rest}, weights {hashed[:12]}, which stay as they are"
+    return Initial(hashed, [line, f"trained are the {trained:,} parameters of its {part}"])
+
+
+def _require_same(
+    info: ModelInfo, rest: ModelSpec, class_names: list[str], seen: Mapping[str, Any], origin: str
+) -> None:
+    """UserError where the finished network is another than `rest`, knows other classes or was trained to see other images."""
+    if info.class_names != class_names:
+        raise UserError(f"{origin} was trained on other classes than those of data.train; give the records of that run")
+    theirs = {"data.mean": info.mean, "data.std": info.std, "data.recipe.size": info.input_size}
+    pairs = [(name, value, seen[name]) for name, value in theirs.items()]
+    if info.spec.architecture != rest.architecture:
+        own = vars(rest)
+        pairs += [(f"model.{name}", value, own[name]) for name, value in vars(info.spec).items()]
+    if differing := [f"{name}={value_text(there).replace(' ', '')}" for name, there, here in pairs if there != here]:
+        raise UserError(
+            f"{origin} is {info.spec.architecture}, trained by other settings than these, which must be the same; type "
+            f"{' '.join(differing)}"
+        )
 
 
 def _report(source: str, hashed: str, drawn: Tensors, taken: Tensors, classifier: set[str]) -> list[str]:

@@ -138,6 +138,16 @@ def read_state(source: str, key: str) -> Stored:
     return Stored(state, info.class_names, [])
 
 
+def read_finished(source: str, key: str) -> tuple[dict[str, torch.Tensor], ModelInfo]:
+    """(weights on the CPU, what is known of them) of a finished run or an export; UserError for a bare file of weights."""
+    if _is_file_of_weights(Path(source)):
+        raise UserError(
+            f"{key}={source} is a file, of which nothing but its weights is known; give the name or the folder of a "
+            "finished run, or an export"
+        )
+    return _final(source, f"{key}={source}")
+
+
 def build(spec: ModelSpec, key: str) -> nn.Module:
     """A network to be filled; drawing its random weights leaves the random numbers of the training unchanged."""
     try:

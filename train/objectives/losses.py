@@ -1,11 +1,12 @@
-"""The losses: cross-entropy, with smoothing of the head or without, balanced softmax, LDAM, distillation (DiVE and classic KD).
+"""The losses: cross-entropy, with smoothing of the head or without, balanced softmax, LDAM, distillation (DiVE and classic KD),
+and that of the routers between experts.
 
 Owns the formulas of the paper (He, Wu, Wei, ICCV 2021, arXiv 2103.15042) and those that it is compared with; knows nothing of
 models, caches or settings. What is computed once from the class counts (margins, class weights) is in reweighting.py.
 Invariant: everything is computed in float32 or wider whatever the inputs are, the log-prior enters only the hard term, no
 gradient reaches the teacher's logits, and every loss is a mean over the batch, so that the mean over micro-batches or processes
 of equal size is the loss of the whole batch.
-Shapes: B batch, C classes.
+Shapes: B batch, C classes, E experts.
 """
 
 from collections.abc import Sequence
@@ -108,6 +109,28 @@ def kd_kl(student_logits_BC: Tensor, teacher_probs_BC: Tensor, tau: float) -> Te
         )
     log_student_BC = torch.log_softmax(wide(student_logits_BC) / tau, dim=1)
     return F.kl_div(log_student_BC, teacher_probs_BC.detach(), reduction="batchmean")
+
+
+def needs_more(experts_BEC: Tensor, labels_B: Tensor) -> Tensor:
+    """bool [B, E - 1]: whether, after each expert but the last, the prediction is wrong and that after a later one is right.
+
+    A prediction is the argmax of the sum of the logits of the experts so far (RIDE, Wang et al. 2021, arXiv 2010.01809).
+    """
+    right_BE = wide(experts_BEC).cumsum(1).argmax(2) == labels_B[:, None]
+    right_later_BE = right_BE.flip(1).cumsum(1).flip(1) > 0  # after this expert or a later one
+    return ~right_BE[:, :-1] & right_later_BE[:, 1:]
+
+
+def routing(router_logits_BR: Tensor, needs_more_BR: Tensor, positive_weight: float) -> Tensor:
+    """Binary cross-entropy of the R = E - 1 routers of each sample: -w * t * log sigmoid(r) - (1 - t) * log(1 - sigmoid(r)).
+
+    Mean over routers and batch, as in RIDE's code (arXiv 2010.01809). t: `needs_more`; w: positive_weight.
+    """
+    router_logits_BR = wide(router_logits_BR)
+    weight = torch.full((), positive_weight, dtype=router_logits_BR.dtype, device=router_logits_BR.device)
+    return F.binary_cross_entropy_with_logits(
+        router_logits_BR, needs_more_BR.to(router_logits_BR.dtype), pos_weight=weight
+    )
 
 
 def distilled(hard: Tensor, kl: Tensor, tau: float, alpha: float) -> Tensor:

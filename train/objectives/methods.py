@@ -72,11 +72,21 @@ class Method(NamedTuple):
     "the keys of `distill` that its loss reads"
     hard: str | None = None
     "the row without targets that is its hard term unless distill.hard names another; None: its loss takes no other"
+    part: str | None = None
+    """the part of a finished network that it trains, a submodule's name and a setting of `model`, with the rest frozen; None: it
+    trains the whole network"""
 
     @property
     def script(self) -> str:
         """The entry script that trains it."""
+        if self.part is not None:
+            return f"train/{self.part}.py"
         return "train/distill.py" if self.targets else "train/teacher.py"
+
+    @property
+    def is_hard_term(self) -> bool:
+        """Whether it can be the hard term of others: it trains the whole network by the labels alone."""
+        return not self.targets and self.part is None
 
 
 def each_expert(loss: Loss) -> Loss:
@@ -128,6 +138,16 @@ def _distilled(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
     return losses.distilled(hard, kl, given.tau, settings.alpha), {"hard": hard.detach() / experts_of(outputs), **parts}
 
 
+def _router(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
+    """Parts: the share of decisions that should be to go on, and the share that are."""
+    if outputs.experts is None or outputs.router is None:
+        raise ValueError("the network has no routers: type model.router=30, for example")
+    needs_more = losses.needs_more(outputs.experts, given.labels)
+    loss = losses.routing(outputs.router, needs_more, given.settings.router_weight)
+    shares = {"needs_more": needs_more, "goes_on": outputs.router.detach() > 0}
+    return loss, {name: decisions.float().mean() for name, decisions in shares.items()}
+
+
 def experts_of(outputs: Outputs) -> int:
     """The number of experts of the network that gave these outputs: 1 without any."""
     return 1 if outputs.experts is None else outputs.experts.shape[1]
@@ -161,13 +181,20 @@ METHODS: dict[str, Method] = {
         settings=("tau", "alpha", "hard", "kl_of"),
         hard="ce",
     ),
+    "router": Method(
+        _router,
+        "of a finished network with experts, the routers that decide how many of them an image needs",
+        "binary cross-entropy of its routers alone (RIDE's expert assignment), all other weights being those it started from",
+        settings=("router_weight",),
+        part="router",
+    ),
 }
 
 if TYPE_CHECKING:
     MethodName = HardName = str
 else:  # the choices of the settings are the rows of the table
     MethodName = Literal[tuple(METHODS)]
-    HardName = Literal[tuple(name for name, row in METHODS.items() if not row.targets)]
+    HardName = Literal[tuple(name for name, row in METHODS.items() if row.is_hard_term)]
 
 
 def hard_part(distill: "DistillConfig") -> str:
@@ -180,7 +207,7 @@ def hard_part(distill: "DistillConfig") -> str:
         return distill.method
     if row.hard is not None:
         return distill.hard or row.hard
-    return next(name for name, other in METHODS.items() if not other.targets and other.prior == row.prior)
+    return next(name for name, other in METHODS.items() if other.is_hard_term and other.prior == row.prior)
 
 
 def settings_of(distill: "DistillConfig") -> tuple[str, ...]:
@@ -192,8 +219,10 @@ def settings_of(distill: "DistillConfig") -> tuple[str, ...]:
 def prior_left_out(distill: "DistillConfig") -> bool | None:
     """Whether the logits leave out the training prior, as balanced softmax makes them, or hold it, as cross-entropy does.
 
-    None: neither exactly, after margins or class weights.
+    None: neither exactly, after margins or class weights; or not known, where only a part of the network was trained.
     """
+    if METHODS[distill.method].part is not None:
+        return None
     hard, found = METHODS[hard_part(distill)], settings_of(distill)
     return None if "margin" in found or ("drw_from" in found and distill.drw_from is not None) else hard.prior
 
@@ -223,6 +252,7 @@ def _explained() -> str:
 LEAST_T, MOST_T = 0.01, 1000  # softmax is one-hot or uniform long before; beyond, tau**2 overflows
 MOST_MARGIN = 100  # of the logits of a linear head; a cosine is at most 1
 MOST_DIVERSITY = 100
+MOST_ROUTER_WEIGHT = 1e6
 
 
 @dataclass(kw_only=True)
@@ -266,6 +296,9 @@ class DistillConfig:
     diversity_eta: float = 0.05
     """of these temperatures (eta * C * p + 1 - eta, divided by the largest; p the share of the class): CIFAR 0.05, ImageNet-LT
     0.02, iNaturalist 0.015; 0 = 1 for each class"""
+    router_weight: float = 100.0
+    """of router: the weight of images that should go on to the next expert, 1 being that of the others; with a larger one more go
+    on, for a higher accuracy at a higher cost"""
     head_smoothing: float = 0.0
     """of ce, also as a hard term: label smoothing of the most frequent class alone (the first of equal ones), 0 up to but not 1;
     its samples have the target 1 - this on their label, and this / (classes - 1) on each other class"""
@@ -305,6 +338,10 @@ class DistillConfig:
             raise ValueError(f"distill.diversity={self.diversity}: must be from {-MOST_DIVERSITY} to {MOST_DIVERSITY}")
         if not 0 <= self.diversity_eta < 1:
             raise ValueError(f"distill.diversity_eta={self.diversity_eta}: must be at least 0 and less than 1")
+        if not 0 < self.router_weight <= MOST_ROUTER_WEIGHT:
+            raise ValueError(
+                f"distill.router_weight={self.router_weight}: must be above 0, at most {MOST_ROUTER_WEIGHT:g}"
+            )
 
     def _check_teacher(self) -> None:
         for name in ("teacher_classes", "teacher_mean", "teacher_std"):

@@ -8,7 +8,7 @@ from models import Outputs, build_model, outputs_of, set_training
 
 def test_logits_alone_are_outputs() -> None:
     logits = torch.randn(4, 5)
-    assert outputs_of(logits).logits is logits and outputs_of(logits)[1:] == (None, None, None)
+    assert outputs_of(logits).logits is logits and outputs_of(logits)[1:] == (None, None, None, None)
     more = Outputs(logits, experts=torch.randn(4, 3, 5))
     assert outputs_of(more) is more
 

@@ -300,6 +300,11 @@ FORMS = [
         "resnet32 head=cosine head_scale=30 experts=6 expert_width=0.75",
         "resnet32 with a cosine head of scale 30, 6 experts of 0.75 of the plain width, 5 classes",
     ),
+    (
+        ModelSpec("resnet32", 100, experts=3, router=30),
+        "resnet32 experts=3 expert_width=0.75 router=30",
+        "resnet32 with 3 experts of 0.75 of the plain width, routers that see 30 logits, 100 classes",
+    ),
 ]
 
 
@@ -336,7 +341,12 @@ def test_every_network_has_both_heads_and_experts(name: str) -> None:
         ("resnet32 head=arc", "head=arc: must be linear or cosine"),
         ("resnet32 head=cosine head_scale=nan", "head_scale=nan: must be above 0, at most 1000"),
         ("resnet32 experts=2 expert_width=0.3", "expert_width=0.3: must be from 0.5 to 1"),
-        ("resnet32 router=true", "'router=true' in .* is not understood; .* head=..., head_scale=..., experts=..., "),
+        ("resnet32 shared=3", "'shared=3' in .* is not understood; .* head=..., head_scale=..., experts=..., "),
+        ("resnet32 experts=2 router=true", "'router=true' in 'resnet32 experts=2 router=true': 'true' is no int"),
+        ("resnet32 router=5", "router=5: a router decides between experts; give experts=2 or more, or router=null"),
+        ("resnet32 experts=1 router=5", "router=5: a router decides between experts"),
+        ("resnet32 experts=2 router=0", "router=0: must be from 1 to 5, the number of classes, or null for no routers"),
+        ("resnet32 experts=2 router=6", "router=6: must be from 1 to 5, the number of classes"),
         ("resnet32 experts=2 experts=3", "'experts=3' in .* is not understood; .* once each"),
         ("resnet32 32", "'32' in 'resnet32 32' is not understood"),
     ],
@@ -352,6 +362,8 @@ def test_an_architecture_that_makes_no_sense_is_refused(text: str, words: str) -
         ({"experts": 0}, "model.experts=0: must be from 1 to 64, or null for the plain network"),
         ({"head_scale": 0.0}, "model.head_scale=0.0: must be above 0, at most 1000"),
         ({"expert_width": 1.5}, "model.expert_width=1.5: must be from 0.5 to 1"),
+        ({"router": 5}, "model.router=5: a router decides between experts; give model.experts=2 or more"),
+        ({"experts": 2, "router": 0}, "model.router=0: must be from 1 to the number of classes, or null"),
     ],
 )
 def test_settings_out_of_range_name_their_key(settings: dict[str, float], words: str) -> None:

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from helpers.small_caches import RECIPE
 
 from models import Outputs
+from models.registry import ModelConfig
 from pipelines.batch import Batch
 from pipelines.errors import UserError
 from pipelines.loader import Loader
@@ -239,11 +240,13 @@ def test_every_row_of_the_table_is_complete() -> None:
     known = set(DistillConfig.__dataclass_fields__)
     for name, row in METHODS.items():
         assert row.short and row.words and set(row.settings) <= known, name
-        assert row.script == ("train/distill.py" if row.targets else "train/teacher.py")
+        whole = "train/distill.py" if row.targets else "train/teacher.py"
+        assert row.script == (whole if row.part is None else f"train/{row.part}.py"), name
+        assert row.part is None or (not row.targets and row.part in ModelConfig.__dataclass_fields__), name
 
 
 def test_the_hard_part_of_a_method_has_its_prior() -> None:
-    own = {"ce": "ce", "bsce": "bsce", "ldam": "ldam", "dive": "bsce", "kd": "ce"}
+    own = {"ce": "ce", "bsce": "bsce", "ldam": "ldam", "dive": "bsce", "kd": "ce", "router": "router"}
     assert {name: hard_part(DistillConfig(method=name)) for name in METHODS} == own
     given = {name: hard_part(DistillConfig(method=name, hard="ldam")) for name in METHODS}
     assert given == own | {"dive": "ldam", "kd": "ldam"}

@@ -1,0 +1,25 @@
+"""Train the routers of a finished network with experts: how many of them answer for an image (RIDE, Wang et al., ICLR 2021).
+
+model.init names the finished run (or export) of the same network without routers; its weights stay as they are, and the new run
+holds the whole network. The same command again resumes an interrupted run, and prints the result of a finished one; with
+eval_only=true it trains nothing and evaluates what there is.
+
+    accelerate launch train/router.py CONFIG model.init=RUN
+"""
+
+import sys
+from pathlib import Path
+
+# `accelerate launch` puts this script's folder first; a foreign `models` or `train` must not hide ours.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from train.experiment import train_or_evaluate
+from train.run.exits import guard
+
+
+def main(argv: list[str]) -> None:
+    train_or_evaluate("train/router.py", argv, __doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main))
