@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def configs(data_set: str) -> list[Config]:
     return list(named(data_set, METHODS).values())
 
 
-FAMILY = {row.stem for name, row in ROWS.items() if name not in METHODS}
+FAMILY = {row.stem for name, row in ROWS.items() if name not in METHODS and row.network is None}
 
 
 def groups_of(counts: list[int]) -> list[int]:
@@ -132,6 +133,23 @@ def test_the_recipes_of_experts_are_those_of_the_configurations(data_set: str) -
         plain = name.startswith("ldam_drw")
         assert (model.experts is None) == plain and distill.diversity == (0 if plain else pytest.approx(share * weight))
         assert plain or (distill.diversity_from, distill.diversity_eta) == (switch, float(row["eta"]))
+
+
+def test_the_recipe_of_routers() -> None:
+    *numbers, cifar, large, seed = found(
+        r"Routers \[RIDE code\], on all data sets: (\d) epochs, batch (\d+), lr ([\d.]+), cosine, weight decay ([\de-]+), "
+        r"Nesterov momentum, class-balanced sampling; they see (\d+) logits on CIFAR and (\d+) elsewhere. `data.seed` is (\d)"
+    )
+    for data_set in FOLDERS:
+        ((_, config),) = named(data_set, ["router"]).items()
+        ((_, network),) = named(data_set, ["ride3"]).items()
+        optim, schedule = config.optim, config.schedule
+        assert [schedule.epochs, optim.batch, optim.lr, optim.weight_decay] == [float(number) for number in numbers]
+        assert (schedule.kind, optim.nesterov, config.distill.method) == ("cosine", True, "router")
+        assert (config.data.sampling, config.data.seed) == ("class_balanced", int(seed))
+        assert config.model.router == int(cifar if data_set == "CIFAR-100-LT" else large)
+        assert replace(config.model, router=None) == network.model
+        assert replace(config.data, sampling="instance", seed=1) == network.data
 
 
 def test_ride_dive() -> None:

@@ -18,15 +18,21 @@ RIDE_SOURCE = (
 
 
 class Method(NamedTuple):
-    """A row of the table. teacher: the row whose run a student learns from; settings: KEY=VALUE over its configuration.
+    """A row of the table. stem: of the configuration's name, before the data set's tag; settings: KEY=VALUE over that.
 
-    stem: of the configuration's name, before the data set's tag.
+    teacher: the row whose run a student learns from; network: the row whose run the routers are of. Either is an earlier row.
     """
 
     title: str
     stem: str
     teacher: str | None = None
+    network: str | None = None
     settings: tuple[str, ...] = ()
+
+    @property
+    def after(self) -> str | None:
+        """The row whose run this one needs."""
+        return self.teacher or self.network
 
 
 ROWS: dict[str, Method] = {  # by the name in --methods and of runs
@@ -35,11 +41,15 @@ ROWS: dict[str, Method] = {  # by the name in --methods and of runs
     "dive": Method("DiVE", "dive", teacher="bsce"),
     "ldam_drw": Method("LDAM-DRW", "ldam_drw"),
     "ride3": Method("RIDE, 3 experts", "ride3"),
+    "ride3_router": Method("RIDE, 3 experts, routers", "router", network="ride3"),
     "ride4": Method("RIDE, 4 experts", "ride3", settings=("model.experts=4",)),
     "ride6": Method("RIDE, 6 experts", "ride3", settings=("model.experts=6",)),
     "ride_kd4": Method("RIDE, 4 experts, distilled from 6", "ride_kd4", teacher="ride6"),
     "bsce6": Method("BSCE, 6 experts", "bsce6"),
     "ride_dive4": Method("RIDE-DiVE, 4 experts", "ride_dive4", teacher="bsce6"),
+    "ride_dive4_router": Method(
+        "RIDE-DiVE, 4 experts, routers", "router", network="ride_dive4", settings=("model.experts=4",)
+    ),
 }
 METHODS = ("ce", "bsce", "dive")  # of Table 1
 MORE = tuple(name for name in ROWS if name not in METHODS)

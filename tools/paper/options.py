@@ -72,13 +72,13 @@ def add_commands(parser: Parser) -> None:
     table = commands.add_parser(TABLE, parents=cifar100, help="Table 1: paper against ours")
     table.add_argument("--imbalance", type=int, nargs="+", choices=CIFAR100_LT, default=list(CIFAR100_LT))
     table.add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2])
-    students = ", ".join(f"{name} of {row.teacher}" for name, row in ROWS.items() if row.teacher)
+    needed = ", ".join(f"{name} {row.after}" for name, row in ROWS.items() if row.after)
     table.add_argument(
         "--methods",
         nargs="+",
         choices=ROWS,
         default=list(METHODS),
-        help=f"(default: {' '.join(METHODS)}); a student trains its teacher too: {students}",
+        help=f"(default: {' '.join(METHODS)}); some train another one before: {needed}",
     )
     studies = commands.add_parser(
         STUDIES, parents=cifar100, help="sources of targets, and temperatures, at imbalance 100"

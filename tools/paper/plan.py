@@ -34,6 +34,7 @@ SCRIPTS = {
     "teacher": "train/teacher.py",
     "cache": "train/cache_logits.py",
     "distill": "train/distill.py",
+    "router": "train/router.py",
 }
 # Settings that this tool gives itself, or that define what is reproduced.
 OWN_KEYS = (
@@ -68,7 +69,7 @@ class Task:
     """
 
     name: str
-    kind: Literal["data", "teacher", "cache", "distill"]
+    kind: Literal["data", "teacher", "cache", "distill", "router"]
     role: str
     dataset: Dataset
     folder: str
@@ -85,7 +86,7 @@ class Task:
 
     @property
     def is_run(self) -> bool:
-        return self.kind in ("teacher", "distill")
+        return self.kind in ("teacher", "distill", "router")
 
     @property
     def work(self) -> str:
@@ -157,9 +158,10 @@ def _arguments(choice: Choice, method: str, dataset: Dataset, *own: str) -> tupl
 def run_stem(choice: Choice, method: str, dataset: Dataset, variant: str = "") -> str:
     """The name of a run without its seed: the entry scripts' default; runs of another length have that in their name.
 
-    variant: what tells it from other runs of the method on this data set, such as "eps0.1".
+    variant: what tells it from other runs of the method on this data set, such as "eps0.1". Routers have the length of their
+    network: they are trained for so few epochs that networks of different lengths would have routers of one name.
     """
-    settings = settings_of(_arguments(choice, method, dataset))
+    settings = settings_of(_arguments(choice, ROWS[method].network or method, dataset))
     length = "" if choice.scale == 1 else f"-e{settings.schedule.epochs}"
     return "_".join(filter(None, (method, dataset.tag, variant))) + length
 
@@ -268,12 +270,29 @@ def student_task(
     )
 
 
+def router_task(choice: Choice, method: str, network: Task, dataset: Dataset, seed: int) -> Task:
+    """The routers of a network that another task trains."""
+    name = f"{run_stem(choice, method, dataset)}-s{seed}"
+    own = (f"run={name}", f"seed={seed}", f"model.init={network.name}")
+    return Task(
+        name=name,
+        kind="router",
+        role=method,
+        dataset=dataset,
+        folder=f"runs/{name}",
+        arguments=_arguments(choice, method, dataset, *own),
+        needs=(data_task(choice, dataset).name, network.name),
+        seed=seed,
+        experts=network.experts,
+    )
+
+
 def table_tasks(
     choice: Choice, datasets: Sequence[Dataset], seeds: Sequence[int], methods: Sequence[str] = METHODS
 ) -> list[Task]:
-    """Rows of the table: the chains of teacher, cache and student first, and rows for which nothing waits last."""
-    asked = with_teachers(methods)
-    chained = {name for name, row in ROWS.items() if row.teacher} | {row.teacher for row in ROWS.values()}
+    """Rows of the table: chains such as teacher, cache and student first, and rows for which nothing waits last."""
+    asked = with_needed(methods)
+    chained = {name for name, row in ROWS.items() if row.after} | {row.after for row in ROWS.values()}
     tasks = [data_task(choice, dataset) for dataset in datasets]
     for first in (True, False):
         rows = [method for method in asked if (method in chained) == first]
@@ -283,18 +302,23 @@ def table_tasks(
     return tasks
 
 
-def with_teachers(methods: Sequence[str]) -> list[str]:
-    """The rows asked for and those of their teachers, in the order of ROWS."""
-    asked = {*methods, *(ROWS[method].teacher for method in methods)}
+def with_needed(methods: Sequence[str]) -> list[str]:
+    """The rows asked for and those whose runs they need, in the order of ROWS."""
+    asked = set(methods)
+    for method, row in reversed(ROWS.items()):
+        asked |= {row.after} if method in asked and row.after else set()
     return [method for method in ROWS if method in asked]
 
 
 def _row_tasks(choice: Choice, method: str, dataset: Dataset, seed: int) -> list[Task]:
-    """The run of a row and a seed, and a student's cache; its teacher is a row of its own."""
-    taught_by = ROWS[method].teacher
-    if taught_by is None:
+    """The run of a row and a seed, and a student's cache. What it needs is a row of its own."""
+    row = ROWS[method]
+    if row.after is None:
         return [teacher_task(choice, method, dataset, seed)]
-    teacher = Teacher.of(teacher_task(choice, taught_by, dataset, seed))
+    *_, needed = _row_tasks(choice, row.after, dataset, seed)
+    if row.network:
+        return [router_task(choice, method, needed, dataset, seed)]
+    teacher = Teacher.of(needed)
     cache = cache_task(choice, teacher, dataset, seed, method=method)
     name = f"{run_stem(choice, method, dataset)}-s{seed}"
     return [cache, student_task(choice, name, method, teacher, cache, dataset, seed, method=method)]
@@ -391,19 +415,24 @@ def refuse_strangers(tasks: Sequence[Task], out: Path) -> None:
                 f"{folder} was trained on other records than {out}/data holds (digest {trained_on}, not "
                 f"{digests[task.dataset.name]}): give another --out"
             )
+        settings = task.settings
         if facts.teachers:
-            _refuse_another_teacher(task, folder, out, facts.teachers)
+            words = ("student", "learnt from another teacher")
+            _refuse_another(folder, words, settings.distill.teacher, out, facts.teachers)
+        if facts.init and task.kind == "router":
+            words = ("run", "has the routers of another network")
+            _refuse_another(folder, words, settings.model.init, out, [facts.init])
 
 
-def _refuse_another_teacher(task: Task, folder: Path, out: Path, teachers: list[str]) -> None:
-    """teachers: hashes of the weights that a student learnt from."""
-    given = Path(task.settings.distill.teacher or "")
-    teacher = given if given.is_absolute() else out / "runs" / given
-    if not (teacher / "result.json").exists():  # it will be trained again, and checked after that
+def _refuse_another(folder: Path, words: tuple[str, str], source: str | None, out: Path, hashes: list[str]) -> None:
+    """source: the run that the one in `folder` needed; hashes: of the weights that it found there; words: what it is and did."""
+    given = Path(source or "")
+    needed = given if given.is_absolute() else out / "runs" / given
+    if not (needed / "result.json").exists():  # it will be trained again, and checked after that
         return
-    weights = weights_hash(load_final(teacher)[0])
-    if teachers != [weights]:
+    weights = weights_hash(load_final(needed)[0])
+    if hashes != [weights]:
         raise UserError(
-            f"{folder} learnt from another teacher than {teacher} (weights {teachers[0][:12]}, not {weights[:12]}): delete the "
-            "student, which is then trained again, or give another --out"
+            f"{folder} {words[1]} than {needed} (weights {hashes[0][:12]}, not {weights[:12]}): delete the {words[0]}, which is "
+            "then trained again, or give another --out"
         )

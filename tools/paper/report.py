@@ -52,7 +52,10 @@ class Report(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The runs of one row, of several seeds. state: in words what is missing; empty when nothing is. accuracy: by group."""
+    """The runs of one row, of several seeds. state: in words what is missing; empty when nothing is. accuracy: by group.
+
+    cost: of answering for an image, as far as the runs tell it: `experts_used`, `flops`.
+    """
 
     runs: int
     finished: int
@@ -60,6 +63,7 @@ class Row(NamedTuple):
     accuracy: dict[str, Spread]
     wall_s: Spread
     images_per_s: Spread
+    cost: dict[str, Spread]
 
     @property
     def groups(self) -> list[str]:
@@ -67,7 +71,7 @@ class Row(NamedTuple):
         return [value.text() for value in self.accuracy.values()]
 
     def as_json(self) -> dict[str, Any]:
-        spreads = self.accuracy | {"wall_s": self.wall_s, "images_per_s": self.images_per_s}
+        spreads = self.accuracy | {"wall_s": self.wall_s, "images_per_s": self.images_per_s} | self.cost
         counts = {"runs": self.runs, "finished": self.finished, "state": self.state}
         return counts | {name: value._asdict() for name, value in spreads.items()}
 
@@ -82,7 +86,9 @@ def row_of(runs: Sequence[Outcome], groups: Sequence[str] = GROUPS) -> Row:
         state = "; ".join(dict.fromkeys(run.status for run in runs)) or "not run"
     accuracy = {group: spread([run.accuracy[group] for run in finished]) for group in groups}
     wall, speed = ([run.wall_s for run in finished], [run.speed.get("images_per_s") for run in finished])
-    return Row(len(runs), len(finished), state, accuracy, spread(wall), spread(speed))
+    told = {name for run in finished for name in run.cost}
+    cost = {name: spread([run.cost.get(name) for run in finished]) for name in sorted(told)}
+    return Row(len(runs), len(finished), state, accuracy, spread(wall), spread(speed), cost)
 
 
 # ---- table 1 ----
@@ -142,6 +148,7 @@ def table_report(
         *_verdicts(lines),
         f"Paper: {PAPER_SOURCE}. The group's published code reports {public} for DiVE.",
         *([f"Paper of RIDE: {RIDE_SOURCE}."] if any(line.method in MORE for line in lines) else []),
+        *([COST] if tells_cost(lines) else []),
         *_notes(runs),
         "The student of seed s learns from the teacher of seed s, through the cache of that teacher.",
     ]
@@ -152,6 +159,8 @@ def table_report(
 def _main_table(table: Sequence[Line]) -> Table:
     columns = (table[0].dataset.column, "method", "paper", "ours", "difference", "many", "medium", "few")
     columns += ("gain over its teacher: paper", "ours", "seeds", "wall time of a run", "images/s of a run")
+    with_cost = tells_cost(table)
+    columns += ("experts used", "MFLOPs for an image") if with_cost else ()
     lines = []
     for line in table:
         row = line.row
@@ -162,9 +171,22 @@ def _main_table(table: Sequence[Line]) -> Table:
         overall, *groups = row.groups
         gain = ["", ""] if line.gain is None else [_figure(line.paper_gain, "+.2f"), line.gain.text()]
         seeds = str(row.finished) + (f" ({row.state})" if row.state else "")
-        rest = [seeds, clock(row.wall_s.mean), row.images_per_s.text(0)]
+        rest = [seeds, clock(row.wall_s.mean), row.images_per_s.text(0), *(_cost_cells(row) if with_cost else ())]
         lines.append([*start, overall, _figure(line.difference, "+.2f"), *groups, *gain, *rest])
     return Table("Paper against ours", columns, lines)
+
+
+def tells_cost(table: Sequence[Line]) -> bool:
+    """Whether any row of a network with experts says what an answer costs: others have no columns for it."""
+    return any("experts_used" in line.row.cost for line in table)
+
+
+def _cost_cells(row: Row) -> list[str]:
+    used, flops = (row.cost.get(name) for name in ("experts_used", "flops"))
+    return [
+        "" if used is None else used.text(),
+        "-" if flops is None or flops.mean is None else f"{flops.mean / 1e6:,.1f}",
+    ]
 
 
 def _figure(value: float | None, form: str) -> str:
@@ -253,6 +275,12 @@ def _given_teacher(folder: Path) -> str:
 WALL_TIME = (
     "Wall time: sum of a run's sessions in its run.json, with evaluations and checkpoints, caches apart; a session that was "
     "killed ends with its last figures. images/s: of the training steps of the last session."
+)
+
+
+COST = (
+    "experts used: for the mean test image; all of them where there are no routers. MFLOPs: millions of floating-point "
+    "operations of convolutions and matrix products, a multiply-add counting as two; with routers, for the mean test image."
 )
 
 

@@ -47,7 +47,7 @@ def show_plan(tasks: Sequence[Task], missing: Sequence[Task], out: Path, seconds
         say(f"  {task.name:44} {state}")
 
 
-_WORDS = {"teacher": "hard labels", "distill": "from a cache", "cache": "writing a cache"}  # by kind, in this order
+_WORDS = {"teacher": "hard labels", "distill": "from a cache", "cache": "writing a cache", "router": "routers"}
 
 
 def _words(work: str) -> str:

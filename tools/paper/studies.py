@@ -14,7 +14,7 @@ from pipelines.errors import UserError
 from tools.paper import figures, flatness
 from tools.paper.datasets import CIFAR100_LT, MORE, ROWS, Dataset
 from tools.paper.jobs import Ending
-from tools.paper.plan import Choice, Task, seeds_found, study_tasks, table_tasks, with_teachers
+from tools.paper.plan import Choice, Task, seeds_found, study_tasks, table_tasks, with_needed
 from tools.paper.report import Report, studies_report, table_report
 from tools.paper.timing import Chains
 
@@ -61,7 +61,7 @@ def _table_plan(options: argparse.Namespace, choice: Choice) -> Plan:
     for method in MORE:
         for dataset in datasets:
             own = seeds_found(choice, [dataset], options.out, [method])
-            own |= set(seeds if dataset in asked and method in with_teachers(options.methods) else ())
+            own |= set(seeds if dataset in asked and method in with_needed(options.methods) else ())
             shown += table_tasks(choice, [dataset], sorted(own), [method])
     return tasks, list({task.name: task for task in shown}.values())
 
@@ -92,8 +92,8 @@ def _dive_chains(choice: Choice, dataset: Dataset, seeds: Sequence[int], missing
     methods = ["dive"] if any(task.experts is None for task in missing) else []
     covered = set[str]()
     roles = {task.role for task in missing if task.is_run and task.experts is not None}
-    # Students first: they bring their teachers.
-    for method in sorted(filter(roles.__contains__, ROWS), key=lambda name: ROWS[name].teacher is None):
+    # The longest chains first: they bring what they need.
+    for method in sorted(filter(roles.__contains__, ROWS), key=lambda name: -len(with_needed([name]))):
         works = {task.work for task in table_tasks(choice, [dataset], seeds, [method])}
         if not works <= covered:
             methods.append(method)

@@ -49,10 +49,10 @@ class Costs(NamedTuple):
     device: str
 
     def evaluated_image_s(self, task: Task) -> float:
-        """Evaluating an image costs as much as caching it; a third of training on it where the network writes no cache: a
-        backward pass costs twice a forward pass."""
+        """Evaluating an image costs as much as caching it; where the network writes no cache, as much as training its routers
+        on it, or a third of another training: a backward pass costs twice a forward pass."""
         cache = self.kinds.get(replace(task, kind="cache").work)
-        return cache.image_s if cache else self.kinds[task.work].image_s / 3
+        return cache.image_s if cache else self.kinds[task.work].image_s / (1 if task.kind == "router" else 3)
 
 
 class Rows(NamedTuple):

@@ -24,6 +24,7 @@ from tools.paper import jobs as reproduce_jobs
 from tools.paper import outcomes as reproduce_outcomes
 from tools.paper import plan as reproduce_plan
 from tools.paper import session as reproduce_session
+from tools.paper.datasets import MORE
 from tools.paper.jobs import claimed
 from tools.paper.outcomes import outcome
 from tools.paper.plan import table_tasks
@@ -444,24 +445,33 @@ def test_rows_with_experts(in_process: None, done: tuple[Path, str], archive: Pa
     out = tmp_path / "out"
     shutil.copytree(done[0], out)
     before = read(out / "cifar100_lt.json")["rows"]
-    command = [*table_command(archive, out, 0.015, seed=1), "--methods", "ride_dive4", "model.experts=2"]
+    command = [*table_command(archive, out, 0.015, seed=1), "--methods", "ride_dive4_router", "model.experts=2"]
     code, screen, errors = call(*command)
     assert code == 0, screen + errors
-    names = ["bsce6_if10-e3-s1", "cache_bsce6_if10-e3-s1-v3", "ride_dive4_if10-e3-s1"]
+    names = ["bsce6_if10-e3-s1", "cache_bsce6_if10-e3-s1-v3", "ride_dive4_if10-e3-s1", "ride_dive4_router_if10-e3-s1"]
     measured, _, planned = screen.partition("expected: ")
     started = [line.removeprefix("start: ") for line in planned.splitlines() if line.startswith("start: ")]
     assert started == names and "start: bsce6_if10-s0" in measured and "start: bsce_if10-s0" not in measured
     assert re.search(
         r"hard labels \(2 experts\) [\d,.]+, from a cache \(2 experts\) [\d,.]+, writing a cache \(2 ", measured
     )
-    config = load(Config, out / "runs" / names[-1] / "config.yaml")
+    config = load(Config, out / "runs" / names[2] / "config.yaml")
     assert (config.distill.diversity_from, config.schedule.milestones, config.schedule.epochs) == (2, [2], 3)
     rows = {(row["method"], row["imbalance"]): row for row in read(out / "cifar100_lt.json")["rows"]}
-    assert [method for method, imbalance in rows if imbalance == 10] == ["ce", "bsce", "dive", "bsce6", "ride_dive4"]
+    assert [method for method, imbalance in rows if imbalance == 10] == ["ce", "bsce", "dive", *MORE[-3:]]
     gain = rows["ride_dive4", 10]["top1"]["mean"] - rows["bsce6", 10]["top1"]["mean"]
     assert rows["ride_dive4", 10]["gain"]["mean"] == pytest.approx(gain)
+    used = [rows[method, 10]["experts_used"]["mean"] for method in MORE[-3:]]
+    assert used[:2] == [2, 2] and 1 <= used[2] <= 2 and "gain" not in rows["ride_dive4_router", 10]
+    record = out / "runs" / names[-1] / "run.json"
+    stale = read(record) | {"facts": read(record)["facts"] | {"init": "0" * 64}}
+    record.write_text(json.dumps(stale))
+    code, _, errors = call(*command, "--table-only")
+    assert (
+        code == 2 and f"{names[-1]} has the routers of another network than " in errors and "delete the run" in errors
+    )
     code, _, _ = call(*table_command(archive, out, seed=1), "--table-only")
-    assert code == 0 and read(out / "cifar100_lt.json")["rows"] == before
+    assert code == 0 and read(out / "cifar100_lt.json")["rows"] == before, "these have other lengths"
 
 
 def test_rows_are_shown_where_they_are_asked_for(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tasks, their order and their schedules; which of them are missing."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,25 @@ def test_rows_with_experts_at_another_imbalance_have_its_records() -> None:
         place = "data/cifar100_lt_if10"
         assert task.name == f"{method}_if10-s0" and task.arguments[0].endswith("_if100.yaml")
         assert (config.data.train, config.data.test) == (f"{place}/train.beton", f"{place}/test.beton")
-        assert config.model.experts == (int(method[-1]) if method[-1].isdigit() else None)
+        experts = re.search(r"\d", method)
+        assert config.model.experts == (int(experts[0]) if experts else None)
+
+
+def test_routers_are_of_the_run_of_their_row() -> None:
+    tasks = table_tasks(small_choice(settings=()), (IF100,), (2,), ["ride_dive4_router", "ride3_router"])
+    names = [task.name for task in tasks if task.is_run]
+    assert names == [f"{row}_if100-s2" for row in ("ride3", "ride3_router", "bsce6", "ride_dive4", "ride_dive4_router")]
+    by_name = {task.name: task for task in tasks}
+    for row, experts in (("ride3", 3), ("ride_dive4", 4)):
+        task = by_name[f"{row}_router_if100-s2"]
+        assert task.command[0].endswith("train/router.py") and task.needs == ("data_if100", f"{row}_if100-s2")
+        assert task.settings.model.init == f"{row}_if100-s2" and task.settings.model.experts == task.experts == experts
+        assert task.work == f"router, {experts} experts" and task.teacher is None
+    short = {
+        scale: table_tasks(small_choice(scale=scale), (IF100,), (2,), ["ride3_router"])[-1] for scale in (0.1, 0.2)
+    }
+    assert [task.name for task in short.values()] == [f"ride3_router_if100-e{length}-s2" for length in (20, 40)]
+    assert {task.settings.schedule.epochs for task in short.values()} == {1}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The arithmetic of the table, by hand."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +64,20 @@ def test_rows_beside_those_of_table_1(tmp_path: Path) -> None:
     page = to_markdown(report)
     assert "| 100 | RIDE, 3 experts | 48.60 | 47.00 | -1.60 | 57.00 |" in page and "Paper of RIDE: " in page
     assert "| 100 | RIDE-DiVE, 4 experts | - | 50.00 | - | 60.00 | 50.00 | - | - | 2.00 | 1 |" in page
+    assert "experts used" not in page, "runs of earlier revisions do not tell it"
+    for name, told in (
+        ("ride3", {"flops": 2e8}),
+        ("ride_dive4", {"flops": 3e8, "flops_routed": 1.5e8, "experts_used": 1.8}),
+    ):
+        path = tmp_path / "runs" / f"{name}_if100-s0" / "result.json"
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps(result | {"test": result["test"] | told}))
+    report = table_report(tasks, tmp_path, {}, {}, [])
+    rows, page = {row["method"]: row for row in report.data["rows"]}, to_markdown(report)
+    assert rows["ride_dive4"]["experts_used"]["mean"] == 1.8 and rows["ride3"]["experts_used"]["mean"] == 3
+    assert rows["ride_dive4"]["flops"]["mean"] == 1.5e8 and "flops" not in rows["bsce6"]
+    assert "| experts used | MFLOPs for an image |" in page and "| 500 | 1.80 | 150.0 |" in page
+    assert "| 500 | 3.00 | 200.0 |" in page and "| 500 |  | - |" in page and "multiply-add counting as two" in page
     plain = table_report([task for task in tasks if task.role in ("ce", "data")], tmp_path, {}, {}, [])
     assert "RIDE" not in to_markdown(plain)
 

@@ -44,6 +44,12 @@ def test_networks_with_experts_have_costs_of_their_own(tmp_path: Path) -> None:
     for role, image_s, evaluated in (("bsce6", 0.6, 0.06), ("ride_dive4", 0.3, 0.1)):
         expected = 10 * 128 * 200 * image_s + 20 * 1000 * evaluated
         assert expected_seconds(tasks[role], tmp_path, costs, rows) == pytest.approx(expected)
+    (_, routers) = [
+        task for task in table_tasks(small_choice(settings=()), (IF100,), (0,), ["ride3_router"]) if task.is_run
+    ]
+    costs_of_routers = Costs({"router, 3 experts": Cost(0, 0.2)}, "slow")
+    expected = (2 * 512 * 5 + 1000) * 0.2  # evaluated once, at the end
+    assert expected_seconds(routers, tmp_path, costs_of_routers, rows) == pytest.approx(expected)
     assert expected_seconds(tasks["cache"], tmp_path, costs, rows) == pytest.approx(200 * 1300 * 0.06)
 
 
@@ -51,7 +57,8 @@ def test_as_few_rows_are_measured_as_cover_what_is_missing() -> None:
     choice, chains = small_choice(settings=()), COMMANDS[TABLE].chains
     for asked, measured in (
         (["ce", "ldam_drw"], ["bsce", "dive"]),
-        (["ride_dive4", "ride_kd4", "ride6", "ride3"], ["ride6", "ride_kd4", "ride3"]),
+        (["ride_dive4", "ride_kd4", "ride6", "ride3"], ["ride3", "ride6", "ride_kd4"]),
+        (["ride3", "ride3_router"], ["ride3", "ride3_router"]),
         (["ride4", "dive"], ["bsce", "dive", "ride4"]),
     ):
         missing = [task for task in table_tasks(choice, (IF100,), (0,), asked) if task.kind != "data"]
