@@ -37,6 +37,7 @@ class Variant(NamedTuple):
     settings: list[str]
     jpeg: bool = False
     cached: bool = False
+    routed: bool = False
     teacher: tuple[str, ...] = ()
     stops: tuple[int, ...] = (3,)
 
@@ -54,6 +55,7 @@ VARIANTS = {
         ["data.backend=dali", "data.recipe.crop=random_resized_crop", "data.recipe.short_side=18"], jpeg=True
     ),
     "cache": Variant([], cached=True),
+    "router": Variant([], routed=True),
     "accumulate": Variant(["optim.accumulate=4", "optim.clip=1.0"]),
     "ride": Variant([*_FOUR, *_SWITCH, "distill.method=ldam", "distill.drw_from=1"], stops=_AROUND),
     "six experts": Variant([*_SIX, *_SWITCH], stops=_AROUND),
@@ -85,6 +87,12 @@ def prepare(variant: Variant, tiny: Path, folder: Path) -> tuple[str, list[Any]]
         data = folder / "jpeg"
         if not (data / "test.beton").exists():
             write_jpegs(tiny, data)
+    if variant.routed:
+        experts = ["model.experts=3", "model.head=cosine"]
+        if not (folder / "runs/base").exists():
+            run("teacher", tiny_config(folder, data), "run=base", *experts, cwd=folder)
+        routers = [*experts, "model.router=4", "model.init=base", "data.sampling=class_balanced", "optim.lr=0.01"]
+        return "router", [tiny_config(folder, data, "router"), *_EVERYTHING, *routers]
     if not variant.cached:
         return "teacher", [tiny_config(folder, data), *_EVERYTHING, *variant.settings]
     config = tiny_config(folder, data, "dive", DIVE)

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.launch import ROOT, finish, run, start_program, tiny_config
 
+from models import ModelSpec, load_network
+from models.router import experts_told
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
 from train.evaluation.predictions import read
@@ -60,6 +63,34 @@ def test_experts_and_class_weights_have_the_gradients_of_one_process(tiny: Path,
     given = [tiny_config(tmp_path, tiny), *losses, *model]
     one, two = walk(tmp_path, "one", 1, *given), walk(tmp_path, "two", 2, *given, "optim.accumulate=2")
     _require_equal_gradients(one, two, within=1e-4)
+
+
+def _that_divides(folder: Path, tiny: Path) -> int:
+    """A seed with whose routers, as drawn, the run `base` answers some of the test images with fewer experts than others."""
+    test, (base, _) = Records(tiny / "test.beton"), load_network(folder / "runs/base")
+    pixels = np.stack([test.payload(i).reshape(16, 16, 3) for i in range(len(test))])
+    images = torch.tensor((pixels / 255 - 0.5) / 0.25, dtype=torch.float32).permute(0, 3, 1, 2)
+    for seed in range(100):
+        torch.manual_seed(seed)
+        network = ModelSpec("resnet20", 5, experts=3, router=4).build().eval()
+        network.load_state_dict(network.state_dict() | base.state_dict())
+        with torch.no_grad(), experts_told(network):
+            used = network(images).used
+        if 1.05 < float(used.float().mean()) < 2.95:
+            return seed
+    raise AssertionError("of 100 seeds none divides the images")
+
+
+def test_routers_have_the_gradients_of_one_process(tiny: Path, tmp_path: Path) -> None:
+    """And their evaluation counts the experts that each image used once, whichever process saw it."""
+    run("teacher", tiny_config(tmp_path, tiny), "run=base", "model.experts=3", "schedule.epochs=1", cwd=tmp_path)
+    routers = ("model.experts=3", "model.router=4", "model.init=base", "data.sampling=class_balanced", "optim.lr=1e-6")
+    given = [tiny_config(tmp_path, tiny, "router"), *routers, "eval.batch=5", f"seed={_that_divides(tmp_path, tiny)}"]
+    one, two = walk(tmp_path, "one", 1, *given), walk(tmp_path, "two", 2, *given, "optim.accumulate=2")
+    assert one["gradients"].shape == (20, 2 * (16 * 48 + 16) + 4 + 16 + 1)
+    _require_equal_gradients(one, two, within=1e-4)
+    figures = json.loads(str(one["figures"]))
+    assert str(one["figures"]) == str(two["figures"]) and 1 < figures["experts_used"] < 3
 
 
 def test_a_batch_that_does_not_split_names_the_nearest(tiny: Path, tmp_path: Path) -> None:

@@ -13,14 +13,15 @@ import torch
 from models.registry import ModelSpec, build_model
 from pipelines.logits.flatness import TEMPERATURES, recommend
 from tools.conversion.cifar import long_tail_counts
-from tools.paper.datasets import CIFAR100_LT, METHODS, RIDE_SOURCE, ROWS
+from tools.paper.datasets import CIFAR100_LT, RIDE_SOURCE, ROWS
+from tools.paper.datasets import METHODS as TABLE_1
 from tools.paper.flatness import COUNTS, EPSILONS, Pair
 from tools.reporting.shifted import IMBALANCES
 from train.config import Config
 from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
 from train.evaluation.shifted import long_tail, shifted_sets
 from train.objectives import losses, reweighting
-from train.objectives.methods import DistillConfig
+from train.objectives.methods import METHODS, DistillConfig
 from train.schedule import Schedule
 from train.settings import load
 
@@ -63,10 +64,10 @@ def named(data_set: str, names: Collection[str]) -> dict[str, Config]:
 
 def configs(data_set: str) -> list[Config]:
     """Those of Table 1's methods."""
-    return list(named(data_set, METHODS).values())
+    return list(named(data_set, TABLE_1).values())
 
 
-FAMILY = {row.stem for name, row in ROWS.items() if name not in METHODS and row.network is None}
+FAMILY = {row.stem for name, row in ROWS.items() if name not in TABLE_1 and row.network is None}
 
 
 def groups_of(counts: list[int]) -> list[int]:
@@ -136,15 +137,18 @@ def test_the_recipes_of_experts_are_those_of_the_configurations(data_set: str) -
 
 
 def test_the_recipe_of_routers() -> None:
-    *numbers, cifar, large, seed = found(
-        r"Routers \[RIDE code\], on all data sets: (\d) epochs, batch (\d+), lr ([\d.]+), cosine, weight decay ([\de-]+), "
-        r"Nesterov momentum, class-balanced sampling; they see (\d+) logits on CIFAR and (\d+) elsewhere. `data.seed` is (\d)"
+    lr, decay, epochs, batch = found(
+        r"\*\*Recipe\*\* \[RIDE code\]: SGD, lr ([\d.]+), momentum 0.9, Nesterov, weight decay ([\de-]+), cosine over (\d) "
+        r"epochs, batch (\d+), class-balanced sampling"
     )
+    cifar, large = found(r"sees the k largest \(`model.router`: (\d+) on CIFAR, (\d+) on large data sets\)")
+    (seed,) = found(r"The configurations of routers have `data.seed=(\d)`")
     for data_set in FOLDERS:
         ((_, config),) = named(data_set, ["router"]).items()
         ((_, network),) = named(data_set, ["ride3"]).items()
         optim, schedule = config.optim, config.schedule
-        assert [schedule.epochs, optim.batch, optim.lr, optim.weight_decay] == [float(number) for number in numbers]
+        numbers = [float(number) for number in (epochs, batch, lr, decay)]
+        assert [schedule.epochs, optim.batch, optim.lr, optim.weight_decay] == numbers
         assert (schedule.kind, optim.nesterov, config.distill.method) == ("cosine", True, "router")
         assert (config.data.sampling, config.data.seed) == ("class_balanced", int(seed))
         assert config.model.router == int(cifar if data_set == "CIFAR-100-LT" else large)
@@ -173,7 +177,7 @@ def test_the_published_figures_of_experts() -> None:
     three, *groups, six = found(
         r"RIDE ([\d.]+) with 3 experts \(many ([\d.]+), medium ([\d.]+), few ([\d.]+)\) and ([\d.]+) with 6"
     )
-    paper = {name: figure for name, figure in CIFAR100_LT[100].paper.items() if name not in METHODS}
+    paper = {name: figure for name, figure in CIFAR100_LT[100].paper.items() if name not in TABLE_1}
     assert paper == {"ride3": float(three), "ride6": float(six)}
     assert "{} many, {} medium, {} few".format(*groups) in RIDE_SOURCE
     large = found(
@@ -262,7 +266,7 @@ def test_the_shot_groups() -> None:
 def test_the_published_figures() -> None:
     columns = {method: row for method, row in table("10").items()}
     written = {(name.lower(), int(i)): float(cell) for name, row in columns.items() for i, cell in row.items()}
-    assert written == {(name, i): one.paper[name] for i, one in CIFAR100_LT.items() for name in METHODS}
+    assert written == {(name, i): one.paper[name] for i, one in CIFAR100_LT.items() for name in TABLE_1}
     public = found(r"\[code\] reports ([\d.]+) and ([\d.]+) for DiVE at imbalance (\d+) and (\d+)")
     theirs = {i: one.public for i, one in CIFAR100_LT.items() if one.public}
     assert {int(public[i + 2]): {"dive": float(public[i])} for i in (0, 1)} == theirs
@@ -364,3 +368,16 @@ def test_ldam_and_the_switches() -> None:
     raised = float(eta) * 100 * counts / counts.sum() + 1 - float(eta)
     assert "`T_j = (eta * C * p_j + 1 - eta) / max_k (eta * C * p_k + 1 - eta)`" in WORDS
     np.testing.assert_allclose(reweighting.diversity_temperatures(counts, float(eta)), raised / raised.max(), rtol=1e-6)
+
+
+def test_the_router() -> None:
+    code, weight = found(
+        r"a code of (\d+) numbers, `relu\(A_e h_e / \|h_e\| \+ b_e\)`.* with w = (\d+) \(`distill.router_weight`\)"
+    )
+    network = ModelSpec("resnet20", 100, "cosine", experts=2, router=30).build()
+    assert network.get_parameter("router.codes.0.weight").shape == (int(code), 48)
+    assert float(weight) == DistillConfig().router_weight
+    (command,) = re.findall(r"^accelerate launch (train/router\.py .*)$", TEXT, re.MULTILINE)
+    script, _, *settings = command.split()
+    config = load(Config, ROOT / "configs/cifar100_lt/ce_if100.yaml", settings)
+    assert METHODS[config.distill.method].script == script and config.model.spec(100).router == 30

@@ -25,7 +25,7 @@ def section(material: Material) -> Section:
         tables.append(
             Table("Results of each run", ["run", *_HEADINGS], [[run.title, *_cells([run])] for run in material.runs])
         )
-    described, same = _descriptions(material.runs)
+    described, same = _descriptions(material.runs, material.split)
     tables += described
     notes = [
         *same,
@@ -71,9 +71,9 @@ def _times(value: float | None, factor: float) -> float | None:
 # ---- what they are ----
 
 
-def _descriptions(runs: Sequence[Run]) -> tuple[list[Table], list[str]]:
+def _descriptions(runs: Sequence[Run], split: str) -> tuple[list[Table], list[str]]:
     """(a table of what differs, a note on what is the same in all runs); each is empty where there is nothing"""
-    rows = [_described(run) for run in runs]
+    rows = [_described(run, split) for run in runs]
     same = [name for name in rows[0] if len(runs) > 1 and len({row[name] for row in rows}) == 1]
     shown = [name for name in rows[0] if name not in same]
     cells = [[run.title, *(row[name] for name in shown)] for run, row in zip(runs, rows, strict=True)]
@@ -82,10 +82,20 @@ def _descriptions(runs: Sequence[Run]) -> tuple[list[Table], list[str]]:
     return tables, [f"The same in all: {told}."] * bool(told)
 
 
-def _described(run: Run) -> dict[str, str]:
+def _described(run: Run, split: str) -> dict[str, str]:
     config, result, record = run.config, run.json("result.json"), run.json("run.json")
     found = {"method": run.predictions.method or DASH}
-    names = ("network", "trained for", "trained on", "training images", "date", "device", "state")
+    names = (
+        "network",
+        "operations per image",
+        "experts used",
+        "trained for",
+        "trained on",
+        "training images",
+        "date",
+        "device",
+        "state",
+    )
     if config is None:
         state = "predictions" if run.predictions.weights else "predictions of another program"
         return found | dict.fromkeys(names, DASH) | {"training images": _images(run), "state": state}
@@ -94,6 +104,7 @@ def _described(run: Run) -> dict[str, str]:
     days = [str(one["started"])[:10] for one in sessions]
     values = (
         config.model.name,
+        *_cost(result.get(split) or run.json(f"evaluation_{split}.json")),
         _length(run, result),
         config.data.train or DASH,
         _images(run),
@@ -111,6 +122,18 @@ def _length(run: Run, result: dict[str, Any]) -> str:
     epochs = result.get("epochs", run.config.schedule.epochs)
     parts = [f"{epochs:g} epochs"] if epochs is not None else []
     return ", ".join([*parts, *([f"{result['steps']:,} steps"] if "steps" in result else [])]) or DASH
+
+
+def _cost(figures: dict[str, Any]) -> tuple[str, str]:
+    """(operations for an image, of a network with routers of the mean image; how many of its experts answered)"""
+    routed, used = figures.get("flops_routed"), figures.get("experts_used")
+    total = f"{figures['flops'] / 1e9:.4g} GFLOP" if "flops" in figures else DASH
+    operations = total if routed is None else f"{routed / 1e9:.4g} GFLOP, {total} where all experts answer"
+    if used is None:
+        return operations, DASH
+    groups = {name: figures.get(f"experts_used_{name}") for name in ("many", "medium", "few")}
+    told = ", ".join(f"{name} {DASH if value is None else f'{value:.2f}'}" for name, value in groups.items())
+    return operations, f"{used:.2f} of {len(figures['expert_shares'])} ({told})"
 
 
 def _images(run: Run) -> str:

@@ -33,3 +33,22 @@ def test_what_a_reader_must_know(tmp_path: Path) -> None:
     told = " ".join(section(material(made_run("a", tmp_path / "a", files=ended), other)).notes)
     assert "b is unfinished" in told and "after step 7" in told
     assert "not evaluated on the same records" in told and "a 12.30" in told
+
+
+def test_what_an_answer_costs(tmp_path: Path) -> None:
+    """Where it was measured: results of earlier versions lack it, and only networks with routers skip experts."""
+    plain = {"result.json": {"test": {"top1": 0.4, "flops": 138_000_000}}}
+    used = {"experts_used": 1.6, "experts_used_many": 1.25, "experts_used_medium": 2.0, "experts_used_few": None}
+    figures = {"flops": 414_000_000, "flops_routed": 250_000_000, "expert_shares": [1.0, 0.4, 0.2], **used}
+    runs = [
+        made_run("plain", tmp_path / "plain", files=plain),
+        made_run("routed", tmp_path / "routed", files={"evaluation_test.json": figures}),
+        made_run("early", tmp_path / "early", files={"result.json": {"test": {"top1": 0.4}}}),
+    ]
+    table = section(material(*runs)).tables[-1]
+    assert table.columns[:3] == ["run", "operations per image", "experts used"]
+    assert [row[1:3] for row in table.rows] == [
+        ["0.138 GFLOP", "–"],
+        ["0.25 GFLOP, 0.414 GFLOP where all experts answer", "1.60 of 3 (many 1.25, medium 2.00, few –)"],
+        ["–", "–"],
+    ]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from train.evaluation.metrics import Answers, calibration_error, figures, group_accuracies, shot_groups
+from train.evaluation.metrics import Answers, calibration_error, experts_used, figures, group_accuracies, shot_groups
 
 
 def cifar100_lt(imbalance: int) -> np.ndarray:
@@ -174,3 +174,21 @@ def test_a_confidence_on_an_edge_is_in_the_bin_below() -> None:
         apart = ((1 - edge) + middle) / 2  # their errors of opposite signs cancel only within a bin
         assert found == pytest.approx(abs(1 - edge - middle) / 2) and found < apart - 0.01
     assert calibration_error(np.array([0.2, np.nextafter(0.2, 1)]), np.array([True, False])) == pytest.approx(0.5)
+
+
+def test_experts_used_by_hand() -> None:
+    """Overall a mean over images; in a group over classes, whatever their numbers of test images; in any order."""
+    labels, used = np.array([0, 0, 0, 0, 1, 2, 2]), np.array([1, 1, 1, 3, 2, 3, 2])
+    train = np.array([500, 200, 50, 5])
+    expected = {
+        "experts_used": 13 / 7,
+        "experts_used_many": (1.5 + 2) / 2,
+        "experts_used_medium": 2.5,
+        "experts_used_few": None,
+        "expert_shares": [1.0, 4 / 7, 2 / 7],
+    }
+    assert experts_used(labels, used, train, 3) == expected
+    order = np.random.default_rng(0).permutation(7)
+    assert experts_used(labels[order], used[order], train, 3) == expected
+    none = np.zeros(0, np.int64)
+    assert experts_used(none, none, train, 2) == dict.fromkeys(expected) | {"expert_shares": [None, None]}

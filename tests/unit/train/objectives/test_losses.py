@@ -309,3 +309,66 @@ def test_log_prior() -> None:
     torch.testing.assert_close(losses.log_prior(COUNTS.tolist()), got)
     with pytest.raises(UserError, match=r"class 3 has no training images \(2 of 6 classes"):
         losses.log_prior(np.array([9, 5, 2, 0, 1, 0]))
+
+
+# ---- the routers between experts ----
+
+EXPERTS = 3.0 * np.random.RandomState(5).standard_normal((B, 4, C))
+
+
+def np_needs_more(experts_BEC: np.ndarray, labels_B: np.ndarray) -> np.ndarray:
+    """Image by image, from the definition."""
+    needs = np.zeros((len(labels_B), experts_BEC.shape[1] - 1), bool)
+    for i, label in enumerate(labels_B):
+        right = [np.argmax(sum(experts_BEC[i, : e + 1])) == label for e in range(experts_BEC.shape[1])]
+        for e in range(len(right) - 1):
+            needs[i, e] = not right[e] and any(right[e + 1 :])
+    return needs
+
+
+def np_routing(router_BR: np.ndarray, needs_BR: np.ndarray, weight: float) -> float:
+    going = 1 / (1 + np.exp(-router_BR))
+    return float(-(weight * needs_BR * np.log(going) + (1 - needs_BR) * np.log(1 - going)).mean())
+
+
+def test_who_needs_more_experts_is_decided_by_the_sum_so_far() -> None:
+    experts = np.random.RandomState(6).standard_normal((400, 4, C))
+    labels = np.random.RandomState(7).randint(0, C, 400)
+    found = losses.needs_more(wide(experts), torch.tensor(labels)).numpy()
+    np.testing.assert_array_equal(found, np_needs_more(experts, labels))
+    assert 0.1 < found.mean() < 0.5 and found.dtype == bool
+    # Wrong, right, wrong: the first should go on, although the last is wrong again; the second should not.
+    sums = np.array([[[0, 1.0], [1.0, -1.0], [-2.0, 3.0]]])
+    assert losses.needs_more(wide(sums), torch.tensor([0])).tolist() == [[True, False]]
+    assert losses.needs_more(wide(sums), torch.tensor([1])).tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize("weight", [1.0, 100.0, 0.5])
+def test_routing_is_its_closed_form(weight: float) -> None:
+    router, needs = 2.0 * np.random.RandomState(8).standard_normal((B, 3)), np_needs_more(EXPERTS, LABELS)
+    assert needs.any() and not needs.all()
+    loss = losses.routing(wide(router), torch.tensor(needs), weight)
+    assert loss.dtype == torch.float64 and float(loss) == pytest.approx(np_routing(router, needs, weight), rel=1e-12)
+    # The mean over the routers of the means over the batch, as in RIDE's code.
+    each = [float(losses.routing(wide(router[:, [i]]), torch.tensor(needs[:, [i]]), weight)) for i in range(3)]
+    assert float(loss) == pytest.approx(sum(each) / 3, rel=1e-12)
+    halves = [float(losses.routing(wide(router[i::2]), torch.tensor(needs[i::2]), weight)) for i in range(2)]
+    assert float(loss) == pytest.approx(sum(halves) / 2, rel=1e-12)
+
+
+def test_gradients_of_routing() -> None:
+    needs = torch.tensor(np_needs_more(EXPERTS, LABELS))
+    router = wide(2.0 * np.random.RandomState(8).standard_normal((B, 3)), grad=True)
+    assert torch.autograd.gradcheck(lambda logits: losses.routing(logits, needs, 100.0), (router,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_routing_of_extreme_logits_is_finite(dtype: torch.dtype) -> None:
+    needs = torch.tensor([[True, False, True]])
+    router = torch.tensor([[-1e4, 1e4, 0.0]], dtype=dtype, requires_grad=True)
+    loss = losses.routing(router, needs, 100.0)
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.isfinite() and router.grad is not None
+    low, high, _ = router[0].tolist()
+    expected = (100 * -low + high + 100 * np.log(2)) / 3
+    assert router.grad.isfinite().all() and float(loss.detach()) == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,76 @@
+"""The operations of networks against sums written by hand, and torchvision's published number for ResNet-18."""
+
+import pytest
+import torch
+from torch import nn
+
+from models import ModelSpec
+from train.evaluation.cost import flops, operations
+
+CPU = torch.device("cpu")
+
+
+def build(spec: ModelSpec) -> nn.Module:
+    return spec.build().eval()
+
+
+def stage(inputs: int, width: int, blocks: int, side: int) -> int:
+    """Multiply-adds of 2 * blocks convolutions of 3x3, whose outputs are side x side."""
+    return 9 * side**2 * (inputs * width + (2 * blocks - 1) * width**2)
+
+
+def resnet20(size: int, classes: int, middle: int = 32, last: int = 64) -> tuple[int, int]:
+    """(multiply-adds of what is shared, of the rest once)"""
+    shared = 9 * 3 * 16 * size**2 + stage(16, 16, 3, size)
+    own = stage(16, middle, 3, size // 2) + stage(middle, last, 3, size // 4) + last * classes
+    return shared, own
+
+
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+def test_of_plain_networks(head: str) -> None:
+    shared, own = resnet20(32, 10)
+    network = build(ModelSpec("resnet20", 10, head))
+    assert flops(network, 32, CPU, None) == {"flops": 2 * (shared + own)}
+
+
+def test_of_experts() -> None:
+    shared, own = resnet20(16, 10, 24, 48)
+    network = build(ModelSpec("resnet20", 10, "cosine", experts=3))
+    assert flops(network, 16, CPU, None) == {"flops": 2 * (shared + 3 * own)}
+
+
+def test_of_a_network_with_routers() -> None:
+    """By the shares of images that are run on each expert; the routers run on the same, but for the last."""
+    shared, own = resnet20(16, 10, 24, 48)
+    network = build(ModelSpec("resnet20", 10, "cosine", experts=3, router=5))
+    router = 48 * 16 + (16 + 5)
+    counted = operations(network, 16, CPU)
+    assert counted == (2 * shared, [2 * own] * 3, [2 * router] * 2)
+    assert (
+        counted.without_routing == flops(build(ModelSpec("resnet20", 10, "cosine", experts=3)), 16, CPU, None)["flops"]
+    )
+    found = flops(network, 16, CPU, [1.0, 0.5, 0.25])
+    assert found == {
+        "flops": 2 * (shared + 3 * own),
+        "flops_routed": round(2 * (shared + 1.75 * own + 1.5 * router)),
+    }
+    nn.init.constant_(network.get_parameter("router.unit.bias"), -1e4)  # whatever this image would need
+    assert operations(network, 16, CPU) == counted
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in network.modules())
+
+
+def test_the_number_of_torchvision() -> None:
+    """1.814 billion multiply-adds for ResNet-18, by torchvision's documentation of its weights."""
+    assert flops(build(ModelSpec("resnet18", 1000)), 224, CPU, None)["flops"] == pytest.approx(2 * 1.814e9, rel=1e-3)
+
+
+def test_what_is_compiled_is_not_used() -> None:
+    network = build(ModelSpec("resnet20", 10))
+    expected = flops(network, 16, CPU, None)
+
+    def compiled(graph: object, inputs: object) -> None:
+        raise AssertionError("it was compiled")
+
+    network.compile(backend=compiled)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert flops(network, 16, CPU, None) == expected
