@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -19,16 +20,18 @@ import torch
 from helpers.cifar_archives import COARSE, cifar10, member, pack, python2_pickle
 from helpers.paper_runs import IF10, IF100, SMALL, small_choice
 
+from models import ModelSpec
 from tools import reproduce
 from tools.paper import jobs as reproduce_jobs
 from tools.paper import outcomes as reproduce_outcomes
 from tools.paper import plan as reproduce_plan
 from tools.paper import session as reproduce_session
-from tools.paper.datasets import MORE
+from tools.paper.datasets import MORE, ROWS
 from tools.paper.jobs import claimed
 from tools.paper.outcomes import outcome
 from tools.paper.plan import table_tasks
 from train.config import Config
+from train.evaluation.cost import operations
 from train.run.exits import guard
 from train.settings import diff, load
 from train.watch.text import clock
@@ -499,6 +502,11 @@ def test_whether_the_draw_is_the_papers(
     assert "not known" in reproduce_outcomes.draw_of_images(tasks, tmp_path)
 
 
+def _operations(experts: int | None) -> int:
+    network = ModelSpec("resnet32", 100, "cosine", experts=experts).build().eval()
+    return operations(network, 32, torch.device("cpu")).without_routing
+
+
 def test_the_page_on_it_names_what_exists() -> None:
     """Options, scripts, settings of the commands, and the places of runs and caches."""
     text, text_options = (ROOT / "docs" / "reproduce.md").read_text(), set()
@@ -514,6 +522,19 @@ def test_the_page_on_it_names_what_exists() -> None:
         assert all(f"--{option} " in shown.getvalue() and f"--{option}" in text for option in options | common)
         text_options |= options | common
     assert set(re.findall(r"--([a-z][a-z-]+)", text)) == text_options
+    for line in re.findall(r"^python tools/reproduce.py (.+)$", text, re.MULTILINE):
+        reproduce.parse(shlex.split(line))
+    rows = [
+        line.strip("| ").split(" | ")
+        for line in re.findall(r"^\| [a-z]+\w* \| .* \| \w+_if100 \|.*$", text, re.MULTILINE)
+    ]
+    expected = {
+        name: [row.title, f"{row.stem}_if100", *([row.after] if row.after else [])] for name, row in ROWS.items()
+    }
+    assert {name: cells for name, *cells in rows} == {name: expected[name] for name in MORE}
+    operations = [_operations(experts) for experts in (None, 3, 4, 6)]
+    times = " and ".join(", ".join(f"{count / operations[0]:.1f}" for count in operations[1:]).rsplit(", ", 1))
+    assert f"3, 4 and 6 experts need {times} times the operations" in " ".join(text.split())
     typed = re.findall(r"^python REPOSITORY/(\S+\.py) REPOSITORY/(\S+) (.+)$", text, re.MULTILINE)
     tasks = [
         task for task in table_tasks(small_choice(settings=("precision=bf16",)), (IF100,), (0,)) if task.kind != "data"
