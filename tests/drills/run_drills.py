@@ -57,9 +57,13 @@ VARIANTS = {
     "cache": Variant([], cached=True),
     "router": Variant([], routed=True),
     "accumulate": Variant(["optim.accumulate=4", "optim.clip=1.0"]),
-    "ride": Variant([*_FOUR, *_SWITCH, "distill.method=ldam", "distill.drw_from=1"], stops=_AROUND),
+    "ride": Variant(
+        ["model.head=cosine", "model.experts=2", *_SWITCH, "distill.method=ldam", "distill.drw_from=1"], stops=_AROUND
+    ),
     "six experts": Variant([*_SIX, *_SWITCH], stops=_AROUND),
-    "four of six": Variant([*_FOUR, *_SWITCH, "distill.alpha=0.75"], cached=True, teacher=_SIX, stops=_AROUND),
+    "four of six": Variant(
+        [*_FOUR, *_SWITCH, "distill.alpha=0.75"], cached=True, teacher=(*_SIX, "schedule.epochs=1"), stops=_AROUND
+    ),
 }
 
 
