@@ -98,7 +98,10 @@ def test_switches_are_scaled_with_the_schedule(scale: float, settings: list[str]
     found = [setting.partition(".")[2] for setting in scaled_schedule(file, scale)]
     assert [setting for setting in found if not setting.startswith("epochs=")] == settings
     config = load(Config, file, scaled_schedule(file, scale))
-    assert all(epoch is None or epoch < (config.schedule.epochs or 0) for epoch in (config.distill.drw_from,))
+    assert all(
+        epoch is None or epoch < (config.schedule.epochs or 0)
+        for epoch in (config.distill.drw_from, config.distill.diversity_from)
+    )
 
 
 @pytest.mark.parametrize(
