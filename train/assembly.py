@@ -122,7 +122,7 @@ def check_method(config: Config, script: str) -> None:
 
 
 def _check_part(config: Config) -> None:
-    """Refuse routers with a method that does not train them, and a method for them without what it needs."""
+    """Refuse routers with a method that does not train them, and a method for them without a finished network."""
     name, model = config.distill.method, config.model
     part = METHODS[name].part
     if part is None:
@@ -132,11 +132,6 @@ def _check_part(config: Config) -> None:
                 "from this run: train/router.py CONFIG model.init=RUN"
             )
         return
-    if getattr(model, part) is None:
-        raise UserError(
-            f"distill.method={name} trains the {part} of a network, and this one has none: type model.{part}=30 "
-            "(for large data sets 50), with model.experts and the other settings of model as in the run that model.init names"
-        )
     if model.init is None:
         raise UserError(
             f"distill.method={name} trains the {part} of a finished network: type model.init=RUN, a finished run or an "

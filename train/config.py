@@ -11,7 +11,7 @@ from pipelines.loader import DataConfig
 from pipelines.logits.reader import CacheConfig
 from train.ema import EmaConfig
 from train.evaluation.counting import EvalConfig
-from train.objectives.methods import DistillConfig
+from train.objectives.methods import METHODS, DistillConfig
 from train.optim import OptimConfig
 from train.run.checkpoint import SaveConfig
 from train.schedule import ScheduleConfig
@@ -57,6 +57,12 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed}: must be at least 0 and less than 2**63")
+        part = METHODS[self.distill.method].part
+        if part is not None and getattr(self.model, part) is None:
+            raise ValueError(
+                f"distill.method={self.distill.method} trains the {part} of a network, and this one has none: type "
+                f"model.{part}=30 (for large data sets 50), and model.experts and the like as in the run that model.init names"
+            )
         if self.compile and self.compile_mode in ("reduce-overhead", "max-autotune") and self.optim.accumulate > 1:
             raise ValueError(
                 f"compile_mode={self.compile_mode} with optim.accumulate={self.optim.accumulate}: a CUDA graph's next run "

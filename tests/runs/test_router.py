@@ -13,10 +13,13 @@ from models import ModelSpec, load_network, outputs_of, set_training
 from models.outputs import freeze_all_but
 from models.router import experts_told
 from pipelines.batch import Batch
+from pipelines.errors import UserError
+from train.config import Config
 from train.objectives.methods import DistillConfig
 from train.objectives.objective import Objective
 from train.optim import OptimConfig, build_optimizer
 from train.schedule import Schedule, ScheduleConfig
+from train.settings import load
 
 EXPERTS = ("model.experts=3", "model.head=cosine")
 ROUTED = (*EXPERTS, "model.router=4")
@@ -135,6 +138,8 @@ def test_what_does_not_fit_is_refused(work: Path, settings: tuple[str, ...], wor
 def test_other_methods_refuse_routers(work: Path) -> None:
     said = refused(work, "teacher", "bsce.yaml", "run=no", *ROUTED)
     assert "model.router=4: bsce does not train routers" in said and "train/router.py CONFIG model.init=RUN" in said
+    with pytest.raises(UserError, match="trains the router of a network, and this one has none"):  # in every program
+        load(Config, work / "router.yaml")
     assert "use train/router.py" in refused(work, "teacher", "router.yaml", "run=no", *ROUTED)
     said = refused(work, "distill", "dive.yaml", "run=no", "distill.hard=router")
     assert "distill.hard" in said and "ce|bsce|ldam" in said

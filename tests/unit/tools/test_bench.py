@@ -93,6 +93,19 @@ def outputs(work: Path) -> tuple[dict, str, str]:
     return json.loads((work / "b.json").read_text()), (work / "b.md").read_text(), screen
 
 
+def test_the_step_of_routers_trains_them_alone(work: Path) -> None:
+    """Of a network as drawn: the speed does not depend on the weights, so model.init is not read."""
+    routers = ("distill.method=router", "model.experts=2", "model.router=3", "data.backend=reference")
+    flags = ("--only", "b,c,d", "--seconds", 0, "--rounds", 1, "--images", 8, "--json", "r.json")
+    code, _, errors = call(work, "bench.yaml", *routers, *flags)
+    assert code == 0, errors
+    rows = {row["id"]: row for row in json.loads((work / "r.json").read_text())["rows"]}
+    assert rows["b.step"]["note"] == "router" and rows["c.training"]["title"] == "training from disk (router)"
+    assert rows["c.training"]["images_per_s"] > 0 and "router has no soft targets" in rows["d.cache"]["absent"]
+    code, _, errors = call(work, "bench.yaml", *routers[:2], "--only", "b")
+    assert code == 2 and "this one has none: type model.router=30" in errors
+
+
 def test_every_row_is_measured_or_says_why_not(outputs: tuple[dict, str, str]) -> None:
     rows = {row["id"]: row for row in outputs[0]["rows"]}
     assert list(rows) == IDS[:-1]
