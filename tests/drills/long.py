@@ -28,8 +28,9 @@ from pipelines.logits.blocks import BLOCK_ROWS
 from pipelines.records.reader import Records
 from train.config import Config
 from train.data import make_loader, views_of
-from train.objectives import losses
+from train.objectives.objective import Objective
 from train.objectives.sources import make_teacher
+from train.objectives.targets import Targets
 from train.optim import build_optimizer
 from train.run.environment import make_accelerator
 from train.run.stops import EXIT_CODE
@@ -58,26 +59,26 @@ def cached_against_online(
     )
     teacher = make_teacher(config, records, accelerator)
     order = TrainOrder(records.keys, config.seed, config.optim.batch, views_of(config, len(records)))
-    prior = losses.log_prior(records.class_counts)
+    counts = torch.from_numpy(records.class_counts)
+
+    def objective(targets: Targets) -> Objective:
+        return Objective(config.distill, counts, targets, config.model.logit_scale, order.steps_per_epoch)
+
+    online = objective(teacher)
+    cached = {
+        codec: objective(lambda batch, cache=cache: cache.gather(batch.keys, batch.views))
+        for codec, cache in opened.items()
+    }
     torch.manual_seed(config.seed)
     student = config.model.spec(records.num_classes).build().train()
     optimizer = build_optimizer(student, config.optim)
-    d, tau = config.distill, config.distill.tau
-    assert tau is not None
-
-    def dive(logits: torch.Tensor, labels: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
-        hard = losses.balanced_softmax(logits, labels, prior)
-        return losses.distilled(hard, losses.kd_kl(logits, losses.soften(soft, tau, d.p), tau), tau, d.alpha)
-
     worst = dict.fromkeys(caches, 0.0)
-    batches = loader.stream(order.plan(0, steps))
-    for batch in batches:
-        logits = outputs_of(student(batch.images)).logits
-        loss = dive(logits, batch.labels, teacher(batch))
-        for codec, cache in opened.items():
-            soft = cache.gather(batch.keys, batch.views)
-            cached = dive(logits.detach(), batch.labels, soft)
-            worst[codec] = max(worst[codec], abs(float(cached) - float(loss.detach())))
+    for step, batch in enumerate(loader.stream(order.plan(0, steps))):
+        outputs = outputs_of(student(batch.images))
+        loss, _ = online(outputs, batch, step)
+        with torch.no_grad():
+            for codec, of_cache in cached.items():
+                worst[codec] = max(worst[codec], abs(float(of_cache(outputs, batch, step)[0]) - float(loss.detach())))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

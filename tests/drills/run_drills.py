@@ -25,19 +25,28 @@ from pipelines.records.writing import Sample, write_records
 from train.networks.final import why_not_final
 
 DIVE = "  tau: 3\n  p: 0.5\n  alpha: 0.5\n"
-KEPT = ("step", "epoch", "loss", "hard", "kl", "lr", "test", "test_ema")
+KEPT = ("step", "epoch", "loss", "hard", "kl", "diversity", "lr", "test", "test_ema")
 
 
 class Variant(NamedTuple):
-    """One way to train: the script's additional settings, and what must exist before."""
+    """One way to train: the script's additional settings, and what must exist before: the cache of a teacher with `teacher`.
+
+    stops: after which of six steps, in two epochs, the short drill stops it.
+    """
 
     settings: list[str]
     jpeg: bool = False
     cached: bool = False
     routed: bool = False
+    teacher: tuple[str, ...] = ()
+    stops: tuple[int, ...] = (3,)
 
 
 _EVERYTHING = ["ema.decay=0.9", "eval.every_epochs=1"]
+_SIX = ("model.head=cosine", "model.experts=6", "model.expert_width=0.5")
+_FOUR = ("model.head=cosine", "model.experts=4", "model.expert_width=0.5")
+_SWITCH = ("distill.diversity=-0.2", "distill.diversity_from=1")  # with the second epoch
+_AROUND = (2, 5)  # the switch is after step 3
 VARIANTS = {
     "ffcv": Variant(["data.backend=ffcv"]),
     "resident": Variant(["data.backend=resident"]),
@@ -48,6 +57,13 @@ VARIANTS = {
     "cache": Variant([], cached=True),
     "router": Variant([], routed=True),
     "accumulate": Variant(["optim.accumulate=4", "optim.clip=1.0"]),
+    "ride": Variant(
+        ["model.head=cosine", "model.experts=2", *_SWITCH, "distill.method=ldam", "distill.drw_from=1"], stops=_AROUND
+    ),
+    "six experts": Variant([*_SIX, *_SWITCH], stops=_AROUND),
+    "four of six": Variant(
+        [*_FOUR, *_SWITCH, "distill.alpha=0.75"], cached=True, teacher=(*_SIX, "schedule.epochs=1"), stops=_AROUND
+    ),
 }
 
 
@@ -85,7 +101,7 @@ def prepare(variant: Variant, tiny: Path, folder: Path) -> tuple[str, list[Any]]
         return "teacher", [tiny_config(folder, data), *_EVERYTHING, *variant.settings]
     config = tiny_config(folder, data, "dive", DIVE)
     if not (folder / "caches").exists():
-        run("teacher", tiny_config(folder, data), "run=t", "data.seed=1", cwd=folder)
+        run("teacher", tiny_config(folder, data), "run=t", "data.seed=1", *variant.teacher, cwd=folder)
         run("cache_logits", config, "distill.teacher=t", "data.views=2", cwd=folder)
     return "distill", [config, *_EVERYTHING, "cache.paths=[caches]", "data.views=2", *variant.settings]
 

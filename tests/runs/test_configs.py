@@ -4,7 +4,9 @@ Two steps each (configs/debug.txt) of the real network on a dozen images, JPEG o
 where it has more. Each also refuses every misspelling of its keys, and says in its head what a reader must know.
 """
 
+import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from train.settings import flatten, load
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 REPORTED = [path for path in CONFIGS if path.parent.name != "demo"]
+PLAIN = [path for path in REPORTED if path.stem.split("_")[0] in ("ce", "bsce", "dive")]  # without experts and LDAM
 # folder: (network, epochs by file stem's end, batch, lr, weight decay, tau, p)
 PAPER = {
     "cifar100_lt": ("resnet32", 128, 0.1, 2e-4, 3, 0.5),
@@ -36,8 +39,11 @@ def ids(path: Path) -> str:
 
 
 TRAIN, EVALUATION = 12, 5  # images
-# These run with a smaller network to save time: others of the same folder run the real one.
-SAME_NETWORK = ("imagenet_lt/ce_x50", "inat18/bsce_r50_200", "inat18/dive_r50_200")
+# These run with a smaller network to save time: others of the same folder run the real one, and CIFAR's the real experts.
+SAME_NETWORK = (
+    *("imagenet_lt/ce_x50", "inat18/bsce_r50_200", "inat18/dive_r50_200"),
+    *(ids(path) for path in REPORTED if path not in PLAIN and path.parent.name != "cifar100_lt"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +72,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def workplace(path: Path, records: Path, places: Path) -> Path:
     """The working directory that a student shares with its teacher, laid out as their configurations say."""
-    group = "all" if path.parent.name == "demo" else path.stem.partition("_")[2]
+    group = "all" if path.parent.name == "demo" else path.stem.rpartition("_")[2]
     place = places / path.parent.name / group
     place.mkdir(parents=True, exist_ok=True)
     if not (place / "configs").exists():
@@ -90,17 +96,23 @@ def commands(path: Path) -> list[str]:
 def test_the_commands_in_the_head_run(path: Path, records: Path, places: Path) -> None:
     """All commands, beginning with the teacher; the last trains this configuration: 2 steps, every image evaluated, saved."""
     place, config = workplace(path, records, places), load(Config, path)
-    extra = [*overlay(config), *(["model.name=resnet10"] if ids(path) in SAME_NETWORK else [])]
+    extra = [*overlay(config), *(["model.name=resnet20"] if ids(path) in SAME_NETWORK else [])]
     for line in commands(path):
-        run_here(line, place, extra)
+        # Routers cannot see more logits than there are classes here.
+        run_here(line, place, [*extra, *(["model.router=3"] if "train/router.py" in line else [])])
     assert str(path.relative_to(ROOT)) in commands(path)[-1]
-    folder = place / (f"demo/{path.stem}" if path.parent.name == "demo" else f"runs/{path.stem}-s0")
+    given = re.search(r" run=(\S+)", commands(path)[-1])
+    name = given[1] if given else f"{path.stem}-s0"
+    folder = place / name if name.startswith("./") else place / "runs" / name
     result = json.loads((folder / "result.json").read_text())
     assert result["steps"] == 2 and result["method"] == config.distill.method
     assert result["test" if config.data.test else "val"]["samples"] == EVALUATION
     assert list(folder.glob("checkpoints/*")) and (folder / "model.safetensors").exists()
+    network = dataclasses.replace(config.model, router=3 if config.model.router else None)
+    if ids(path) in SAME_NETWORK:
+        network = dataclasses.replace(network, name="resnet20")
     architecture = json.loads((folder / "model.json").read_text())["architecture"]
-    assert architecture == config.model.name or ids(path) in SAME_NETWORK
+    assert architecture == network.spec(len(CLASSES)).architecture
 
 
 def misspelt(path: Path) -> Iterator[tuple[str, str, str]]:
@@ -143,8 +155,9 @@ def test_head_says_command_hardware_hours_and_result(path: Path) -> None:
     assert str(path.relative_to(ROOT)) in head
 
 
-@pytest.mark.parametrize("path", REPORTED, ids=ids)
+@pytest.mark.parametrize("path", PLAIN, ids=ids)
 def test_settings_are_the_papers(path: Path) -> None:
+    """Those of networks with experts: tests/unit/test_docs_method.py."""
     config = load(Config, path)
     network, batch, lr, decay, tau, p = PAPER[path.parent.name]
     few = path.stem == "ce_500_50"  # a tenth of the images: half the batch and half the epochs, our choice
@@ -169,12 +182,16 @@ def test_settings_are_the_papers(path: Path) -> None:
 
 def test_student_and_teacher_differ_only_where_they_must() -> None:
     """A teacher is trained with the student's recipe."""
-    allowed = {"distill.method", "distill.tau", "distill.p", "data.seed"}
-    for folder, student, teacher in (
-        ("cifar100_lt", "dive_if100", "bsce_if100"),
-        ("imagenet_lt", "dive_x50", "bsce_x50"),
-        ("inat18", "dive_r50_90", "bsce_r50_90"),
-        ("demo", "dive", "bsce"),
+    plain = {"distill.method", "distill.tau", "distill.p", "data.seed"}
+    more = plain | {"distill.alpha", "distill.diversity", "model.experts"}
+    for folder, student, teacher, allowed in (
+        ("cifar100_lt", "dive_if100", "bsce_if100", plain),
+        ("imagenet_lt", "dive_x50", "bsce_x50", plain),
+        ("inat18", "dive_r50_90", "bsce_r50_90", plain),
+        ("demo", "dive", "bsce", plain),
+        ("cifar100_lt", "ride_dive4_if100", "bsce6_if100", more | {"schedule.warmup_epochs"}),
+        ("imagenet_lt", "ride_dive4_x50", "bsce6_x50", more),
+        ("inat18", "ride_dive4_r50", "bsce6_r50", more),
     ):
         a, b = (flatten(load(Config, ROOT / f"configs/{folder}/{name}.yaml")) for name in (student, teacher))
         assert {key for key in a if a[key] != b[key]} <= allowed

@@ -24,25 +24,32 @@ def _marked(name: str):
 
 @pytest.mark.parametrize("name", [_marked(name) for name in VARIANTS])
 def test_six_steps_are_three_and_three(name: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped after the third step, in the middle of an accumulation group where there is one, and resumed."""
-    script, arguments = prepare(VARIANTS[name], tiny, tmp_path)
+    """Stopped after the third step, in the middle of an accumulation group where there is one, and resumed.
+
+    With experts: before and after the epoch in which class weights and temperatures are switched on.
+    """
+    variant = VARIANTS[name]
+    script, arguments = prepare(variant, tiny, tmp_path)
     short = [*arguments, "schedule.epochs=2", "optim.batch=36"]  # three steps per epoch
     run(script, *short, "run=calm", cwd=tmp_path)
     add = loop.Meters.add
 
     def interrupted(meters, step, *rest):
-        if step == 2:
+        if step + 1 in variant.stops:
             os.kill(os.getpid(), signal.SIGTERM)
         add(meters, step, *rest)
 
     with monkeypatch.context() as patched:
         patched.setattr(loop.Meters, "add", interrupted)
-        stopped = run(script, *short, "run=r", cwd=tmp_path, check=False)
-    assert stopped.returncode == EXIT_CODE, stopped.stderr
-    assert "resumed after step 3 " in run(script, *short, "run=r", cwd=tmp_path).stdout
+        for before, _ in zip((0, *variant.stops), variant.stops, strict=False):
+            stopped = run(script, *short, "run=r", cwd=tmp_path, check=False)
+            assert stopped.returncode == EXIT_CODE, stopped.stderr
+            assert not before or f"resumed after step {before} " in stopped.stdout
+    assert f"resumed after step {variant.stops[-1]} " in run(script, *short, "run=r", cwd=tmp_path).stdout
     calm, resumed = (outcome(tmp_path / "runs" / run_name) for run_name in ("calm", "r"))
     assert different(calm, resumed) == []
     assert len(calm["metrics"]) >= 2 and calm["optimizer"]
+    assert ("diversity" in calm["metrics"][0]) == ("model.experts" in " ".join(variant.settings))
 
 
 @pytest.mark.slow

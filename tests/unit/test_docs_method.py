@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import torch
 from models.registry import ModelSpec, build_model
 from pipelines.logits.flatness import TEMPERATURES, recommend
 from tools.conversion.cifar import long_tail_counts
-from tools.paper.datasets import CIFAR100_LT
+from tools.paper.datasets import CIFAR100_LT, RIDE_SOURCE, ROWS
+from tools.paper.datasets import METHODS as TABLE_1
 from tools.paper.flatness import COUNTS, EPSILONS, Pair
 from tools.reporting.shifted import IMBALANCES
 from train.config import Config
@@ -51,10 +54,20 @@ def floats(text: str) -> list[float]:
     return [float(number) for number in re.split(r",? ", text)]
 
 
+def named(data_set: str, names: Collection[str]) -> dict[str, Config]:
+    """{name without the data set's tag: settings} of the configurations with one of these names."""
+    paths = sorted((ROOT / "configs" / FOLDERS[data_set]).glob("*.yaml"))
+    found = {path.stem: load(Config, path) for path in paths if re.sub(r"_(if\d+|[xr]50.*)$", "", path.stem) in names}
+    assert found
+    return found
+
+
 def configs(data_set: str) -> list[Config]:
-    loaded = [load(Config, path) for path in sorted((ROOT / "configs" / FOLDERS[data_set]).glob("*.yaml"))]
-    assert loaded
-    return loaded
+    """Those of Table 1's methods."""
+    return list(named(data_set, TABLE_1).values())
+
+
+FAMILY = {row.stem for name, row in ROWS.items() if name not in TABLE_1 and row.network is None}
 
 
 def groups_of(counts: list[int]) -> list[int]:
@@ -97,6 +110,85 @@ def test_the_recipes_are_those_of_the_configurations(data_set: str) -> None:
             side, size = found(r"Test: short side (\d+), the central (\d+) x \d+")
             assert (recipe.evaluation().short_side, recipe.evaluation().size) == (int(side), int(size))
         assert recipe.flip
+
+
+@pytest.mark.parametrize("data_set", FOLDERS)
+def test_the_recipes_of_experts_are_those_of_the_configurations(data_set: str) -> None:
+    row, loaded = table("eta")[data_set], named(data_set, FAMILY)
+    assert len(loaded) == len(FAMILY)
+    warmups, switch, weight = floats(row["warm-up"]), int(row["switch"]), float(row["lambda"])
+    decay = float(found(r"LDAM-DRW on CIFAR has the weight decay ([\de-]+) and no Nesterov")[0])
+    for name, config in loaded.items():
+        optim, schedule, distill, model = config.optim, config.schedule, config.distill, config.model
+        own = data_set == "CIFAR-100-LT" and name.startswith("ldam_drw")
+        expected = [row["batch"], row["lr"], decay if own else row["weight decay"]]
+        assert [optim.batch, optim.lr, optim.weight_decay] == [float(value) for value in expected]
+        assert (optim.momentum, optim.nesterov) == (0.9, not own)
+        assert (model.name, model.head, model.head_scale) == (row["network"], "cosine", 30)
+        assert (schedule.kind, schedule.per, schedule.gamma) == ("multistep", "epoch", float(row["gamma"]))
+        assert (schedule.epochs, schedule.milestones) == (int(row["epochs"]), floats(row["milestones"]))
+        soft = distill.method in ("dive", "kd")
+        assert schedule.warmup_epochs == warmups[soft] and config.data.seed == (0 if soft else 1)
+        assert distill.drw_from == (switch if "ldam" in (distill.method, distill.hard) else None)
+        share = 1 - distill.alpha if soft else 1
+        plain = name.startswith("ldam_drw")
+        assert (model.experts is None) == plain and distill.diversity == (0 if plain else pytest.approx(share * weight))
+        assert plain or (distill.diversity_from, distill.diversity_eta) == (switch, float(row["eta"]))
+
+
+def test_the_recipe_of_routers() -> None:
+    lr, decay, epochs, batch = found(
+        r"\*\*Recipe\*\* \[RIDE code\]: SGD, lr ([\d.]+), momentum 0.9, Nesterov, weight decay ([\de-]+), cosine over (\d) "
+        r"epochs, batch (\d+), class-balanced sampling"
+    )
+    cifar, large = found(r"sees the k largest \(`model.router`: (\d+) on CIFAR, (\d+) on large data sets\)")
+    (seed,) = found(r"The configurations of routers have `data.seed=(\d)`")
+    for data_set in FOLDERS:
+        ((_, config),) = named(data_set, ["router"]).items()
+        ((_, network),) = named(data_set, ["ride3"]).items()
+        optim, schedule = config.optim, config.schedule
+        numbers = [float(number) for number in (epochs, batch, lr, decay)]
+        assert [schedule.epochs, optim.batch, optim.lr, optim.weight_decay] == numbers
+        assert (schedule.kind, optim.nesterov, config.distill.method) == ("cosine", True, "router")
+        assert (config.data.sampling, config.data.seed) == ("class_balanced", int(seed))
+        assert config.model.router == int(cifar if data_set == "CIFAR-100-LT" else large)
+        assert replace(config.model, router=None) == network.model
+        assert replace(config.data, sampling="instance", seed=1) == network.data
+
+
+def test_ride_dive() -> None:
+    """Teacher of six experts with BSCE, student of four with DiVE for each; tau and p of DiVE but for the tau of ImageNet-LT."""
+    alpha, tau = found(r"DiVE is applied to each, with a = ([\d.]+), and tau = (\d) on ImageNet-LT")
+    for data_set in FOLDERS:
+        ((_, teacher),) = named(data_set, ["bsce6"]).items()
+        ((_, student),) = named(data_set, ["ride_dive4"]).items()
+        assert (teacher.distill.method, teacher.model.experts, student.model.experts) == ("bsce", 6, 4)
+        own, row = student.distill, table("Nesterov")[data_set]
+        assert (own.method, own.hard, own.kl_of, own.alpha) == ("dive", None, "experts", float(alpha))
+        assert own.tau == float(tau if data_set == "ImageNet-LT" else row["tau"]) and own.p == float(row["p"])
+        ((_, kd),) = named(data_set, ["ride_kd4"]).items()
+        of_ride = (kd.distill.method, kd.distill.hard, kd.distill.kl_of, kd.distill.tau, kd.distill.alpha)
+        assert of_ride == ("kd", "ldam", "ensemble", 1.5, 0.5) and kd.model.experts == 4
+        ((_, ride),) = named(data_set, ["ride3"]).items()
+        assert (ride.distill.method, ride.model.experts) == ("ldam", 3)
+
+
+def test_the_published_figures_of_experts() -> None:
+    three, *groups, six = found(
+        r"RIDE ([\d.]+) with 3 experts \(many ([\d.]+), medium ([\d.]+), few ([\d.]+)\) and ([\d.]+) with 6"
+    )
+    paper = {name: figure for name, figure in CIFAR100_LT[100].paper.items() if name not in TABLE_1}
+    assert paper == {"ride3": float(three), "ride6": float(six)}
+    assert "{} many, {} medium, {} few".format(*groups) in RIDE_SOURCE
+    large = found(
+        r"ImageNet-LT: RIDE ([\d.]+) with 3 and ([\d.]+) with 6, ([\d.]+) with 4 and distilled \[RIDE\]; RIDE-DiVE ([\d.]+) "
+        r"\[paper\]\. iNaturalist 2018: RIDE ([\d.]+) with 3, ([\d.]+) with 4 and distilled \[RIDE\]; RIDE-DiVE ([\d.]+)"
+    )
+    stems = ("imagenet_lt/ride3_x50", "imagenet_lt/ride3_x50", "imagenet_lt/ride_kd4_x50", "imagenet_lt/ride_dive4_x50")
+    stems += ("inat18/ride3_r50", "inat18/ride_kd4_r50", "inat18/ride_dive4_r50")
+    for figure, stem in zip((three, six, *large), (*["cifar100_lt/ride3_if100"] * 2, *stems), strict=True):
+        (expected,) = re.findall("^# expected: .*", (ROOT / f"configs/{stem}.yaml").read_text(), re.MULTILINE)
+        assert f"{figure} %" in expected
 
 
 def test_the_learning_rates() -> None:
@@ -174,7 +266,7 @@ def test_the_shot_groups() -> None:
 def test_the_published_figures() -> None:
     columns = {method: row for method, row in table("10").items()}
     written = {(name.lower(), int(i)): float(cell) for name, row in columns.items() for i, cell in row.items()}
-    assert written == {(name, i): figure for i, one in CIFAR100_LT.items() for name, figure in one.paper.items()}
+    assert written == {(name, i): one.paper[name] for i, one in CIFAR100_LT.items() for name in TABLE_1}
     public = found(r"\[code\] reports ([\d.]+) and ([\d.]+) for DiVE at imbalance (\d+) and (\d+)")
     theirs = {i: one.public for i, one in CIFAR100_LT.items() if one.public}
     assert {int(public[i + 2]): {"dive": float(public[i])} for i in (0, 1)} == theirs

@@ -86,7 +86,7 @@ def tasks(choice: Choice, pairs: Sequence[Pair], epsilons: Sequence[float], seed
     return [*(data_task(choice, dataset) for dataset in datasets), *runs]
 
 
-def chains(choice: Choice, dataset: Dataset, seeds: Sequence[int]) -> list[Task]:
+def chains(choice: Choice, dataset: Dataset, seeds: Sequence[int], missing: Sequence[Task]) -> list[Task]:
     """One training for each seed: all cost the same."""
     return [training(choice, dataset, 0.0, seed) for seed in seeds]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipelines.errors import UserError, quoted
 from tools.command_line import Parser, path, whole
-from tools.paper.datasets import CIFAR100_LT, METHODS
+from tools.paper.datasets import CIFAR100_LT, METHODS, ROWS
 from tools.paper.flatness import COUNTS, EPSILONS
 from tools.paper.studies import FIGURES, FLATNESS, STUDIES, TABLE
 
@@ -72,7 +72,14 @@ def add_commands(parser: Parser) -> None:
     table = commands.add_parser(TABLE, parents=cifar100, help="Table 1: paper against ours")
     table.add_argument("--imbalance", type=int, nargs="+", choices=CIFAR100_LT, default=list(CIFAR100_LT))
     table.add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2])
-    table.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="dive trains its bsce too")
+    needed = ", ".join(f"{name} {row.after}" for name, row in ROWS.items() if row.after)
+    table.add_argument(
+        "--methods",
+        nargs="+",
+        choices=ROWS,
+        default=list(METHODS),
+        help=f"(default: {' '.join(METHODS)}); some train another one before: {needed}",
+    )
     studies = commands.add_parser(
         STUDIES, parents=cifar100, help="sources of targets, and temperatures, at imbalance 100"
     )
@@ -101,5 +108,5 @@ def add_commands(parser: Parser) -> None:
             "--epochs-scale",
             type=_scale,
             default=scale,
-            help="of epochs, warm-up and milestones (default: %(default)s)",
+            help="of epochs, warm-up, milestones and switches (default: %(default)s)",
         )

@@ -4,7 +4,7 @@ Reads only. Invariant: every figure is one of a run's own files, or the mean, st
 Accuracies are in percent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -29,7 +29,10 @@ PUBLISHED_TRAIN_MD5 = "16019d7e3df5f24257cddd939b257f8d"  # of the file `train` 
 
 @dataclass
 class Outcome:
-    """What a run's files say. state: finished, unfinished, failed, damaged or not run; words: why, or how far."""
+    """What a run's files say. state: finished, unfinished, failed, damaged or not run; words: why, or how far.
+
+    cost: of answering for an image, `flops` and `experts_used`, as far as its result has them.
+    """
 
     task: Task
     state: str
@@ -40,6 +43,7 @@ class Outcome:
     test_images: int = 0
     images: int = 0
     speed: dict[str, float | None] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
     sessions: list[tuple[datetime, datetime]] = field(default_factory=list)
     environments: list[dict[str, Any]] = field(default_factory=list)
     computed: str = ""
@@ -59,7 +63,7 @@ class Outcome:
         return {
             **{"run": task.name, "role": task.role, task.dataset.column: task.dataset.value, "seed": task.seed},
             **{"teacher": task.teacher, "state": self.state, "words": self.words, **self.accuracy, "tau": self.tau},
-            **{"speed": self.speed, "wall_s": self.wall_s, "sessions": len(self.sessions)},
+            **{"speed": self.speed, "wall_s": self.wall_s, "sessions": len(self.sessions), **self.cost},
             **{"computed": self.computed, "records": self.records},
         }
 
@@ -99,6 +103,7 @@ def _finished(task: Task, folder: Path) -> Outcome:
         test_images=result["test"]["samples"],
         images=result["steps"] * settings.optim.batch,
         speed=result["speed"],
+        cost=_cost(result["test"], task.experts),
         # A killed session of a revision that did not write when it was last alive counts as none.
         sessions=[
             (datetime.fromisoformat(one["started"]), datetime.fromisoformat(one["ended"] or one["started"]))
@@ -108,6 +113,14 @@ def _finished(task: Task, folder: Path) -> Outcome:
         computed=f"{precision}{', compiled' if settings.compile else ''}, backend {facts.get('backend')}",
         records=facts.get("train"),
     )
+
+
+def _cost(figures: Mapping[str, Any], experts: int | None) -> dict[str, float]:
+    """Of the mean image, where routers decide; all experts answer where there are none. Earlier revisions told nothing."""
+    if "flops" not in figures:
+        return {}
+    used = {} if experts is None else {"experts_used": figures.get("experts_used", experts)}
+    return {"flops": figures.get("flops_routed", figures["flops"]), **used}
 
 
 class CacheFacts(NamedTuple):

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 from pipelines.errors import UserError
 from pipelines.records.reader import Records
-from tools.paper.datasets import CIFAR100_LT, METHODS, ROOT, Dataset
+from tools.paper.datasets import CIFAR100_LT, METHODS, ROOT, ROWS, Dataset
 from train.config import Config
 from train.data import epochs_of, views_of
 from train.networks.final import load_final
@@ -34,6 +34,7 @@ SCRIPTS = {
     "teacher": "train/teacher.py",
     "cache": "train/cache_logits.py",
     "distill": "train/distill.py",
+    "router": "train/router.py",
 }
 # Settings that this tool gives itself, or that define what is reproduced.
 OWN_KEYS = (
@@ -46,6 +47,7 @@ FREE_KEYS = tuple(key for key in RESUMABLE if key != "optim.accumulate")
 # train/data.py needs a number of images. It is unknown before a conversion, and a schedule in epochs, as all are here, does not
 # depend on it.
 ANY_SAMPLES = 1
+SWITCHES = ("drw_from", "diversity_from")  # epochs of `distill`
 _SAVE_EVERY = "save.every_epochs=10"  # these epochs are short, and a run that is asked to stop saves anyway
 
 
@@ -62,11 +64,12 @@ def settings_of(arguments: tuple[str, ...]) -> Config:
 class Task:
     """One command. name: of the run or of what is made; role: the row of the table that it belongs to.
 
-    folder: what it makes, below OUT; needs: names of the tasks before it; teacher: the name of a student's.
+    folder: what it makes, below OUT; needs: names of the tasks before it; teacher: the name of a student's; experts: of the
+    network that computes, None for a plain one.
     """
 
     name: str
-    kind: Literal["data", "teacher", "cache", "distill"]
+    kind: Literal["data", "teacher", "cache", "distill", "router"]
     role: str
     dataset: Dataset
     folder: str
@@ -74,6 +77,7 @@ class Task:
     needs: tuple[str, ...] = ()
     seed: int = 0
     teacher: str | None = None
+    experts: int | None = None
 
     @property
     def command(self) -> list[str]:
@@ -82,7 +86,12 @@ class Task:
 
     @property
     def is_run(self) -> bool:
-        return self.kind in ("teacher", "distill")
+        return self.kind in ("teacher", "distill", "router")
+
+    @property
+    def work(self) -> str:
+        """What an image costs the same in: the kind, and the number of experts where there are any."""
+        return self.kind if self.experts is None else f"{self.kind}, {self.experts} experts"
 
     @property
     def settings(self) -> Config:
@@ -114,45 +123,52 @@ def check_settings(settings: Sequence[str]) -> None:
 
 @functools.cache
 def scaled_schedule(config_file: Path, scale: float) -> list[str]:
-    """Settings that shorten (or lengthen) a schedule: epochs, warm-up and milestones; none at scale 1.
+    """Settings that shorten (or lengthen) a schedule: epochs, warm-up, milestones and switches; none at scale 1.
 
     Boundaries that rounding moves onto each other or onto an end of the training fall away.
     """
     if scale == 1:
         return []
     config = load(Config, config_file)
-    schedule = config.schedule
-    epochs, warmup, *milestones = (
-        int(value * scale + 0.5)
-        for value in (epochs_of(config, ANY_SAMPLES), schedule.warmup_epochs, *schedule.milestones)
-    )
-    epochs = max(1, epochs)
-    kept = sorted({milestone for milestone in milestones if 0 < milestone < epochs})
-    kind = [] if kept or not milestones else ["schedule.kind=constant"]
-    numbers = {"epochs": epochs, "warmup_epochs": min(warmup, epochs), "milestones": value_text(kept).replace(" ", "")}
-    return [*kind, *(f"schedule.{name}={value}" for name, value in numbers.items())]
+    schedule, switches = config.schedule, {name: getattr(config.distill, name) for name in SWITCHES}
+
+    def scaled(epoch: int) -> int:
+        return int(epoch * scale + 0.5)
+
+    epochs = max(1, scaled(epochs_of(config, ANY_SAMPLES)))
+    kept = sorted({scaled(epoch) for epoch in schedule.milestones if 0 < scaled(epoch) < epochs})
+    kind = [] if kept or not schedule.milestones else ["schedule.kind=constant"]
+    warmup = min(scaled(schedule.warmup_epochs), epochs)
+    numbers = {"epochs": epochs, "warmup_epochs": warmup, "milestones": value_text(kept).replace(" ", "")}
+    switched = [
+        f"distill.{name}={scaled(epoch) if 0 < scaled(epoch) < epochs else 'null'}"
+        for name, epoch in switches.items()
+        if epoch is not None
+    ]
+    return [*kind, *(f"schedule.{name}={value}" for name, value in numbers.items()), *switched]
 
 
 def _arguments(choice: Choice, method: str, dataset: Dataset, *own: str) -> tuple[str, ...]:
     """Configuration and settings of a command; later ones win."""
     file = dataset.configs[method]
-    common = (*scaled_schedule(file, choice.scale), *dataset.settings, f"data.workers={choice.threads}", _SAVE_EVERY)
-    return str(file), *common, *choice.settings, *own
+    common = (*scaled_schedule(file, choice.scale), *dataset.settings, *dataset.own.get(method, ()))
+    return str(file), *common, f"data.workers={choice.threads}", _SAVE_EVERY, *choice.settings, *own
 
 
 def run_stem(choice: Choice, method: str, dataset: Dataset, variant: str = "") -> str:
     """The name of a run without its seed: the entry scripts' default; runs of another length have that in their name.
 
-    variant: what tells it from other runs of the method on this data set, such as "eps0.1".
+    variant: what tells it from other runs of the method on this data set, such as "eps0.1". Routers have the length of their
+    network: they are trained for so few epochs that networks of different lengths would have routers of one name.
     """
-    settings = settings_of(_arguments(choice, method, dataset))
+    settings = settings_of(_arguments(choice, ROWS[method].network or method, dataset))
     length = "" if choice.scale == 1 else f"-e{settings.schedule.epochs}"
     return "_".join(filter(None, (method, dataset.tag, variant))) + length
 
 
-def seeds_found(choice: Choice, datasets: Sequence[Dataset], out: Path) -> set[int]:
-    """Seeds of which any run on one of the data sets has been begun."""
-    stems = {run_stem(choice, method, dataset) for method in METHODS for dataset in datasets}
+def seeds_found(choice: Choice, datasets: Sequence[Dataset], out: Path, methods: Sequence[str] = METHODS) -> set[int]:
+    """Seeds of which any run of one of the methods on one of the data sets has been begun."""
+    stems = {run_stem(choice, method, dataset) for method in methods for dataset in datasets}
     names = (re.fullmatch(r"(.+)-s(\d+)", folder.name) for folder in (out / "runs").glob("*"))
     return {int(name[2]) for name in names if name and name[1] in stems}
 
@@ -178,15 +194,17 @@ def teacher_task(
 ) -> Task:
     """A training on hard labels. own: settings of this task; variant: in its name; role: other than the method."""
     name = f"{run_stem(choice, method, dataset, variant)}-s{seed}"
+    arguments = _arguments(choice, method, dataset, *own, f"run={name}", f"seed={seed}")
     return Task(
         name=name,
         kind="teacher",
         role=role or method,
         dataset=dataset,
         folder=f"runs/{name}",
-        arguments=_arguments(choice, method, dataset, *own, f"run={name}", f"seed={seed}"),
+        arguments=arguments,
         needs=(data_task(choice, dataset).name,),
         seed=seed,
+        experts=settings_of(arguments).model.experts,
     )
 
 
@@ -196,11 +214,17 @@ class Teacher(NamedTuple):
     name: str
     given: str
     task: str | None
+    experts: int | None = None
+
+    @classmethod
+    def of(cls, task: Task) -> "Teacher":
+        """The teacher that a task trains."""
+        return cls(task.name, task.name, task.name, task.experts)
 
 
-def cache_task(choice: Choice, teacher: Teacher, dataset: Dataset, seed: int, *own: str) -> Task:
-    """The teacher's logits for all views of a student whose settings are the configuration's and `own`."""
-    common = _arguments(choice, "dive", dataset, *own)
+def cache_task(choice: Choice, teacher: Teacher, dataset: Dataset, seed: int, *own: str, method: str = "dive") -> Task:
+    """The teacher's logits for all views of a student whose settings are those of `method` and `own`."""
+    common = _arguments(choice, method, dataset, *own)
     views = views_of(settings_of(common), ANY_SAMPLES)
     folder = f"caches/{teacher.name}-v{views}"
     return Task(
@@ -213,45 +237,91 @@ def cache_task(choice: Choice, teacher: Teacher, dataset: Dataset, seed: int, *o
         needs=(data_task(choice, dataset).name, *((teacher.task,) if teacher.task else ())),
         seed=seed,
         teacher=teacher.name,
+        experts=teacher.experts,
     )
 
 
 def student_task(
-    choice: Choice, name: str, role: str, teacher: Teacher, cache: Task | None, dataset: Dataset, seed: int, *own: str
+    choice: Choice,
+    name: str,
+    role: str,
+    teacher: Teacher,
+    cache: Task | None,
+    dataset: Dataset,
+    seed: int,
+    *own: str,
+    method: str = "dive",
 ) -> Task:
     """A student of a cache, or without one of the online teacher. Named with a cache, the teacher has to be that of the cache."""
     sources = (f"distill.teacher={teacher.given}", *((f"cache.paths=[{cache.folder}]",) if cache else ()))
     before = cache.name if cache else teacher.task
+    arguments = _arguments(choice, method, dataset, *own, f"run={name}", f"seed={seed}", *sources)
     return Task(
         name=name,
         kind="distill",
         role=role,
         dataset=dataset,
         folder=f"runs/{name}",
-        arguments=_arguments(choice, "dive", dataset, *own, f"run={name}", f"seed={seed}", *sources),
+        arguments=arguments,
         needs=(data_task(choice, dataset).name, *((before,) if before else ())),
         seed=seed,
         teacher=teacher.name,
+        experts=settings_of(arguments).model.experts,
+    )
+
+
+def router_task(choice: Choice, method: str, network: Task, dataset: Dataset, seed: int) -> Task:
+    """The routers of a network that another task trains."""
+    name = f"{run_stem(choice, method, dataset)}-s{seed}"
+    own = (f"run={name}", f"seed={seed}", f"model.init={network.name}")
+    return Task(
+        name=name,
+        kind="router",
+        role=method,
+        dataset=dataset,
+        folder=f"runs/{name}",
+        arguments=_arguments(choice, method, dataset, *own),
+        needs=(data_task(choice, dataset).name, network.name),
+        seed=seed,
+        experts=network.experts,
     )
 
 
 def table_tasks(
     choice: Choice, datasets: Sequence[Dataset], seeds: Sequence[int], methods: Sequence[str] = METHODS
 ) -> list[Task]:
-    """Table 1: the chains of teacher, cache and student first, and cross-entropy, for which nothing waits, last."""
+    """Rows of the table: chains such as teacher, cache and student first, and rows for which nothing waits last."""
+    asked = with_needed(methods)
+    chained = {name for name, row in ROWS.items() if row.after} | {row.after for row in ROWS.values()}
     tasks = [data_task(choice, dataset) for dataset in datasets]
-    pairs = [(dataset, seed) for dataset in datasets for seed in seeds]
-    for dataset, seed in pairs:
-        if "bsce" in methods or "dive" in methods:
-            tasks.append(teacher_task(choice, "bsce", dataset, seed))
-        if "dive" in methods:
-            teacher = Teacher(tasks[-1].name, tasks[-1].name, tasks[-1].name)
-            cache = cache_task(choice, teacher, dataset, seed)
-            name = f"{run_stem(choice, 'dive', dataset)}-s{seed}"
-            tasks += [cache, student_task(choice, name, "dive", teacher, cache, dataset, seed)]
-    if "ce" in methods:
-        tasks += [teacher_task(choice, "ce", dataset, seed) for dataset, seed in pairs]
+    for first in (True, False):
+        rows = [method for method in asked if (method in chained) == first]
+        for dataset in datasets:
+            for seed in seeds:
+                tasks += [task for method in rows for task in _row_tasks(choice, method, dataset, seed)]
     return tasks
+
+
+def with_needed(methods: Sequence[str]) -> list[str]:
+    """The rows asked for and those whose runs they need, in the order of ROWS."""
+    asked = set(methods)
+    for method, row in reversed(ROWS.items()):
+        asked |= {row.after} if method in asked and row.after else set()
+    return [method for method in ROWS if method in asked]
+
+
+def _row_tasks(choice: Choice, method: str, dataset: Dataset, seed: int) -> list[Task]:
+    """The run of a row and a seed, and a student's cache. What it needs is a row of its own."""
+    row = ROWS[method]
+    if row.after is None:
+        return [teacher_task(choice, method, dataset, seed)]
+    *_, needed = _row_tasks(choice, row.after, dataset, seed)
+    if row.network:
+        return [router_task(choice, method, needed, dataset, seed)]
+    teacher = Teacher.of(needed)
+    cache = cache_task(choice, teacher, dataset, seed, method=method)
+    name = f"{run_stem(choice, method, dataset)}-s{seed}"
+    return [cache, student_task(choice, name, method, teacher, cache, dataset, seed, method=method)]
 
 
 # ---- the studies ----
@@ -274,7 +344,7 @@ def study_tasks(choice: Choice, seeds: Sequence[int], given: Path | None) -> lis
         if given is None:
             trained = teacher_task(choice, "bsce", STUDIES_DATASET, seed)
             tasks.append(trained)
-            teacher = Teacher(trained.name, trained.name, trained.name)
+            teacher = Teacher.of(trained)
         else:
             teacher = Teacher(given.name, str(given), None)
         tasks += _students(choice, teacher, seed)
@@ -345,19 +415,24 @@ def refuse_strangers(tasks: Sequence[Task], out: Path) -> None:
                 f"{folder} was trained on other records than {out}/data holds (digest {trained_on}, not "
                 f"{digests[task.dataset.name]}): give another --out"
             )
+        settings = task.settings
         if facts.teachers:
-            _refuse_another_teacher(task, folder, out, facts.teachers)
+            words = ("student", "learnt from another teacher")
+            _refuse_another(folder, words, settings.distill.teacher, out, facts.teachers)
+        if facts.init and task.kind == "router":
+            words = ("run", "has the routers of another network")
+            _refuse_another(folder, words, settings.model.init, out, [facts.init])
 
 
-def _refuse_another_teacher(task: Task, folder: Path, out: Path, teachers: list[str]) -> None:
-    """teachers: hashes of the weights that a student learnt from."""
-    given = Path(task.settings.distill.teacher or "")
-    teacher = given if given.is_absolute() else out / "runs" / given
-    if not (teacher / "result.json").exists():  # it will be trained again, and checked after that
+def _refuse_another(folder: Path, words: tuple[str, str], source: str | None, out: Path, hashes: list[str]) -> None:
+    """source: the run that the one in `folder` needed; hashes: of the weights that it found there; words: what it is and did."""
+    given = Path(source or "")
+    needed = given if given.is_absolute() else out / "runs" / given
+    if not (needed / "result.json").exists():  # it will be trained again, and checked after that
         return
-    weights = weights_hash(load_final(teacher)[0])
-    if teachers != [weights]:
+    weights = weights_hash(load_final(needed)[0])
+    if hashes != [weights]:
         raise UserError(
-            f"{folder} learnt from another teacher than {teacher} (weights {teachers[0][:12]}, not {weights[:12]}): delete the "
-            "student, which is then trained again, or give another --out"
+            f"{folder} {words[1]} than {needed} (weights {hashes[0][:12]}, not {weights[:12]}): delete the {words[0]}, which is "
+            "then trained again, or give another --out"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.files import read_json
-from tools.paper.datasets import METHODS, PAPER_SOURCE, Dataset
+from tools.paper.datasets import METHODS, MORE, PAPER_SOURCE, RIDE_SOURCE, ROWS, Dataset
 from tools.paper.jobs import Ending
 from tools.paper.outcomes import (
     GROUPS,
@@ -29,7 +29,7 @@ from train.data import views_of
 from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE
 from train.watch.text import clock, markdown_table, percent
 
-NAMES = {"ce": "CE", "bsce": "BSCE", "dive": "DiVE"}
+NAMES = {name: row.title for name, row in ROWS.items()}
 
 
 class Figure(NamedTuple):
@@ -52,7 +52,10 @@ class Report(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The runs of one row, of several seeds. state: in words what is missing; empty when nothing is. accuracy: by group."""
+    """The runs of one row, of several seeds. state: in words what is missing; empty when nothing is. accuracy: by group.
+
+    cost: of answering for an image, as far as the runs tell it: `experts_used`, `flops`.
+    """
 
     runs: int
     finished: int
@@ -60,6 +63,7 @@ class Row(NamedTuple):
     accuracy: dict[str, Spread]
     wall_s: Spread
     images_per_s: Spread
+    cost: dict[str, Spread]
 
     @property
     def groups(self) -> list[str]:
@@ -67,7 +71,7 @@ class Row(NamedTuple):
         return [value.text() for value in self.accuracy.values()]
 
     def as_json(self) -> dict[str, Any]:
-        spreads = self.accuracy | {"wall_s": self.wall_s, "images_per_s": self.images_per_s}
+        spreads = self.accuracy | {"wall_s": self.wall_s, "images_per_s": self.images_per_s} | self.cost
         counts = {"runs": self.runs, "finished": self.finished, "state": self.state}
         return counts | {name: value._asdict() for name, value in spreads.items()}
 
@@ -82,14 +86,16 @@ def row_of(runs: Sequence[Outcome], groups: Sequence[str] = GROUPS) -> Row:
         state = "; ".join(dict.fromkeys(run.status for run in runs)) or "not run"
     accuracy = {group: spread([run.accuracy[group] for run in finished]) for group in groups}
     wall, speed = ([run.wall_s for run in finished], [run.speed.get("images_per_s") for run in finished])
-    return Row(len(runs), len(finished), state, accuracy, spread(wall), spread(speed))
+    told = {name for run in finished for name in run.cost}
+    cost = {name: spread([run.cost.get(name) for run in finished]) for name in sorted(told)}
+    return Row(len(runs), len(finished), state, accuracy, spread(wall), spread(speed), cost)
 
 
 # ---- table 1 ----
 
 
 class Line(NamedTuple):
-    """A row of Table 1: a method on a data set, and DiVE's gain over its own teachers."""
+    """A row of the table: a method on a data set, and a student's gain over its own teachers."""
 
     dataset: Dataset
     method: str
@@ -97,17 +103,23 @@ class Line(NamedTuple):
     gain: Spread | None
 
     @property
-    def paper(self) -> float:
-        return self.dataset.paper[self.method]
+    def paper(self) -> float | None:
+        return self.dataset.paper.get(self.method)
 
     @property
-    def paper_gain(self) -> float:
-        return self.paper - self.dataset.paper["bsce"]
+    def paper_gain(self) -> float | None:
+        teacher = self.dataset.paper.get(ROWS[self.method].teacher or "")
+        return None if self.paper is None or teacher is None else self.paper - teacher
+
+    @property
+    def difference(self) -> float | None:
+        ours = self.row.accuracy["top1"].mean
+        return None if self.paper is None or ours is None else ours - self.paper
 
     def as_json(self) -> dict[str, Any]:
-        dataset, ours = self.dataset, self.row.accuracy["top1"].mean
+        dataset = self.dataset
         found: dict[str, Any] = {dataset.column: dataset.value, "method": self.method, "paper": self.paper}
-        found["difference"] = None if ours is None else ours - self.paper
+        found["difference"] = self.difference
         if self.gain is not None:
             found |= {"paper_gain": self.paper_gain, "gain": self.gain._asdict()}
         return found | self.row.as_json()
@@ -122,11 +134,12 @@ def table_report(
     cells = {
         (method, name): [run for run in runs if (run.task.role, run.task.dataset.name) == (method, name)]
         for name in datasets
-        for method in METHODS
+        for method in ROWS
     }
     lines = [
-        Line(datasets[name], method, row_of(own), spread(gains(own, runs)) if method == "dive" else None)
+        Line(datasets[name], method, row_of(own), spread(gains(own, runs)) if ROWS[method].teacher else None)
         for (method, name), own in cells.items()
+        if own or method in METHODS
     ]
     public = ", ".join(f"{one.public['dive']:.2f} at {one.value}" for one in datasets.values() if "dive" in one.public)
     notes = [
@@ -134,6 +147,8 @@ def table_report(
         *notes,
         *_verdicts(lines),
         f"Paper: {PAPER_SOURCE}. The group's published code reports {public} for DiVE.",
+        *([f"Paper of RIDE: {RIDE_SOURCE}."] if any(line.method in MORE for line in lines) else []),
+        *([COST] if tells_cost(lines) else []),
         *_notes(runs),
         "The student of seed s learns from the teacher of seed s, through the cache of that teacher.",
     ]
@@ -144,25 +159,44 @@ def table_report(
 def _main_table(table: Sequence[Line]) -> Table:
     columns = (table[0].dataset.column, "method", "paper", "ours", "difference", "many", "medium", "few")
     columns += ("gain over its teacher: paper", "ours", "seeds", "wall time of a run", "images/s of a run")
+    with_cost = tells_cost(table)
+    columns += ("experts used", "MFLOPs for an image") if with_cost else ()
     lines = []
     for line in table:
-        row, ours = line.row, line.row.accuracy["top1"].mean
-        start = [str(line.dataset.value), NAMES[line.method], f"{line.paper:.2f}"]
-        if ours is None or row.wall_s.mean is None:
+        row = line.row
+        start = [str(line.dataset.value), NAMES[line.method], _figure(line.paper, ".2f")]
+        if row.accuracy["top1"].mean is None or row.wall_s.mean is None:
             lines.append([*start, row.state, *[""] * (len(columns) - 4)])
             continue
         overall, *groups = row.groups
-        gain = ["", ""] if line.gain is None else [f"{line.paper_gain:+.2f}", line.gain.text()]
+        gain = ["", ""] if line.gain is None else [_figure(line.paper_gain, "+.2f"), line.gain.text()]
         seeds = str(row.finished) + (f" ({row.state})" if row.state else "")
-        rest = [seeds, clock(row.wall_s.mean), row.images_per_s.text(0)]
-        lines.append([*start, overall, f"{ours - line.paper:+.2f}", *groups, *gain, *rest])
+        rest = [seeds, clock(row.wall_s.mean), row.images_per_s.text(0), *(_cost_cells(row) if with_cost else ())]
+        lines.append([*start, overall, _figure(line.difference, "+.2f"), *groups, *gain, *rest])
     return Table("Paper against ours", columns, lines)
+
+
+def tells_cost(table: Sequence[Line]) -> bool:
+    """Whether any row of a network with experts says what an answer costs: others have no columns for it."""
+    return any("experts_used" in line.row.cost for line in table)
+
+
+def _cost_cells(row: Row) -> list[str]:
+    used, flops = (row.cost.get(name) for name in ("experts_used", "flops"))
+    return [
+        "" if used is None else used.text(),
+        "-" if flops is None or flops.mean is None else f"{flops.mean / 1e6:,.1f}",
+    ]
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _verdicts(table: Sequence[Line]) -> Iterator[str]:
     """A sentence for each data set of which all methods were run with the same seeds."""
     for dataset in {line.dataset.name: line.dataset for line in table}.values():
-        own = {line.method: line.row for line in table if line.dataset.name == dataset.name}
+        own = {line.method: line.row for line in table if line.dataset.name == dataset.name and line.method in METHODS}
         means = [row.accuracy["top1"].mean for row in own.values()]
         known = [value for value in means if value is not None]
         if len(known) < len(means) or any(row.state for row in own.values()):
@@ -241,6 +275,12 @@ def _given_teacher(folder: Path) -> str:
 WALL_TIME = (
     "Wall time: sum of a run's sessions in its run.json, with evaluations and checkpoints, caches apart; a session that was "
     "killed ends with its last figures. images/s: of the training steps of the last session."
+)
+
+
+COST = (
+    "experts used: for the mean test image; all of them where there are no routers. MFLOPs: millions of floating-point "
+    "operations of convolutions and matrix products, a multiply-add counting as two; with routers, for the mean test image."
 )
 
 

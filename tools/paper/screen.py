@@ -47,6 +47,15 @@ def show_plan(tasks: Sequence[Task], missing: Sequence[Task], out: Path, seconds
         say(f"  {task.name:44} {state}")
 
 
+_WORDS = {"teacher": "hard labels", "distill": "from a cache", "cache": "writing a cache", "router": "routers"}
+
+
+def _words(work: str) -> str:
+    """`Task.work` for the screen: hard labels, or hard labels (3 experts)."""
+    kind, _, rest = work.partition(", ")
+    return _WORDS[kind] + (f" ({rest})" if rest else "")
+
+
 class Expectation:
     """How long the missing tasks take on this device."""
 
@@ -64,9 +73,9 @@ class Expectation:
 
     def say(self, missing: Sequence[Task]) -> None:
         kinds, device = self.costs
-        names = {"teacher": "hard labels", "distill": "from a cache", "cache": "writing a cache"}
-        rates = ", ".join(f"{name} {1 / kinds[kind].image_s:,.0f}" for kind, name in names.items() if kind in kinds)
-        starts = [f"{kinds[kind].start_s:.0f}" for kind in names if kind in kinds]
+        works = sorted(kinds, key=lambda work: list(_WORDS).index(work.partition(", ")[0]))
+        rates = ", ".join(f"{_words(work)} {1 / kinds[work].image_s:,.0f}" for work in works)
+        starts = [f"{kinds[work].start_s:.0f}" for work in works]
         listed = " and ".join(filter(None, (", ".join(starts[:-1]), starts[-1])))
         say(f"{device}, {self.slots} at a time: images/s of each: {rates}; start-up and compilation {listed} s")
         total = makespan(missing, self._seconds, self.slots)

@@ -41,8 +41,7 @@ def run_missing(tasks: Sequence[Task], options: argparse.Namespace, choice: Choi
     convert_missing(missing, out, options, choice)
     refuse_strangers(tasks, out)
     missing = [task for task in missing if task.kind != "data"]
-    chains = COMMANDS[options.command].chains
-    costs = measured(choice, missing[0].dataset, chains, out, options.jobs, say)
+    costs = measured(choice, missing, COMMANDS[options.command].chains, out, options.jobs, say)
     expected = Expectation(out, options.jobs, costs, [task for task in tasks if task.kind == "data"])
     show_plan(tasks, missing, out, {task.name: expected.seconds(task) for task in missing})
     expected.say(missing)

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from pipelines.errors import UserError
 from tools.paper import figures, flatness
-from tools.paper.datasets import CIFAR100_LT, Dataset
+from tools.paper.datasets import CIFAR100_LT, MORE, ROWS, Dataset
 from tools.paper.jobs import Ending
-from tools.paper.plan import Choice, Task, seeds_found, study_tasks, table_tasks
+from tools.paper.plan import Choice, Task, seeds_found, study_tasks, table_tasks, with_needed
 from tools.paper.report import Report, studies_report, table_report
 from tools.paper.timing import Chains
 
@@ -53,11 +53,17 @@ def _unique(values: Sequence[int]) -> list[int]:
 
 
 def _table_plan(options: argparse.Namespace, choice: Choice) -> Plan:
-    """Table 1 shows every run in OUT, not only those of this call."""
+    """Table 1 shows every run in OUT, not only those of this call; other methods have a row where asked for, or begun."""
     seeds = _unique(options.seeds)
     datasets, asked = list(CIFAR100_LT.values()), [CIFAR100_LT[factor] for factor in _unique(options.imbalance)]
     tasks = table_tasks(choice, asked, seeds, options.methods)
-    return tasks, table_tasks(choice, datasets, sorted({*seeds, *seeds_found(choice, datasets, options.out)}))
+    shown = table_tasks(choice, datasets, sorted({*seeds, *seeds_found(choice, datasets, options.out)}))
+    for method in MORE:
+        for dataset in datasets:
+            own = seeds_found(choice, [dataset], options.out, [method])
+            own |= set(seeds if dataset in asked and method in with_needed(options.methods) else ())
+            shown += table_tasks(choice, [dataset], sorted(own), [method])
+    return tasks, list({task.name: task for task in shown}.values())
 
 
 def _studies_plan(options: argparse.Namespace, choice: Choice) -> Plan:
@@ -81,8 +87,18 @@ def _pairs(options: argparse.Namespace) -> list[flatness.Pair]:
     return [flatness.Pair(options.head, options.tail, *counts) for counts in dict.fromkeys(options.counts)]
 
 
-def _dive_chains(choice: Choice, dataset: Dataset, seeds: Sequence[int]) -> list[Task]:
-    return table_tasks(choice, [dataset], seeds, ["dive"])
+def _dive_chains(choice: Choice, dataset: Dataset, seeds: Sequence[int], missing: Sequence[Task]) -> list[Task]:
+    """The chain of Table 1 if a plain network is missing, and the fewest rows that cover the networks with experts."""
+    methods = ["dive"] if any(task.experts is None for task in missing) else []
+    covered = set[str]()
+    roles = {task.role for task in missing if task.is_run and task.experts is not None}
+    # The longest chains first: they bring what they need.
+    for method in sorted(filter(roles.__contains__, ROWS), key=lambda name: -len(with_needed([name]))):
+        works = {task.work for task in table_tasks(choice, [dataset], seeds, [method])}
+        if not works <= covered:
+            methods.append(method)
+            covered |= works
+    return table_tasks(choice, [dataset], seeds, methods)
 
 
 def _table_report(found: Found, options: argparse.Namespace) -> Report:

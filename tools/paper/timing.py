@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,16 +23,16 @@ from pipelines.files import read_json, write_json_atomic
 from pipelines.records.reader import Records
 from tools.paper.datasets import Dataset
 from tools.paper.jobs import Jobs
-from tools.paper.plan import Choice, Task, is_done
+from tools.paper.plan import SWITCHES, Choice, Task, is_done
 from train.data import epochs_of, views_of
 from train.run.environment import device_name
 
-_KINDS = ("teacher", "cache", "distill")
 _EPOCHS = {"cpu": 1, "cuda": 20}  # long enough that all chains train at the same time, and for clocks to settle
 
 
-# What a study has of each seed, on a data set: (choice, data set, seeds) -> tasks, among them those of the data.
-Chains = Callable[[Choice, Dataset, Sequence[int]], list[Task]]
+# What a study has of each seed, on a data set: (choice, data set, seeds, the tasks that are missing) -> tasks that cost an
+# image what those cost, among them the tasks of the data.
+Chains = Callable[[Choice, Dataset, Sequence[int], Sequence[Task]], list[Task]]
 
 
 class Cost(NamedTuple):
@@ -42,16 +43,16 @@ class Cost(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """kinds: of the kinds of work (teacher, cache, distill) that a study has; device: the one they were measured on."""
+    """kinds: by `Task.work`, of those that a study has; device: the one they were measured on."""
 
     kinds: Mapping[str, Cost]
     device: str
 
-    @property
-    def evaluated_image_s(self) -> float:
-        """Evaluating an image costs as much as caching it; a third of training on it where no cache is written: a backward
-        pass costs twice a forward pass."""
-        return self.kinds["cache"].image_s if "cache" in self.kinds else self.kinds["teacher"].image_s / 3
+    def evaluated_image_s(self, task: Task) -> float:
+        """Evaluating an image costs as much as caching it; where the network writes no cache, as much as training its routers
+        on it, or a third of another training: a backward pass costs twice a forward pass."""
+        cache = self.kinds.get(replace(task, kind="cache").work)
+        return cache.image_s if cache else self.kinds[task.work].image_s / (1 if task.kind == "router" else 3)
 
 
 class Rows(NamedTuple):
@@ -65,9 +66,12 @@ class Rows(NamedTuple):
 
 
 def measured(
-    choice: Choice, dataset: Dataset, chains: Chains, out: Path, slots: int, say: Callable[[str], None]
+    choice: Choice, missing: Sequence[Task], chains: Chains, out: Path, slots: int, say: Callable[[str], None]
 ) -> Costs:
-    """The costs on this device with `slots` processes at a time, read from OUT/timing.json or measured in a minute or two."""
+    """The costs of what is missing, on this device with `slots` processes at a time.
+
+    They are read from OUT/timing.json, or measured on the data set of the first task, in a minute or two for plain networks.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     key = {
         "host": platform.node(),
@@ -77,8 +81,8 @@ def measured(
         "threads": int(os.environ.get("OMP_NUM_THREADS", choice.threads)),
         "settings": list(choice.settings),
     }
-    tasks = _short_tasks(choice, dataset, chains, slots, _EPOCHS[device.type])
-    kinds = {task.kind for task in tasks}
+    tasks = _short_tasks(choice, missing, chains, slots, _EPOCHS[device.type])
+    kinds = {task.work for task in tasks}
     path = out / "timing.json"
     with contextlib.suppress(
         UserError, LookupError, TypeError
@@ -104,17 +108,18 @@ def measured(
     return _costs(costs)
 
 
-def _short_tasks(choice: Choice, dataset: Dataset, chains: Chains, slots: int, epochs: int) -> list[Task]:
+def _short_tasks(choice: Choice, missing: Sequence[Task], chains: Chains, slots: int, epochs: int) -> list[Task]:
     """A chain for each slot, told apart by their seeds, without evaluation."""
     short = [
         "schedule.kind=constant",
         "schedule.milestones=[]",
         "schedule.warmup_epochs=0",
         f"schedule.epochs={epochs}",
+        *(f"distill.{name}=null" for name in SWITCHES),
     ]
     short += ["data.test=null"]
     choice = choice._replace(scale=1.0, settings=(*choice.settings, *short))
-    return [task for task in chains(choice, dataset, range(slots)) if task.kind != "data"]
+    return [task for task in chains(choice, missing[0].dataset, range(slots), missing) if task.kind != "data"]
 
 
 def _costs_of(tasks: Sequence[Task], place: Path, seconds: dict[str, float]) -> dict[str, Any]:
@@ -122,7 +127,7 @@ def _costs_of(tasks: Sequence[Task], place: Path, seconds: dict[str, float]) -> 
     found: dict[str, list[Cost]] = {}
     for task in tasks:
         cost = _cache_cost if task.kind == "cache" else _training_cost
-        found.setdefault(task.kind, []).append(cost(task, place, seconds[task.name]))
+        found.setdefault(task.work, []).append(cost(task, place, seconds[task.name]))
     return {kind: [sum(values) / len(costs) for values in zip(*costs, strict=True)] for kind, costs in found.items()}
 
 
@@ -142,7 +147,7 @@ def _training_cost(task: Task, place: Path, seconds: float) -> Cost:
 
 
 def _costs(kept: dict[str, Any]) -> Costs:
-    return Costs({kind: Cost(*kept[kind]) for kind in _KINDS if kind in kept}, kept["device"])
+    return Costs({kind: Cost(*values) for kind, values in kept.items() if kind != "device"}, kept["device"])
 
 
 # ---- expecting ----
@@ -173,16 +178,16 @@ def rows_of(tasks: Sequence[Task], out: Path) -> dict[str, Rows]:
 
 def expected_seconds(task: Task, out: Path, costs: Costs, rows: Rows) -> float:
     """The seconds that a task still needs after its last whole epoch or view."""
-    config, cost = task.settings, costs.kinds[task.kind]
+    config, cost = task.settings, costs.kinds[task.work]
     if task.kind == "cache":
         left = max(0, views_of(config, rows.train) - views_done(task, out))
         return cost.start_s + left * rows.train * cost.image_s
     batch, epochs = config.optim.batch, epochs_of(config, rows.train)
     image_s = cost.image_s
     if task.kind == "distill" and not config.cache.paths:  # the online teacher answers for each image
-        image_s += costs.evaluated_image_s
+        image_s += costs.evaluated_image_s(task)
     done = int(epochs_done(task, out))
     training = (epochs - done) * (rows.train // batch * batch) * image_s
     each = config.eval.every_epochs
     evaluations = 1 + ((epochs - 1) // each - done // each if each else 0)
-    return cost.start_s + training + evaluations * rows.test * costs.evaluated_image_s
+    return cost.start_s + training + evaluations * rows.test * costs.evaluated_image_s(task)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -19,15 +20,18 @@ import torch
 from helpers.cifar_archives import COARSE, cifar10, member, pack, python2_pickle
 from helpers.paper_runs import IF10, IF100, SMALL, small_choice
 
+from models import ModelSpec
 from tools import reproduce
 from tools.paper import jobs as reproduce_jobs
 from tools.paper import outcomes as reproduce_outcomes
 from tools.paper import plan as reproduce_plan
 from tools.paper import session as reproduce_session
+from tools.paper.datasets import MORE, ROWS
 from tools.paper.jobs import claimed
 from tools.paper.outcomes import outcome
 from tools.paper.plan import table_tasks
 from train.config import Config
+from train.evaluation.cost import operations
 from train.run.exits import guard
 from train.settings import diff, load
 from train.watch.text import clock
@@ -439,6 +443,53 @@ def test_the_flatness_study(in_process: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_rows_with_experts(in_process: None, done: tuple[Path, str], archive: Path, tmp_path: Path) -> None:
+    """Added to an OUT with runs of Table 1, which stay as they are: measured, planned, trained and shown beside them."""
+    out = tmp_path / "out"
+    shutil.copytree(done[0], out)
+    before = read(out / "cifar100_lt.json")["rows"]
+    command = [*table_command(archive, out, 0.015, seed=1), "--methods", "ride_dive4_router", "model.experts=2"]
+    code, screen, errors = call(*command)
+    assert code == 0, screen + errors
+    names = ["bsce6_if10-e3-s1", "cache_bsce6_if10-e3-s1-v3", "ride_dive4_if10-e3-s1", "ride_dive4_router_if10-e3-s1"]
+    measured, _, planned = screen.partition("expected: ")
+    started = [line.removeprefix("start: ") for line in planned.splitlines() if line.startswith("start: ")]
+    assert started == names and "start: bsce6_if10-s0" in measured and "start: bsce_if10-s0" not in measured
+    assert re.search(
+        r"hard labels \(2 experts\) [\d,.]+, from a cache \(2 experts\) [\d,.]+, writing a cache \(2 ", measured
+    )
+    config = load(Config, out / "runs" / names[2] / "config.yaml")
+    assert (config.distill.diversity_from, config.schedule.milestones, config.schedule.epochs) == (2, [2], 3)
+    rows = {(row["method"], row["imbalance"]): row for row in read(out / "cifar100_lt.json")["rows"]}
+    assert [method for method, imbalance in rows if imbalance == 10] == ["ce", "bsce", "dive", *MORE[-3:]]
+    gain = rows["ride_dive4", 10]["top1"]["mean"] - rows["bsce6", 10]["top1"]["mean"]
+    assert rows["ride_dive4", 10]["gain"]["mean"] == pytest.approx(gain)
+    used = [rows[method, 10]["experts_used"]["mean"] for method in MORE[-3:]]
+    assert used[:2] == [2, 2] and 1 <= used[2] <= 2 and "gain" not in rows["ride_dive4_router", 10]
+    record = out / "runs" / names[-1] / "run.json"
+    stale = read(record) | {"facts": read(record)["facts"] | {"init": "0" * 64}}
+    record.write_text(json.dumps(stale))
+    code, _, errors = call(*command, "--table-only")
+    assert (
+        code == 2 and f"{names[-1]} has the routers of another network than " in errors and "delete the run" in errors
+    )
+    code, _, _ = call(*table_command(archive, out, seed=1), "--table-only")
+    assert code == 0 and read(out / "cifar100_lt.json")["rows"] == before, "these have other lengths"
+
+
+def test_rows_are_shown_where_they_are_asked_for(tmp_path: Path) -> None:
+    """Or begun; by default those of Table 1 alone."""
+    (tmp_path / "runs" / "ride4_if100-s7").mkdir(parents=True)
+    for more, shown in (([], {("ride4", 100)}), (["--methods", "ride_dive4", "--imbalance", 50], {("ride4", 100)})):
+        code, screen, errors = call("cifar100-lt", "--out", tmp_path, "--table-only", "--seeds", 3, *more)
+        assert code == 0, screen + errors
+        rows = {(row["method"], row["imbalance"]): row for row in read(tmp_path / "cifar100_lt.json")["rows"]}
+        others = {key for key in rows if key[0] not in ("ce", "bsce", "dive")}
+        assert others == shown | ({("bsce6", 50), ("ride_dive4", 50)} if more else set())
+        assert len(rows) == 9 + len(others) and rows["ce", 100]["runs"] == rows["ride4", 100]["runs"] == 1
+
+
+@pytest.mark.slow
 def test_whether_the_draw_is_the_papers(
     done: tuple[Path, str], archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -449,6 +500,11 @@ def test_whether_the_draw_is_the_papers(
     monkeypatch.setattr(reproduce_outcomes, "PUBLISHED_TRAIN_MD5", other.partition("MD5 ")[2].partition(")")[0])
     assert reproduce_outcomes.draw_of_images(tasks, done[0]).startswith("The draw of images is the papers'")
     assert "not known" in reproduce_outcomes.draw_of_images(tasks, tmp_path)
+
+
+def _operations(experts: int | None) -> int:
+    network = ModelSpec("resnet32", 100, "cosine", experts=experts).build().eval()
+    return operations(network, 32, torch.device("cpu")).without_routing
 
 
 def test_the_page_on_it_names_what_exists() -> None:
@@ -466,6 +522,19 @@ def test_the_page_on_it_names_what_exists() -> None:
         assert all(f"--{option} " in shown.getvalue() and f"--{option}" in text for option in options | common)
         text_options |= options | common
     assert set(re.findall(r"--([a-z][a-z-]+)", text)) == text_options
+    for line in re.findall(r"^python tools/reproduce.py (.+)$", text, re.MULTILINE):
+        reproduce.parse(shlex.split(line))
+    rows = [
+        line.strip("| ").split(" | ")
+        for line in re.findall(r"^\| [a-z]+\w* \| .* \| \w+_if100 \|.*$", text, re.MULTILINE)
+    ]
+    expected = {
+        name: [row.title, f"{row.stem}_if100", *([row.after] if row.after else [])] for name, row in ROWS.items()
+    }
+    assert {name: cells for name, *cells in rows} == {name: expected[name] for name in MORE}
+    operations = [_operations(experts) for experts in (None, 3, 4, 6)]
+    times = " and ".join(", ".join(f"{count / operations[0]:.1f}" for count in operations[1:]).rsplit(", ", 1))
+    assert f"3, 4 and 6 experts need {times} times the operations" in " ".join(text.split())
     typed = re.findall(r"^python REPOSITORY/(\S+\.py) REPOSITORY/(\S+) (.+)$", text, re.MULTILINE)
     tasks = [
         task for task in table_tasks(small_choice(settings=("precision=bf16",)), (IF100,), (0,)) if task.kind != "data"

@@ -65,7 +65,7 @@ def test_the_plan() -> None:
     assert by_name["ce_airplane_dog_5000_500_eps0-e20-s3"].settings.distill.head_smoothing == 0
     seeds = [task.seed for task in tasks if task.is_run]
     assert seeds == sorted(seeds), "every point has a run early"
-    measuring = COMMANDS[FLATNESS].chains(small_choice(), LARGE.dataset, [0, 1])
+    measuring = COMMANDS[FLATNESS].chains(small_choice(), LARGE.dataset, [0, 1], tasks)
     assert [task.kind for task in measuring] == ["teacher", "teacher"], "a study without caches measures none"
 
 

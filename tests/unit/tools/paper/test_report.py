@@ -1,5 +1,6 @@
 """The arithmetic of the table, by hand."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,42 @@ def test_the_arithmetic_of_the_table(tmp_path: Path) -> None:
     report = table_report([task for task in tasks if task.seed == 0 or task.kind == "data"], tmp_path, {}, {}, [])
     assert "CE 38.00, BSCE 40.00, DiVE 44.00: in the paper's order" in to_markdown(report)
     assert "device: slow box" in page and "code: abc with changes" in page
+
+
+def test_rows_beside_those_of_table_1(tmp_path: Path) -> None:
+    """RIDE's figures are its paper's; where there is none, nothing is compared with it."""
+    tasks = table_tasks(small_choice(settings=()), (IF100,), (0,), ["ce", "ride3", "ride_dive4"])
+    for name, top1 in (("ride3", 0.47), ("bsce6", 0.48), ("ride_dive4", 0.5)):
+        task = next(task for task in tasks if task.role == name)
+        write_run(tmp_path, task, top1, [("10:00:00", "11:00:00")])
+    report = table_report(tasks, tmp_path, {}, {}, [])
+    rows = {row["method"]: row for row in report.data["rows"]}
+    assert list(rows) == ["ce", "bsce", "dive", "ride3", "bsce6", "ride_dive4"], (
+        "Table 1 whole, others if they are asked for"
+    )
+    assert (rows["ride3"]["paper"], rows["ride3"]["difference"]) == (48.6, pytest.approx(-1.6))
+    student = rows["ride_dive4"]
+    assert student["paper"] is student["difference"] is student["paper_gain"] is None
+    assert student["gain"]["mean"] == pytest.approx(2)
+    page = to_markdown(report)
+    assert "| 100 | RIDE, 3 experts | 48.60 | 47.00 | -1.60 | 57.00 |" in page and "Paper of RIDE: " in page
+    assert "| 100 | RIDE-DiVE, 4 experts | - | 50.00 | - | 60.00 | 50.00 | - | - | 2.00 | 1 |" in page
+    assert "experts used" not in page, "runs of earlier revisions do not tell it"
+    for name, told in (
+        ("ride3", {"flops": 2e8}),
+        ("ride_dive4", {"flops": 3e8, "flops_routed": 1.5e8, "experts_used": 1.8}),
+    ):
+        path = tmp_path / "runs" / f"{name}_if100-s0" / "result.json"
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps(result | {"test": result["test"] | told}))
+    report = table_report(tasks, tmp_path, {}, {}, [])
+    rows, page = {row["method"]: row for row in report.data["rows"]}, to_markdown(report)
+    assert rows["ride_dive4"]["experts_used"]["mean"] == 1.8 and rows["ride3"]["experts_used"]["mean"] == 3
+    assert rows["ride_dive4"]["flops"]["mean"] == 1.5e8 and "flops" not in rows["bsce6"]
+    assert "| experts used | MFLOPs for an image |" in page and "| 500 | 1.80 | 150.0 |" in page
+    assert "| 500 | 3.00 | 200.0 |" in page and "| 500 |  | - |" in page and "multiply-add counting as two" in page
+    plain = table_report([task for task in tasks if task.role in ("ce", "data")], tmp_path, {}, {}, [])
+    assert "RIDE" not in to_markdown(plain)
 
 
 def test_data_sets_are_told_apart_by_name(tmp_path: Path) -> None:

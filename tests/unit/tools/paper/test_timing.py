@@ -8,6 +8,7 @@ from helpers.paper_runs import IF100, small_choice, write_run
 
 from tools.paper import timing as reproduce_timing
 from tools.paper.plan import study_tasks, table_tasks
+from tools.paper.studies import COMMANDS, TABLE
 from tools.paper.timing import Cost, Costs, Rows, expected_seconds
 
 
@@ -33,6 +34,39 @@ def test_what_is_left_of_a_task(tmp_path: Path) -> None:
     for view in range(150):
         (tmp_path / cache.folder / "one" / f"v{view:03}").mkdir(parents=True)
     assert expected_seconds(cache, tmp_path, costs, rows) == pytest.approx(50 + 50 * 1300 * 0.01)
+
+
+def test_networks_with_experts_have_costs_of_their_own(tmp_path: Path) -> None:
+    """Of each kind and number of experts; evaluating costs what caching costs, or a third of the training."""
+    kinds = {"teacher, 6 experts": Cost(0, 0.6), "cache, 6 experts": Cost(0, 0.06), "distill, 4 experts": Cost(0, 0.3)}
+    tasks = {task.role: task for task in table_tasks(small_choice(settings=()), (IF100,), (0,), ["ride_dive4"])}
+    costs, rows = Costs(kinds, "slow"), Rows(1300, 1000)
+    for role, image_s, evaluated in (("bsce6", 0.6, 0.06), ("ride_dive4", 0.3, 0.1)):
+        expected = 10 * 128 * 200 * image_s + 20 * 1000 * evaluated
+        assert expected_seconds(tasks[role], tmp_path, costs, rows) == pytest.approx(expected)
+    (_, routers) = [
+        task for task in table_tasks(small_choice(settings=()), (IF100,), (0,), ["ride3_router"]) if task.is_run
+    ]
+    costs_of_routers = Costs({"router, 3 experts": Cost(0, 0.2)}, "slow")
+    expected = (2 * 512 * 5 + 1000) * 0.2  # evaluated once, at the end
+    assert expected_seconds(routers, tmp_path, costs_of_routers, rows) == pytest.approx(expected)
+    assert expected_seconds(tasks["cache"], tmp_path, costs, rows) == pytest.approx(200 * 1300 * 0.06)
+
+
+def test_as_few_rows_are_measured_as_cover_what_is_missing() -> None:
+    choice, chains = small_choice(settings=()), COMMANDS[TABLE].chains
+    for asked, measured in (
+        (["ce", "ldam_drw"], ["bsce", "dive"]),
+        (["ride_dive4", "ride_kd4", "ride6", "ride3"], ["ride3", "ride6", "ride_kd4"]),
+        (["ride3", "ride3_router"], ["ride3", "ride3_router"]),
+        (["ride4", "dive"], ["bsce", "dive", "ride4"]),
+    ):
+        missing = [task for task in table_tasks(choice, (IF100,), (0,), asked) if task.kind != "data"]
+        tasks = chains(choice, IF100, (0,), missing)
+        assert [task.role for task in tasks if task.is_run] == measured
+        assert {task.work for task in missing} <= {task.work for task in tasks}
+    short = reproduce_timing._short_tasks(choice, missing, chains, 1, epochs=1)
+    assert all(task.settings.distill.drw_from is None and task.settings.schedule.epochs == 1 for task in short)
 
 
 def test_costs_are_means_over_those_that_ran_side_by_side(tmp_path: Path) -> None:
