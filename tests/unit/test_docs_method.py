@@ -130,7 +130,7 @@ def test_the_recipes_of_experts_are_those_of_the_configurations(data_set: str) -
         soft = distill.method in ("dive", "kd")
         assert schedule.warmup_epochs == warmups[soft] and config.data.seed == (0 if soft else 1)
         assert distill.drw_from == (switch if "ldam" in (distill.method, distill.hard) else None)
-        share = 1 - distill.alpha if soft else 1
+        share = distill.hard_weight or (1 - distill.alpha if soft else 1)
         plain = name.startswith("ldam_drw")
         assert (model.experts is None) == plain and distill.diversity == (0 if plain else pytest.approx(share * weight))
         assert plain or (distill.diversity_from, distill.diversity_eta) == (switch, float(row["eta"]))
@@ -167,8 +167,9 @@ def test_ride_dive() -> None:
         assert (own.method, own.hard, own.kl_of, own.alpha) == ("dive", None, "experts", float(alpha))
         assert own.tau == float(tau if data_set == "ImageNet-LT" else row["tau"]) and own.p == float(row["p"])
         ((_, kd),) = named(data_set, ["ride_kd4"]).items()
-        of_ride = (kd.distill.method, kd.distill.hard, kd.distill.kl_of, kd.distill.tau, kd.distill.alpha)
-        assert of_ride == ("kd", "ldam", "ensemble", 1.5, 0.5) and kd.model.experts == 4
+        of_ride = (kd.distill.method, kd.distill.hard, kd.distill.kl_of, kd.distill.tau)
+        assert of_ride == ("kd", "ldam", "ensemble", 1.5) and kd.model.experts == 4
+        assert (kd.distill.alpha, kd.distill.hard_weight) == (1, 1)
         ((_, ride),) = named(data_set, ["ride3"]).items()
         assert (ride.distill.method, ride.model.experts) == ("ldam", 3)
 
