@@ -20,8 +20,9 @@ from pipelines.augment.finish import Finish, check_normalisation
 from pipelines.augment.recipe import Recipe, view_params
 from pipelines.augment.transforms import draw
 from pipelines.backends.choice import make_backend
-from pipelines.backends.contract import Drawn, to_device
+from pipelines.backends.contract import Drawn
 from pipelines.batch import Batch, Colours, Draws, Plan
+from pipelines.device import to_device
 from pipelines.errors import UserError
 from pipelines.order import Sampling
 from pipelines.records.reader import Records
