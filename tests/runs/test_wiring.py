@@ -455,6 +455,53 @@ def _(lab: Lab) -> None:
     assert not same(cells.asking[0].images, lab.cache().asking[0].images)
 
 
+@wire("data.recipe.rotation")
+def _(lab: Lab) -> None:
+    seen, base = strong(lab, "rotation=40"), plain(lab)
+    assert None in lab.order(seen) and None not in lab.stored(seen.evaluating[-1].images, "test")
+    centre = (
+        slice(None),
+        slice(None),
+        slice(7, 9),
+        slice(7, 9),
+    )  # a turn of 40 degrees leaves the four middle pixels there
+    assert same(seen.training[0].images[centre].mean((2, 3)), base.training[0].images[centre].mean((2, 3)))
+
+
+def strong(lab: Lab, *settings: str) -> Seen:
+    return lab.teacher(*PLAIN, *(f"data.recipe.{setting}" for setting in settings), *STILL, SHORT)
+
+
+@wire("data.recipe.policy", "data.recipe.policy_ops", "data.recipe.policy_magnitude")
+def _(lab: Lab) -> None:
+    names = ("autoaugment_cifar10", "autoaugment_imagenet", "randaugment", "trivialaugment")
+    rand = "policy=randaugment"
+    runs = [strong(lab, f"policy={name}") for name in names]
+    runs += [strong(lab, rand, "policy_ops=3"), strong(lab, rand, "policy_magnitude=30")]
+    first = [one.training[0].images for one in runs]
+    for i, images in enumerate(first):
+        assert None in lab.stored(images) and None not in lab.stored(runs[i].evaluating[-1].images, "test")
+        assert not any(same(images, other) for other in first[:i])
+    assert "goes with data.recipe.policy=randaugment" in lab.teacher("data.recipe.policy_ops=3", fails=True).out
+
+
+@wire("data.recipe.cutout", "data.recipe.cutout_holes", "data.recipe.cutout_fill")
+def _(lab: Lab) -> None:
+    shares = []
+    for level, settings in (
+        (128, ("cutout=6",)),
+        (128, ("cutout=6", "cutout_holes=3")),
+        (0, ("cutout=6", "cutout_fill=black")),
+    ):
+        seen = strong(lab, *settings)
+        assert None in lab.order(seen) and None not in lab.stored(seen.evaluating[-1].images, "test")
+        images = torch.cat([one.images for one in seen.training])
+        erased = ((images - (level / 255 - 0.5) / 0.25).abs() < 1e-5).all(dim=1)
+        shares.append(float(erased.float().mean()))
+    assert 0.05 < shares[0] <= 36 / 256 and 1.5 * shares[0] < shares[1] <= 3 * 36 / 256
+    assert shares[2] == pytest.approx(shares[0], abs=0.01)
+
+
 @wire("data.mean", "data.std")
 def _(lab: Lab) -> None:
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]

@@ -102,7 +102,7 @@ class _Boxes:
     def __iter__(self) -> Iterator[list[Index]]:
         r, job = self._records, self._job
         for plan in endless(job.pool, job.batch, job.views):
-            boxes, colours = draw(self._params, r, plan)
+            boxes, colours, *_ = draw(self._params, r, plan)
             drawn: Iterable = itertools.repeat(_UNCHANGED if self._whole else None)
             if self._whole and colours:
                 drawn = zip(*(part.tolist() for part in colours), strict=True)
