@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -483,6 +484,21 @@ def _(lab: Lab) -> None:
         assert None in lab.stored(images) and None not in lab.stored(runs[i].evaluating[-1].images, "test")
         assert not any(same(images, other) for other in first[:i])
     assert "goes with data.recipe.policy=randaugment" in lab.teacher("data.recipe.policy_ops=3", fails=True).out
+
+
+def test_augmented_images_are_the_same_in_micro_batches_and_after_a_stop(lab: Lab) -> None:
+    recipe = ("rotation=15", "policy=randaugment", "cutout=6")
+    augmented = (*(f"data.recipe.{setting}" for setting in recipe), *STILL)
+
+    def images(*seen: Seen) -> torch.Tensor:
+        return torch.cat([one.images for run in seen for one in run.training])
+
+    whole = lab.teacher(*augmented, "run=whole")
+    assert same(images(lab.teacher(*augmented, "optim.accumulate=2", "run=in_parts")), images(whole))
+    stop = functools.partial(signal.raise_signal, signal.SIGUSR1)
+    stopped = lab.teacher(*augmented, "run=stopped", at_step={2: stop}, fails=True)
+    resumed = lab.teacher(*augmented, "run=stopped", "resume=auto")
+    assert len(stopped.steps) == 3 and same(images(stopped, resumed), images(whole))
 
 
 @wire("data.recipe.cutout", "data.recipe.cutout_holes", "data.recipe.cutout_fill")
