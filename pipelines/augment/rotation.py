@@ -50,4 +50,4 @@ def apply(pixels: torch.Tensor, degrees: np.ndarray) -> torch.Tensor:
 
 def identity(recipe: Recipe) -> dict[str, Any]:
     """The setting of a recipe that decides its angles; empty without rotation."""
-    return {"rotation": recipe.rotation} if recipe.rotation else {}
+    return {"rotation": float(recipe.rotation)} if recipe.rotation else {}

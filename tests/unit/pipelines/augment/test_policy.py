@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.pillow_operations import by_pillow, pictures
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.augment import operations, policy
 from pipelines.augment.operations import AUTOCONTRAST, COLOR, IDENTITY, ROTATE, SHEAR_Y, SOLARIZE, TRANSLATE_Y
@@ -187,6 +188,48 @@ def test_a_policy_is_pillows_operations_one_after_another(settings: dict[str, An
     assert np.array_equal(images, given), "the crops are left alone"
     changed = (result != images).any(axis=(1, 2, 3)).mean()
     assert 0.6 < changed <= 1
+
+
+class _Dispatched(TorchDispatchMode):
+    """Collects the names of the operations that torch runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["autoaugment_cifar10", "trivialaugment"])
+def test_nothing_waits_for_the_device(name: str) -> None:
+    """No operation whose result the host must know, and about as many for a large batch as for a small one."""
+    counts = []
+    for n in (100, 1000):
+        found, images = drawn(n, policy=name), torch.from_numpy(np.concatenate([pictures(8)] * (n // 10)))
+        with _Dispatched() as dispatched:
+            apply(images, found)
+        assert not {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "item"} & set(dispatched.names)
+        counts.append(len(dispatched.names))
+    assert counts[0] > 50 and counts[1] < 1.2 * counts[0], counts
+    with _Dispatched() as dispatched:
+        assert images.float().max().item() == 255
+    assert "_local_scalar_dense" in dispatched.names, "it would have been seen"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["autoaugment_cifar10", "autoaugment_imagenet", "randaugment", "trivialaugment"])
+def test_a_gpu_computes_the_same_bits_without_waiting(name: str) -> None:
+    found, images = drawn(200, policy=name), torch.from_numpy(np.concatenate([pictures(32)] * 20))
+    on_device = images.cuda()
+    apply(on_device, found)  # the first call may allocate and wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = apply(on_device, found)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(result.cpu(), apply(images, found))
 
 
 def test_vectors() -> None:

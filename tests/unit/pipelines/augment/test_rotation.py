@@ -56,5 +56,5 @@ def test_it_is_pillows_rotation() -> None:
 
 
 def test_it_is_in_the_identity_only_when_it_is_on() -> None:
-    assert identity(Recipe()) == {} and identity(Recipe(rotation=15)) == {"rotation": 15}
+    assert identity(Recipe()) == {} and str(identity(Recipe(rotation=15))) == "{'rotation': 15.0}", "one spelling"
     assert not Recipe(rotation=15).evaluation().rotation
