@@ -82,7 +82,7 @@ class Batch(NamedTuple):
     views: np.ndarray
     "int32 [B], on the host"
     pixels: torch.Tensor
-    "uint8 [B, S, S, 3], on the device: the crops, before everything that changes their levels"
+    "uint8 [B, S, S, 3], on the device: the crops, after crop and flip alone"
     colours: Colours | None = None
     "the jitter applied to them; None without jitter"
     partners: "Batch | None" = None

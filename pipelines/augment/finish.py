@@ -1,8 +1,8 @@
 """The steps of a view that follow the crop, on the device and the same for every backend, a whole batch at once.
 
 `altered` turns views and applies their policy, in 8 bits as Pillow does; `Finish` jitters colours, erases holes, normalises.
-This order is Pillow's side first, then floats: a policy works on whole levels, jitter needs none, and a hole is erased last, as
-no later step may fill it with something else. All of it was drawn before (transforms.py).
+The reasons for this order: a policy works on whole levels and jitter does not, so that levels are rounded only where Pillow does;
+and jitter after a hole would change what the hole holds. All of it was drawn before (transforms.py).
 """
 
 from collections.abc import Sequence

@@ -82,7 +82,8 @@ def _table(code: int, value: float) -> np.ndarray:
     if code == POSTERIZE:
         return (_LEVELS & ~(2 ** (8 - int(value)) - 1)).astype(np.uint8)
     if code in (SOLARIZE, INVERT):
-        return np.where((value if code == SOLARIZE else 0) > _LEVELS, _LEVELS, 255 - _LEVELS).astype(np.uint8)
+        inverted = (value if code == SOLARIZE else 0) <= _LEVELS
+        return np.where(inverted, 255 - _LEVELS, _LEVELS).astype(np.uint8)
     return _LEVELS.astype(np.uint8)
 
 

@@ -61,7 +61,7 @@ class Recipe:
     policy_magnitude: int = 9
     "randaugment: strength of all operations, 0 to 30 (M of its paper)"
     cutout: int = 0
-    "Cutout: side of a square hole in pixels, at a random place and clipped by the border; 0 = none (CIFAR: 16, or 8)"
+    "Cutout: side of a square hole in pixels, at a random place and clipped by the border; 0 = none (CIFAR-10: 16, CIFAR-100: 8)"
     cutout_holes: int = 1
     "cutout: number of holes"
     cutout_fill: Literal["grey", "black"] = "grey"
@@ -90,13 +90,13 @@ class Recipe:
         if not 0 <= self.rotation <= 180:
             raise ValueError(f"data.recipe.rotation={self.rotation}: must be from 0 to 180 degrees")
         for name, least, most, unit in (
-            ("policy_ops", 1, _MOST_OPS, "operations"),
-            ("policy_magnitude", 0, _MOST_MAGNITUDE, "the strongest"),
-            ("cutout", 0, self.size, "pixels, the side of a view"),
-            ("cutout_holes", 1, _MOST_HOLES, "holes"),
+            ("policy_ops", 1, _MOST_OPS, " operations"),
+            ("policy_magnitude", 0, _MOST_MAGNITUDE, ", the strongest"),
+            ("cutout", 0, self.size, " pixels, the side of a view"),
+            ("cutout_holes", 1, _MOST_HOLES, " holes"),
         ):
             if not least <= getattr(self, name) <= most:
-                raise ValueError(f"data.recipe.{name}={getattr(self, name)}: must be from {least} to {most}, {unit}")
+                raise ValueError(f"data.recipe.{name}={getattr(self, name)}: must be from {least} to {most}{unit}")
 
     def resolved_short_side(self) -> int:
         """Short side in pixels that `resize_crop` and the evaluation view resize to."""
