@@ -39,6 +39,8 @@ class Draws(NamedTuple):
     "float64 [B]: degrees, counter-clockwise (rotation.py); None without rotation"
     operations: "Operations | None" = None
     "those of a policy (policy.py); None without one"
+    grey: np.ndarray | None = None
+    "bool [B]: whether a view has lost its colours (grey.py); None where no view has"
     holes: tuple[np.ndarray, int] | None = None
     "boxes int32 [B, N, 4] and level, as in Holes; None without holes"
 
@@ -88,7 +90,7 @@ class Batch(NamedTuple):
     partners: "Batch | None" = None
     "B more views, the second of each mixture; None where the plan has none"
     altered: torch.Tensor | None = None
-    "uint8 [B, S, S, 3], on the device: the crops after rotation and policy; None where both are off"
+    "uint8 [B, S, S, 3], on the device: the crops after rotation, policy and grey; None where all are off"
     holes: Holes | None = None
     "what is erased from them; None without holes"
 

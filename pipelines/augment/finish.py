@@ -1,15 +1,16 @@
 """The steps of a view that follow the crop, on the device and the same for every backend, a whole batch at once.
 
-`altered` turns views and applies their policy, in 8 bits as Pillow does; `Finish` jitters colours, erases holes, normalises.
-The reasons for this order: a policy works on whole levels and jitter does not, so that levels are rounded only where Pillow does;
-and jitter after a hole would change what the hole holds. All of it was drawn before (transforms.py).
+`altered` turns views, applies their policy and takes the colours from some, in 8 bits as Pillow does; `Finish` jitters colours,
+erases holes, normalises. The reasons for this order: a policy works on whole levels and jitter does not, so that levels are
+rounded only where Pillow does; and jitter after a hole would change what the hole holds. All of it was drawn before
+(transforms.py).
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from pipelines.augment import colour, erase, policy, rotation
+from pipelines.augment import colour, erase, grey, policy, rotation
 from pipelines.batch import Batch, Colours, Draws, Holes, Operations
 
 LEAST_STD = 0.001  # of pixels in 0..1, whose steps are 0.004
@@ -18,8 +19,8 @@ _CHUNK = 1 << 23  # bytes of pixels altered at a time, because their indices tak
 
 
 def altered(pixels: torch.Tensor, draws: Draws) -> torch.Tensor | None:
-    """uint8 pixels [B, S, S, 3] after rotation and policy; None where both are off."""
-    if draws.angles is None and draws.operations is None:
+    """uint8 pixels [B, S, S, 3] after rotation, policy and grey; None where all are off."""
+    if draws.angles is None and draws.operations is None and draws.grey is None:
         return None
     rows = max(1, _CHUNK // max(1, pixels[0].numel())) if len(pixels) else 1
     parts = []
@@ -29,6 +30,8 @@ def altered(pixels: torch.Tensor, draws: Draws) -> torch.Tensor | None:
             changed = rotation.apply(changed, draws.angles[part])
         if draws.operations is not None:
             changed = policy.apply(changed, Operations(*(column[part] for column in draws.operations)))
+        if draws.grey is not None:
+            changed = grey.apply(changed, draws.grey[part])
         parts.append(changed)
     return torch.cat(parts)
 

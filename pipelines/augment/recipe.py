@@ -60,6 +60,8 @@ class Recipe:
     "randaugment: operations for each view, one after another (N of its paper)"
     policy_magnitude: int = 9
     "randaugment: strength of all operations, 0 to 30 (M of its paper)"
+    grayscale: float = 0.0
+    "share of the views that lose their colours, 0..1"
     cutout: int = 0
     "Cutout: side of a square hole in pixels, at a random place and clipped by the border; 0 = none (CIFAR-10: 16, CIFAR-100: 8)"
     cutout_holes: int = 1
@@ -89,6 +91,8 @@ class Recipe:
             )
         if not 0 <= self.rotation <= 180:
             raise ValueError(f"data.recipe.rotation={self.rotation}: must be from 0 to 180 degrees")
+        if not 0 <= self.grayscale <= 1:
+            raise ValueError(f"data.recipe.grayscale={self.grayscale}: must be a share from 0 to 1")
         for name, least, most, unit in (
             ("policy_ops", 1, _MOST_OPS, " operations"),
             ("policy_magnitude", 0, _MOST_MAGNITUDE, ", the strongest"),
@@ -129,6 +133,7 @@ class ViewParams(NamedTuple):
     policy: int
     policy_ops: int
     policy_magnitude: int
+    grey: float
     cutout: int
     cutout_holes: int
     cutout_level: int
@@ -156,6 +161,7 @@ def view_params(recipe: Recipe, seed: int) -> ViewParams:
         policy=POLICIES[recipe.policy],
         policy_ops=int(recipe.policy_ops),
         policy_magnitude=int(recipe.policy_magnitude),
+        grey=float(recipe.grayscale),
         cutout=int(recipe.cutout),
         cutout_holes=int(recipe.cutout_holes),
         cutout_level=HOLE_LEVELS[recipe.cutout_fill],

@@ -14,7 +14,14 @@ from helpers.launch import run, tiny_config
 DIVE = "  tau: 3\n  p: 0.5\n  alpha: 0.5\n"
 
 
-STRONG = ("jitter=[0.4, 0.4, 0.4]", "rotation=15", "policy=randaugment", "policy_magnitude=15", "cutout=6")
+STRONG = (
+    "jitter=[0.4, 0.4, 0.4]",
+    "rotation=15",
+    "policy=randaugment",
+    "policy_magnitude=15",
+    "grayscale=0.3",
+    "cutout=6",
+)
 
 
 @pytest.mark.parametrize("settings", [(), STRONG[:1], STRONG], ids=["plain", "jitter", "strong"])

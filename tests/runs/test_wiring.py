@@ -486,6 +486,17 @@ def _(lab: Lab) -> None:
     assert "goes with data.recipe.policy=randaugment" in lab.teacher("data.recipe.policy_ops=3", fails=True).out
 
 
+@wire("data.recipe.grayscale")
+def _(lab: Lab) -> None:
+    def grey(seen: Seen) -> float:
+        images = torch.cat([one.images for one in seen.training])
+        return float((images - images.mean(dim=1, keepdim=True)).abs().flatten(1).amax(dim=1).lt(1e-5).float().mean())
+
+    seen = strong(lab, "grayscale=0.5")
+    assert 0.2 < grey(seen) < 0.8 and grey(plain(lab)) == 0
+    assert None not in lab.stored(seen.evaluating[-1].images, "test")
+
+
 def test_augmented_images_are_the_same_in_micro_batches_and_after_a_stop(lab: Lab) -> None:
     recipe = ("rotation=15", "policy=randaugment", "cutout=6")
     augmented = (*(f"data.recipe.{setting}" for setting in recipe), *STILL)

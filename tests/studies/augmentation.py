@@ -45,8 +45,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     **{name: {"policy": name} for name in POLICIES if name},
     "cutout 16": {"cutout": 16},
     "autoaugment_cifar10, cutout 16": {"policy": "autoaugment_cifar10", "cutout": 16},
-    "jitter 0.4, rotation 15, randaugment, cutout 16": {
-        **{"jitter": [0.4] * 3, "rotation": 15.0, "policy": "randaugment", "cutout": 16}
+    "grayscale 0.2": {"grayscale": 0.2},
+    "jitter 0.4, rotation 15, randaugment, grayscale 0.2, cutout 16": {
+        **{"jitter": [0.4] * 3, "rotation": 15.0, "policy": "randaugment", "grayscale": 0.2, "cutout": 16}
     },
 }
 

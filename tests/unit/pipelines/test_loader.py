@@ -293,6 +293,7 @@ STRONG: dict[str, Any] = {
     "rotation": 15.0,
     "policy": "randaugment",
     "policy_magnitude": 20,
+    "grayscale": 0.3,
     "cutout": 8,
     "cutout_holes": 2,
 }

@@ -23,6 +23,7 @@ from pipelines.philox import (
     LANE_CROP,
     LANE_CUTOUT,
     LANE_FLIP,
+    LANE_GREY,
     LANE_ORDER,
     LANE_POLICY,
     LANE_ROTATION,
@@ -165,7 +166,7 @@ def test_draw_puts_key_view_lane_and_seed_in_their_places() -> None:
 
 def test_lanes_are_distinct_and_fit_their_16_bits() -> None:
     jitter = [LANE_COLOUR_ORDER, LANE_BRIGHTNESS, LANE_CONTRAST, LANE_SATURATION]
-    lanes = [LANE_CROP, LANE_FLIP, *jitter, LANE_ROTATION, LANE_POLICY, LANE_CUTOUT, LANE_ORDER]
+    lanes = [LANE_CROP, LANE_FLIP, *jitter, LANE_ROTATION, LANE_POLICY, LANE_CUTOUT, LANE_GREY, LANE_ORDER]
     assert len(set(lanes)) == len(lanes) and all(0 <= lane < 1 << 16 for lane in lanes)
 
 
@@ -316,6 +317,8 @@ def test_seed_key_and_view_each_change_the_view() -> None:
         ({"rotation": -1.0}, "data.recipe.rotation=-1.0"),
         ({"rotation": 180.5}, "data.recipe.rotation=180.5"),
         ({"rotation": math.nan}, "data.recipe.rotation=nan"),
+        ({"grayscale": 1.1}, "data.recipe.grayscale=1.1"),
+        ({"grayscale": -0.1}, "data.recipe.grayscale=-0.1"),
         ({"policy": "randaugment", "policy_ops": 0}, "data.recipe.policy_ops=0"),
         ({"policy": "randaugment", "policy_ops": 17}, "data.recipe.policy_ops=17"),
         ({"policy": "randaugment", "policy_magnitude": 31}, "data.recipe.policy_magnitude=31"),

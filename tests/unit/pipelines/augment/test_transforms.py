@@ -9,6 +9,7 @@ import pytest
 from pipelines.augment.colour import colours
 from pipelines.augment.erase import holes
 from pipelines.augment.geometry import view_box
+from pipelines.augment.grey import grey_views
 from pipelines.augment.policy import operations_of
 from pipelines.augment.recipe import Recipe, view_params
 from pipelines.augment.rotation import angles
@@ -34,7 +35,7 @@ from pipelines.records.writing import Sample, write_records
             },
         ),
         (
-            {"crop": "pad_crop", "size": 32, "rotation": 15.0, "policy": "randaugment", "cutout": 16},
+            {"crop": "pad_crop", "size": 32, "rotation": 15.0, "policy": "randaugment", "grayscale": 0.2, "cutout": 16},
             {
                 "crop": "pad_crop",
                 "size": 32,
@@ -44,6 +45,7 @@ from pipelines.records.writing import Sample, write_records
                 "policy": "randaugment",
                 "policy_ops": 2,
                 "policy_magnitude": 9,
+                "grayscale": 0.2,
                 "cutout": 16,
                 "cutout_holes": 1,
                 "cutout_fill": "grey",
@@ -60,7 +62,7 @@ def test_identities_are_those_of_the_caches_on_disk(settings: dict[str, Any], ex
 
 
 def test_no_two_transforms_say_the_same() -> None:
-    recipe = Recipe(jitter=[0.1, 0.2, 0.3], rotation=15, policy="randaugment", cutout=16)
+    recipe = Recipe(jitter=[0.1, 0.2, 0.3], rotation=15, policy="randaugment", grayscale=0.2, cutout=16)
     said = [name for transform in TRANSFORMS.values() for name in transform.identity(recipe)]
     assert len(said) == len(set(said))
     assert tuple(TRANSFORMS) == Draws._fields
@@ -70,6 +72,7 @@ STRONG = {
     "jitter": [0.0, 0.3, 0.0],
     "rotation": 15.0,
     "policy": "autoaugment_cifar10",
+    "grayscale": 0.5,
     "cutout": 4,
     "cutout_fill": "black",
 }
@@ -89,14 +92,14 @@ def test_a_batch_is_drawn_row_by_row(tmp_path: Path, settings: dict[str, Any]) -
         size = records.widths[i], records.heights[i]
         assert found.boxes[row].tolist() == list(view_box(params, records.keys[i], view, *size, *size))
     if not settings:
-        assert found[1:] == (None, None, None, None)
+        assert found[1:] == (None,) * 5
         return
     of = params, records.keys[plan.positions], plan.views
-    assert found.colours and found.operations and found.holes and found.angles is not None
+    assert found.colours and found.operations and found.holes and found.angles is not None and found.grey is not None
     for got, expected in (
         *zip(found.colours, colours(*of), strict=True),
         *zip(found.operations, operations_of(*of), strict=True),
-        *((found.angles, angles(*of)), (found.holes[0], holes(*of))),
+        *((found.angles, angles(*of)), (found.grey, grey_views(*of)), (found.holes[0], holes(*of))),
     ):
         np.testing.assert_array_equal(got, expected)
     assert found.holes[1] == 0
