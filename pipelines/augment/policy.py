@@ -36,7 +36,7 @@ from pipelines.philox import LANE_POLICY, below, uniform
 from pipelines.philox import draw as philox_draw
 from pipelines.records.reader import Records
 
-# AutoAugment (Cubuk et al., arXiv 1805.09501, tables 7 and 9): 25 pairs of (operation, tenths of its probability, magnitude
+# AutoAugment (Cubuk et al., arXiv 1805.09501, its appendix): 25 pairs of (operation, tenths of its probability, magnitude
 # 0..9); a view has one pair, each operation of it with its probability.
 CIFAR10 = np.array(
     [
