@@ -35,6 +35,23 @@ class Draws(NamedTuple):
     "int32 [B, 5]: x, y, w, h of the box on the stored image, in pixels, and whether it is flipped (geometry.py)"
     colours: tuple[np.ndarray, np.ndarray] | None = None
     "factors float32 [B, 3] and order int64 [B, 3], as in Colours; None without jitter"
+    angles: np.ndarray | None = None
+    "float64 [B]: degrees, counter-clockwise (rotation.py); None without rotation"
+    operations: "Operations | None" = None
+    "those of a policy (policy.py); None without one"
+    grey: np.ndarray | None = None
+    "bool [B]: whether a view has lost its colours (grey.py); None where no view has"
+    holes: tuple[np.ndarray, int] | None = None
+    "boxes int32 [B, N, 4] and level, as in Holes; None without holes"
+
+
+class Operations(NamedTuple):
+    """L operations on each of B views, one after another (operations.py); on the host, where it is decided what is launched."""
+
+    codes: np.ndarray
+    "int64 [B, L]"
+    values: np.ndarray
+    "float64 [B, L]; the unit depends on the operation"
 
 
 class Colours(NamedTuple):
@@ -46,11 +63,20 @@ class Colours(NamedTuple):
     "int64 [B, 3]: which of them comes first, second, third"
 
 
+class Holes(NamedTuple):
+    """Holes of B views (erase.py), on the device."""
+
+    boxes: torch.Tensor
+    "int32 [B, N, 4]: left, top, right, bottom in pixels, right and bottom outside"
+    level: int
+    "what they are filled with, 0..255"
+
+
 class Batch(NamedTuple):
     """B views with what links them to labels and cached targets; row i of every field belongs to one sample."""
 
     images: torch.Tensor
-    "float32 [B, 3, S, S], finished (jittered, normalised), on the device; the same as pixels where the loader has no finish"
+    "float32 [B, 3, S, S], finished (augmented, normalised), on the device; the same as pixels where the loader has no finish"
     labels: torch.Tensor
     "int64 [B], on the device"
     keys: np.ndarray
@@ -58,11 +84,15 @@ class Batch(NamedTuple):
     views: np.ndarray
     "int32 [B], on the host"
     pixels: torch.Tensor
-    "uint8 [B, S, S, 3], on the device: the crops before colour jitter and normalisation"
+    "uint8 [B, S, S, 3], on the device: the crops, after crop and flip alone"
     colours: Colours | None = None
     "the jitter applied to them; None without jitter"
     partners: "Batch | None" = None
     "B more views, the second of each mixture; None where the plan has none"
+    altered: torch.Tensor | None = None
+    "uint8 [B, S, S, 3], on the device: the crops after rotation, policy and grey; None where all are off"
+    holes: Holes | None = None
+    "what is erased from them; None without holes"
 
     def rows(self, start: int, stop: int) -> "Batch":
         """Rows start to stop (a micro-batch of gradient accumulation), without copying."""
@@ -76,4 +106,6 @@ class Batch(NamedTuple):
             pixels=self.pixels[part],
             colours=colours,
             partners=self.partners and self.partners.rows(start, stop),
+            altered=None if self.altered is None else self.altered[part],
+            holes=self.holes and Holes(self.holes.boxes[part], self.holes.level),
         )

@@ -17,12 +17,13 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 
-from pipelines.augment.finish import Finish, check_normalisation
+from pipelines.augment.finish import Finish, altered, check_normalisation
 from pipelines.augment.recipe import Recipe, view_params
 from pipelines.augment.transforms import draw
 from pipelines.backends.choice import make_backend
-from pipelines.backends.contract import Drawn, to_device
-from pipelines.batch import Batch, Colours, Draws, Plan
+from pipelines.backends.contract import Drawn
+from pipelines.batch import Batch, Colours, Draws, Holes, Plan
+from pipelines.device import to_device
 from pipelines.errors import UserError
 from pipelines.order import Sampling
 from pipelines.records.reader import Records
@@ -161,14 +162,18 @@ class Loader:
         if pixels.is_cuda:  # possibly made on another stream: memory must not be reused before this one is done
             pixels.record_stream(torch.cuda.current_stream(self.device))
         jitter = draws.colours and Colours(*(to_device(part, self.device) for part in draws.colours))
-        return Batch(
-            images=pixels if self.finish is None else self.finish(pixels, jitter),
+        holes = draws.holes and Holes(to_device(draws.holes[0], self.device), draws.holes[1])
+        batch = Batch(
+            images=pixels,
             labels=to_device(self.records.labels[plan.positions], self.device),
             keys=self.records.keys[plan.positions],
             views=plan.views,
             pixels=pixels,
             colours=jitter,
+            altered=altered(pixels, draws),
+            holes=holes,
         )
+        return batch if self.finish is None else batch._replace(images=self.finish.of(batch))
 
 
 def ahead_of(

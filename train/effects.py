@@ -41,6 +41,16 @@ _NEEDS = (
         "data.recipe.crop=random_resized_crop",
         lambda c: c.data.recipe.crop == "random_resized_crop",
     ),
+    Needs(
+        ("data.recipe.policy_ops", "data.recipe.policy_magnitude"),
+        "data.recipe.policy=randaugment",
+        lambda c: c.data.recipe.policy == "randaugment",
+    ),
+    Needs(
+        ("data.recipe.cutout_holes", "data.recipe.cutout_fill"),
+        "data.recipe.cutout",
+        lambda c: c.data.recipe.cutout != 0,
+    ),
     Needs(("model.head_scale",), "model.head=cosine", lambda c: c.model.head == "cosine"),
     Needs(("model.expert_width",), "model.experts", lambda c: c.model.experts is not None),
     Needs(

@@ -1,17 +1,39 @@
-"""The last steps of a view, on the device and the same for every backend: colour jitter, normalise, memory format.
+"""The steps of a view that follow the crop, on the device and the same for every backend, a whole batch at once.
 
-The colours of each view were drawn before (colour.py); here they are applied to a whole batch at once.
+`altered` turns views, applies their policy and takes the colours from some, in 8 bits as Pillow does; `Finish` jitters colours,
+erases holes, normalises. The reasons for this order: a policy works on whole levels and jitter does not, so that levels are
+rounded only where Pillow does; and jitter after a hole would change what the hole holds. All of it was drawn before
+(transforms.py).
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from pipelines.augment import colour
-from pipelines.batch import Colours
+from pipelines.augment import colour, erase, grey, policy, rotation
+from pipelines.batch import Batch, Colours, Draws, Holes, Operations
 
 LEAST_STD = 0.001  # of pixels in 0..1, whose steps are 0.004
 FINISH_VERSION = 1  # raise when any finished value changes; part of a cache's identity
+_CHUNK = 1 << 23  # bytes of pixels altered at a time, because their indices take eight times as many
+
+
+def altered(pixels: torch.Tensor, draws: Draws) -> torch.Tensor | None:
+    """uint8 pixels [B, S, S, 3] after rotation, policy and grey; None where all are off."""
+    if draws.angles is None and draws.operations is None and draws.grey is None:
+        return None
+    rows = max(1, _CHUNK // max(1, pixels[0].numel())) if len(pixels) else 1
+    parts = []
+    for part in (slice(start, start + rows) for start in range(0, max(1, len(pixels)), rows)):
+        changed = pixels[part]
+        if draws.angles is not None:
+            changed = rotation.apply(changed, draws.angles[part])
+        if draws.operations is not None:
+            changed = policy.apply(changed, Operations(*(column[part] for column in draws.operations)))
+        if draws.grey is not None:
+            changed = grey.apply(changed, draws.grey[part])
+        parts.append(changed)
+    return torch.cat(parts)
 
 
 def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, prefix: str = "data.") -> None:
@@ -43,8 +65,9 @@ def _jitter_and_normalise(
 class Finish:
     """uint8 [B, S, S, 3] crops to float32 [B, 3, S, S] = (x / 255 - mean) / std, per channel, x jittered if the batch has jitter.
 
-    mean, std: three numbers on the 0..1 scale. channels_last: strides of the result (values are the same). compile: fuse
-    the roughly thirty element-wise passes of colour jitter into a few; values may differ from uncompiled ones in the last bit.
+    Holes are erased after jitter. mean, std: three numbers on the 0..1 scale. channels_last: strides of the result (values are
+    the same). compile: fuse the roughly thirty element-wise passes of colour jitter into a few; values may differ from
+    uncompiled ones in the last bit.
     """
 
     def __init__(
@@ -63,8 +86,16 @@ class Finish:
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._jittered = torch.compile(_jitter_and_normalise) if compile else _jitter_and_normalise
 
-    def __call__(self, pixels: torch.Tensor, colours: Colours | None = None) -> torch.Tensor:
+    def __call__(
+        self, pixels: torch.Tensor, colours: Colours | None = None, holes: Holes | None = None
+    ) -> torch.Tensor:
         if colours is None:  # one pass: nothing to fuse
             images = pixels.permute(0, 3, 1, 2).float().mul_(self._scale).add_(self._shift)
-            return images.contiguous(memory_format=self._format)
-        return self._jittered(pixels, *colours, self._scale, self._shift, self._format)
+            images = images.contiguous(memory_format=self._format)
+        else:
+            images = self._jittered(pixels, *colours, self._scale, self._shift, self._format)
+        return images if holes is None else erase.apply(images, holes, self._scale, self._shift)
+
+    def of(self, batch: Batch) -> torch.Tensor:
+        """The views of a batch, normalised by this mean and std, whatever its images are normalised by."""
+        return self(batch.pixels if batch.altered is None else batch.altered, batch.colours, batch.holes)

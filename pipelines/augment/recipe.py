@@ -17,8 +17,19 @@ KINDS = {
 }
 
 
+NO_POLICY, AUTOAUGMENT_CIFAR10, AUTOAUGMENT_IMAGENET, RANDAUGMENT, TRIVIALAUGMENT = range(5)  # as KINDS
+POLICIES = {
+    None: NO_POLICY,
+    "autoaugment_cifar10": AUTOAUGMENT_CIFAR10,
+    "autoaugment_imagenet": AUTOAUGMENT_IMAGENET,
+    "randaugment": RANDAUGMENT,
+    "trivialaugment": TRIVIALAUGMENT,
+}
+HOLE_LEVELS = {"grey": 128, "black": 0}  # of 255
+
 _LONGEST_SIDE = 65535  # of a JPEG; its views are at most half as long, as an evaluation needs a longer short side
 _MOST_JITTER = 2  # every channel saturates long before
+_MOST_OPS, _MOST_MAGNITUDE, _MOST_HOLES = 16, 30, 100
 
 
 @dataclass(kw_only=True)
@@ -41,6 +52,22 @@ class Recipe:
     "horizontal flip of half of the views"
     jitter: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     "colour jitter: largest change of brightness, contrast and saturation, 0 = none (ImageNet-LT [0.4, 0.4, 0.4])"
+    rotation: float = 0.0
+    "degrees: each view is turned by a random angle up to this, either way, with black corners; 0 = none (RIDE's CIFAR: 15)"
+    policy: Literal["autoaugment_cifar10", "autoaugment_imagenet", "randaugment", "trivialaugment"] | None = None
+    "random operations on the view's colours and shape, as in torchvision (trivialaugment: its Wide); null = none"
+    policy_ops: int = 2
+    "randaugment: operations for each view, one after another (N of its paper)"
+    policy_magnitude: int = 9
+    "randaugment: strength of all operations, 0 to 30 (M of its paper)"
+    grayscale: float = 0.0
+    "share of the views that lose their colours, 0..1"
+    cutout: int = 0
+    "Cutout: side of a square hole in pixels, at a random place and clipped by the border; 0 = none (CIFAR-10: 16, CIFAR-100: 8)"
+    cutout_holes: int = 1
+    "cutout: number of holes"
+    cutout_fill: Literal["grey", "black"] = "grey"
+    "cutout: what is in a hole before normalisation; grey = 128 of 255"
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= _LONGEST_SIDE // 2:
@@ -62,6 +89,18 @@ class Recipe:
                 f"data.recipe.jitter={self.jitter}: must be [brightness, contrast, saturation], shares in 0..{_MOST_JITTER}: "
                 "0.4 is a change by up to 40 %"
             )
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(f"data.recipe.rotation={self.rotation}: must be from 0 to 180 degrees")
+        if not 0 <= self.grayscale <= 1:
+            raise ValueError(f"data.recipe.grayscale={self.grayscale}: must be a share from 0 to 1")
+        for name, least, most, unit in (
+            ("policy_ops", 1, _MOST_OPS, " operations"),
+            ("policy_magnitude", 0, _MOST_MAGNITUDE, ", the strongest"),
+            ("cutout", 0, self.size, " pixels, the side of a view"),
+            ("cutout_holes", 1, _MOST_HOLES, " holes"),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"data.recipe.{name}={getattr(self, name)}: must be from {least} to {most}{unit}")
 
     def resolved_short_side(self) -> int:
         """Short side in pixels that `resize_crop` and the evaluation view resize to."""
@@ -90,6 +129,14 @@ class ViewParams(NamedTuple):
     brightness: float
     contrast: float
     saturation: float
+    rotation: float
+    policy: int
+    policy_ops: int
+    policy_magnitude: int
+    grey: float
+    cutout: int
+    cutout_holes: int
+    cutout_level: int
 
 
 def view_params(recipe: Recipe, seed: int) -> ViewParams:
@@ -110,4 +157,12 @@ def view_params(recipe: Recipe, seed: int) -> ViewParams:
         brightness=float(recipe.jitter[0]),
         contrast=float(recipe.jitter[1]),
         saturation=float(recipe.jitter[2]),
+        rotation=float(recipe.rotation),
+        policy=POLICIES[recipe.policy],
+        policy_ops=int(recipe.policy_ops),
+        policy_magnitude=int(recipe.policy_magnitude),
+        grey=float(recipe.grayscale),
+        cutout=int(recipe.cutout),
+        cutout_holes=int(recipe.cutout_holes),
+        cutout_level=HOLE_LEVELS[recipe.cutout_fill],
     )

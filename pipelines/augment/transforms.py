@@ -7,7 +7,7 @@ decoding.
 
 from typing import Any, Protocol
 
-from pipelines.augment import colour, geometry
+from pipelines.augment import colour, erase, geometry, grey, policy, rotation
 from pipelines.augment.recipe import Recipe, ViewParams
 from pipelines.batch import Draws, Plan
 from pipelines.records.reader import Records
@@ -25,7 +25,14 @@ class Transform(Protocol):
         ...
 
 
-TRANSFORMS: dict[str, Transform] = {"boxes": geometry, "colours": colour}  # by their field in Draws
+TRANSFORMS: dict[str, Transform] = {  # by their field in Draws
+    "boxes": geometry,
+    "colours": colour,
+    "angles": rotation,
+    "operations": policy,
+    "grey": grey,
+    "holes": erase,
+}
 
 
 def draw(params: ViewParams, records: Records, plan: Plan) -> Draws:

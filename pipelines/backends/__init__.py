@@ -1,7 +1,7 @@
 """Decoding and cropping: four backends, one contract."""
 
 from pipelines.backends.choice import available_backends, make_backend, refusal, resolve_backend
-from pipelines.backends.contract import Backend, Crops, Drawn, to_device
+from pipelines.backends.contract import Backend, Crops, Drawn
 from pipelines.backends.pixels import PixelSource, pixel_source
 
 __all__ = [
@@ -14,5 +14,4 @@ __all__ = [
     "pixel_source",
     "refusal",
     "resolve_backend",
-    "to_device",
 ]

@@ -45,11 +45,3 @@ class OnHost:
             pixels = torch.empty((len(plan.positions), self._size, self._size, 3), dtype=torch.uint8, pin_memory=pin)
             self._load(plan.positions, draws.boxes, pixels.numpy())
             yield pixels, plan, draws
-
-
-def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A copy on the device, made without blocking the step: from pageable memory CUDA would synchronise."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

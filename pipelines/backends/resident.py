@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from pipelines.augment.recipe import PAD_CROP, ViewParams
-from pipelines.backends.contract import Crops, Drawn, to_device
+from pipelines.backends.contract import Crops, Drawn
+from pipelines.device import to_device
 from pipelines.records.reader import Records
 from pipelines.records.verify import Verifier
 

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -459,6 +460,79 @@ def _(lab: Lab) -> None:
         assert None in lab.order(seen) and None not in lab.stored(seen.evaluating[-1].images, "test"), jitter
     cells = lab.cache("data.recipe.jitter=[0.4,0.4,0.4]", "cache.dir=jittered")
     assert not same(cells.asking[0].images, lab.cache().asking[0].images)
+
+
+@wire("data.recipe.rotation")
+def _(lab: Lab) -> None:
+    seen, base = strong(lab, "rotation=40"), plain(lab)
+    assert None in lab.order(seen) and None not in lab.stored(seen.evaluating[-1].images, "test")
+    centre = (
+        slice(None),
+        slice(None),
+        slice(7, 9),
+        slice(7, 9),
+    )  # a turn of 40 degrees leaves the four middle pixels there
+    assert same(seen.training[0].images[centre].mean((2, 3)), base.training[0].images[centre].mean((2, 3)))
+
+
+def strong(lab: Lab, *settings: str) -> Seen:
+    return lab.teacher(*PLAIN, *(f"data.recipe.{setting}" for setting in settings), *STILL, SHORT)
+
+
+@wire("data.recipe.policy", "data.recipe.policy_ops", "data.recipe.policy_magnitude")
+def _(lab: Lab) -> None:
+    names = ("autoaugment_cifar10", "autoaugment_imagenet", "randaugment", "trivialaugment")
+    rand = "policy=randaugment"
+    runs = [strong(lab, f"policy={name}") for name in names]
+    runs += [strong(lab, rand, "policy_ops=3"), strong(lab, rand, "policy_magnitude=30")]
+    first = [one.training[0].images for one in runs]
+    for i, images in enumerate(first):
+        assert None in lab.stored(images) and None not in lab.stored(runs[i].evaluating[-1].images, "test")
+        assert not any(same(images, other) for other in first[:i])
+    assert "goes with data.recipe.policy=randaugment" in lab.teacher("data.recipe.policy_ops=3", fails=True).out
+
+
+@wire("data.recipe.grayscale")
+def _(lab: Lab) -> None:
+    def grey(seen: Seen) -> float:
+        images = torch.cat([one.images for one in seen.training])
+        return float((images - images.mean(dim=1, keepdim=True)).abs().flatten(1).amax(dim=1).lt(1e-5).float().mean())
+
+    seen = strong(lab, "grayscale=0.5")
+    assert 0.2 < grey(seen) < 0.8 and grey(plain(lab)) == 0
+    assert None not in lab.stored(seen.evaluating[-1].images, "test")
+
+
+def test_augmented_images_are_the_same_in_micro_batches_and_after_a_stop(lab: Lab) -> None:
+    recipe = ("rotation=15", "policy=randaugment", "cutout=6")
+    augmented = (*(f"data.recipe.{setting}" for setting in recipe), *STILL)
+
+    def images(*seen: Seen) -> torch.Tensor:
+        return torch.cat([one.images for run in seen for one in run.training])
+
+    whole = lab.teacher(*augmented, "run=whole")
+    assert same(images(lab.teacher(*augmented, "optim.accumulate=2", "run=in_parts")), images(whole))
+    stop = functools.partial(signal.raise_signal, signal.SIGUSR1)
+    stopped = lab.teacher(*augmented, "run=stopped", at_step={2: stop}, fails=True)
+    resumed = lab.teacher(*augmented, "run=stopped", "resume=auto")
+    assert len(stopped.steps) == 3 and same(images(stopped, resumed), images(whole))
+
+
+@wire("data.recipe.cutout", "data.recipe.cutout_holes", "data.recipe.cutout_fill")
+def _(lab: Lab) -> None:
+    shares = []
+    for level, settings in (
+        (128, ("cutout=6",)),
+        (128, ("cutout=6", "cutout_holes=3")),
+        (0, ("cutout=6", "cutout_fill=black")),
+    ):
+        seen = strong(lab, *settings)
+        assert None in lab.order(seen) and None not in lab.stored(seen.evaluating[-1].images, "test")
+        images = torch.cat([one.images for one in seen.training])
+        erased = ((images - (level / 255 - 0.5) / 0.25).abs() < 1e-5).all(dim=1)
+        shares.append(float(erased.float().mean()))
+    assert 0.05 < shares[0] <= 36 / 256 and 1.5 * shares[0] < shares[1] <= 3 * 36 / 256
+    assert shares[2] == pytest.approx(shares[0], abs=0.01)
 
 
 @wire("data.mean", "data.std")

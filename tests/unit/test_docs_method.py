@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from models.registry import ModelSpec, build_model
+from pipelines.augment import operations, policy
+from pipelines.augment.recipe import Recipe
 from pipelines.logits.flatness import TEMPERATURES, recommend
 from tools.conversion.cifar import long_tail_counts
 from tools.paper.datasets import CIFAR100_LT, RIDE_SOURCE, ROWS
@@ -70,6 +72,33 @@ def configs(data_set: str) -> list[Config]:
 FAMILY = {row.stem for name, row in ROWS.items() if name not in TABLE_1 and row.network is None}
 
 
+def test_magnitudes_of_strong_augmentation() -> None:
+    """The table of ranges, at both ends and for TrivialAugment's, and the defaults in the text."""
+    rows = table("magnitude 0 to M")
+
+    def last(code: int, wide: bool) -> float:
+        return float(policy._value(code, 30, 31, wide, False, 331))
+
+    ends = {
+        "ShearX, ShearY": (operations.SHEAR_X, r"0 to ([\d.]+) \(([\d.]+)\)"),
+        "Rotate": (operations.ROTATE, r"0 to (\d+) \((\d+)\) degrees"),
+        "TranslateX, TranslateY": (operations.TRANSLATE_X, r"0 to (\d+) / 331 of the side \((\d+) pixels\)"),
+        "Posterize": (operations.POSTERIZE, r"8 to (\d) \((\d)\) bits"),
+        "Solarize": (operations.SOLARIZE, r"threshold 255 to ((\d+))"),
+    }
+    for name, (code, pattern) in ends.items():
+        match = re.fullmatch(pattern, rows[name]["magnitude 0 to M"])
+        assert match and [float(end) for end in match.groups()] == [last(code, wide) for wide in (False, True)], name
+    factor, wide = found(r"factor 1 to 1 \+- ([\d.]+) \(([\d.]+)\)")
+    assert (1 + float(factor), 1 + float(wide)) == (last(operations.COLOR, False), last(operations.COLOR, True))
+    ops, strength, holes = found(
+        r"`policy_ops` \((\d)\).*?`policy_magnitude` \((\d) of 0 to 30\).*?`cutout_holes` \((\d)\)"
+    )
+    recipe = Recipe()
+    assert (int(ops), int(strength), int(holes)) == (recipe.policy_ops, recipe.policy_magnitude, recipe.cutout_holes)
+    assert recipe.cutout_fill == "grey" and "holds grey 128" in WORDS
+
+
 def groups_of(counts: list[int]) -> list[int]:
     return [int(shot_groups(np.array(counts))[name].sum()) for name in ("many", "medium", "few")]
 
@@ -124,6 +153,8 @@ def test_the_recipes_of_experts_are_those_of_the_configurations(data_set: str) -
         expected = [row["batch"], row["lr"], decay if own else row["weight decay"]]
         assert [optim.batch, optim.lr, optim.weight_decay] == [float(value) for value in expected]
         assert (optim.momentum, optim.nesterov) == (0.9, not own)
+        (degrees,) = found(r"On CIFAR images are also rotated by up to (\d+) degrees")
+        assert config.data.recipe.rotation == (float(degrees) if data_set == "CIFAR-100-LT" else 0)
         assert (model.name, model.head, model.head_scale) == (row["network"], "cosine", 30)
         assert (schedule.kind, schedule.per, schedule.gamma) == ("multistep", "epoch", float(row["gamma"]))
         assert (schedule.epochs, schedule.milestones) == (int(row["epochs"]), floats(row["milestones"]))

@@ -102,7 +102,7 @@ class _Boxes:
     def __iter__(self) -> Iterator[list[Index]]:
         r, job = self._records, self._job
         for plan in endless(job.pool, job.batch, job.views):
-            boxes, colours = draw(self._params, r, plan)
+            boxes, colours, *_ = draw(self._params, r, plan)
             drawn: Iterable = itertools.repeat(_UNCHANGED if self._whole else None)
             if self._whole and colours:
                 drawn = zip(*(part.tolist() for part in colours), strict=True)
@@ -146,6 +146,10 @@ def pil_source(job: Job, whole: bool = False) -> tuple[Stream, str]:
     crops = (
         "float, normalised" + (", jittered" if any(job.recipe.jitter) else "") if whole else "crops alone, as in (a)"
     )
+    if missing := [
+        name for name in ("rotation", "policy", "grayscale", "cutout") if whole and getattr(job.recipe, name)
+    ]:
+        crops += f", without {', '.join(missing)}"
     return Stream(run, job.device, warm=job.workers, workers=job.workers), f"{crops}; worker processes: {job.workers}"
 
 

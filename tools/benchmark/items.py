@@ -263,7 +263,7 @@ class Ours:
 
         def finish_once() -> int:
             assert finish is not None
-            finish(kept.pixels, kept.colours)
+            finish.of(kept)
             return len(kept.pixels)
 
         yield Row("b.finish", "finish: jitter, normalise", source=self._repeated(finish_once))

@@ -75,7 +75,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> torch.Tensor:
-        images = self._finish(batch.pixels, batch.colours)
+        images = self._finish.of(batch)
         autocast = torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
         with self._explained(), autocast:
             # A copy: a CUDA graph's output is overwritten by its next run, and the cache's writer keeps several.

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from pipelines.batch import Batch
+from pipelines.batch import Batch, Holes
 
 
 def test_rows_of_every_field_belong_together() -> None:
@@ -15,6 +15,8 @@ def test_rows_of_every_field_belong_together() -> None:
         keys=np.arange(n),
         views=np.arange(n, dtype=np.int32),
         pixels=number.to(torch.uint8).view(n, 1, 1, 1).expand(n, 2, 2, 3),
+        altered=number.to(torch.uint8).view(n, 1, 1, 1).expand(n, 2, 2, 3),
+        holes=Holes(number.view(n, 1, 1).expand(n, 1, 4), 128),
     )
     batch = batch._replace(partners=batch)
     seen = []
@@ -23,6 +25,8 @@ def test_rows_of_every_field_belong_together() -> None:
         rows = list(range(start, min(stop, n)))
         seen += rows
         assert part.images[:, 0, 0, 0].tolist() == part.pixels[:, 0, 0, 0].tolist() == rows
+        assert part.altered is not None and part.altered[:, 0, 0, 0].tolist() == rows
+        assert part.holes and part.holes.boxes[:, 0, 0].tolist() == rows and part.holes.level == 128
         assert part.labels.tolist() == part.keys.tolist() == part.views.tolist() == rows
         assert part.partners and part.partners.labels.tolist() == part.partners.keys.tolist() == rows
         assert part.labels.data_ptr() == number[start:].data_ptr() and np.shares_memory(part.keys, batch.keys)

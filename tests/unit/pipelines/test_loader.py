@@ -21,7 +21,7 @@ from helpers.odd_files import many_odd_files, write_odd_files
 from PIL import Image
 from studies import odd_files
 
-from pipelines.augment.finish import Finish
+from pipelines.augment.finish import Finish, altered
 from pipelines.augment.recipe import Recipe, view_params
 from pipelines.augment.resample import crop_resize_flip
 from pipelines.augment.transforms import draw
@@ -288,6 +288,64 @@ def test_colours_belong_to_the_view_on_every_backend(files: dict[str, Path], bac
     expected = shown("reference", np.arange(N), N)
     assert len({str(colours) for colours in expected.values()}) == N
     assert shown(backend, np.random.default_rng(2).permutation(N), 4) == expected
+
+
+STRONG: dict[str, Any] = {
+    "rotation": 15.0,
+    "policy": "randaugment",
+    "policy_magnitude": 20,
+    "grayscale": 0.3,
+    "cutout": 8,
+    "cutout_holes": 2,
+}
+
+
+def augmented(loader: Loader, positions: np.ndarray, views: np.ndarray, batch: int) -> list[torch.Tensor]:
+    """Crops, the same altered, their holes, finished images: of all batches."""
+    batches = list(loader.batches(positions, views, batch))
+    found = [(one.pixels, one.altered, one.holes.boxes, one.images) for one in batches if one.holes]
+    return [torch.cat(column) for column in zip(*found, strict=True)]  # pyright: ignore
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("policy", ["randaugment", "autoaugment_cifar10"])
+def test_augmented_views_are_the_same_in_any_company(files: dict[str, Path], backend: str, policy: str) -> None:
+    """Bit for bit, for every batch size, number of workers, order and place to start; the crops are as without augmentation."""
+    records = Records(files[file_of(backend)])
+    plain = CIFAR if backend == "resident" else SMALL
+    settings = plain | STRONG | {"policy": policy}
+    positions, views = np.repeat(np.arange(N), 2), np.tile(np.array([0, 7], np.int32), N)
+    alone = augmented(make(records, backend, settings, workers=1), positions, views, 1)
+    order = np.random.default_rng(1).permutation(2 * N)
+    for rows, batch, workers in ((np.arange(2 * N), 16, 2), (order, 5, 3), (np.arange(11, 2 * N), 64, 1)):
+        found = augmented(make(records, backend, settings, workers=workers), positions[rows], views[rows], batch)
+        for column, expected in zip(found, alone, strict=True):
+            assert torch.equal(column, expected[rows])
+    np.testing.assert_array_equal(alone[0], pixels_of(make(records, backend, plain), positions, views))
+    assert (alone[1] != alone[0]).flatten(1).any(dim=1).float().mean() > 0.9
+    drawn = draw(view_params(Recipe(**settings), 1), records, Plan(positions, views))
+    again = altered(alone[0], drawn)
+    assert again is not None and torch.equal(again, alone[1]), "any backend's crops are altered alike"
+
+
+@needs_ffcv
+def test_backends_give_equal_bits_of_augmented_raw_records(files: dict[str, Path]) -> None:
+    records, settings = Records(files["raw32"]), CIFAR | STRONG
+    wanted = augmented(make(records, "reference", settings), *plan_of(), N)
+    for backend in ("ffcv", "resident"):
+        found = augmented(make(records, backend, settings), *plan_of(), 7)
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_a_large_batch_is_altered_in_parts(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    records, settings = Records(files["raw32"]), CIFAR | STRONG
+    whole = augmented(make(records, "reference", settings), *plan_of(), N)
+    monkeypatch.setattr("pipelines.augment.finish._CHUNK", 4 * 32 * 32 * 3)
+    parts = augmented(make(records, "reference", settings), *plan_of(), N)
+    assert all(torch.equal(a, b) for a, b in zip(parts, whole, strict=True))
+    for n in (0, 3):
+        (batch,) = make(records, "reference", settings).stream([Plan(*plan_of(n))])
+        assert batch.altered is not None and batch.altered.shape == (n, 32, 32, 3) and len(batch.images) == n
 
 
 # --- streams ---

@@ -44,6 +44,10 @@ REFUSED = [
     ("distill.diversity=-0.2 distill.diversity_eta=0.1", "goes with distill.diversity and distill.diversity_from"),
     ("data.recipe.pad=2", "data.recipe.pad=2 goes with data.recipe.crop=pad_crop"),
     ("data.recipe.crop=center data.recipe.scale=[0.5,1]", "goes with data.recipe.crop=random_resized_crop"),
+    ("data.recipe.policy_ops=3", "data.recipe.policy_ops=3 goes with data.recipe.policy=randaugment"),
+    ("data.recipe.policy=trivialaugment data.recipe.policy_magnitude=3", "goes with data.recipe.policy=randaugment"),
+    ("data.recipe.cutout_holes=2", "data.recipe.cutout_holes=2 goes with data.recipe.cutout"),
+    ("data.recipe.cutout_fill=black", "data.recipe.cutout_fill=black goes with data.recipe.cutout"),
     ("data.backend=ffcv data.hw_decoder_load=0.5", "goes with data.backend=dali"),
     ("optim.name=adamw optim.momentum=0.8", "optim.momentum=0.8 goes with optim.name=sgd"),
     ("optim.betas=[0.8,0.9]", "optim.betas=[0.8, 0.9] goes with optim.name=adamw"),
@@ -74,6 +78,8 @@ def test_settings_that_others_leave_without_an_effect(typed, settings: str, word
         "distill.hard=ldam distill.margin=0.4 distill.drw_from=3",
         "distill.method=kd distill.drw_from=0 distill.head_smoothing=0.1",
         "data.recipe.crop=pad_crop data.recipe.pad=2",
+        "data.recipe.policy=randaugment data.recipe.policy_ops=3 data.recipe.policy_magnitude=15",
+        "data.recipe.cutout=16 data.recipe.cutout_holes=2 data.recipe.cutout_fill=black",
         "optim.name=adamw optim.betas=[0.8,0.9]",
         "profile.steps=1 profile.start=3",
         "optim.lr=3 seed=4",
@@ -118,7 +124,13 @@ def test_what_an_evaluation_takes() -> None:
     lines = ["data.test: a -> b", "data.recipe.size: 32 -> 40", "precision: fp32 -> bf16", "weights: raw -> ema"]
     require_evaluations(lines, unfinished=False)
     require_evaluations(["data.train: a -> b"], unfinished=True)
-    for line in ("data.train: a -> b", "data.recipe.flip: true -> false", "model.name: a -> b", "optim.lr: 1 -> 2"):
+    for line in (
+        "data.train: a -> b",
+        "data.recipe.flip: true -> false",
+        "data.recipe.cutout: 0 -> 8",
+        "model.name: a -> b",
+        "optim.lr: 1 -> 2",
+    ):
         with pytest.raises(UserError) as caught:
             require_evaluations([*lines, line], unfinished=False)
         assert f"(of the run -> given): {line}; leave it out" in str(caught.value)

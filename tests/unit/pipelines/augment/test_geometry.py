@@ -21,8 +21,12 @@ from pipelines.philox import (
     LANE_COLOUR_ORDER,
     LANE_CONTRAST,
     LANE_CROP,
+    LANE_CUTOUT,
     LANE_FLIP,
+    LANE_GREY,
     LANE_ORDER,
+    LANE_POLICY,
+    LANE_ROTATION,
     LANE_SATURATION,
     draw,
     exp,
@@ -162,7 +166,7 @@ def test_draw_puts_key_view_lane_and_seed_in_their_places() -> None:
 
 def test_lanes_are_distinct_and_fit_their_16_bits() -> None:
     jitter = [LANE_COLOUR_ORDER, LANE_BRIGHTNESS, LANE_CONTRAST, LANE_SATURATION]
-    lanes = [LANE_CROP, LANE_FLIP, *jitter, LANE_ORDER]
+    lanes = [LANE_CROP, LANE_FLIP, *jitter, LANE_ROTATION, LANE_POLICY, LANE_CUTOUT, LANE_GREY, LANE_ORDER]
     assert len(set(lanes)) == len(lanes) and all(0 <= lane < 1 << 16 for lane in lanes)
 
 
@@ -310,6 +314,19 @@ def test_seed_key_and_view_each_change_the_view() -> None:
         ({"crop": "pad_crop", "size": 32, "pad": 33}, "data.recipe.pad=33"),
         ({"jitter": [40.0, 40.0, 40.0]}, "data.recipe.jitter=[40.0, 40.0, 40.0]"),
         ({"jitter": [math.nan, 0.0, 0.0]}, "data.recipe.jitter=[nan, 0.0, 0.0]"),
+        ({"rotation": -1.0}, "data.recipe.rotation=-1.0"),
+        ({"rotation": 180.5}, "data.recipe.rotation=180.5"),
+        ({"rotation": math.nan}, "data.recipe.rotation=nan"),
+        ({"grayscale": 1.1}, "data.recipe.grayscale=1.1"),
+        ({"grayscale": -0.1}, "data.recipe.grayscale=-0.1"),
+        ({"policy": "randaugment", "policy_ops": 0}, "data.recipe.policy_ops=0"),
+        ({"policy": "randaugment", "policy_ops": 17}, "data.recipe.policy_ops=17"),
+        ({"policy": "randaugment", "policy_magnitude": 31}, "data.recipe.policy_magnitude=31"),
+        ({"policy": "randaugment", "policy_magnitude": -1}, "data.recipe.policy_magnitude=-1"),
+        ({"size": 32, "cutout": 33}, "data.recipe.cutout=33"),
+        ({"cutout": -1}, "data.recipe.cutout=-1"),
+        ({"cutout": 8, "cutout_holes": 0}, "data.recipe.cutout_holes=0"),
+        ({"cutout": 8, "cutout_holes": 101}, "data.recipe.cutout_holes=101"),
         ({"scale": [0.0, 1.0]}, "data.recipe.scale=[0.0, 1.0]"),
         ({"scale": [0.5, 0.4]}, "data.recipe.scale=[0.5, 0.4]"),
         ({"scale": [0.5, 1.1]}, "data.recipe.scale=[0.5, 1.1]"),

@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 
 from pipelines.augment.colour import colours
+from pipelines.augment.erase import holes
 from pipelines.augment.geometry import view_box
+from pipelines.augment.grey import grey_views
+from pipelines.augment.policy import operations_of
 from pipelines.augment.recipe import Recipe, view_params
+from pipelines.augment.rotation import angles
 from pipelines.augment.transforms import TRANSFORMS, draw, identity
 from pipelines.batch import Draws, Plan
 from pipelines.records.reader import Records
@@ -30,38 +34,77 @@ from pipelines.records.writing import Sample, write_records
                 "jitter": [0.4, 0.4, 0.0],
             },
         ),
+        (
+            {"crop": "pad_crop", "size": 32, "rotation": 15.0, "policy": "randaugment", "grayscale": 0.2, "cutout": 16},
+            {
+                "crop": "pad_crop",
+                "size": 32,
+                "flip": True,
+                "pad": 4,
+                "rotation": 15.0,
+                "policy": "randaugment",
+                "policy_ops": 2,
+                "policy_magnitude": 9,
+                "grayscale": 0.2,
+                "cutout": 16,
+                "cutout_holes": 1,
+                "cutout_fill": "grey",
+            },
+        ),
         ({"crop": "resize_crop"}, {"crop": "resize_crop", "size": 224, "flip": True, "short_side": 256}),
         ({"crop": "center", "flip": False}, {"crop": "center", "size": 224, "flip": False, "short_side": 256}),
     ],
 )
 def test_identities_are_those_of_the_caches_on_disk(settings: dict[str, Any], expected: dict[str, Any]) -> None:
-    """The order counts too: the benchmark prints it."""
+    """The order counts too: the benchmark prints it. A recipe can be made of its identity again."""
     assert list(identity(Recipe(**settings)).items()) == list(expected.items())
+    assert identity(Recipe(**expected)) == expected
 
 
 def test_no_two_transforms_say_the_same() -> None:
-    recipe = Recipe(jitter=[0.1, 0.2, 0.3])
+    recipe = Recipe(jitter=[0.1, 0.2, 0.3], rotation=15, policy="randaugment", grayscale=0.2, cutout=16)
     said = [name for transform in TRANSFORMS.values() for name in transform.identity(recipe)]
     assert len(said) == len(set(said))
     assert tuple(TRANSFORMS) == Draws._fields
 
 
-@pytest.mark.parametrize("jitter", [[0.0, 0.0, 0.0], [0.0, 0.3, 0.0]])
-def test_a_batch_is_drawn_row_by_row(tmp_path: Path, jitter: list[float]) -> None:
+STRONG = {
+    "jitter": [0.0, 0.3, 0.0],
+    "rotation": 15.0,
+    "policy": "autoaugment_cifar10",
+    "grayscale": 0.5,
+    "cutout": 4,
+    "cutout_fill": "black",
+}
+
+
+@pytest.mark.parametrize("settings", [{}, STRONG], ids=["plain", "strong"])
+def test_a_batch_is_drawn_row_by_row(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Each view is as when drawn alone, wherever the sample lies in the file and in the batch."""
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (9 + i, 30 - i, 3), np.uint8) for i in range(12)]
     write_records(tmp_path / "r.beton", [Sample(f"{i}", 0, x) for i, x in enumerate(images)], ["a"], kind="test")
-    records, params = Records(tmp_path / "r.beton"), view_params(Recipe(size=8, jitter=jitter), 3)
+    records, params = Records(tmp_path / "r.beton"), view_params(Recipe(size=8, **settings), 3)
     plan = Plan(np.array([7, 0, 7, 11]), np.array([2, 2, 5, 0], np.int32))
     found = draw(params, records, plan)
     assert found.boxes.dtype == np.int32
     for row, (i, view) in enumerate(zip(plan.positions, plan.views, strict=True)):
         size = records.widths[i], records.heights[i]
         assert found.boxes[row].tolist() == list(view_box(params, records.keys[i], view, *size, *size))
-    if not any(jitter):
-        assert found.colours is None
+    if not settings:
+        assert found[1:] == (None,) * 5
         return
-    assert found.colours is not None
-    for got, expected in zip(found.colours, colours(params, records.keys[plan.positions], plan.views), strict=True):
+    of = params, records.keys[plan.positions], plan.views
+    assert found.colours and found.operations and found.holes and found.angles is not None and found.grey is not None
+    for got, expected in (
+        *zip(found.colours, colours(*of), strict=True),
+        *zip(found.operations, operations_of(*of), strict=True),
+        *((found.angles, angles(*of)), (found.grey, grey_views(*of)), (found.holes[0], holes(*of))),
+    ):
         np.testing.assert_array_equal(got, expected)
+    assert found.holes[1] == 0
+    alone = [draw(params, records, Plan(plan.positions[i : i + 1], plan.views[i : i + 1])) for i in range(4)]
+    assert [float(one.angles[0]) for one in alone if one.angles is not None] == found.angles.tolist()
+    assert [one.holes[0][0].tolist() for one in alone if one.holes] == found.holes[0].tolist()
+    assert [one.operations.codes[0].tolist() for one in alone if one.operations] == found.operations.codes.tolist()
+    assert [one.operations.values[0].tolist() for one in alone if one.operations] == found.operations.values.tolist()

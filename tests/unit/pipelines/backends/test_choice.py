@@ -11,7 +11,6 @@ from pipelines.augment import view_params
 from pipelines.augment.recipe import Recipe
 from pipelines.backends import PixelSource, choice
 from pipelines.backends.choice import available_backends, refusal, resolve_backend
-from pipelines.backends.contract import to_device
 from pipelines.errors import UserError
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
@@ -94,8 +93,3 @@ def test_what_is_installed_here_is_found(jpeg: Records) -> None:
     for name in available_backends(jpeg, IMAGENET, CPU):
         assert refusal(name, jpeg, IMAGENET, CPU) is None
         choice.make_backend(name, jpeg, view_params(IMAGENET, 0), 1, "first", CPU, 0.5)
-
-
-def test_to_device_copies_what_is_not_contiguous() -> None:
-    array = np.arange(12).reshape(3, 4).T
-    assert to_device(array, CPU).tolist() == array.tolist()
