@@ -26,7 +26,7 @@ from pipelines.augment.recipe import Recipe, view_params
 from pipelines.augment.resample import crop_resize_flip
 from pipelines.augment.transforms import draw
 from pipelines.backends.choice import available_backends
-from pipelines.batch import Plan
+from pipelines.batch import Batch, Plan
 from pipelines.errors import UserError
 from pipelines.libffcv import library_path
 from pipelines.loader import DataConfig, Loader, ahead_of, default_workers
@@ -761,11 +761,11 @@ def test_only_the_waiting_for_crops_counts_as_waiting(files: dict[str, Path], mo
     monkeypatch.setattr("pipelines.loader.time", SimpleNamespace(perf_counter=clock))
     loader = make(Records(files["raw32"]), "reference", CIFAR)
 
-    def finish(pixels: torch.Tensor, colours: object) -> torch.Tensor:
+    def finish(batch: Batch) -> torch.Tensor:
         now[0] += 100
-        return pixels
+        return batch.pixels
 
-    loader.finish = finish  # type: ignore[assignment]
+    loader.finish = SimpleNamespace(of=finish)  # type: ignore[assignment]
     assert sum(len(batch.keys) for batch in loader.batches(np.arange(8), np.zeros(8, np.int32), 4)) == 8
     assert now == [200] and loader.waited == 0
     waited: list[float] = []
