@@ -150,16 +150,17 @@ def scaled_schedule(config_file: Path, scale: float) -> list[str]:
 
 def _arguments(choice: Choice, method: str, dataset: Dataset, *own: str) -> tuple[str, ...]:
     """Configuration and settings of a command; later ones win."""
-    file = dataset.configs[method]
-    common = (*scaled_schedule(file, choice.scale), *dataset.settings, *dataset.own.get(method, ()))
+    file, row = dataset.configs[method], ROWS[method]
+    scale = 1 if row.network else choice.scale  # routers learn in so few epochs that none can be spared
+    common = (*scaled_schedule(file, scale), *dataset.settings, *dataset.own.get(method, ()))
     return str(file), *common, f"data.workers={choice.threads}", _SAVE_EVERY, *choice.settings, *own
 
 
 def run_stem(choice: Choice, method: str, dataset: Dataset, variant: str = "") -> str:
     """The name of a run without its seed: the entry scripts' default; runs of another length have that in their name.
 
-    variant: what tells it from other runs of the method on this data set, such as "eps0.1". Routers have the length of their
-    network: they are trained for so few epochs that networks of different lengths would have routers of one name.
+    variant: what tells it from other runs of the method on this data set, such as "eps0.1". Routers, which are always trained
+    for the same number of epochs, have the length of their network in their name.
     """
     settings = settings_of(_arguments(choice, ROWS[method].network or method, dataset))
     length = "" if choice.scale == 1 else f"-e{settings.schedule.epochs}"

@@ -80,7 +80,7 @@ def test_routers_are_of_the_run_of_their_row() -> None:
         scale: table_tasks(small_choice(scale=scale), (IF100,), (2,), ["ride3_router"])[-1] for scale in (0.1, 0.2)
     }
     assert [task.name for task in short.values()] == [f"ride3_router_if100-e{length}-s2" for length in (20, 40)]
-    assert {task.settings.schedule.epochs for task in short.values()} == {1}
+    assert {task.settings.schedule.epochs for task in short.values()} == {5}
 
 
 @pytest.mark.parametrize(
