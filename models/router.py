@@ -110,20 +110,20 @@ def _any_number_of_images() -> Iterator[None]:
 @contextmanager
 def experts_told(network: nn.Module) -> Iterator[None]:
     """Within it a network with routers gives `Outputs` with `used` in eval mode; other networks give what they always do."""
-    with _with(network, tells=True):
+    with _switched(network, "tells", True):
         yield
 
 
 @contextmanager
 def all_experts(network: nn.Module) -> Iterator[None]:
-    """Within it every expert runs on every image in eval mode, for who looks at them; the answers stay as they are."""
-    with _with(network, skips=False):
+    """Within it every expert runs on every image in eval mode, so that each can be looked at; the answers stay as they are."""
+    with _switched(network, "skips", False):
         yield
 
 
 @contextmanager
-def _with(network: nn.Module, **switch: bool) -> Iterator[None]:
-    ((name, value),) = switch.items()
+def _switched(network: nn.Module, name: str, value: bool) -> Iterator[None]:
+    """Within it the attribute `name` of the network's routers has this value."""
     routers = [part for part in network.modules() if isinstance(part, Router)]
     before = [getattr(router, name) for router in routers]
     for router in routers:

@@ -204,9 +204,9 @@ def _evaluated(assembled: Assembled, split: str, stops: Stops | None) -> dict[st
 
 
 def headline(figures: dict[str, Any]) -> dict[str, Any]:
-    """The figures that a line of metrics.jsonl holds, and a dashboard shows."""
-    names = ("top1", "top5", "balanced_accuracy", "many", "medium", "few", "nll", "ece")
-    return {name: figures[name] for name in (*names, *(name for name in ("experts_used",) if name in figures))}
+    """The figures that a line of metrics.jsonl holds, and a dashboard shows; experts_used where there are routers."""
+    names = ["top1", "top5", "balanced_accuracy", "many", "medium", "few", "nll", "ece"]
+    return {name: figures[name] for name in names + ["experts_used"] * ("experts_used" in figures)}
 
 
 def _cost(assembled: Assembled, figures: dict[str, Any]) -> dict[str, int]:

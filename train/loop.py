@@ -174,7 +174,7 @@ def fit(
                 tensors = _tensors(network, optimizer, ema, sums, accelerator.device)
                 state = {"meters": count, "best": best, "unevaluated": unevaluated}
                 state["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-                saver.save(done, tensors, state, _keep(config.save, best, epoch_steps), first=tracker.sync)
+                saver.save(done, tensors, state, _keep(config.save, best, epoch_steps), before_writing=tracker.sync)
 
     def all_saved() -> None:
         """Return, on all processes, when everything is on the disk."""

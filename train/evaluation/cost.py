@@ -50,9 +50,8 @@ def operations(network: nn.Module, size: int, device: torch.device) -> Operation
             for part in (*experts, router):
                 own = spent[part] = []
                 stack.enter_context(_counted(part, counter, own))
-        network.forward(
-            torch.zeros(1, 3, size, size, device=device)
-        )  # not what was compiled, where nothing can be counted
+        blank = torch.zeros(1, 3, size, size, device=device)
+        network.forward(blank)  # the plain method: within compiled code nothing can be counted
         total = counter.get_total_flops()
     routers = spent.pop(router, []) if isinstance(router, Router) else []
     of_experts = [sum(own) for own in spent.values()]

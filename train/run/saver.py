@@ -27,22 +27,32 @@ class Saver:
 
     @torch.no_grad()
     def save(
-        self, step: int, tensors: Mapping[str, Tensors], state: dict[str, Any], keep: Keep, first: Callable[[], None]
+        self,
+        step: int,
+        tensors: Mapping[str, Tensors],
+        state: dict[str, Any],
+        keep: Keep,
+        before_writing: Callable[[], None],
     ) -> None:
         """Begin to write the checkpoint of `step`, once the one before is written; arguments as of `checkpoint.save`.
 
-        first: is called in the thread before anything is written.
+        before_writing: is called in the thread.
         """
         self.wait()
         copies = {
             group: {name: one.to("cpu", copy=True) for name, one in own.items()} for group, own in tensors.items()
         }
-        self._running = self._thread.submit(self._write, step, copies, state, keep, first)
+        self._running = self._thread.submit(self._write, step, copies, state, keep, before_writing)
 
     def _write(
-        self, step: int, tensors: Mapping[str, Tensors], state: dict[str, Any], keep: Keep, first: Callable[[], None]
+        self,
+        step: int,
+        tensors: Mapping[str, Tensors],
+        state: dict[str, Any],
+        keep: Keep,
+        before_writing: Callable[[], None],
     ) -> None:
-        first()
+        before_writing()
         try:
             save(self._folder, step, tensors, state, keep)
         except OSError as error:

@@ -24,11 +24,11 @@ def saver(tmp_path: Path) -> Iterator[Saver]:
 def test_the_tensors_are_those_of_the_call(saver: Saver, tmp_path: Path) -> None:
     """Training changes weights in place while the thread has not even begun to write; the next save waits for the thread."""
     weight, go = torch.zeros(3), threading.Event()
-    saver.save(1, {"model": {"weight": weight}}, {}, KEEP, first=lambda: go.wait(30) and None)
+    saver.save(1, {"model": {"weight": weight}}, {}, KEEP, before_writing=lambda: go.wait(30) and None)
     weight += 1
     assert load_latest(tmp_path) is None
     threading.Timer(0.05, go.set).start()
-    saver.save(2, {"model": {"weight": weight}}, {}, KEEP, first=lambda: None)
+    saver.save(2, {"model": {"weight": weight}}, {}, KEEP, before_writing=lambda: None)
     saver.wait()
     assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step_*")) == ["step_00000001", "step_00000002"]
     newest = load_latest(tmp_path)
@@ -42,8 +42,8 @@ def test_the_tensors_are_those_of_the_call(saver: Saver, tmp_path: Path) -> None
 def test_an_error_is_told_by_the_next_call(saver: Saver, tmp_path: Path, told_by: str) -> None:
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
 
-    def begin(first: Callable[[], None] = lambda: None) -> None:
-        saver.save(1, {"model": {}}, {}, KEEP, first)
+    def begin(before_writing: Callable[[], None] = lambda: None) -> None:
+        saver.save(1, {"model": {}}, {}, KEEP, before_writing)
 
     begin()
     with pytest.raises(
@@ -55,12 +55,12 @@ def test_an_error_is_told_by_the_next_call(saver: Saver, tmp_path: Path, told_by
 
 def test_closing_waits_and_raises_nothing(tmp_path: Path) -> None:
     saver, done = Saver(tmp_path), []
-    saver.save(1, {"model": {}}, {}, KEEP, first=lambda: done.append(1))
+    saver.save(1, {"model": {}}, {}, KEEP, before_writing=lambda: done.append(1))
     saver.close()
     saver.close()
     assert done and (tmp_path / "checkpoints/latest").read_bytes() == b"step_00000001"
     (tmp_path / "checkpoints/latest").unlink()
     (tmp_path / "checkpoints/latest").mkdir()
     saver = Saver(tmp_path)
-    saver.save(2, {"model": {}}, {}, KEEP, first=lambda: None)
+    saver.save(2, {"model": {}}, {}, KEEP, before_writing=lambda: None)
     saver.close()
