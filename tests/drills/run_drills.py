@@ -230,11 +230,10 @@ def full_disk(tiny: Path, folder: Path) -> str:
         process = start(script, *arguments, f"run={disk}/r", "schedule.epochs=3", "save.every_steps=1", cwd=folder)
         while process.poll() is None and not (disk / "r/checkpoints/step_00000002").exists():
             time.sleep(0.002)
-        with open(ballast, "wb") as file:
+        with open(ballast, "wb", buffering=0) as file:  # with a buffer, closing it would fail on the full disk, too
             try:
                 while True:
                     file.write(bytes(1 << 16))
-                    file.flush()
             except OSError:
                 pass
         failed = finish(process)
