@@ -21,6 +21,7 @@ from pipelines.backends.contract import Crops, Drawn
 from pipelines.errors import UserError
 from pipelines.libffcv import library_path
 from pipelines.records.reader import Records
+from pipelines.records.restarts import cut
 from pipelines.records.verify import Verifier
 
 # Two pipelines take turns, so that one decodes while the other's batch is resized and copied. One pipeline with a queue of two
@@ -42,7 +43,7 @@ class _Decodable:
             from pipelines.backends.ffcv import FFCVBackend as Decoder
         else:
             from pipelines.backends.reference import ReferenceBackend as Decoder
-        self._decoder = Decoder(records, workers, "off")
+        self._decoder = Decoder(records, workers, "off", parts=False)
         self._done = np.zeros(len(records), np.bool_)
 
     def check(self, positions: np.ndarray) -> None:
@@ -87,7 +88,7 @@ class DaliBackend:
         self._workers = workers
         self._device = device
         self._verifier, self._decodable = Verifier(records, verify, workers), _Decodable(records, workers)
-        self._columns = records.columns()
+        self._records = records
         self._idle: list[Pipeline] = []
         self._on_gpu = device.type == "cuda"
         self._decoder: dict[str, Any] = {"device": "cpu"}
@@ -125,8 +126,11 @@ class DaliBackend:
         return pipe, item, encoded
 
     def _feed(self, pipe: Pipeline, positions: np.ndarray, boxes: np.ndarray) -> list[np.ndarray]:
-        c = self._columns
-        encoded = [c.data[a : a + n] for a, n in zip(c.offsets[positions], c.sizes[positions], strict=True)]
+        r, boxes, encoded = self._records, boxes.copy(), []
+        for position, box in zip(positions, boxes, strict=True):
+            data, place = cut(r.payload(position), int(r.stored_widths[position]), int(r.stored_heights[position]), box)
+            encoded.append(data)
+            box[:2] -= place[:2]
         pipe.feed_input("encoded", encoded)
         x, y, w, h, flip = boxes.T
         pipe.feed_input("start", np.stack([y, x], axis=1))

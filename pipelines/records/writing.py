@@ -42,6 +42,7 @@ from pipelines.records.encoding import (
     store_file,
 )
 from pipelines.records.reader import Records
+from pipelines.records.restarts import lists_segments
 
 CHUNK = 16  # samples sent at a time: large enough to hide the cost of sending, small enough to bound memory
 CHUNKS_PER_WORKER = 3  # being encoded, or waiting to be written
@@ -283,6 +284,7 @@ class _Writer:
         self.table = np.zeros(samples, layout.TABLE)
         self.allocation = np.zeros(samples, layout.ALLOCATION)
         self.names: list[bytes] = []
+        self.restarts = 0  # images of which a part can be decoded alone
         # As in FFCV, images start at the first page after the table, which has room for unreadable samples too.
         head = layout.TABLE_START + self.table.nbytes
         self.position = file.seek(-(-head // layout.PAGE_SIZE) * layout.PAGE_SIZE)
@@ -296,6 +298,8 @@ class _Writer:
         self.file.write(stored.payload)
         image = (stored.mode, stored.stored_width, stored.stored_height, self.position)
         crc = zlib.crc32(stored.payload)
+        if stored.mode == layout.MODE_JPEG:
+            self.restarts += lists_segments(np.frombuffer(stored.payload, np.uint8))
         self.table[number] = (image, label, key, stored.width, stored.height, stored.source, crc)
         self.allocation[number] = (number, self.position, size)
         self.names.append(layout.encode_name(name))
@@ -305,7 +309,7 @@ class _Writer:
         """Write everything but the images."""
         samples = len(self.names)
         table, allocation = self.table[:samples], self.allocation[:samples].tobytes()
-        names, manifest = _names_section(self.names), _manifest(table, class_names, made)
+        names, manifest = _names_section(self.names), _manifest(table, class_names, made, self.restarts)
         footer = np.zeros(1, layout.FOOTER)
         after = self.position + len(names) + len(manifest) + footer.nbytes
         header = np.array(
@@ -340,7 +344,7 @@ def _names_section(names: Sequence[bytes]) -> bytes:
     return offsets.tobytes() + b"".join(names)
 
 
-def _manifest(table: np.ndarray, class_names: Sequence[str], made: dict[str, Any]) -> bytes:
+def _manifest(table: np.ndarray, class_names: Sequence[str], made: dict[str, Any], restarts: int) -> bytes:
     rows = np.empty(table.size, layout.ROW)
     for field in ("key", "label", "width", "height", "source"):
         rows[field] = table[f"f{layout.FIELD_NAMES.index(field)}"]
@@ -353,6 +357,8 @@ def _manifest(table: np.ndarray, class_names: Sequence[str], made: dict[str, Any
         "digest": layout.rows_digest(rows),
         "made": made,
     }
+    if restarts:
+        manifest["restarts"] = restarts
     return json.dumps(manifest, sort_keys=True, indent=1).encode("ascii")
 
 

@@ -54,6 +54,11 @@ def image_options() -> Parser:
         help="bits that images of 16-bit grey use, such as 12; larger values become white (default: %(default)s)",
     )
     add(
+        "--no-restarts",
+        action="store_true",
+        help="keep the very bytes of JPEG files: without restart markers every view decodes its whole image",
+    )
+    add(
         "--strip-prefix",
         default="",
         metavar="P",

@@ -32,6 +32,7 @@ from pipelines.libffcv import library_path
 from pipelines.loader import DataConfig, Loader, ahead_of, default_workers
 from pipelines.order import with_partners
 from pipelines.records import layout
+from pipelines.records.encoding import Encoding
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
 
@@ -828,6 +829,30 @@ def test_odd_files_look_alike_on_every_backend(tmp_path: Path) -> None:
         for other, limit in ((shown["reference"], BETWEEN_BACKENDS), (drawn, FROM_THE_PICTURE)):
             apart = np.abs(pixels - other).mean(axis=(1, 2, 3))
             assert apart.max() <= limit, (backend, names[int(apart.argmax())], apart.max())
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "resident"])
+@pytest.mark.parametrize("crop", ["random_resized_crop", "resize_crop", "center"])
+def test_a_part_that_is_decoded_alone_changes_no_pixel(
+    files: dict[str, Path], tmp_path: Path, backend: str, crop: str
+) -> None:
+    """With restart markers and without: the same views, to the bit, of every odd file that is kept, and of the pictures."""
+    odd = {name: file for name, file in write_odd_files(tmp_path).items() if file.fate in ("kept", "encoded")}
+    samples = [Sample(name, 0, tmp_path / name) for name in sorted(odd)]
+    for i in range(6):
+        Image.fromarray(np.kron(pictures(N)[i], np.ones((8, 8, 1), np.uint8))).save(
+            tmp_path / f"{i}.jpg", subsampling=i % 3
+        )
+        samples.append(Sample(f"{i}.jpg", 0, tmp_path / f"{i}.jpg"))
+    shown = []
+    for restarts in (True, False):
+        path = tmp_path / f"{restarts}.beton"
+        write_records(path, samples, ["any"], kind="test", encoding=Encoding(restarts=restarts))
+        loader = make(Records(path), backend, {"crop": crop, "size": 24, "flip": crop != "center"})
+        shown.append(np.stack([pixels_of(loader, *plan_of(len(samples), view)) for view in range(3)]))
+    assert Records(tmp_path / "True.beton").manifest["restarts"] > 20
+    assert "restarts" not in Records(tmp_path / "False.beton").manifest
+    np.testing.assert_array_equal(*shown)
 
 
 def test_many_odd_files_come_out_as_pillow_shows_the_originals(tmp_path: Path) -> None:

@@ -143,6 +143,8 @@ def test_the_size_images_are_stored_at_counts(tmp_path: Path) -> None:
         views.append(view_identity(Records(tmp_path / "r.beton"), Recipe(size=16), 0, "reference"))
     assert len({view["dataset"]["digest"] for view in views}) == 1
     assert len({view["size_rule"] for view in views}) == 4
+    write_records(tmp_path / "r.beton", samples, ["a"], kind="test", encoding=Encoding(restarts=False), force=True)
+    assert view_identity(Records(tmp_path / "r.beton"), Recipe(size=16), 0, "reference") == views[0], "the same pixels"
     assert differences(views[0], views[1]) == {
         "size_rule": "cache 'max_side None, quality 95, short_side None', here 'max_side None, quality 95, short_side 20'"
     }

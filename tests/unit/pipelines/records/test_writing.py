@@ -23,6 +23,7 @@ from PIL import Image
 from pipelines.errors import UserError
 from pipelines.records import encoding, layout, writing
 from pipelines.records.encoding import Encoding
+from pipelines.records.marking import marked
 from pipelines.records.reader import Records
 from pipelines.records.writing import CHUNK, Sample, UnreadableImages, write_records
 
@@ -160,7 +161,7 @@ def test_unreadable_images_fail_or_are_left_out(tmp_path: Path, workers: int) ->
     opened = Records(out)
     assert [opened.name(position) for position in range(len(opened))] == [f"a/{path.name}" for path in good]
     assert opened.manifest["made"]["skipped"] == list(reasons)
-    assert opened.payload(5).tobytes() == good[5].read_bytes()
+    assert opened.payload(5).tobytes() == marked(good[5].read_bytes())
 
 
 def test_nothing_readable_is_an_error_even_when_skipping(tmp_path: Path) -> None:
@@ -231,6 +232,7 @@ def test_copied_records_keep_everything(tmp_path: Path) -> None:
             assert (getattr(copy, column) == getattr(source, column)[chosen]).all(), column
         assert [bytes(copy.payload(i)) for i in range(4)] == [bytes(source.payload(i)) for i in chosen]
         assert copy.class_names == source.class_names and copy.manifest["made"] == made
+        assert copy.manifest.get("restarts") == (None if name == "raw" else 4)
     writing.copy_records(tmp_path / "all.beton", source, range(9), source.manifest["made"])
     assert (tmp_path / "all.beton").read_bytes() == (tmp_path / "jpeg.beton").read_bytes()
 
