@@ -28,11 +28,22 @@ class Plan(NamedTuple):
         return Plan(self.partners, self.partner_views)
 
 
+class Boxes(NamedTuple):
+    """What B views show of their stored images, in pixels (geometry.py)."""
+
+    windows: np.ndarray
+    "int32 [B, 4]: x, y, w, h of the pixels that are read"
+    insides: np.ndarray
+    "float64 [B, 4]: x, y, w, h of the box that is shown, in its window"
+    flips: np.ndarray
+    "int32 [B]: 1 = mirrored"
+
+
 class Draws(NamedTuple):
     """The random draws for each view of a batch (augment/transforms.py), on the host; rows are those of its Plan."""
 
-    boxes: np.ndarray
-    "int32 [B, 5]: x, y, w, h of the box on the stored image, in pixels, and whether it is flipped (geometry.py)"
+    boxes: Boxes
+    "which part of each image is shown, and whether it is mirrored"
     colours: tuple[np.ndarray, np.ndarray] | None = None
     "factors float32 [B, 3] and order int64 [B, 3], as in Colours; None without jitter"
     angles: np.ndarray | None = None

@@ -14,6 +14,7 @@ from numba import prange
 
 from pipelines import libffcv
 from pipelines.augment.geometry import apply
+from pipelines.batch import Boxes
 from pipelines.compiled import exact_parallel
 from pipelines.errors import UserError
 from pipelines.records.reader import Records
@@ -30,7 +31,7 @@ _RGB, _EXACT = libffcv.RGB, libffcv.EXACT
 
 @exact_parallel
 def _load_batch(columns, due, positions, boxes, out, decoders, scratch, parts, status):
-    """Fill uint8 out[B, S, S, 3] with the boxes int32[B, 5] of the records at int64[B]; status[i]: the outcome of row i.
+    """Fill uint8 out[B, S, S, 3] with the Boxes of the records at int64[B]; status[i]: the outcome of row i.
 
     decoders: uintp[threads]; scratch: uint8[threads, bytes of the largest image]; parts: uint8[threads, bytes of the largest
     JPEG], or none, where every image is to be decoded as a whole.
@@ -42,12 +43,12 @@ def _load_batch(columns, due, positions, boxes, out, decoders, scratch, parts, s
             continue
         height, width = np.int64(columns.stored_heights[k]), np.int64(columns.stored_widths[k])
         payload = columns.data[columns.offsets[k] : columns.offsets[k] + columns.sizes[k]]
-        box = boxes[i]
+        window, left, top = boxes.windows[i], np.int64(0), np.int64(0)
         if columns.raw[k]:
             image = payload.reshape((height, width, 3))
         else:
             thread = numba.get_thread_id()
-            size, left, top, width, height = part(payload, width, height, box[0], box[1], box[2], box[3], parts[thread])
+            size, left, top, width, height = part(payload, width, height, window, parts[thread])
             source, size = (parts[thread].ctypes.data, size) if size else (payload.ctypes.data, len(payload))
             image = scratch[thread][: height * width * 3].reshape((height, width, 3))
             to = image.ctypes.data
@@ -55,8 +56,7 @@ def _load_batch(columns, due, positions, boxes, out, decoders, scratch, parts, s
             if result != 0:  # the stock Loader ignores this, and returns the image decoded before
                 status[i] = _BAD_IMAGE
                 continue
-            box = box - np.array([left, top, 0, 0, 0], np.int32)
-        apply(image, box, out[i])
+        apply(image, left, top, window, boxes.insides[i], boxes.flips[i], out[i])
         status[i] = _GOOD
 
 
@@ -83,7 +83,7 @@ class FFCVBackend:
         self._scratch = np.zeros((self._workers, 0), np.uint8)
         self._parts, self._whole = np.zeros((self._workers, 0), np.uint8), not parts
 
-    def load(self, positions: np.ndarray, boxes: np.ndarray, out: np.ndarray) -> None:
+    def load(self, positions: np.ndarray, boxes: Boxes, out: np.ndarray) -> None:
         with _one_at_a_time:
             self._records.require_whole()
             self._grow(positions)

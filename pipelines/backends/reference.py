@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.augment import geometry
+from pipelines.batch import Boxes
 from pipelines.records.reader import Records
 from pipelines.records.restarts import cut
 from pipelines.records.verify import Verifier
@@ -24,24 +25,25 @@ class ReferenceBackend:
         self._verifier = Verifier(records, verify, workers)
         self._workers = workers
 
-    def load(self, positions: np.ndarray, boxes: np.ndarray, out: np.ndarray) -> None:
+    def load(self, positions: np.ndarray, boxes: Boxes, out: np.ndarray) -> None:
         def one(i: int) -> None:
-            pixels, box = self._around(int(positions[i]), boxes[i])
-            geometry.apply(pixels, box, out[i])
+            window, inside, flip = (of_all[i] for of_all in boxes)
+            pixels, left, top = self._around(int(positions[i]), window)
+            geometry.apply(pixels, left, top, window, inside, flip, out[i])
 
         with ThreadPoolExecutor(self._workers) as pool:  # one for each batch: no thread outlives it
             for _ in pool.map(one, range(len(positions))):
                 pass
 
-    def _around(self, position: int, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels of one record that hold a box, after its check, and the box in them."""
+    def _around(self, position: int, window: np.ndarray) -> tuple[np.ndarray, int, int]:
+        """Pixels of one record that hold a window, after its check, and where their corner lies."""
         r = self._records
         if r.raw[position] or not self._parts:
-            return self.pixels(position), box
+            return self.pixels(position), 0, 0
         self._verifier.check_one(position)
-        data, place = cut(r.payload(position), int(r.stored_widths[position]), int(r.stored_heights[position]), box)
+        data, place = cut(r.payload(position), int(r.stored_widths[position]), int(r.stored_heights[position]), window)
         x, y, w, h = place.tolist()
-        return self._decoded(position, data, (h, w, 3)), box - np.array([x, y, 0, 0, 0], np.int32)
+        return self._decoded(position, data, (h, w, 3)), x, y
 
     def pixels(self, position: int) -> np.ndarray:
         """uint8 [H, W, 3] pixels of one record, after its check."""

@@ -80,12 +80,13 @@ def lists_segments(data: np.ndarray) -> bool:
 
 
 @exact
-def part(data, width, height, x, y, w, h, out):
-    """Write the JPEG of the part that shows a box of a JPEG to `out`: (its bytes; x, y, width and height of the part, in pixels).
+def part(data, width, height, window, out):
+    """Write the JPEG of the part that holds a window to `out`: (its bytes; x, y, width and height of the part, in pixels).
 
-    data: uint8; width, height: the size of the image. (x, y, w, h): the box, which may reach outside. Nothing is written, and
+    data: uint8; width, height: the size of the image. window: (x, y, w, h), which may reach outside. Nothing is written, and
     bytes is 0, where the whole is to be decoded: no segments are listed, all are needed, or `out` is shorter than `data`.
     """
+    x, y, w, h = np.int64(window[0]), np.int64(window[1]), np.int64(window[2]), np.int64(window[3])
     whole = np.int64(0), np.int64(0), np.int64(0), np.int64(width), np.int64(height)
     table, entries, frame, interval, scan = _walk(data)
     if entries == 0 or len(out) < len(data):
@@ -106,14 +107,13 @@ def part(data, width, height, x, y, w, h, out):
     return (n, left_x, top_y, size[0], size[1]) if n else whole
 
 
-def cut(data: np.ndarray, width: int, height: int, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What to decode of a JPEG for a box (x, y, w, h, ...), a row of Draws.boxes: its part or the whole, and where that lies.
+def cut(data: np.ndarray, width: int, height: int, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What to decode of a JPEG for a window (x, y, w, h), a row of Boxes: its part or the whole, and where that lies.
 
     The place is int32 (x, y, w, h), in pixels of the whole.
     """
-    x, y, w, h = box[:4].tolist()
     out = np.empty(data.size, np.uint8)
-    size, *place = part(data, width, height, x, y, w, h, out)
+    size, *place = part(data, width, height, window, out)
     return (out[:size] if size else data), np.array(place, np.int32)
 
 

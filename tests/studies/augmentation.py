@@ -21,6 +21,7 @@ if __name__ == "__main__":
 import numpy as np
 import PIL
 import torch
+from helpers.boxes import whole_boxes
 from helpers.pillow_operations import PILLOW, by_pillow, pictures
 from torch.nn import functional as F
 
@@ -37,7 +38,7 @@ from train.optim import OptimConfig, build_optimizer
 BATCH, SIZE, CLASSES = 128, 32, 100
 REPEATS = 10  # of an augmentation in one measurement, for the clock
 CPU = torch.device("cpu")
-BOXES = np.zeros((BATCH, 5), np.int32)
+BOXES = whole_boxes(np.zeros((BATCH, 4), np.int32))
 LATER = [name for name in TRANSFORMS if name != "boxes"]  # what follows crop and flip
 RECIPES: dict[str, dict[str, Any]] = {
     "crop and flip alone": {},

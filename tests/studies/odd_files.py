@@ -23,9 +23,9 @@ import torch
 from helpers.odd_files import CONTENTS, many_odd_files
 from PIL import Image
 
+from pipelines.augment import geometry
 from pipelines.augment.finish import Finish
 from pipelines.augment.recipe import Recipe, view_params
-from pipelines.augment.resample import crop_resize_flip
 from pipelines.augment.transforms import draw
 from pipelines.backends.choice import available_backends
 from pipelines.batch import Plan
@@ -108,12 +108,12 @@ def views_of_originals(outcome: Outcome) -> np.ndarray:
     views = np.empty((len(records), 64, 64, 3), np.uint8)
     plan = Plan(np.arange(len(records)), np.zeros(len(records), np.int32))
     boxes = draw(view_params(RECIPE, 0), records, plan).boxes
-    for position, (name, (x, y, w, h, flip)) in enumerate(zip(outcome.names(), boxes, strict=True)):
+    for position, (name, *box) in enumerate(zip(outcome.names(), *boxes, strict=True)):
         picture = outcome.originals[name]
         stored = int(records.stored_widths[position]), int(records.stored_heights[position])
         if stored != picture.shape[1::-1]:
             picture = np.asarray(Image.fromarray(picture).resize(stored, Image.Resampling.BILINEAR))
-        crop_resize_flip(np.ascontiguousarray(picture), x, y, w, h, flip, views[position])
+        geometry.apply(np.ascontiguousarray(picture), 0, 0, *box, views[position])
     return views
 
 

@@ -61,11 +61,12 @@ def differing(backend: str, stores: tuple[Records, Records], params: ViewParams)
     return sum(int((ours != others).flatten(1).any(1).sum()) for (ours, *_), (others, *_) in pairs)
 
 
-def pages(records: Records, position: int, box: np.ndarray) -> int:
-    """Pages of the file that hold the bytes decoded for a box: header and segments, or the whole record."""
+def pages(records: Records, position: int, window: np.ndarray) -> int:
+    """Pages of the file that hold the bytes decoded for a window: header and segments, or the whole record."""
     data, start = records.payload(position), int(records.offsets[position])
     width, height = int(records.stored_widths[position]), int(records.stored_heights[position])
-    found, (x, y, w, h) = cut(data, width, height, box)
+    x, y, w, h = window.tolist()
+    found, _ = cut(data, width, height, window)
     if found is data:
         return (start + data.size - 1) // PAGE - start // PAGE + 1
     first, entries, frame, interval, scan = _walk(data)
@@ -83,9 +84,11 @@ def pages(records: Records, position: int, box: np.ndarray) -> int:
 
 def pages_per_view(records: Records, params: ViewParams) -> float:
     views = [
-        (k, box) for plan, draws in batches(records, params) for k, box in zip(plan.positions, draws.boxes, strict=True)
+        (k, window)
+        for plan, draws in batches(records, params)
+        for k, window in zip(plan.positions, draws.boxes.windows, strict=True)
     ]
-    return float(np.mean([pages(records, int(k), box) for k, box in views]))
+    return float(np.mean([pages(records, int(k), window) for k, window in views]))
 
 
 def speed(stores: tuple[Records, Records], params: ViewParams, rounds: int = 5) -> float:

@@ -21,9 +21,9 @@ from helpers.odd_files import many_odd_files, write_odd_files
 from PIL import Image
 from studies import odd_files
 
+from pipelines.augment import geometry
 from pipelines.augment.finish import Finish, altered
 from pipelines.augment.recipe import Recipe, view_params
-from pipelines.augment.resample import crop_resize_flip
 from pipelines.augment.transforms import draw
 from pipelines.backends.choice import available_backends
 from pipelines.batch import Batch, Plan
@@ -874,8 +874,8 @@ def view_of(picture: np.ndarray | None, records: Records, position: int) -> np.n
     assert picture is not None
     out = np.empty((24, 24, 3), np.uint8)
     plan = Plan(np.array([position]), np.zeros(1, np.int32))
-    [(x, y, w, h, flip)] = draw(view_params(Recipe(**SMALL), 1), records, plan).boxes
-    crop_resize_flip(np.ascontiguousarray(picture), x, y, w, h, flip, out)
+    (window,), (inside,), (flip,) = draw(view_params(Recipe(**SMALL), 1), records, plan).boxes
+    geometry.apply(np.ascontiguousarray(picture), 0, 0, window, inside, flip, out)
     return out.astype(int)
 
 

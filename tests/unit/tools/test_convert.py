@@ -470,7 +470,7 @@ def test_info_tells_recipe_and_split(tmp_path: Path, large_tree: Path, capsys: p
     expected = {"made: recipe": "imagenet_lt", "made: split": "test", "made: test": "0.2", "made: split_seed": "0"}
     assert expected.items() <= found.items()
     images = Records(tmp_path / "test.beton")
-    assert found["decoded in part"] == f"{len(images)} images, which have restart markers"
+    assert found["decoded in part"] == f"{len(images)} of {len(images)} images: those with restart markers"
 
 
 @pytest.mark.parametrize("recipe", [[], ["--recipe", "imagenet_lt"]])
@@ -490,7 +490,7 @@ def test_no_restarts_keeps_the_very_bytes(
         assert ours.payload(position).tobytes() == data != others.payload(position).tobytes()
     capsys.readouterr()
     assert convert.main(["info", str(plain)]) == 0
-    assert "0 images, which have restart markers" in capsys.readouterr().out
+    assert f"0 of {len(ours)} images: those with restart markers" in capsys.readouterr().out
 
 
 # Repair

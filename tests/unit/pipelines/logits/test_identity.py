@@ -9,6 +9,7 @@ import pytest
 from helpers.small_caches import CLASSES, RECIPE, TEACHER, identity_of, make_records, some_samples
 from PIL import Image
 
+from pipelines.augment.geometry import VERSIONS
 from pipelines.augment.recipe import Recipe
 from pipelines.logits.identity import (
     cache_identity,
@@ -77,8 +78,10 @@ def test_no_path_no_host_no_time(records: Records, tmp_path: Path) -> None:
     ],
 )
 def test_every_setting_of_a_recipe_counts(records: Records, recipe: Recipe, field: str) -> None:
-    found = differences(identity_of(records), view_identity(records, recipe, 0, "reference"))
-    assert field in found and all(name.startswith("recipe.") for name in found)
+    other = view_identity(records, recipe, 0, "reference")
+    found = differences(identity_of(records), other)
+    assert field in found and all(name.startswith("recipe.") or name == "versions.views" for name in found)
+    assert other["versions"]["views"] == VERSIONS[recipe.crop]
 
 
 @pytest.mark.parametrize(
