@@ -44,12 +44,17 @@ def apply(images: torch.Tensor, holes: Holes, scale: torch.Tensor, shift: torch.
 
     scale, shift: of the normalisation, level * scale + shift, so that a hole holds what its level is normalised to.
     """
-    at = torch.arange(images.shape[-1], device=images.device)
-    erased = torch.zeros_like(images[:, 0], dtype=torch.bool)
-    for left, top, right, bottom in (hole.unsqueeze(2).unbind(1) for hole in holes.boxes.unbind(1)):
+    return torch.where(covered(holes.boxes, images.shape[-1])[:, None], holes.level * scale + shift, images, out=images)
+
+
+def covered(boxes: torch.Tensor, size: int) -> torch.Tensor:
+    """bool [B, S, S]: which pixels lie in one of the boxes int32 [B, N, 4] (left, top, right, bottom) of their image."""
+    at = torch.arange(size, device=boxes.device)
+    inside = torch.zeros((len(boxes), size, size), dtype=torch.bool, device=boxes.device)
+    for left, top, right, bottom in (box.unsqueeze(2).unbind(1) for box in boxes.unbind(1)):
         across, down = (at >= left) & (at < right), (at >= top) & (at < bottom)
-        erased |= down[:, :, None] & across[:, None, :]
-    return torch.where(erased[:, None], holes.level * scale + shift, images, out=images)
+        inside |= down[:, :, None] & across[:, None, :]
+    return inside
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
