@@ -10,7 +10,7 @@ from pipelines.compiled import exact
 
 LANE_CROP, LANE_FLIP = 0, 1
 LANE_COLOUR_ORDER, LANE_BRIGHTNESS, LANE_CONTRAST, LANE_SATURATION = 2, 3, 4, 5  # 6 is reserved for hue
-LANE_ROTATION, LANE_POLICY, LANE_CUTOUT, LANE_GREY, LANE_MIX = 7, 8, 9, 10, 11
+LANE_ROTATION, LANE_POLICY, LANE_CUTOUT, LANE_GREY, LANE_MIX, LANE_ERASING = 7, 8, 9, 10, 11, 12
 # Lanes of order.py, for the order of an epoch and the partners of a mixture: far from those of transforms.
 LANE_ORDER, LANE_CLASS_BALANCED, LANE_PARTNER = 0xFFFF, 0xFFFE, 0xFFFD
 

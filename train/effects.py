@@ -47,10 +47,16 @@ _NEEDS = (
         "data.recipe.policy=randaugment",
         lambda c: c.data.recipe.policy == "randaugment",
     ),
+    Needs(("data.recipe.cutout_holes",), "data.recipe.cutout", lambda c: c.data.recipe.cutout != 0),
     Needs(
-        ("data.recipe.cutout_holes", "data.recipe.cutout_fill"),
-        "data.recipe.cutout",
-        lambda c: c.data.recipe.cutout != 0,
+        ("data.recipe.cutout_fill",),
+        "data.recipe.cutout or data.recipe.erasing",
+        lambda c: c.data.recipe.cutout != 0 or c.data.recipe.erasing != 0,
+    ),
+    Needs(
+        ("data.recipe.erasing_area", "data.recipe.erasing_ratio"),
+        "data.recipe.erasing",
+        lambda c: c.data.recipe.erasing != 0,
     ),
     Needs(
         ("data.recipe.mix_alpha", "data.recipe.mix_share"),

@@ -73,7 +73,13 @@ class Recipe:
     cutout_holes: int = 1
     "cutout: number of holes"
     cutout_fill: Literal["grey", "black"] = "grey"
-    "cutout: what is in a hole before normalisation; grey = 128 of 255"
+    "cutout and erasing: what is in a hole before normalisation; grey = 128 of 255"
+    erasing: float = 0.0
+    "share of the views in which a random rectangle is erased (Random Erasing), 0..1 (published: 0.5)"
+    erasing_area: list[float] = field(default_factory=lambda: [0.02, 0.4])
+    "erasing: smallest and largest share of the view's area"
+    erasing_ratio: list[float] = field(default_factory=lambda: [0.3, 1 / 0.3])
+    "erasing: smallest and largest height / width"
     mix: Literal["mixup", "cutmix"] | None = None
     """mix each view with that of another image, their labels too: mixup (a weighted mean) or cutmix (a box of the other);
     null = none; every view is loaded with its partner, so that twice as many images are decoded"""
@@ -106,6 +112,16 @@ class Recipe:
             raise ValueError(f"data.recipe.rotation={self.rotation}: must be from 0 to 180 degrees")
         if not 0 <= self.grayscale <= 1:
             raise ValueError(f"data.recipe.grayscale={self.grayscale}: must be a share from 0 to 1")
+        if not 0 <= self.erasing <= 1:
+            raise ValueError(f"data.recipe.erasing={self.erasing}: must be a share from 0 to 1")
+        if len(self.erasing_area) != 2 or not 0 < self.erasing_area[0] <= self.erasing_area[1] <= 1:
+            raise ValueError(
+                f"data.recipe.erasing_area={self.erasing_area}: must be [low, high] with 0 < low <= high <= 1"
+            )
+        if len(self.erasing_ratio) != 2 or not 0.1 <= self.erasing_ratio[0] <= self.erasing_ratio[1] <= 10:
+            raise ValueError(
+                f"data.recipe.erasing_ratio={self.erasing_ratio}: must be [low, high] with 0.1 <= low <= high <= 10"
+            )
         if not _LEAST_ALPHA <= self.mix_alpha <= _MOST_ALPHA:
             raise ValueError(f"data.recipe.mix_alpha={self.mix_alpha}: must be from {_LEAST_ALPHA} to {_MOST_ALPHA}")
         if not 0 < self.mix_share <= 1:
@@ -160,6 +176,11 @@ class ViewParams(NamedTuple):
     cutout: int
     cutout_holes: int
     cutout_level: int
+    erasing: float
+    erasing_area_low: float
+    erasing_area_high: float
+    erasing_ratio_low: float
+    erasing_ratio_high: float
     mix: int
     mix_alpha: float
     mix_share: float
@@ -191,6 +212,11 @@ def view_params(recipe: Recipe, seed: int) -> ViewParams:
         cutout=int(recipe.cutout),
         cutout_holes=int(recipe.cutout_holes),
         cutout_level=HOLE_LEVELS[recipe.cutout_fill],
+        erasing=float(recipe.erasing),
+        erasing_area_low=float(recipe.erasing_area[0]),
+        erasing_area_high=float(recipe.erasing_area[1]),
+        erasing_ratio_low=float(recipe.erasing_ratio[0]),
+        erasing_ratio_high=float(recipe.erasing_ratio[1]),
         mix=MIXES[recipe.mix],
         mix_alpha=float(recipe.mix_alpha),
         mix_share=float(recipe.mix_share),

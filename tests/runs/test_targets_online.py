@@ -21,6 +21,7 @@ STRONG = (
     "policy_magnitude=15",
     "grayscale=0.3",
     "cutout=6",
+    "erasing=0.4",
 )
 
 

@@ -535,6 +535,19 @@ def _(lab: Lab) -> None:
     assert shares[2] == pytest.approx(shares[0], abs=0.01)
 
 
+@wire("data.recipe.erasing", "data.recipe.erasing_area", "data.recipe.erasing_ratio")
+def _(lab: Lab) -> None:
+    """The share of the pixels that are grey, and the height of that part: half of all views, all, large or flat rectangles."""
+    found = {}
+    for name, more in (("half", "0.5"), ("large", "1 erasing_area=[0.5,0.6]"), ("flat", "1 erasing_ratio=[0.1,0.2]")):
+        seen = strong(lab, *f"erasing={more}".split())
+        grey = ((torch.cat([one.images for one in seen.training]) - (128 / 255 - 0.5) / 0.25).abs() < 1e-5).all(dim=1)
+        found[name] = grey.float().mean((1, 2)), grey.any(dim=2).sum(1).max(), grey.any(dim=1).sum(1).max()
+    assert 0.2 < (found["half"][0] > 0.01).float().mean() < 0.8 and found["large"][0].min() > 0.4
+    assert found["flat"][1] < 8 <= found["flat"][2]
+    assert None not in lab.stored(seen.evaluating[-1].images, "test")
+
+
 @wire("data.recipe.mix", "data.recipe.mix_alpha", "data.recipe.mix_share")
 def _(lab: Lab) -> None:
     """Of images that reach the network as they are stored."""

@@ -53,6 +53,19 @@ from pipelines.records.writing import Sample, write_records
             },
         ),
         (
+            {"crop": "pad_crop", "size": 32, "erasing": 0.5, "cutout_fill": "black"},
+            {
+                "crop": "pad_crop",
+                "size": 32,
+                "flip": True,
+                "pad": 4,
+                "erasing": 0.5,
+                "erasing_area": [0.02, 0.4],
+                "erasing_ratio": [0.3, 1 / 0.3],
+                "cutout_fill": "black",
+            },
+        ),
+        (
             {"crop": "pad_crop", "size": 32, "mix": "cutmix"},
             {
                 "crop": "pad_crop",
@@ -75,7 +88,9 @@ def test_identities_are_those_of_the_caches_on_disk(settings: dict[str, Any], ex
 
 
 def test_no_two_transforms_say_the_same() -> None:
-    recipe = Recipe(jitter=[0.1, 0.2, 0.3], rotation=15, policy="randaugment", grayscale=0.2, cutout=16, mix="mixup")
+    recipe = Recipe(
+        jitter=[0.1, 0.2, 0.3], rotation=15, policy="randaugment", grayscale=0.2, cutout=16, erasing=0.5, mix="mixup"
+    )
     said = [name for transform in TRANSFORMS.values() for name in transform.identity(recipe)]
     assert len(said) == len(set(said))
     assert tuple(TRANSFORMS) == Draws._fields
