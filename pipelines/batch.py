@@ -54,6 +54,8 @@ class Draws(NamedTuple):
     "bool [B]: whether a view has lost its colours (grey.py); None where no view has"
     holes: tuple[np.ndarray, int] | None = None
     "boxes int32 [B, N, 4] and level, as in Holes; None without holes"
+    mix: tuple[np.ndarray, np.ndarray | None] | None = None
+    "ratios float32 [B] and boxes int32 [B, 4], as in Mix; None where nothing is mixed"
 
 
 class Operations(NamedTuple):
@@ -83,13 +85,22 @@ class Holes(NamedTuple):
     "what they are filled with, 0..255"
 
 
+class Mix(NamedTuple):
+    """How B views are mixed with their partners (mix.py), on the device."""
+
+    ratios: torch.Tensor
+    "float32 [B]: the share of the view itself, in pixels and labels; 1 where it is not mixed"
+    boxes: torch.Tensor | None
+    "int32 [B, 4]: left, top, right, bottom of what is cut from the partner, right and bottom outside; None: a weighted mean"
+
+
 class Batch(NamedTuple):
     """B views with what links them to labels and cached targets; row i of every field belongs to one sample."""
 
     images: torch.Tensor
     "float32 [B, 3, S, S], finished (augmented, normalised), on the device; the same as pixels where the loader has no finish"
     labels: torch.Tensor
-    "int64 [B], on the device"
+    "int64 [B], on the device; of mixtures, those of the views themselves"
     keys: np.ndarray
     "int64 [B], on the host"
     views: np.ndarray
@@ -104,6 +115,8 @@ class Batch(NamedTuple):
     "uint8 [B, S, S, 3], on the device: the crops after rotation, policy and grey; None where all are off"
     holes: Holes | None = None
     "what is erased from them; None without holes"
+    mix: Mix | None = None
+    "how images were mixed from these views and the partners; None where nothing is mixed"
 
     def rows(self, start: int, stop: int) -> "Batch":
         """Rows start to stop (a micro-batch of gradient accumulation), without copying."""
@@ -119,4 +132,5 @@ class Batch(NamedTuple):
             partners=self.partners and self.partners.rows(start, stop),
             altered=None if self.altered is None else self.altered[part],
             holes=self.holes and Holes(self.holes.boxes[part], self.holes.level),
+            mix=self.mix and Mix(self.mix.ratios[part], None if self.mix.boxes is None else self.mix.boxes[part]),
         )

@@ -154,7 +154,9 @@ def pil_source(job: Job, whole: bool = False) -> tuple[Stream, str]:
         "float, normalised" + (", jittered" if any(job.recipe.jitter) else "") if whole else "crops alone, as in (a)"
     )
     if missing := [
-        name for name in ("rotation", "policy", "grayscale", "cutout") if whole and getattr(job.recipe, name)
+        name
+        for name in ("rotation", "policy", "grayscale", "cutout", "erasing", "mix")
+        if whole and getattr(job.recipe, name)
     ]:
         crops += f", without {', '.join(missing)}"
     return Stream(run, job.device, warm=job.workers, workers=job.workers), f"{crops}; worker processes: {job.workers}"

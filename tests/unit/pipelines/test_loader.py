@@ -191,6 +191,39 @@ def test_partners_come_with_their_batch(files: dict[str, Path], backend: str) ->
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_mixtures_are_those_of_their_parts_however_they_are_batched(
+    files: dict[str, Path], backend: str, mix: str
+) -> None:
+    """In any batch size, order and number of workers: the two views as they come alone, mixed by the formula."""
+    records = Records(files[file_of(backend)])
+    settings = (CIFAR if backend == "resident" else SMALL) | {"jitter": [0.4, 0.4, 0.4], "rotation": 15, "cutout": 6}
+    plain, loader = make(records, backend, settings), make(records, backend, settings | {"mix": mix, "mix_share": 0.8})
+    (plan,) = with_partners([Plan(*plan_of(view=3))], records.keys, 1)
+    assert plan.partners is not None and plan.partner_views is not None
+    (batch,), (own,) = loader.stream([Plan(*plan_of(view=3))]), plain.stream([Plan(*plan_of(view=3))])
+    (other,) = plain.batches(plan.partners, plan.partner_views, N)
+    assert batch.mix and batch.partners and batch.partners.mix is None and torch.equal(batch.pixels, own.pixels)
+    assert batch.labels.tolist() == own.labels.tolist() and batch.partners.labels.tolist() == other.labels.tolist()
+    share = batch.mix.ratios[:, None, None, None]
+    if mix == "mixup":
+        torch.testing.assert_close(batch.images, share * own.images + (1 - share) * other.images, rtol=0, atol=1e-6)
+    else:
+        theirs = (batch.images == other.images).all(dim=1)
+        assert (theirs | (batch.images == own.images).all(dim=1)).all()
+        unlike = (own.images != other.images).any(dim=1).float().mean() > 0.5
+        assert (
+            unlike and ((own.images == batch.images).all(dim=1).float().mean((1, 2)) >= share[:, 0, 0, 0] - 1e-6).all()
+        )
+    assert 0 < (batch.mix.ratios == 1).sum() < N
+    assert loader.finish and torch.equal(loader.finish.of(batch), batch.images)
+    shuffled = np.random.default_rng(0).permutation(N)
+    again = make(records, backend, settings | {"mix": mix, "mix_share": 0.8}, workers=1)
+    parts = list(again.batches(shuffled, np.full(N, 3, np.int32), 5))
+    assert torch.equal(torch.cat([part.images for part in parts]), batch.images[torch.from_numpy(shuffled)])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_plan_may_be_empty_and_hold_empty_batches(files: dict[str, Path], backend: str) -> None:
     """A rank may have no sample to evaluate."""
     loader = make(Records(files[file_of(backend)]), backend)

@@ -25,9 +25,12 @@ from pipelines.philox import (
     LANE_CONTRAST,
     LANE_CROP,
     LANE_CUTOUT,
+    LANE_ERASING,
     LANE_FLIP,
     LANE_GREY,
+    LANE_MIX,
     LANE_ORDER,
+    LANE_PARTNER,
     LANE_POLICY,
     LANE_ROTATION,
     LANE_SATURATION,
@@ -170,7 +173,8 @@ def test_draw_puts_key_view_lane_and_seed_in_their_places() -> None:
 
 def test_lanes_are_distinct_and_fit_their_16_bits() -> None:
     jitter = [LANE_COLOUR_ORDER, LANE_BRIGHTNESS, LANE_CONTRAST, LANE_SATURATION]
-    lanes = [LANE_CROP, LANE_FLIP, *jitter, LANE_ROTATION, LANE_POLICY, LANE_CUTOUT, LANE_GREY, LANE_ORDER]
+    lanes = [LANE_CROP, LANE_FLIP, *jitter, LANE_ROTATION, LANE_POLICY, LANE_CUTOUT, LANE_GREY]
+    lanes += [LANE_MIX, LANE_ERASING, LANE_PARTNER, LANE_ORDER]
     assert len(set(lanes)) == len(lanes) and all(0 <= lane < 1 << 16 for lane in lanes)
 
 
@@ -355,6 +359,17 @@ def test_seed_key_and_view_each_change_the_view() -> None:
         ({"cutout": -1}, "data.recipe.cutout=-1"),
         ({"cutout": 8, "cutout_holes": 0}, "data.recipe.cutout_holes=0"),
         ({"cutout": 8, "cutout_holes": 101}, "data.recipe.cutout_holes=101"),
+        ({"erasing": 1.1}, "data.recipe.erasing=1.1"),
+        ({"erasing": -0.1}, "data.recipe.erasing=-0.1"),
+        ({"erasing": 0.5, "erasing_area": [0.0, 0.4]}, "data.recipe.erasing_area=[0.0, 0.4]"),
+        ({"erasing": 0.5, "erasing_area": [0.2]}, "data.recipe.erasing_area=[0.2]"),
+        ({"erasing": 0.5, "erasing_area": [0.2, 1.1]}, "data.recipe.erasing_area=[0.2, 1.1]"),
+        ({"erasing": 0.5, "erasing_ratio": [0.05, 1.0]}, "data.recipe.erasing_ratio=[0.05, 1.0]"),
+        ({"erasing": 0.5, "erasing_ratio": [2.0, 1.0]}, "data.recipe.erasing_ratio=[2.0, 1.0]"),
+        ({"mix": "mixup", "mix_alpha": 0.04}, "data.recipe.mix_alpha=0.04: must be from 0.05 to 100"),
+        ({"mix": "mixup", "mix_alpha": 101.0}, "data.recipe.mix_alpha=101.0"),
+        ({"mix": "cutmix", "mix_share": 0.0}, "data.recipe.mix_share=0.0: must be above 0 and at most 1"),
+        ({"mix": "cutmix", "mix_share": 1.1}, "data.recipe.mix_share=1.1"),
         ({"scale": [0.0, 1.0]}, "data.recipe.scale=[0.0, 1.0]"),
         ({"scale": [0.5, 0.4]}, "data.recipe.scale=[0.5, 0.4]"),
         ({"scale": [0.5, 1.1]}, "data.recipe.scale=[0.5, 1.1]"),
