@@ -102,8 +102,8 @@ def wide_exp(x):
 def beta(seed, key, view, lane, first, alpha):
     """A draw from Beta(alpha, alpha), 0.05 <= alpha <= 100, from the draws `first`, `first` + 1, ... of a lane.
 
-    Algorithm BA (Cheng, Generating beta variates with nonintegral shape parameters, CACM 21, 1978), with a = b: one attempt in
-    four is rejected at most, so that the last of 1000 is never needed.
+    Algorithm BA (Cheng, Generating beta variates with nonintegral shape parameters, CACM 21, 1978), with a = b: more than one
+    attempt in four succeeds, so that the last of 1000 is never needed.
     """
     slope = np.sqrt((2.0 * alpha - 2.0) / (2.0 * alpha * alpha - 2.0 * alpha)) if alpha > 1.0 else 1.0 / alpha
     gamma = alpha + 1.0 / slope

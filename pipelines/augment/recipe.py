@@ -32,10 +32,7 @@ MIXES = {None: NO_MIX, "mixup": MIXUP, "cutmix": CUTMIX}
 _LONGEST_SIDE = 65535  # of a JPEG; its views are at most half as long, as an evaluation needs a longer short side
 _MOST_JITTER = 2  # every channel saturates long before
 _MOST_OPS, _MOST_MAGNITUDE, _MOST_HOLES = 16, 30, 100
-_LEAST_ALPHA, _MOST_ALPHA = (
-    0.05,
-    100,
-)  # for philox.beta; one mixes next to nothing, the other next to always half and half
+_LEAST_ALPHA, _MOST_ALPHA = 0.05, 100  # for philox.beta: nearly all ratios are near 0 or 1, or near a half
 
 
 @dataclass(kw_only=True)
