@@ -96,6 +96,35 @@ def pair_options(parser: Parser) -> None:
     )
 
 
+def out_file(parser: Parser) -> None:
+    parser.add_argument(
+        "--out", type=path, required=True, metavar="FILE", help="record file to write, such as train.beton"
+    )
+
+
+def list_options(parser: Parser, required: bool) -> None:
+    words = "lines 'path label', iNaturalist's JSON, JSON with fpath, or Kaggle's LOC_val_solution.csv"
+    if not required:
+        words = f"takes only the images of this list, with its labels: {words}"
+    parser.add_argument("--list", type=path, required=required, metavar="FILE", help=words)
+    parser.add_argument(
+        "--list-prefix",
+        default="",
+        metavar="P",
+        help="the list's paths start with P, such as a folder of another machine, in whose place the images here come",
+    )
+
+
+def parquet_options(parser: Parser) -> None:
+    out_file(parser)
+    parser.add_argument(
+        "--files", type=path, nargs="+", required=True, metavar="FILE", help="all Parquet files of one split, in order"
+    )
+    parser.add_argument("--image-column", metavar="NAME", help="where several columns hold images")
+    parser.add_argument("--label-column", metavar="NAME", help="where several columns hold labels")
+    list_options(parser, required=False)
+
+
 def folder_options(parser: Parser) -> None:
     parser.add_argument("--images", type=path, required=True, metavar="DIR", help="folder of class folders")
     parser.add_argument(

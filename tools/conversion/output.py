@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -80,6 +80,13 @@ def convert(
     list_unreadable(skipped, unreadable_list(out))
     notes.show(getattr(args, "grey_bits", 16))
     report(Records(out), f", {len(skipped)} unreadable images left out" if skipped else "")
+
+
+def refuse(out: Path, missing: Sequence[Unreadable], samples: int) -> NoReturn:
+    """Refuse a conversion whose images are known to lack some, before it reads the others."""
+    forget_unreadable(out)
+    list_unreadable(missing, unreadable_list(out))
+    raise UnreadableImages(missing, samples)
 
 
 def forget_unreadable(out: Path) -> None:

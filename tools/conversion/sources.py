@@ -8,13 +8,24 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.errors import UserError, quoted
-from pipelines.records.writing import Sample, check_output
+from pipelines.records.writing import Sample, Unreadable, check_output
 from tools.conversion.cifar import Cifar, Split, draw, draw_long_tail, long_tail_counts, read_cifar
 from tools.conversion.demo_images import write_demo
 from tools.conversion.folder import class_folders, folder_samples, refuse_splits
-from tools.conversion.listing import list_samples
-from tools.conversion.names import read_classes
-from tools.conversion.output import convert, convert_images, convert_parts, part_outputs
+from tools.conversion.images import Images
+from tools.conversion.joining import (
+    Report,
+    check_folders,
+    check_labels,
+    check_names,
+    joined,
+    joined_folder,
+    show_report,
+)
+from tools.conversion.listing import Listed, read_list
+from tools.conversion.names import read_classes, stripped
+from tools.conversion.output import convert, convert_images, convert_parts, part_outputs, refuse
+from tools.conversion.parquet import read_parquet
 from tools.conversion.storage import encoding_of
 
 
@@ -106,13 +117,72 @@ def run_folder(args: argparse.Namespace) -> None:
 def run_list(args: argparse.Namespace) -> None:
     encoding_of(args)
     check_output(args.out, args.force)
-    class_names = read_classes(args.classes) if args.classes else None
-    samples = list_samples(args.root, args.list, args.strip_prefix, len(class_names) if class_names else None)
+    given = read_classes(args.classes) if args.classes else None
+    listed = read_list(args.list, args.strip_prefix, given, args.root, args.list_prefix)
+    samples, report = joined_folder(listed.lines, args.root)
+    _convert_listed(args, listed, given, samples, report, str(args.root))
+
+
+def _convert_listed(
+    args: argparse.Namespace,
+    listed: Listed,
+    given: list[str] | None,
+    samples: list[Sample],
+    report: Report,
+    where: str,
+    own_names: list[str] | None = None,
+) -> None:
+    """Write the samples of a list after reporting how list and images fit. given: names in --classes; own_names: the images'."""
     if not samples:
         raise UserError(f"{args.list}: the list has no lines; 'path label' expected on each")
-    if class_names is None:
-        class_names = [str(label) for label in range(max(sample.label for sample in samples) + 1)]
-    convert_images(args.out, samples, class_names, args)
+    show_report(args.list, listed.lines, where, report)
+    if given and listed.class_names:
+        check_names(given, str(args.classes), listed.class_names, str(args.list))
+    names = given or listed.class_names or own_names
+    if names:
+        check_folders(listed.lines, names)
+    if report.missing and not args.skip_bad:
+        refuse(args.out, [Unreadable(name, "no such file or directory") for name in report.missing], len(samples))
+    names = names or [str(label) for label in range(max(sample.label for sample in samples) + 1)]
+    convert_images(args.out, samples, names, args)
+
+
+def run_parquet(args: argparse.Namespace) -> None:
+    encoding_of(args)
+    check_output(args.out, args.force)
+    given = read_classes(args.classes) if args.classes else None
+    images = read_parquet(args.files, args.image_column, args.label_column)
+    if args.list:
+        _convert_joined(args, given, images)
+    else:
+        convert_images(args.out, *labelled(images, given, args), args)
+
+
+def _convert_joined(args: argparse.Namespace, given: list[str] | None, images: Images) -> None:
+    """Write the images of archives that a list names."""
+    listed = read_list(args.list, args.strip_prefix, given or images.class_names, None, args.list_prefix)
+    samples, report = joined(listed.lines, images)
+    check_labels(samples, images, given or listed.class_names)
+    _convert_listed(args, listed, given, samples, report, images.where, images.class_names)
+
+
+def labelled(images: Images, given: list[str] | None, args: argparse.Namespace) -> tuple[list[Sample], list[str]]:
+    """Samples with the labels that the images' own file gives, and the class names. given: those in --classes."""
+    if images.labels is None:
+        raise UserError(f"{images.where}: no labels in it; give --label-column, or a --list of 'path label' lines")
+    if images.labels and min(images.labels) < 0:
+        row = next(number for number, label in enumerate(images.labels) if label < 0)
+        raise UserError(
+            f"{images.where}: image {row} has no label ({images.labels[row]}), as in test sets whose labels are kept secret; "
+            "give the files of another split, such as validation"
+        )
+    if given and images.class_names:
+        check_names(given, str(args.classes), images.class_names, images.where)
+    names = given or images.class_names or [str(label) for label in range(max(images.labels, default=0) + 1)]
+    pairs = zip(images.found.items(), images.labels, strict=True)
+    return [
+        Sample(stripped(name, args.strip_prefix, images.where), label, image) for (name, image), label in pairs
+    ], names
 
 
 def run_demo(args: argparse.Namespace) -> None:
