@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import pytest
 from PIL import Image
 
 from pipelines.records.reader import Records
@@ -75,10 +76,22 @@ def write_tar(path: Path, files: Files, mode: str = "w") -> Path:
     return path
 
 
+def _words(*words: object) -> list[str]:
+    """A command line; without processes of its own, unless it asks for some."""
+    return [str(word) for word in (*words, *(() if "--workers" in words else ("--workers", 0)))]
+
+
 def converted(*words: object) -> Records:
-    """What a command of tools/convert.py writes; its last word is the file."""
-    assert convert.main([str(word) for word in (*words[:-1], "--out", words[-1])]) == 0
+    """What a command of tools/convert.py writes; the last word is the file."""
+    assert convert.main(_words(*words[:-1], "--out", words[-1])) == 0
     return Records(Path(str(words[-1])))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The last line that a failing command of tools/convert.py prints."""
+    capsys.readouterr()
+    assert convert.main(_words(*words)) == 2
+    return capsys.readouterr().err.splitlines()[-1]
 
 
 def assert_same_records(ours: Records, others: Records) -> None:

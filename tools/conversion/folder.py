@@ -7,7 +7,7 @@ folder is read twice, and none is left out because it cannot be read.
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 from pipelines import class_names as class_lists
 from pipelines.errors import UserError, quoted
 from pipelines.records.writing import Sample
-from tools.conversion.names import stripped
+from tools.conversion.names import class_order, stripped
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
@@ -63,10 +63,14 @@ def class_folders(root: Path) -> list[str]:
     ]
     if not names:
         raise UserError(f"{root}: no sub-folders found; every class needs its own, with its images in it")
+    refuse_unfit(root, names)
+    return class_order(names)
+
+
+def refuse_unfit(root: Path | str, names: Iterable[str]) -> None:
     for name in names:
         if why := class_lists.unfit(name):
             raise UserError(f"{root}: the folder {name!r} cannot name a class ({why} in a class list); rename it")
-    return names
 
 
 def refuse_splits(root: Path, names: Sequence[str]) -> None:
@@ -112,31 +116,46 @@ def _visit(folder: Path, seen: dict[Identity, Path]) -> None:
         raise UserError(f"{folder} is the folder {first} again, whose images would count twice; remove the link")
 
 
-def folder_samples(root: Path, class_names: Sequence[str], prefix: str) -> list[Sample]:
-    """Every image file below the class folders; other files are counted and named."""
+def labels_of(class_names: Sequence[str]) -> dict[str, int]:
     labels = {name: label for label, name in enumerate(class_names)}
     if len(labels) < len(class_names):
         raise UserError("--classes names a class twice; every folder needs one label")
+    return labels
+
+
+def label_of(folder: str, labels: dict[str, int], where: Path | str) -> int:
+    if folder not in labels:
+        spaced = any(name.strip() == folder for name in labels)
+        why = "; the list has spaces around this name" if spaced else ""
+        raise UserError(f"{where}: this class is not in the class list{why}")
+    return labels[folder]
+
+
+def note_others(others: Sequence[str]) -> None:
+    """Tell of files that are no images."""
+    if others:
+        known = " ".join(sorted(IMAGE_SUFFIXES))
+        print(f"note: {len(others)} files left out (not {known}), such as {quoted(others[0])}", file=sys.stderr)
+
+
+def folder_samples(root: Path, class_names: Sequence[str], prefix: str) -> list[Sample]:
+    """Every image file below the class folders; other files are counted and named."""
+    labels = labels_of(class_names)
     samples: list[Sample] = []
     identities: list[Identity] = []
     others: list[str] = []
     seen: dict[Identity, Path] = {}
     _visit(root, seen)
     for folder in class_folders(root):
-        if folder not in labels:
-            spaced = any(name.strip() == folder for name in labels)
-            why = "; the list has spaces around this name" if spaced else ""
-            raise UserError(f"{root / folder}: this class is not in the class list{why}")
+        label = label_of(folder, labels, root / folder)
         for file, identity in folder_files(root / folder, seen):
             name = f"{folder}/{file}"
             if hidden(os.path.basename(file)) or not is_image(file):
                 others.append(name)
                 continue
-            samples.append(Sample(stripped(name, prefix, str(root)), labels[folder], str(root / name)))
+            samples.append(Sample(stripped(name, prefix, str(root)), label, str(root / name)))
             identities.append(identity or (0, 0))
-    if others:
-        known = " ".join(sorted(IMAGE_SUFFIXES))
-        print(f"note: {len(others)} files left out (not {known}), such as {quoted(others[0])}", file=sys.stderr)
+    note_others(others)
     _note_contradictions(samples, identities)
     return samples
 

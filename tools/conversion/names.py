@@ -3,6 +3,7 @@
 Invariant: a name depends on the input (a list's lines, paths inside a folder), not on where the input lies.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from pipelines import class_names
@@ -14,6 +15,13 @@ def stripped(name: str, prefix: str, where: str) -> str:
     if not name.startswith(prefix):
         raise UserError(f"{where}: {quoted(name)} does not start with {prefix}, the --strip-prefix given")
     return name.removeprefix(prefix)
+
+
+def class_order(folders: Iterable[str]) -> list[str]:
+    """Class folders in label order: numbers by their value, as iNaturalist's 0 to 8141, and other names by letters."""
+    names = sorted(folders)
+    numbers = all(name.isascii() and name.isdigit() for name in names)
+    return sorted(names, key=int) if numbers else names
 
 
 def _read(path: Path, what: str) -> bytes:

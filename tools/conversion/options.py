@@ -126,7 +126,9 @@ def parquet_options(parser: Parser) -> None:
 
 
 def folder_options(parser: Parser) -> None:
-    parser.add_argument("--images", type=path, required=True, metavar="DIR", help="folder of class folders")
+    parser.add_argument(
+        "--images", type=path, required=True, metavar="DIR|TAR", help="folder of class folders, or a tar of it"
+    )
     parser.add_argument(
         "--out",
         type=path,

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipelines.errors import UserError, quoted
 from pipelines.records.writing import Sample, Unreadable, check_output
+from tools.conversion.archives import archive_classes, archive_samples, inside_archive, read_archives
 from tools.conversion.cifar import Cifar, Split, draw, draw_long_tail, long_tail_counts, read_cifar
 from tools.conversion.demo_images import write_demo
 from tools.conversion.folder import class_folders, folder_samples, refuse_splits
@@ -98,12 +99,18 @@ def run_folder(args: argparse.Namespace) -> None:
     outputs = part_outputs(args) if args.val or args.test else None
     if outputs is None:
         check_output(args.out, args.force)
+    images = read_archives([args.images]) if inside_archive(args.images) else None
     if args.classes:
         class_names = read_classes(args.classes)
+    elif images:
+        class_names = archive_classes(images)
     else:
         class_names = class_folders(args.images)
         refuse_splits(args.images, class_names)
-    samples = folder_samples(args.images, class_names, args.strip_prefix)
+    if images:
+        samples = archive_samples(images, class_names, args.strip_prefix)
+    else:
+        samples = folder_samples(args.images, class_names, args.strip_prefix)
     filled = {sample.label for sample in samples}
     empty = [name for label, name in enumerate(class_names) if label not in filled]
     if empty and not args.classes:
@@ -118,9 +125,15 @@ def run_list(args: argparse.Namespace) -> None:
     encoding_of(args)
     check_output(args.out, args.force)
     given = read_classes(args.classes) if args.classes else None
-    listed = read_list(args.list, args.strip_prefix, given, args.root, args.list_prefix)
-    samples, report = joined_folder(listed.lines, args.root)
-    _convert_listed(args, listed, given, samples, report, str(args.root))
+    if any(inside_archive(root) for root in args.root):
+        _convert_joined(args, given, read_archives(args.root))
+        return
+    if len(args.root) > 1:
+        raise UserError(f"--root {args.root[1]}: no archive; give one folder, or tar archives alone")
+    (root,) = args.root
+    listed = read_list(args.list, args.strip_prefix, given, root, args.list_prefix)
+    samples, report = joined_folder(listed.lines, root)
+    _convert_listed(args, listed, given, samples, report, str(root))
 
 
 def _convert_listed(

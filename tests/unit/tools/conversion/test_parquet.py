@@ -13,23 +13,17 @@ from helpers.image_sources import (
     imagenet,
     imagenet_row,
     picture,
+    refused,
     write_parquet,
     write_tree,
 )
 
 from pipelines.errors import UserError
 from pipelines.records.writing import Streamed
-from tools import convert
 from tools.conversion import parquet
 from tools.conversion.parquet import read_parquet, row_name
 
 NAMES = list(WNIDS.values())
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    capsys.readouterr()
-    assert convert.main([str(word) for word in words]) == 2
-    return capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.fixture
