@@ -100,7 +100,7 @@ def _text_lines(path: Path, text: Sequence[str], classes: int | None) -> Iterato
 
 def _label(digits: str, classes: int, where: str) -> int:
     short = digits.lstrip("0") or "0"
-    if len(short) > len(str(classes)) or int(short) >= classes:  # Python refuses to read thousands of digits
+    if len(short) > len(str(classes)) or not 0 <= int(short) < classes:  # Python refuses to read thousands of digits
         raise UserError(f"{where}: label {quoted(digits)} is not in 0..{classes - 1}")
     return int(short)
 
@@ -117,7 +117,7 @@ def _json_lines(path: Path, text: str, classes: int | None) -> tuple[list[Line],
     read = _coco_lines if isinstance(content.get("images"), list) else _fpath_lines
     try:
         return read(path, content, classes or MAX_CLASSES)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{path}: images with id and file_name, and annotations with image_id and category_id expected, or annotations "
             f"with fpath and category_id; found otherwise ({type(error).__name__}: {quoted(error)})"
@@ -128,7 +128,7 @@ def _fpath_lines(path: Path, content: dict[str, Any], classes: int) -> tuple[lis
     lines = []
     for number, annotation in enumerate(content["annotations"], 1):
         where = f"{path}, annotation {number}"
-        lines.append(Line(where, annotation["fpath"] + "", _label(str(annotation["category_id"]), classes, where)))
+        lines.append(Line(where, annotation["fpath"] + "", _label(str(int(annotation["category_id"])), classes, where)))
     return lines, None
 
 
