@@ -1,6 +1,6 @@
 """Turn images into record files (.beton), show what a record file holds, repair one.
 
-    python tools/convert.py {cifar100-lt,cifar10-lt,cifar10-pair,folder,list,parquet,demo,info,repair} --help
+    python tools/convert.py {cifar100-lt,cifar10-lt,cifar10-pair,folder,list,parquet,webdataset,demo,info,repair} --help
 
 Owns the commands; tools/conversion does their work. Invariant: names and labels depend on the input (a list's lines, paths
 inside a folder, an archive), not on where it lies or in which order the file system lists it.
@@ -26,8 +26,9 @@ from tools.conversion.options import (
     out_file,
     pair_options,
     parquet_options,
+    webdataset_options,
 )
-from tools.conversion.sources import run_cifar, run_demo, run_folder, run_list, run_pair, run_parquet
+from tools.conversion.sources import run_cifar, run_demo, run_folder, run_list, run_pair, run_parquet, run_webdataset
 from tools.conversion.storage import recipe_table
 from train.run.endings import script
 
@@ -60,6 +61,9 @@ def build_parser() -> Parser:
     parquet = commands.add_parser("parquet", help="Parquet files of the Hugging Face hub", **table)
     parquet_options(parquet)
     parquet.set_defaults(run=run_parquet)
+    shards = commands.add_parser("webdataset", help="tar shards of a WebDataset", **table)
+    webdataset_options(shards)
+    shards.set_defaults(run=run_webdataset)
     demo = commands.add_parser("demo", parents=[common], help="a small long-tailed image set, drawn by a program")
     demo.add_argument("--out", type=path, required=True, metavar="DIR", help="folder for images and record files")
     demo.add_argument("--seed", type=whole(0), default=0, help="of the drawings (default: %(default)s)")

@@ -111,7 +111,6 @@ class Entry(NamedTuple):
     """A file in an archive, or a link to one."""
 
     name: str  # its path, in the shortest spelling
-    size: int
     reader: Lazy | Streamed | None  # None for a link
     target: str = ""  # of a link
 
@@ -138,9 +137,9 @@ def _plain(path: Path, file: IO[bytes], start: int, size: int, folder: str) -> I
             if member.isfile() and name.endswith(".tar"):
                 yield from _plain(path, file, start + member.offset_data, member.size, name.removesuffix(".tar"))
             elif member.isfile():
-                yield Entry(name, member.size, Member(str(path), start + member.offset_data, member.size))
+                yield Entry(name, Member(str(path), start + member.offset_data, member.size))
             elif member.islnk() or member.issym():
-                yield Entry(name, 0, None, _target(name, folder, member))
+                yield Entry(name, None, _target(name, folder, member))
         if size - archive.offset > AFTER_THE_END:
             raise ReadError(f"its end mark comes {size - archive.offset:,} bytes before its end")
 
@@ -213,9 +212,9 @@ def _packed(path: Path, packing: str) -> Iterator[Entry]:
                     f"{path}: holds the archive {quoted(name)} and is compressed itself; decompress it first"
                 )
             if member.isfile():
-                yield Entry(name, member.size, Packed(stream, number))
+                yield Entry(name, Packed(stream, number))
             elif member.islnk() or member.issym():
-                yield Entry(name, 0, None, _target(name, "", member))
+                yield Entry(name, None, _target(name, "", member))
         while archive.fileobj and archive.fileobj.read(1 << 20):
             pass  # up to the checksum at the end of the compressed file
 
@@ -233,7 +232,7 @@ def read_archives(paths: Sequence[Path]) -> Images:
     found: dict[str, Lazy | Streamed] = {}
     links: list[str] = []
     others: list[str] = []
-    size, streamed = 0, False
+    streamed = False
     where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     for path in paths:
         archive, inside = inside_archive(path) or (path, "")
@@ -252,7 +251,6 @@ def read_archives(paths: Sequence[Path]) -> Images:
                 raise UserError(f"{path}: {quoted(name)} is in another of the archives too; give each archive once")
             real = _resolved(entry, every)
             found[name] = real.reader or Nowhere("a link that leads nowhere in the archive")
-            size += real.size
             streamed |= isinstance(real.reader, Streamed)
             if entry.reader is None:
                 links.append(name)
@@ -260,7 +258,7 @@ def read_archives(paths: Sequence[Path]) -> Images:
         raise UserError(f"{where}: no images in it; give an archive of images, and the folder inside it, if any")
     if streamed:  # what a link names may have been read already
         found |= dict.fromkeys(links, Nowhere("a link inside a compressed archive"))
-    return Images(where=where, found=found, size=size, streamed=streamed, others=others)
+    return Images(where=where, found=found, streamed=streamed, others=others)
 
 
 def _below(name: str, folder: str) -> str | None:

@@ -17,7 +17,6 @@ class Images:
 
     where: str  # the files, for messages
     found: Mapping[str, Lazy | Streamed]  # by paths
-    size: int  # bytes of all images
     streamed: bool = False  # they can only be read in this order
     labels: list[int] | None = None  # in the same order, where the files give them
     class_names: list[str] | None = None  # of these labels

@@ -4,6 +4,7 @@ Owns the rule by which a path in a list names an image, and the check of class o
 to two lines, and none to a line whose path could mean another.
 """
 
+import errno
 import os
 import posixpath
 import re
@@ -105,7 +106,7 @@ class _Missing:
     """In place of the image of a line that has none: conversion reports it as it does a file that is not there."""
 
     def __call__(self) -> bytes:
-        raise OSError("no such image")
+        raise FileNotFoundError(errno.ENOENT, "no such file or directory")
 
 
 def joined(lines: Sequence[Line], images: Images) -> tuple[list[Sample], Report]:
@@ -182,6 +183,18 @@ def edition(lines: int, classes: int) -> str:
     return ""
 
 
+def _as_strings(lines: Sequence[Line]) -> str:
+    """Folders named by numbers whose labels rise as strings do, 10 before 2, in words; "" where they rise with the numbers."""
+    label_of = {posixpath.basename(posixpath.dirname(line.file)): line.label for line in lines}
+    if not all(folder.isascii() and folder.isdigit() for folder in label_of):
+        return ""
+    ordered = sorted(label_of, key=int)
+    for one, other in zip(ordered, ordered[1:], strict=False):
+        if label_of[one] > label_of[other]:
+            return f"{one} with label {label_of[one]} and {other} with label {label_of[other]}"
+    return ""
+
+
 def show_report(path: Path, lines: Sequence[Line], where: str, report: Report) -> None:
     """Print what a list holds, and what it and its images do not have of each other."""
     classes = len({line.label for line in lines})
@@ -190,20 +203,23 @@ def show_report(path: Path, lines: Sequence[Line], where: str, report: Report) -
         notes.append(f"{len(report.missing):,} lines have no image in {where}: {_some(report.missing)}")
     if report.unlisted:
         notes.append(f"{len(report.unlisted):,} images of {where} are in no line: {_some(report.unlisted)}")
+    if twisted := _as_strings(lines):
+        notes.append(f"labels follow the numbers of folders as strings, such as {twisted}; other lists may not")
     for note in notes:
         print(f"note: {printable(note)}", file=sys.stderr)
 
 
 def check_names(one: Sequence[str], origin: str, other: Sequence[str], where: str) -> None:
-    """Refuse two lists of class names that differ."""
-    for label, names in enumerate(zip(one, other, strict=False)):
-        if names[0] != names[1]:
-            raise UserError(
-                f"class {label} is {quoted(names[0])} in {origin} and {quoted(names[1])} in {where}; their class orders differ"
-            )
+    """Refuse two lists of the same class names in different orders; without a name in common they are not compared."""
     if len(one) != len(other):
         raise UserError(
             f"{origin} has {len(one)} classes, {where} has {len(other)}; give the class list of this data set"
+        )
+    differing = [label for label, names in enumerate(zip(one, other, strict=True)) if names[0] != names[1]]
+    if differing and set(one) & set(other):
+        names = quoted(one[differing[0]]), quoted(other[differing[0]])
+        raise UserError(
+            f"class {differing[0]} is {names[0]} in {origin} and {names[1]} in {where}; their class orders differ"
         )
 
 
@@ -219,21 +235,21 @@ def check_folders(lines: Sequence[Line], class_names: Sequence[str]) -> None:
             )
 
 
-def check_labels(lines: Sequence[Sample], images: Images, class_names: Sequence[str] | None) -> None:
-    """Refuse labels of a list that are not those which the images' own file gives: by name where `class_names` are the list's."""
-    if images.labels is None:
+def check_labels(samples: Sequence[Sample], images: Images, given: Sequence[str] | None) -> None:
+    """Refuse labels of a list that are not those which the images' own file gives.
+
+    given: the list's class names, by which they are compared if the file has some of them.
+    """
+    if not images.labels:
         return
     own: dict[object, int] = dict(zip(images.found.values(), images.labels, strict=True))
-    names = images.class_names
-    for sample in lines:
+    names = images.class_names or [str(label) for label in range(max(images.labels) + 1)]
+    listed = given if given and set(given) & set(names) else names
+    for sample in samples:
         label = own.get(sample.image, -1)
-        if label < 0 or (label == sample.label if class_names is None else not names):
-            continue
-        if class_names and names and names[label] == class_names[sample.label]:
-            continue
-        told = f" ({quoted(names[label])})" if names and label < len(names) else ""
-        given = f" ({quoted(class_names[sample.label])})" if class_names else ""
-        raise UserError(
-            f"{quoted(sample.name)} has label {sample.label}{given} in the list and {label}{told} in {images.where}; give the "
-            "class names in the list's order with --classes, or another list"
-        )
+        if label >= 0 and (sample.label >= len(listed) or names[label] != listed[sample.label]):
+            ours = quoted(listed[sample.label]) if sample.label < len(listed) else "no class"
+            raise UserError(
+                f"{quoted(sample.name)} has label {sample.label} in the list, {ours}, and {label} in {images.where}, "
+                f"{quoted(names[label])}; give the class names in the list's order with --classes, or another list"
+            )

@@ -64,6 +64,7 @@ def image_options() -> Parser:
         metavar="P",
         help="leave P out of the samples' names, on which keys depend",
     )
+    add("--dry-run", action="store_true", help="say what would be written, after trying some images; write nothing")
     add("--skip-bad", action="store_true", help="leave unreadable images out instead of failing")
     return parser
 
@@ -122,6 +123,17 @@ def parquet_options(parser: Parser) -> None:
     )
     parser.add_argument("--image-column", metavar="NAME", help="where several columns hold images")
     parser.add_argument("--label-column", metavar="NAME", help="where several columns hold labels")
+    list_options(parser, required=False)
+
+
+def webdataset_options(parser: Parser) -> None:
+    out_file(parser)
+    parser.add_argument(
+        "--shards", type=path, nargs="+", required=True, metavar="TAR", help="all shards of one split, in order"
+    )
+    parser.add_argument(
+        "--label-field", metavar="NAME", help="of .json files: what holds the label (default: .cls files, or label)"
+    )
     list_options(parser, required=False)
 
 

@@ -199,7 +199,7 @@ def read_parquet(paths: Sequence[Path], image: str | None, label: str | None) ->
     """
     _check_shards(paths)
     columns = columns_of(paths[0], image, label)
-    names, labels, size = [], [], 0
+    names, labels = [], []
     for path in paths:
         other = columns_of(path, image, label)
         if other != columns:
@@ -210,7 +210,6 @@ def read_parquet(paths: Sequence[Path], image: str | None, label: str | None) ->
             for file, value in zip(files, own, strict=True)
         ]
         labels += own
-        size += _bytes_of(path, columns)
     numbered = not all(names) or len(set(names)) < len(names)
     if numbered:
         print(
@@ -222,7 +221,6 @@ def read_parquet(paths: Sequence[Path], image: str | None, label: str | None) ->
     return Images(
         where=where,
         found={name: Row(rows, number) for number, name in enumerate(names)},
-        size=size,
         streamed=True,
         labels=None if columns.label is None else [-1 if value is None else value for value in labels],
         class_names=columns.class_names,
@@ -232,11 +230,3 @@ def read_parquet(paths: Sequence[Path], image: str | None, label: str | None) ->
 
 def _class_of(label: int | None, class_names: list[str] | None) -> str | None:
     return class_names[label] if class_names and label is not None and 0 <= label < len(class_names) else None
-
-
-def _bytes_of(path: Path, columns: Columns) -> int:
-    """Uncompressed bytes of the images, from the file's own account."""
-    found, wanted = _opened(path).metadata, {columns.image, f"{columns.image}.bytes"}
-    groups = (found.row_group(number) for number in range(found.num_row_groups))
-    parts = (group.column(number) for group in groups for number in range(group.num_columns))
-    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema in wanted)

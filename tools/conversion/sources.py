@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from tools.conversion.names import read_classes, stripped
 from tools.conversion.output import convert, convert_images, convert_parts, part_outputs, refuse
 from tools.conversion.parquet import read_parquet
 from tools.conversion.storage import encoding_of
+from tools.conversion.webdataset import read_shards
 
 
 def cifar_samples(split: Split, positions: np.ndarray, labels: Sequence[int] | None = None) -> list[Sample]:
@@ -155,16 +156,25 @@ def _convert_listed(
     if names:
         check_folders(listed.lines, names)
     if report.missing and not args.skip_bad:
-        refuse(args.out, [Unreadable(name, "no such file or directory") for name in report.missing], len(samples))
+        refuse([Unreadable(name, "no such file or directory") for name in report.missing], len(samples), args)
     names = names or [str(label) for label in range(max(sample.label for sample in samples) + 1)]
     convert_images(args.out, samples, names, args)
 
 
 def run_parquet(args: argparse.Namespace) -> None:
+    _convert_files(args, lambda: read_parquet(args.files, args.image_column, args.label_column))
+
+
+def run_webdataset(args: argparse.Namespace) -> None:
+    _convert_files(args, lambda: read_shards(args.shards, args.label_field))
+
+
+def _convert_files(args: argparse.Namespace, read: Callable[[], Images]) -> None:
+    """Write the images of files that bring labels, or, with --list, those that it names."""
     encoding_of(args)
     check_output(args.out, args.force)
     given = read_classes(args.classes) if args.classes else None
-    images = read_parquet(args.files, args.image_column, args.label_column)
+    images = read()
     if args.list:
         _convert_joined(args, given, images)
     else:
@@ -173,21 +183,30 @@ def run_parquet(args: argparse.Namespace) -> None:
 
 def _convert_joined(args: argparse.Namespace, given: list[str] | None, images: Images) -> None:
     """Write the images of archives that a list names."""
-    listed = read_list(args.list, args.strip_prefix, given or images.class_names, None, args.list_prefix)
+    known = given or (len(images.class_names) if images.class_names else None)
+    listed = read_list(args.list, args.strip_prefix, known, None, args.list_prefix)
     samples, report = joined(listed.lines, images)
-    check_labels(samples, images, given or listed.class_names)
+    check_labels(samples, images, given)
     _convert_listed(args, listed, given, samples, report, images.where, images.class_names)
+
+
+NO_LABELS = {
+    "parquet": "name their column with --label-column",
+    "webdataset": "name the field of the .json files that holds them with --label-field",
+}
 
 
 def labelled(images: Images, given: list[str] | None, args: argparse.Namespace) -> tuple[list[Sample], list[str]]:
     """Samples with the labels that the images' own file gives, and the class names. given: those in --classes."""
     if images.labels is None:
-        raise UserError(f"{images.where}: no labels in it; give --label-column, or a --list of 'path label' lines")
-    if images.labels and min(images.labels) < 0:
-        row = next(number for number, label in enumerate(images.labels) if label < 0)
         raise UserError(
-            f"{images.where}: image {row} has no label ({images.labels[row]}), as in test sets whose labels are kept secret; "
-            "give the files of another split, such as validation"
+            f"{images.where}: no labels in it; {NO_LABELS[args.command]}, or give a --list of 'path label' lines"
+        )
+    if images.labels and min(images.labels) < 0:
+        name, label = next((name, own) for name, own in zip(images.found, images.labels, strict=True) if own < 0)
+        raise UserError(
+            f"{images.where}: {quoted(name)} has no label ({label}), as in test sets whose labels are kept secret; give the "
+            "files of another split, such as validation"
         )
     if given and images.class_names:
         check_names(given, str(args.classes), images.class_names, images.where)

@@ -7,7 +7,7 @@ from helpers.image_sources import write_tree
 
 from pipelines.errors import UserError
 from tools.conversion.images import Images
-from tools.conversion.joining import Finder, check_folders, edition, joined, joined_folder
+from tools.conversion.joining import Finder, Report, check_folders, edition, joined, joined_folder, show_report
 from tools.conversion.listing import Line
 
 
@@ -25,7 +25,7 @@ class Nothing:
 
 
 def archive(*names: str, **more: bool) -> Images:
-    return Images(where="a.tar", found={name: Nothing() for name in names}, size=0, **more)
+    return Images(where="a.tar", found={name: Nothing() for name in names}, **more)
 
 
 def test_a_line_names_the_image_whose_path_ends_as_its_own() -> None:
@@ -93,3 +93,11 @@ def test_labels_that_contradict_their_folders_are_refused() -> None:
     check_folders([Line("w", "x/bee/1.jpg", 1), Line("w", "bee/val/2.jpg", 0)], ["ant", "bee"])
     with pytest.raises(UserError, match="label 0 is class ant, but the image lies in bee"):
         check_folders([Line("w", "x/bee/1.jpg", 0)], ["ant", "bee"])
+
+
+def test_numbers_of_folders_that_were_sorted_as_strings_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for labels, twisted in (((0, 1, 2), False), ((3, 4, 9), False), ((0, 2, 1), True)):
+        some = [Line("w", f"x/{folder}/1.jpg", label) for folder, label in zip((0, 2, 10), labels, strict=True)]
+        show_report(Path("list.txt"), some, "x", Report([], []))
+        words = "as strings, such as 2 with label 2 and 10 with label 1; other lists may not"
+        assert (words in capsys.readouterr().err) == twisted
