@@ -22,9 +22,19 @@ from typing import IO, NamedTuple
 from pipelines.errors import UserError, quoted
 from pipelines.records.encoding import Lazy
 from pipelines.records.writing import Sample, Streamed
-from tools.conversion.folder import SPLITS, hidden, is_image, label_of, labels_of, note_others, refuse_unfit
+from tools.conversion.folder import (
+    SPLITS,
+    class_names_of,
+    hidden,
+    is_image,
+    label_of,
+    labels_of,
+    note_deeper,
+    note_others,
+    refuse_unfit,
+)
 from tools.conversion.images import Images, git_lfs_pointer
-from tools.conversion.names import class_order, stripped
+from tools.conversion.names import stripped
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 PACKED = {b"\x1f\x8b": "gz", b"\xfd7zXZ\0": "xz", b"BZh": "bz2"}  # by the first bytes, whatever the name
@@ -277,42 +287,55 @@ def _resolved(entry: Entry, every: dict[str, Entry]) -> Entry:
     return entry
 
 
-def archive_classes(images: Images) -> list[str]:
-    """The class folders of an archive, in label order."""
+def _folder(name: str, depth: int) -> str:
+    """The class folder of an image; "" for one that lies above these."""
+    parts = name.split("/")
+    return "/".join(parts[:depth]) if len(parts) > depth else ""
+
+
+def archive_classes(images: Images, depth: int) -> list[str]:
+    """The names of the classes of an archive in label order; depth: as in folder.py."""
     names = {name.split("/")[0] for name in images.found if "/" in name}
     inner = {name.split("/")[0] for name in images.found if name.count("/") > 1}
-    if not names:
-        raise UserError(f"{images.where}: no sub-folders found; every class needs its own, with its images in it")
-    refuse_unfit(images.where, names)
-    if len(names) == 1 and names == inner:
+    if len(names) == 1 and names == inner and depth == 1:
         (name,) = names
         raise UserError(
             f"{images.where}: holds the one folder {name}; if its sub-folders are the classes, type {images.where}/{name}"
         )
-    if all(name.lower() in SPLITS for name in names) and names == inner:
+    if names and all(name.lower() in SPLITS for name in names) and names == inner:
         example = f"--images {images.where}/{min(names)}"
         raise UserError(
             f"{images.where}: holds splits ({', '.join(sorted(names))}), not classes; convert each, such as {example}"
         )
-    return class_order(names)
+    folders = {folder for name in images.found if (folder := _folder(name, depth))}
+    if not folders:
+        raise UserError(f"{images.where}: no sub-folders found; every class needs its own, with its images in it")
+    refuse_unfit(images.where, folders)
+    return list(class_names_of(folders).values())
 
 
-def archive_samples(images: Images, class_names: Sequence[str], prefix: str) -> list[Sample]:
+def archive_samples(images: Images, class_names: Sequence[str], prefix: str, depth: int) -> list[Sample]:
     """Every image below the class folders, in the order of a folder's, or in that in which they can be read."""
     labels = labels_of(class_names)
-    named = [name for name in images.found if "/" in name]
+    folder_of = {name: folder for name in images.found if (folder := _folder(name, depth))}
+    loose = [name for name in images.found if depth > 1 and "/" in name and name not in folder_of]
+    if loose:
+        raise UserError(f"{images.where}/{loose[0]}: lies above the class folders; give another --depth")
+    own = class_names_of(set(folder_of.values()))
+    named = list(folder_of)
     if not images.streamed:
-        rank = {name: number for number, name in enumerate(class_order({name.split("/")[0] for name in named}))}
+        rank = {folder: number for number, folder in enumerate(own)}
 
         def as_in_a_folder(name: str) -> tuple[int, list[str], str]:
-            first, *inner, file = name.split("/")
-            return rank[first], inner, file
+            *inner, file = name.split("/")
+            return rank[folder_of[name]], inner, file
 
         named.sort(key=as_in_a_folder)
     samples = []
     for name in named:
-        folder = name.split("/")[0]
-        label = label_of(folder, labels, f"{images.where}/{folder}")
+        folder = folder_of[name]
+        label = label_of(own[folder], labels, f"{images.where}/{folder}")
         samples.append(Sample(stripped(name, prefix, images.where), label, images.found[name]))
     note_others(images.others)
+    note_deeper(named, depth)
     return samples

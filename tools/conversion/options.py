@@ -148,6 +148,13 @@ def folder_options(parser: Parser) -> None:
         metavar="FILE|DIR",
         help="record file to write, such as train.beton; with --val or --test the folder for train.beton and the others",
     )
+    parser.add_argument(
+        "--depth",
+        type=whole(1, 9),
+        default=1,
+        metavar="N",
+        help="how deep the class folders lie: 2 for iNaturalist's Plantae/7291 (default: 1)",
+    )
     for part in ("val", "test"):
         parser.add_argument(
             f"--{part}",

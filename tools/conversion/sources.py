@@ -12,7 +12,7 @@ from pipelines.records.writing import Sample, Unreadable, check_output
 from tools.conversion.archives import archive_classes, archive_samples, inside_archive, read_archives
 from tools.conversion.cifar import Cifar, Split, draw, draw_long_tail, long_tail_counts, read_cifar
 from tools.conversion.demo_images import write_demo
-from tools.conversion.folder import class_folders, folder_samples, refuse_splits
+from tools.conversion.folder import class_folders, folder_samples, folders_at, refuse_splits
 from tools.conversion.images import Images
 from tools.conversion.joining import (
     Report,
@@ -104,14 +104,14 @@ def run_folder(args: argparse.Namespace) -> None:
     if args.classes:
         class_names = read_classes(args.classes)
     elif images:
-        class_names = archive_classes(images)
+        class_names = archive_classes(images, args.depth)
     else:
-        class_names = class_folders(args.images)
-        refuse_splits(args.images, class_names)
+        class_names = class_folders(args.images, args.depth)
+        refuse_splits(args.images, folders_at(args.images, 1))
     if images:
-        samples = archive_samples(images, class_names, args.strip_prefix)
+        samples = archive_samples(images, class_names, args.strip_prefix, args.depth)
     else:
-        samples = folder_samples(args.images, class_names, args.strip_prefix)
+        samples = folder_samples(args.images, class_names, args.strip_prefix, args.depth)
     filled = {sample.label for sample in samples}
     empty = [name for label, name in enumerate(class_names) if label not in filled]
     if empty and not args.classes:

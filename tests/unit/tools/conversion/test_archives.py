@@ -144,6 +144,35 @@ def test_folders_named_by_numbers_are_classes_in_their_order(tmp_path: Path) -> 
     assert (tmp_path / "tar.beton").read_bytes() == (tmp_path / "folder.beton").read_bytes()
 
 
+def test_inaturalists_folders_of_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two levels deep, numbers in their order wherever they lie; names keep both levels, and so do classes that share a name."""
+    places = (("Aves", 3), ("Aves", 10), ("Plantae", 0), ("Plantae", 11), ("Aves", 2))
+    files = {f"{kind}/{number}/0.jpg": picture(number) for kind, number in places}
+    tree, archive = write_tree(tmp_path / "tree", files), write_tar(tmp_path / "a.tar", files)
+    words = ["folder", "--depth", 2, "--images"]
+    folder = converted(*words, tree, tmp_path / "folder.beton")
+    assert folder.class_names == ["0", "2", "3", "10", "11"] and folder.name(1) == "Aves/2/0.jpg"
+    converted(*words, archive, tmp_path / "tar.beton")
+    assert (tmp_path / "tar.beton").read_bytes() == (tmp_path / "folder.beton").read_bytes()
+    for source in (tree, archive):
+        capsys.readouterr()
+        records = converted("folder", "--images", source, "--force", tmp_path / "b.beton")
+        assert records.class_names == ["Aves", "Plantae"]
+        told = "all images lie in sub-folders of the classes, such as Aves/10/0.jpg; if these are the classes, add --depth 2"
+        assert f"note: {told}\n" in capsys.readouterr().err
+    write_tree(tree, {"Plantae/3/1.jpg": picture(5)})
+    shared = converted(*words, tree, "--force", tmp_path / "folder.beton")
+    assert shared.class_names == ["Aves/10", "Aves/2", "Aves/3", "Plantae/0", "Plantae/11", "Plantae/3"]
+    write_tree(tree, {"Plantae/1.jpg": picture(5)})
+    write_tar(archive, files | {"Plantae/1.jpg": b""})
+    for source in (tree, archive):
+        message = refused(capsys, *words, source, "--out", tmp_path / "c.beton")
+        assert f"{source}/Plantae/1.jpg: lies above the class folders" in message
+    assert "no sub-folders found" in refused(
+        capsys, "folder", "--depth", 4, "--images", archive, "--out", tmp_path / "c.beton"
+    )
+
+
 def test_what_an_archive_holds_in_place_of_class_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = tmp_path / "a.tar", ["--out", tmp_path / "a.beton"]
     for files, words in (
