@@ -54,8 +54,8 @@ def build_parser() -> Parser:
     folder.set_defaults(run=run_folder)
     listed = commands.add_parser("list", help="images named in a file of 'path label' lines", **table)
     out_file(listed)
-    words = "folder the list's paths start from, or tar archives of the images"
-    listed.add_argument("--root", type=path, nargs="+", required=True, metavar="DIR|TAR", help=words)
+    words = "folder the list's paths start from, or archives of the images, tar or zip"
+    listed.add_argument("--root", type=path, nargs="+", required=True, metavar="DIR|ARCHIVE", help=words)
     list_options(listed, required=True)
     listed.set_defaults(run=run_list)
     parquet = commands.add_parser("parquet", help="Parquet files of the Hugging Face hub", **table)

@@ -4,6 +4,7 @@ import glob
 import json
 import re
 import shlex
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,9 @@ def lay_out_imagenet(root: Path) -> None:
     write_tar(root / "ILSVRC2012_img_val.tar", val)
     write_tree(root / "ILSVRC/Data/CLS-LOC/train", train)
     write_tree(root / "ILSVRC/Data/CLS-LOC/val", val)
+    with zipfile.ZipFile(root / "imagenet-object-localization-challenge.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in train.items():
+            archive.writestr(f"ILSVRC/Data/CLS-LOC/train/{name}", data)
     (root / "LOC_synset_mapping.txt").write_text("".join(f"{wnid} {names}\n" for wnid, names in WNIDS.items()))
     solution = [f"{name[:-5]},{wnids[number % 3]} 1 2 3 4\n" for number, name in enumerate(val)]
     (root / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "".join(solution))
@@ -96,7 +100,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 EXPECTED = {  # images of each file that the page's commands write
     **dict.fromkeys(["mine", "mine_tar"], 10),
     **{"mine_split/train": 8, "mine_split/val": 2, "imagenet/train": 12, "imagenet_lt/train": 9, "imagenet_lt/test": 6},
-    **{"kaggle/train": 12, "kaggle/val": 6, "kaggle/test": 6, "hub/train": 12, "hub/train_lt": 9, "hub/test_lt": 6},
+    **{
+        "kaggle/train": 12,
+        "kaggle/train_zip": 12,
+        "kaggle/val": 6,
+        "kaggle/test": 6,
+        "hub/train": 12,
+        "hub/train_lt": 9,
+        "hub/test_lt": 6,
+    },
     **{"inat18/train": 6, "inat18/val": 3, "inat18/train_txt": 6, "inat18/train_fpath": 6},
     **{
         "places_lt/train": 2,
@@ -108,7 +120,7 @@ EXPECTED = {  # images of each file that the page's commands write
 }
 SAME = [  # files whose names, labels and images are the same, whatever order they have
     ("mine", "mine_tar"),
-    ("imagenet/train", "hub/train"),
+    ("imagenet/train", "hub/train", "kaggle/train", "kaggle/train_zip"),
     ("imagenet_lt/train", "hub/train_lt", "shards/train_lt"),
     ("imagenet_lt/test", "kaggle/test", "hub/test_lt"),
     ("inat18/train", "inat18/train_txt", "inat18/train_fpath"),

@@ -1,16 +1,16 @@
-"""A source of images: tar archives, packed or not, read as the folder that they would unpack to.
+"""A source of images: archives, tar in any packing and zip, read as the folder that they would unpack to.
 
-Owns the list of an archive's members and reading one: by its offset where the archive is not compressed, else from start to end.
+Owns the list of an archive's members and reading one: by its offset where the archive allows it, else from start to end.
 Nothing is unpacked. Invariant: damage never looks like the end of an archive.
 """
 
-import functools
 import itertools
 import lzma
 import os
 import posixpath
 import sys
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,11 +33,17 @@ from tools.conversion.folder import (
     note_others,
     refuse_unfit,
 )
-from tools.conversion.images import Images, git_lfs_pointer
+from tools.conversion.images import Entry, Images, git_lfs_pointer
 from tools.conversion.names import stripped
+from tools.conversion.zips import read_at, zip_entries
 
-SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
-PACKED = {b"\x1f\x8b": "gz", b"\xfd7zXZ\0": "xz", b"BZh": "bz2"}  # by the first bytes, whatever the name
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip")
+PACKED = {
+    b"\x1f\x8b": "gz",
+    b"\xfd7zXZ\0": "xz",
+    b"BZh": "bz2",
+    b"PK\3\4": "zip",
+}  # by the first bytes, whatever the name
 AFTER_THE_END = 1 << 20  # bytes of padding after the end mark: writers fill up to their block, of some kB
 
 
@@ -49,20 +55,7 @@ class Member(NamedTuple):
     size: int
 
     def __call__(self) -> bytes:
-        data = os.pread(_descriptor(self.path), self.size, self.offset)
-        if len(data) < self.size:
-            raise OSError("the archive is truncated")
-        return data
-
-
-@functools.lru_cache(maxsize=64)
-def _file(path: str) -> IO[bytes]:
-    """An archive, opened once in each process."""
-    return open(path, "rb", buffering=0)
-
-
-def _descriptor(path: str) -> int:
-    return _file(path).fileno()
+        return read_at(self.path, self.offset, self.size)
 
 
 class Nowhere(NamedTuple):
@@ -91,10 +84,10 @@ def _reading(path: Path | str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give a tar archive") from None
-    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+        raise UserError(f"{path}: no such file; give an archive") from None
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, OSError) as error:
         why = quoted(str(error) or type(error).__name__, 160)
-        raise UserError(f"{path}: not a readable tar archive, damaged or truncated ({why}); copy it again") from None
+        raise UserError(f"{path}: not a readable archive, damaged or truncated ({why}); copy it again") from None
 
 
 def _packing(path: Path) -> str:
@@ -117,21 +110,16 @@ def _members(archive: TarFile) -> Iterator[TarInfo]:
         yield member
 
 
-class Entry(NamedTuple):
-    """A file in an archive, or a link to one."""
-
-    name: str  # its path, in the shortest spelling
-    reader: Lazy | Streamed | None  # None for a link
-    target: str = ""  # of a link
-
-
 def entries(path: Path) -> Iterator[Entry]:
     """The files of an archive in their order; of a tar inside it, as the archive of ImageNet has for each class, its files.
 
     The inner tar n01440764.tar is read as the folder n01440764.
     """
     packing = _packing(path)
-    if packing:
+    if packing == "zip":
+        with _reading(path):
+            yield from zip_entries(path)
+    elif packing:
         yield from _packed(path, packing)
     else:
         with _reading(path), open(path, "rb") as file:

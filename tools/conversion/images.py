@@ -6,6 +6,7 @@ spelling, and in an order that depends on the files alone.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pipelines.records.encoding import Lazy
 from pipelines.records.writing import Streamed
@@ -28,3 +29,11 @@ class Images:
 def git_lfs_pointer(data: bytes) -> bool:
     """Whether a file is what a clone without Git LFS holds in place of a large file."""
     return data.startswith(b"version https://git-lfs")
+
+
+class Entry(NamedTuple):
+    """A file in an archive, or a link to one."""
+
+    name: str  # its path, in the shortest spelling
+    reader: Lazy | Streamed | None  # None for a link
+    target: str = ""  # of a link

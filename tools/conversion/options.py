@@ -139,7 +139,11 @@ def webdataset_options(parser: Parser) -> None:
 
 def folder_options(parser: Parser) -> None:
     parser.add_argument(
-        "--images", type=path, required=True, metavar="DIR|TAR", help="folder of class folders, or a tar of it"
+        "--images",
+        type=path,
+        required=True,
+        metavar="DIR|ARCHIVE",
+        help="folder of class folders, or a tar or zip of it",
     )
     parser.add_argument(
         "--out",

@@ -208,7 +208,7 @@ def test_damage_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     for data in (*cuts, garbled, b"", b"no archive" * 200, bytes(300)):
         path.write_bytes(data)
         message = refused(capsys, "folder", "--images", path, "--out", tmp_path / "a.beton")
-        assert f"{path}: not a readable tar archive, damaged or truncated (" in message, data[:20]
+        assert f"{path}: not a readable archive, damaged or truncated (" in message, data[:20]
         assert message.endswith("; copy it again") and message.count("\n") == 0
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     assert "type: git lfs pull" in refused(capsys, "folder", "--images", path, "--out", tmp_path / "a.beton")
