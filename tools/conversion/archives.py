@@ -38,12 +38,8 @@ from tools.conversion.names import stripped
 from tools.conversion.zips import read_at, zip_entries
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip")
-PACKED = {
-    b"\x1f\x8b": "gz",
-    b"\xfd7zXZ\0": "xz",
-    b"BZh": "bz2",
-    b"PK\3\4": "zip",
-}  # by the first bytes, whatever the name
+# How a file is packed, by its first bytes, whatever its name.
+PACKED = {b"\x1f\x8b": "gz", b"\xfd7zXZ\0": "xz", b"BZh": "bz2", b"PK\3\4": "zip"}
 AFTER_THE_END = 1 << 20  # bytes of padding after the end mark: writers fill up to their block, of some kB
 
 

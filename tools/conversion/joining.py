@@ -5,12 +5,13 @@ to two lines, and none to a line whose path could mean another.
 """
 
 import errno
+import functools
 import os
 import posixpath
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,20 +59,37 @@ def _stem(path: str) -> str:
     return posixpath.join(folder, base.split(".")[0])
 
 
+def _end(path: str) -> str:
+    """The last folder and the file of a path: nearly unique, where files of every class are called 00000001.jpg."""
+    return "/".join(path.rsplit("/", 2)[-2:])
+
+
 class Finder:
     """Images by the ends of their paths: a line names the image whose path ends as the line's, as far as the shorter one goes."""
 
     def __init__(self, names: Sequence[str], by_stem: bool = False) -> None:
-        self._key = _stem if by_stem else posixpath.normpath
-        self._same_base: dict[str, list[str]] = defaultdict(list)
+        self._key: Callable[[str], str] = _stem if by_stem else posixpath.normpath
+        self._by_end: dict[str, list[str]] = defaultdict(list)
         for name in names:
-            self._same_base[posixpath.basename(self._key(name))].append(name)
+            self._by_end[_end(self._key(name))].append(name)
+
+    @functools.cached_property
+    def _by_base(self) -> dict[str, list[str]]:
+        """For lines without a folder."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for end, names in self._by_end.items():
+            found[posixpath.basename(end)] += names
+        return found
+
+    def _near(self, wanted: str) -> list[str]:
+        if "/" not in wanted:
+            return self._by_base.get(wanted, [])
+        return [*self._by_end.get(_end(wanted), []), *self._by_end.get(posixpath.basename(wanted), [])]
 
     def find(self, line: Line) -> str | None:
         for spelling in spellings(line.file):
             wanted = self._key(spelling)
-            near = self._same_base.get(posixpath.basename(wanted), [])
-            found = [name for name in near if _ends_alike(self._key(name), wanted)]
+            found = [name for name in self._near(wanted) if _ends_alike(self._key(name), wanted)]
             found = [name for name in found if self._key(name) == wanted] or found
             if len(found) > 1:
                 raise UserError(
@@ -236,7 +254,7 @@ def check_folders(lines: Sequence[Line], class_names: Sequence[str]) -> None:
 
 
 def check_labels(samples: Sequence[Sample], images: Images, given: Sequence[str] | None) -> None:
-    """Refuse labels of a list that are not those which the images' own file gives.
+    """Refuse labels of a list that are not those which the images' own file gives; where its classes have no names, tell.
 
     given: the list's class names, by which they are compared if the file has some of them.
     """
@@ -247,9 +265,14 @@ def check_labels(samples: Sequence[Sample], images: Images, given: Sequence[str]
     listed = given if given and set(given) & set(names) else names
     for sample in samples:
         label = own.get(sample.image, -1)
-        if label >= 0 and (sample.label >= len(listed) or names[label] != listed[sample.label]):
-            ours = quoted(listed[sample.label]) if sample.label < len(listed) else "no class"
-            raise UserError(
-                f"{quoted(sample.name)} has label {sample.label} in the list, {ours}, and {label} in {images.where}, "
-                f"{quoted(names[label])}; give the class names in the list's order with --classes, or another list"
-            )
+        if label < 0 or (sample.label < len(listed) and names[label] == listed[sample.label]):
+            continue
+        told = f"{quoted(sample.name)} has label {sample.label} in the list"
+        if images.class_names is None:
+            print(f"note: {told} and {label} in {images.where}, whose labels do not count here", file=sys.stderr)
+            return
+        ours = quoted(listed[sample.label]) if sample.label < len(listed) else "no class"
+        raise UserError(
+            f"{told}, {ours}, and {label} in {images.where}, {quoted(names[label])}; give the class names in the list's order "
+            "with --classes, or another list"
+        )

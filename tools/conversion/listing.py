@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from pipelines.class_names import unfit
 from pipelines.errors import UserError, quoted
-from pipelines.records.writing import Sample
 from tools.conversion.folder import listed
 from tools.conversion.names import read_lines, stripped
 
@@ -36,13 +35,6 @@ class Listed(NamedTuple):
 
     lines: list[Line]
     class_names: list[str] | None  # where the list has them
-
-
-def list_samples(root: Path, path: Path, prefix: str, classes: int | None) -> list[Sample]:
-    """One sample per `path label` line, a file below `root`; the path may contain spaces. Empty lines are skipped."""
-    return [
-        Sample(line.name, line.label, str(root / line.file)) for line in read_list(path, prefix, classes, root).lines
-    ]
 
 
 def read_list(

@@ -103,7 +103,8 @@ def test_streamed_images_are_read_once_in_order_and_by_this_process(tmp_path: Pa
     """They are stored as files are; images given as bytes too."""
     paths = jpegs(tmp_path, 3 * CHUNK + 1)
     source, held = Source(paths), [sample._replace(image=sample.image.read_bytes()) for sample in samples_of(paths)]
-    for name, samples in {"file": samples_of(paths), "stream": source.samples(), "bytes": held}.items():
+    write_records(tmp_path / "file.beton", samples_of(paths), ["a"], kind="test")
+    for name, samples in {"stream": source.samples(), "bytes": held}.items():
         write_records(tmp_path / f"{name}.beton", samples, ["a"], kind="test", workers=workers)
         assert (tmp_path / f"{name}.beton").read_bytes() == (tmp_path / "file.beton").read_bytes()
     assert source.asked == list(range(len(paths)))

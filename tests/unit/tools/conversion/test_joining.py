@@ -47,6 +47,14 @@ def test_other_copies_of_imagenet_and_places() -> None:
     assert found("val/n01/0001.JPEG", "val/0001.JPEG") is None, "only names that the publisher gave once"
 
 
+def test_a_file_name_of_every_class_is_found_at_once() -> None:
+    """As in Places, where each of 365 classes has a 00000001.jpg."""
+    images = [f"data_256/{kind}/{number:08d}.jpg" for kind in range(300) for number in range(100)]
+    finder = Finder(images)
+    assert [finder.find(line) for line in lines(*images)] == images
+    assert max(len(finder._near(image)) for image in images) == 1
+
+
 def test_what_could_mean_two_images_is_refused() -> None:
     with pytest.raises(UserError, match="line 1: 1.jpg may be a/1.jpg or b/1.jpg; give a --root that holds one"):
         found("1.jpg", "a/1.jpg", "b/1.jpg")

@@ -20,7 +20,7 @@ from helpers.image_sources import (
 )
 
 from pipelines.errors import UserError
-from tools.conversion.listing import list_samples
+from tools.conversion.listing import read_list
 
 NUMBERS = (0, 2, 10, 7291)  # of categories, which are folders
 
@@ -29,7 +29,7 @@ def samples(tmp_path: Path, text: str | bytes, prefix: str = "", classes: int | 
     (tmp_path / "b").mkdir(exist_ok=True)
     path = tmp_path / "list.txt"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return [(sample.name, sample.label) for sample in list_samples(tmp_path, path, prefix, classes)]
+    return [(line.name, line.label) for line in read_list(path, prefix, classes, tmp_path).lines]
 
 
 def test_spellings_of_one_path_have_one_name(tmp_path: Path) -> None:
@@ -99,13 +99,13 @@ def test_what_is_no_list_is_told_in_one_printable_line(tmp_path: Path, data: byt
 
 def test_a_root_or_list_of_the_wrong_kind(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the list cannot be read: Is a directory"):
-        list_samples(tmp_path, tmp_path, "", None)
+        read_list(tmp_path, "", None, tmp_path)
     for root in ("list.txt", "none"):
         with pytest.raises(UserError, match="no such folder; --root is"):
             (tmp_path / "list.txt").write_text("")
-            list_samples(tmp_path / root, tmp_path / "list.txt", "", None)
+            read_list(tmp_path / "list.txt", "", None, tmp_path / root)
     with pytest.raises(UserError, match="cannot be read: File name too long"):
-        list_samples(tmp_path / ("x" * 300), tmp_path / "list.txt", "", None)
+        read_list(tmp_path / "list.txt", "", None, tmp_path / ("x" * 300))
 
 
 # Other forms
@@ -155,12 +155,12 @@ def test_inaturalists_json_gives_the_records_of_its_list(
     converted("list", "--root", root, "--list", listed, tmp_path / "json.beton")
     archive = write_tar(tmp_path / "train_val2018.tar", inaturalist())
     capsys.readouterr()
-    converted("list", "--root", archive, "--list", listed, "--workers", 2, tmp_path / "tar.beton")
+    converted("list", "--root", archive, "--list", listed, tmp_path / "tar.beton")
     for name in ("json", "tar"):
         assert (tmp_path / f"{name}.beton").read_bytes() == (tmp_path / "text.beton").read_bytes()
     assert f"note: 7 images of {archive} are in no line: {next(iter(inaturalist()))}, " in capsys.readouterr().err
     packed = write_tar(tmp_path / "train_val2018.tar.gz", inaturalist(), "w:gz")
-    rows = converted("list", "--root", packed, "--list", listed, "--workers", 2, tmp_path / "packed.beton")
+    rows = converted("list", "--root", packed, "--list", listed, tmp_path / "packed.beton")
     folder = converted(*text, "--force", tmp_path / "text.beton")
     assert_same_records(rows, folder)
 

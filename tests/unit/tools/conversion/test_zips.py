@@ -24,7 +24,7 @@ def test_a_zip_gives_the_very_file_of_its_folder(tmp_path: Path, kind: int) -> N
     inner = {f"all/{name}": data for name, data in files.items()} | {"__MACOSX/all/n01440764/._x.JPEG": b"junk"}
     path = write_zip(tmp_path / "a.zip", inner, kind)
     converted("folder", "--images", write_tree(tmp_path / "tree", files), tmp_path / "folder.beton")
-    for workers in (0, 2):
+    for workers in (0, 2 if kind == zipfile.ZIP_DEFLATED else 1):
         converted(
             "folder",
             "--images",
