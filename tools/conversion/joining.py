@@ -25,7 +25,7 @@ SHOWN = 3  # names of each kind in the report
 EDITIONS = {  # (images, classes): the list of that size (docs/method.md)
     (115_846, 1000): "ImageNet-LT's training list",
     (20_000, 1000): "ImageNet-LT's validation list",
-    (50_000, 1000): "ImageNet-LT's test list, which is ImageNet's validation set",
+    (50_000, 1000): "ImageNet-LT's test list (ImageNet's validation set)",
     (437_513, 8142): "iNaturalist 2018's training list",
     (24_426, 8142): "iNaturalist 2018's validation list",
     (62_500, 365): "Places-LT's training list",
