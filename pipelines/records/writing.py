@@ -15,6 +15,7 @@ import signal
 import traceback
 import warnings
 import zlib
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import connection
@@ -48,12 +49,24 @@ CHUNK = 16  # samples sent at a time: large enough to hide the cost of sending, 
 CHUNKS_PER_WORKER = 3  # being encoded, or waiting to be written
 
 
+class Streamed(ABC):
+    """An image of a source that can only be read from its start to its end, such as a compressed archive.
+
+    The parent reads it and sends its bytes to a worker: were the workers to read, each would go through the whole source. It is
+    read when its turn comes, in the order of the samples, which should be that of the source. It never leaves the process.
+    """
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """The bytes of an image file. Raises UserError, which ends the conversion, where the source is damaged."""
+
+
 class Sample(NamedTuple):
-    """One image to write: a file's path, RGB pixels uint8[height, width, 3], or what reads either when its turn comes."""
+    """One image to write: a file's path or bytes, RGB pixels uint8[height, width, 3], or what reads one of these in its turn."""
 
     name: str
     label: int
-    image: StrPath | np.ndarray | Lazy
+    image: StrPath | bytes | np.ndarray | Lazy | Streamed
 
 
 class Samples(Protocol):
@@ -94,7 +107,9 @@ def encode_sample(sample: Sample, encoding: Encoding) -> Stored | Unreadable:
         image = sample.image
         if isinstance(image, (str, os.PathLike)):
             image = read_file(image)
-        elif not isinstance(image, np.ndarray):
+        elif isinstance(image, Streamed):
+            image = image.read()
+        elif not isinstance(image, (np.ndarray, bytes)):
             image = read_lazy(image)
         return store_array(image) if isinstance(image, np.ndarray) else store_file(image, encoding)
     except Broken as error:
@@ -103,6 +118,11 @@ def encode_sample(sample: Sample, encoding: Encoding) -> Stored | Unreadable:
         raise UserError(f"{sample.name}: {error}") from None
     except Exception as error:
         raise RuntimeError(f"while converting {sample.name}") from error
+
+
+def _sendable(sample: Sample) -> Sample:
+    """The sample as another process can have it."""
+    return sample._replace(image=sample.image.read()) if isinstance(sample.image, Streamed) else sample
 
 
 def _encode_quietly(sample: Sample, encoding: Encoding) -> Stored | Unreadable:
@@ -140,11 +160,11 @@ class _Worker:
         self.process = context.Process(target=_work, args=(theirs, encoding), daemon=True)
         self.process.start()
         theirs.close()
-        self.todo: deque[tuple[int, Sample]] = deque()
+        self.todo: deque[tuple[int, str]] = deque()  # numbers and names
 
     def give(self, first: int, samples: Sequence[Sample]) -> None:
         """Send samples, numbered from `first`; only to an idle worker, which is known to be receiving."""
-        self.todo.extend(enumerate(samples, first))
+        self.todo.extend(enumerate((sample.name for sample in samples), first))
         try:
             self.line.send(samples)
         except OSError:
@@ -160,7 +180,7 @@ class _Worker:
 
     def _death(self) -> UserError:
         return UserError(
-            f"{self.todo[0][1].name}: the worker that converted it died: killed, out of memory (use fewer "
+            f"{self.todo[0][1]}: the worker that converted it died: killed, out of memory (use fewer "
             "--workers), or a crash of the decoder (remove or repair this file)"
         )
 
@@ -184,7 +204,7 @@ def _encode_parallel(samples: Samples, encoding: Encoding, workers: int) -> Gene
         while taken < len(samples):
             for worker in team.values():
                 if not worker.todo and given < len(samples) and given + CHUNK <= taken + ahead:
-                    chunk = list(itertools.islice(source, CHUNK))
+                    chunk = [_sendable(sample) for sample in itertools.islice(source, CHUNK)]
                     if not chunk:
                         raise ValueError(f"{len(samples)} samples were promised, {given} came")
                     worker.give(given, chunk)
