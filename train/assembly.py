@@ -196,6 +196,8 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
             say(line)
     schedule = Schedule(config.schedule, scaled_lr(config.optim), order.steps_per_epoch, config.optim.batch)
     _check_switches(distill, schedule)
+    if note := _note_on_patience(config, schedule):
+        say(note)
     network, init = _network(config, splits.train, folder, accelerator)
     ema = Ema(network, config.ema) if config.ema.decay is not None else None
     optimizer = build_optimizer(network, config.optim)
@@ -263,6 +265,12 @@ def _evaluation(config: Config, splits: Splits, trained: str, accelerator: Accel
 
 
 def _check_choices(config: Config, folder: Path, evaluation: dict[str, Split]) -> None:
+    if config.eval.patience is not None and config.save.keep_best == "no":
+        raise UserError(
+            f"eval.patience={config.eval.patience}: early stopping selects the last step by images that are neither "
+            "trained on nor tested: type save.keep_best=val, with data.val; to select on the test split, type "
+            "save.keep_best=test_split_knowingly"
+        )
     if config.save.keep_best != "no":
         split = "val" if config.save.keep_best == "val" else "test"
         if split not in evaluation or not config.eval.period(1):
@@ -271,6 +279,20 @@ def _check_choices(config: Config, folder: Path, evaluation: dict[str, Split]) -
             )
     if config.resume not in ("auto", "never") and not checkpoint.has_checkpoint(folder):
         checkpoint.load_from(config.resume)  # refuse it now, before the run's folder exists
+
+
+def _note_on_patience(config: Config, schedule: Schedule) -> str | None:
+    """A line for an eval.patience that cannot end the training, as too few evaluations come after the first."""
+    patience, period = config.eval.patience, config.eval.period(schedule.steps_per_epoch)
+    if patience is None or not period:
+        return None
+    evaluations = -(-schedule.total_steps // period)
+    if patience < evaluations - 1:
+        return None
+    return (
+        f"warning: eval.patience={patience} cannot end this training, which has {evaluations} evaluations; for more of them "
+        "type eval.every_epochs=1 or eval.every_steps=N"
+    )
 
 
 def _check_overlaps(config: Config, splits: Splits, say: Say) -> None:

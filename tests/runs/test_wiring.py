@@ -1082,6 +1082,13 @@ def _(lab: Lab) -> None:
     assert [len(batch.images) for batch in lab.t().evaluating] == [16]
 
 
+@wire("eval.patience")
+def _(lab: Lab) -> None:
+    judged = ("eval.every_steps=1", "save.keep_best=val", "data.val=val.beton", *STILL)  # the score stays what it is
+    seen = lab.teacher("eval.patience=2", *judged)
+    assert seen.evaluations() == [1, 2, 3] and len(seen.steps) == seen.result["steps"] == 3
+
+
 @wire("save.every_epochs")
 def _(lab: Lab) -> None:
     assert lab.t().checkpoints == [3, 6] and lab.teacher("save.every_epochs=2", *STILL).checkpoints == [6]

@@ -37,11 +37,16 @@ class EvalConfig:
     "optimizer steps between two evaluations during training, instead of epochs; 0 = use eval.every_epochs"
     batch: int = 256
     "images per evaluation batch, on each process"
+    patience: int | None = None
+    """early stopping: end the training after so many evaluations in a row without a higher score than the best before them, by
+    what save.keep_best selects; null = train to the end of the schedule"""
 
     def __post_init__(self) -> None:
         for name, least in (("every_epochs", 0), ("every_steps", 0), ("batch", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"eval.{name}={getattr(self, name)}: must be at least {least}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"eval.patience={self.patience}: must be at least 1, or null to train to the end")
 
     def period(self, steps_per_epoch: int) -> int:
         """Optimizer steps between two evaluations; 0 = only at the end."""
