@@ -929,6 +929,18 @@ def _(lab: Lab) -> None:
     )
 
 
+@wire("distill.label_smoothing")
+def _(lab: Lab) -> None:
+    def loss(method: str, *more: str) -> float:
+        return lab.teacher(f"distill.method={method}", *more, *STILL, SHORT).logged[0]["loss"]
+
+    for method in ("ce", "bsce", "ldam"):
+        assert loss(method, "distill.label_smoothing=0.4") != pytest.approx(loss(method), rel=1e-3)
+    student = (lab.student(*more, *STILL, SHORT).logged[0] for more in ((), ("distill.label_smoothing=0.4",)))
+    plain, smoothed = student  # the hard term has it too, and the soft one is as it was
+    assert smoothed["hard"] != pytest.approx(plain["hard"], rel=1e-3) and smoothed["kl"] == pytest.approx(plain["kl"])
+
+
 @wire("distill.head_smoothing")
 def _(lab: Lab) -> None:
     ce = ("distill.method=ce", *STILL, SHORT)
