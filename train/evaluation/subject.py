@@ -150,6 +150,7 @@ def assess(
             accelerator,
             keep=keep,
         )
+        network.eval()  # the evaluation left it in training mode, in which batch norm refuses one image on a map of one pixel
         cost = flops(network, recipe.size, device, done.figures.get("expert_shares"))
     of = {} if subject.step is None else {"step": subject.step}
     return done._replace(figures=done.figures | cost | {"backend": backend} | of)
