@@ -75,6 +75,22 @@ def test_dry_run_writes_nothing(taught: Path) -> None:
     assert not (taught / "runs/dry").exists()
 
 
+def test_dry_run_of_an_evaluation_is_one_batch(taught: Path) -> None:
+    before = {path: path.read_bytes() for path in (taught / "runs/t").glob("*.json")}
+    dry = ("predictions=dry.npz", "export=dry", "--dry-run")
+    done = run("evaluate", "t", "eval.batch=16", *dry, cwd=taught)
+    assert "dry run: 16 of 37 images evaluated, nothing written" in done.stdout
+    assert {path: path.read_bytes() for path in (taught / "runs/t").glob("*.json")} == before
+    assert not (taught / "dry.npz").exists() and not (taught / "dry").exists()
+    assert "has other classes" in refused(taught, "evaluate", "t", f"data.test={other_classes(taught)}", "--dry-run")
+
+
+def other_classes(folder: Path) -> Path:
+    images = [Sample(f"{i}", i, np.zeros((16, 16, 3), np.uint8)) for i in range(2)]
+    write_records(folder / "other.beton", images, ["a", "b"], kind="test", force=True)
+    return folder / "other.beton"
+
+
 def test_refusals_are_one_line(taught: Path, tiny: Path, tmp_path: Path) -> None:
     """Every mistake in settings: what was given, and what to type."""
     dive, cached = taught / "dive.yaml", "cache.paths=[caches]"
