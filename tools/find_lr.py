@@ -2,7 +2,8 @@
 
 CONFIG and KEY=VALUE are those of train/teacher.py or train/distill.py, whichever trains distill.method. Images, views, loss,
 optimizer and step are the training's own; nothing is evaluated, and the network is thrown away. Writes OUT/lr.svg (with .png, .md
-and the numbers in lr.json) and prints the optim.lr to type: a tenth of the rate with the lowest smoothed loss.
+and the numbers in lr.json) and prints the optim.lr to type: of SGD a tenth of the rate with the lowest smoothed loss, of AdamW
+the rate at which that falls fastest.
 
   --out OUT      folder for what is made; must be given
   --from LR      lowest rate (default 1e-6)
@@ -34,7 +35,7 @@ from train.run.exits import guard
 from train.settings import flatten, parse_args
 
 LEAST_LR, MOST_LR = 1e-12, 1e4
-FEWEST, MOST = 20, 10**6  # steps
+FEWEST, MOST = 20, 5000  # steps
 
 
 class Flags(NamedTuple):

@@ -62,6 +62,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_few_photos_of_a_dozen_classes(place: Path, bare_environment: None) -> None:
     """As the configuration's head says, and README.md; from a file of weights, as they come from elsewhere."""
     convert, train = [line for line in CONFIG.read_text().splitlines() if line.startswith("#   ")]

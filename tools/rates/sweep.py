@@ -48,11 +48,6 @@ class Found(NamedTuple):
     minimum: float
     steepest: float
 
-    @property
-    def suggestion(self) -> float:
-        """A tenth of the rate of the lowest loss, as is usual: well below the rates at which the loss rises again."""
-        return self.minimum / 10
-
 
 def rates(low: float, high: float, steps: int) -> np.ndarray:
     """`steps` rates from low to high, each the same multiple of the one before."""

@@ -46,6 +46,12 @@ def test_picture_numbers_and_what_to_type(tiny: Path, tmp_path: Path, bare_envir
     assert again["lr"] == found["lr"] and again["loss"] == found["loss"]
     typed = [float(one["type"].removeprefix("optim.lr=")) for one in (found, again)]
     assert typed[1] == pytest.approx(16 * typed[0], rel=0.1)
+    code, out, err = find(
+        monkeypatch, config, "--out", "adamw", "--steps", 20, "optim.name=adamw", "optim.nesterov=false"
+    )
+    assert code == 0, err
+    adamw = json.loads((tmp_path / "adamw/lr.json").read_text())
+    assert adamw["suggestion"] == adamw["steepest"] and "falls fastest" in adamw["rule"] and adamw["type"] in out
 
 
 def test_it_distils_from_a_cache_too(tiny: Path, tmp_path: Path, bare_environment: None, monkeypatch) -> None:
@@ -75,7 +81,7 @@ def test_refusals_are_one_line_and_a_dry_run_writes_nothing(
         (config,): "--out is missing",
         (config, "--out", "lr", "--from", "1", "--to", "0.1"): "--from 1 --to 0.1: the rate must rise",
         (config, "--out", "lr", "--from", "-1"): "--from",
-        (config, "--out", "lr", "--steps", "3"): "3 given, 20..1000000 allowed",
+        (config, "--out", "lr", "--steps", "3"): "3 given, 20..5000 allowed",
         (config, "--out", "lr", "optim.lrr=1"): "nearest: optim.lr",
         (config, "--out", "lr", "distill.method=kd", "distill.tau=3"): "needs targets",
         (config, "--out", str(config)): "--out",

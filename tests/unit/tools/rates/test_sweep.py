@@ -26,9 +26,7 @@ def test_the_lowest_and_the_steepest_place_of_a_known_curve(noise: float) -> Non
     losses = curve(fall_at=0.003, lowest_at=0.3) + noise * np.random.default_rng(0).standard_normal(STEPS)
     found = read(Sweep(LRS, losses, False), STEPS).found
     assert found is not None
-    assert (
-        0.1 < found.minimum < 0.35 and found.suggestion == found.minimum / 10
-    )  # smoothing draws it away from the rise
+    assert 0.1 < found.minimum < 0.35  # smoothing draws it away from the rise
     assert 0.003 / 1.7 < found.steepest < 0.003 * 1.7
 
 
