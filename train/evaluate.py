@@ -29,8 +29,10 @@ from train.networks.weights import weights_hash
 from train.run.environment import make_accelerator
 from train.run.exits import guard
 from train.run.place import run_folder
-from train.settings import diff, load, parse_args
+from train.settings import Words, diff, load, parse_args
 from train.watch.tracking import show_result
+
+WORDS = Words("RUN", "check everything, evaluate one batch, write nothing")
 
 
 @dataclass(kw_only=True)
@@ -57,13 +59,11 @@ class EvaluateConfig(Config):
 
 def main(argv: list[str]) -> None:
     if not argv or argv[0].startswith("-"):
-        parse_args(["--help"], __doc__ or "", EvaluateConfig)
+        parse_args(["--help"], __doc__ or "", EvaluateConfig, WORDS)
     folder = run_folder(argv[0].rstrip("/"))
     if not (folder / "config.yaml").is_file():
         raise UserError(why_not_final(folder))
-    config, options = parse_args([str(folder / "config.yaml"), *argv[1:]], __doc__ or "", EvaluateConfig)
-    if options.dry_run:
-        raise UserError("--dry-run: an evaluation has nothing to try before it; leave it out")
+    config, options = parse_args([str(folder / "config.yaml"), *argv[1:]], __doc__ or "", EvaluateConfig, WORDS)
     weights = newest_weights(folder, config.weights)
     kind = "" if config.weights == "raw" else f"_{config.weights}"
     figures = f"{config.split}{kind}"
@@ -73,8 +73,10 @@ def main(argv: list[str]) -> None:
     subject = make_subject(folder, weights, config, accelerator)
     records = open_split(subject, config, config.split)
     keep = "features" if config.features is not None else "logits" if config.predictions is not None else "nothing"
-    done = assess(subject, records, config, accelerator, keep)
-    if not accelerator.is_main_process:
+    done = assess(subject, records, config, accelerator, keep, batches=1 if options.dry_run else None)
+    if options.dry_run:
+        accelerator.print(f"dry run: {done.figures['samples']} of {len(records)} images evaluated, nothing written")
+    if options.dry_run or not accelerator.is_main_process:
         return
     show_result({config.split: done.figures})
 

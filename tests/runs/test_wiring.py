@@ -973,6 +973,18 @@ def _(lab: Lab) -> None:
     )
 
 
+@wire("distill.label_smoothing")
+def _(lab: Lab) -> None:
+    def loss(method: str, *more: str) -> float:
+        return lab.teacher(f"distill.method={method}", *more, *STILL, SHORT).logged[0]["loss"]
+
+    for method in ("ce", "bsce", "ldam"):
+        assert loss(method, "distill.label_smoothing=0.4") != pytest.approx(loss(method), rel=1e-3)
+    student = (lab.student(*more, *STILL, SHORT).logged[0] for more in ((), ("distill.label_smoothing=0.4",)))
+    plain, smoothed = student  # the hard term has it too, and the soft one is as it was
+    assert smoothed["hard"] != pytest.approx(plain["hard"], rel=1e-3) and smoothed["kl"] == pytest.approx(plain["kl"])
+
+
 @wire("distill.head_smoothing")
 def _(lab: Lab) -> None:
     ce = ("distill.method=ce", *STILL, SHORT)
@@ -1124,6 +1136,13 @@ def _(lab: Lab) -> None:
     for one in (seen, again, only):
         assert [len(batch.images) for batch in one.evaluating] == [4, 4, 4]
     assert [len(batch.images) for batch in lab.t().evaluating] == [16]
+
+
+@wire("eval.patience")
+def _(lab: Lab) -> None:
+    judged = ("eval.every_steps=1", "save.keep_best=val", "data.val=val.beton", *STILL)  # the score stays what it is
+    seen = lab.teacher("eval.patience=2", *judged)
+    assert seen.evaluations() == [1, 2, 3] and len(seen.steps) == seen.result["steps"] == 3
 
 
 @wire("save.every_epochs")

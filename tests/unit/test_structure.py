@@ -29,6 +29,7 @@ COMMANDS = (
     "convert",
     "demo",
     "figures",
+    "find_lr",
     "logits",
     "report",
     "reproduce",

@@ -123,10 +123,11 @@ def assess(
     config: Config,
     accelerator: Accelerator,
     keep: Literal["nothing", "logits", "features"] = "nothing",
+    batches: int | None = None,
 ) -> Evaluation:
     """The figures, and for a checkpoint its step; with the backend of the training where that can serve.
 
-    keep: as in `evaluate`. UserError, before the evaluation, for features of a network whose last layer is not known.
+    keep, batches: as in `evaluate`. UserError, before the evaluation, for features of a network whose last layer is not known.
     """
     recipe, device, setting = config.data.recipe.evaluation(), accelerator.device, config.data.backend
     if setting == "auto":
@@ -149,7 +150,9 @@ def assess(
             subject.train_counts,
             accelerator,
             keep=keep,
+            batches=batches,
         )
+        network.eval()  # the evaluation left it in training mode, in which batch norm refuses one image on a map of one pixel
         cost = flops(network, recipe.size, device, done.figures.get("expert_shares"))
     of = {} if subject.step is None else {"step": subject.step}
     return done._replace(figures=done.figures | cost | {"backend": backend} | of)

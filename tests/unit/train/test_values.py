@@ -23,10 +23,11 @@ NUMBERS: dict[type, tuple[str, ...]] = {
     int: (str(10**30), str(2**63), str(2**63 - 1), "-1", "0"),
 }
 NEVER = {"nan", "inf", "-inf", "1e400", str(10**30), str(2**63), "-1"}
-# Accepted, and then ended by the run itself: a diverged loss, a batch, a warm-up or a switch that is beyond the data.
+# Accepted, and then ended by the run itself: a diverged loss, a batch, a warm-up or a switch that is beyond the data, early
+# stopping without a split to select on.
 ENDS = {
     *("optim.lr=1e30", "optim.weight_decay=1e30"),
-    *(f"{name}={2**63 - 1}" for name in ("optim.batch", "schedule.warmup_steps")),
+    *(f"{name}={2**63 - 1}" for name in ("optim.batch", "schedule.warmup_steps", "eval.patience")),
     *(f"distill.{name}={2**63 - 1}" for name in ("drw_from", "diversity_from")),
 }
 ELSEWHERE = {"distill.diversity"}  # may be negative, and needs experts: objectives/test_objective.py

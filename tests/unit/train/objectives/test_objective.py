@@ -42,6 +42,12 @@ def test_each_method_is_its_formula() -> None:
             OUTPUTS, BATCH, 0
         )
         assert torch.equal(smoothed, losses.head_smoothed(LOGITS, LABELS, COUNTS.flip(0), eps)) and parts == {}
+    for method, loss in {
+        "ce": losses.cross_entropy(LOGITS, LABELS, None, 0.2),
+        "bsce": losses.balanced_softmax(LOGITS, LABELS, PRIOR, 0.2),
+        "ldam": losses.ldam(LOGITS, LABELS, reweighting.margins(COUNTS.numpy(), 0.5), None, 0.2),
+    }.items():
+        assert torch.equal(objective(method=method, label_smoothing=0.2)(OUTPUTS, BATCH, 0)[0], loss)
     bsce, parts = Objective(DistillConfig(method="bsce"), COUNTS, None)(OUTPUTS, BATCH, 0)
     assert torch.equal(bsce, losses.balanced_softmax(LOGITS, LABELS, PRIOR)) and parts == {}
     config = DistillConfig(method="dive", tau=3, p=0.5, alpha=0.3)
@@ -188,6 +194,7 @@ E = 3
 EXPERTS = torch.randn(B, E, C, generator=generator)
 SEVERAL = Outputs(EXPERTS.mean(1), experts=EXPERTS)
 ALL = ({"method": "ce"}, {"method": "ce", "head_smoothing": 0.3}, {"method": "bsce"}, {"method": "ldam"})
+SMOOTHED = tuple({"method": name, "label_smoothing": 0.3} for name in ("ce", "bsce", "ldam"))
 DISTILLED = (
     {"method": "dive", "tau": 3.0, "p": 0.5, "alpha": 0.75},
     {"method": "kd", "tau": 1.5, "hard": "ldam", "drw_from": 0},
@@ -199,7 +206,7 @@ def doubled(outputs: Outputs) -> Outputs:
     return Outputs(outputs.logits.double(), experts=experts)
 
 
-@pytest.mark.parametrize("settings", [*ALL, {"method": "ldam", "drw_from": 0}, *DISTILLED])
+@pytest.mark.parametrize("settings", [*ALL, *SMOOTHED, {"method": "ldam", "drw_from": 0}, *DISTILLED])
 def test_the_loss_of_experts_is_the_sum_of_their_losses(settings: dict) -> None:
     """Of each expert as of a network of its own, with the same labels and targets; parts are means over the experts."""
     loss, parts = objective(**settings)(doubled(SEVERAL), BATCH, 0)
@@ -299,6 +306,12 @@ def test_targets_and_method_must_fit() -> None:
         ("distill.p", {"method": "kd", "p": 0.5}),
         ("distill.head_smoothing", {"method": "ce", "head_smoothing": -0.1}),
         ("distill.head_smoothing", {"method": "ce", "head_smoothing": 1.0}),
+        ("distill.label_smoothing=1", {"method": "ce", "label_smoothing": 1.0}),
+        (
+            "distill.label_smoothing=0.1: xerm .* distill.method=ce, bsce or ldam,",
+            {"method": "xerm", "label_smoothing": 0.1},
+        ),
+        ("both smooth the head", {"method": "ce", "label_smoothing": 0.1, "head_smoothing": 0.1}),
         ("distill.margin", {"margin": -0.1}),
         ("distill.drw_from", {"drw_from": -1}),
         ("distill.drw_beta", {"drw_beta": 1.0}),
