@@ -21,7 +21,7 @@ FORBIDDEN = {  # CONTRIBUTING's table: nothing imports tools or the tests' modul
     "tools": TEST_MODULES,
 }
 BUILT = ("build", "dist")  # by pip, and ignored by git
-ENTRY_SCRIPTS = ("distill", "teacher", "router", "cache_logits", "evaluate")
+ENTRY_SCRIPTS = ("distill", "teacher", "router", "cache_logits", "evaluate", "predict")
 ENTRY_MODULES = {f"train.{name}" for name in ENTRY_SCRIPTS}
 ENTRY_LINES = 130
 COMMANDS = (

@@ -8,8 +8,8 @@ import posixpath
 from pathlib import Path
 
 from pipelines.errors import UserError, quoted
+from pipelines.folders import listed
 from pipelines.records.writing import Sample
-from tools.conversion.folder import listed
 from tools.conversion.names import read_lines, stripped
 
 MAX_CLASSES = 1_000_000  # a larger label is a mistake, such as a key in place of the label

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.errors import UserError
 from tools import convert, logits, reproduce
-from tools.command_line import Parser, path, progress_bar, run_command, whole
+from tools.command_line import Parser, path, run_command, whole
 from tools.paper.options import class_name, resolved
 
 
@@ -70,11 +70,3 @@ def test_every_option_refuses_what_no_program_can_use(option: argparse.Action, m
         assert len(str(caught.value)) < 400 and "--help explains" in str(caught.value)
     if is_path:
         assert parser.parse_args(["--given=~/x"]).given == Path("/users/me/x")
-
-
-def test_progress_without_a_terminal_is_a_line_at_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar("train.beton", 25) as step:
-        for _ in range(25):
-            step()
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 10 and lines[0] == "train.beton: 3/25" and lines[-1] == "train.beton: 25/25"
