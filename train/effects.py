@@ -19,7 +19,11 @@ _ASKING = (
     *("data.recipe.crop", "data.recipe.size", "data.recipe.short_side", "eval.batch", "precision", "deterministic"),
     "weights",
 )
-EVALUATION = (*("data.val", "data.test"), *_ASKING, *("split", "predictions", "features", "export"))
+EVALUATION = (
+    *("data.val", "data.test"),
+    *_ASKING,
+    *("split", "predictions", "features", "export", "format", "program_input"),
+)
 PREDICTION = (*_ASKING, *("out", "top", "prior"))
 # What train/cache_logits.py reads of a student's settings.
 CACHE_WRITER = (

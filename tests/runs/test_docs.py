@@ -1,8 +1,10 @@
 """The code in docs/logit_cache.md, export.md and figures.md runs as it stands, and does what the text around it says."""
 
 import contextlib
+import importlib.util
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +88,7 @@ def test_images_of_ones_own(work: Path) -> None:
 
 def test_an_export_classifies_an_image(work: Path) -> None:
     """As the evaluation does: the same logits for the same image, up to the rounding of the crop to 8 bits."""
-    code, _ = blocks("python", EXPORT)
+    code, *_ = blocks("python", EXPORT)
     run("evaluate", "t", "export=exports/mine", "predictions=p.npz", cwd=work)
     saved, records = np.load(work / "p.npz"), Records(work / "test.beton")
     for i in (0, 1, 2):
@@ -99,10 +101,26 @@ def test_an_export_classifies_an_image(work: Path) -> None:
         assert names["best"] == records.class_names[int(row.argmax())]
 
 
+def test_an_export_loads_by_its_own_file_and_runs_as_programs(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, alone, programs, _ = blocks("python", EXPORT)
+    onnx = importlib.util.find_spec("onnxruntime") is not None
+    formats = "[torch_export,onnx]" if onnx else "[torch_export]"
+    run("evaluate", "t", "export=exports/served", f"format={formats}", "program_input=uint8", cwd=work)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    names: dict[str, Any] = {"images": torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)}
+    with contextlib.chdir(work):
+        exec(alone.replace("exports/mine", "exports/served"), names)
+        exec(programs if onnx else programs.replace("import onnxruntime\n", "").partition("session")[0], names)
+    with torch.no_grad():
+        expected = names["network"]((names["images"] / 255 - 0.5) / 0.25)
+    assert torch.allclose(names["logits"], expected, atol=1e-4)
+    assert not onnx or np.allclose(names["same"], expected, atol=1e-4)
+
+
 def test_an_export_loads_into_torchvision_and_timm(work: Path) -> None:
     for package in ("torchvision", "timm"):
         pytest.importorskip(package, reason=f"{package} is not installed")
-    _, code = blocks("python", EXPORT)
+    *_, code = blocks("python", EXPORT)
     recipe = ["data.recipe.crop=random_resized_crop", "data.recipe.size=32"]
     run("teacher", work / "bsce.yaml", "run=r", "model.name=resnet18", "schedule.epochs=1", *recipe, cwd=work)
     run("evaluate", "r", "export=exports/resnet18", cwd=work)
@@ -169,7 +187,7 @@ def test_the_numbers_in_the_text() -> None:
 
 @pytest.mark.parametrize("text", [TEXT, EXPORT], ids=["logit_cache", "export"])
 def test_every_command_in_the_text_is_one(text: str) -> None:
-    (commands,) = blocks("bash", text)
+    commands = "".join(blocks("bash", text))
     scripts = re.findall(r"^python (\S+\.py)", commands, re.MULTILINE)
     assert len(scripts) == len(commands.splitlines()) and all((ROOT / script).exists() for script in scripts)
     assert all((ROOT / config).exists() for config in re.findall(r"configs/\S+\.yaml", commands))
