@@ -160,6 +160,14 @@ def test_the_figures_of_two_runs(two_runs: Path, heading: str) -> None:
             assert (out / f"{words[2]}.{suffix}").stat().st_size > 100
 
 
+def test_the_comparison_of_runs(two_runs: Path) -> None:
+    for command in commands_below("Runs side by side"):
+        said = run_here(command, two_runs)
+        words = command.split()
+        out = two_runs / words[words.index("--out") + 1]
+        assert (out / "compare.tex").stat().st_size > 100 and ("| eel |" in said) == ("--classes" in words)
+
+
 def test_the_reports_of_two_runs(two_runs: Path) -> None:
     """Every section that the text names is one, and the other way round."""
     (text,) = re.findall(r"^## The report\n(.*?)(?=^## |\Z)", FIGURES, re.DOTALL | re.MULTILINE)

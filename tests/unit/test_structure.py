@@ -26,6 +26,7 @@ ENTRY_MODULES = {f"train.{name}" for name in ENTRY_SCRIPTS}
 ENTRY_LINES = 130
 COMMANDS = (
     "bench",
+    "compare",
     "convert",
     "demo",
     "figures",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
-from tools import convert, logits, reproduce
+from tools import compare, convert, logits, reproduce
 from tools.command_line import Parser, path, run_command, whole
 from tools.paper.options import class_name, resolved
 
@@ -46,7 +46,12 @@ def options_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.
             yield "", action
 
 
-PARSERS = {"convert": convert.build_parser, "logits": logits.build_parser, "reproduce": reproduce.build_parser}
+PARSERS = {
+    "compare": compare.build_parser,
+    "convert": convert.build_parser,
+    "logits": logits.build_parser,
+    "reproduce": reproduce.build_parser,
+}
 OPTIONS = [
     pytest.param(option, id=f"{tool}-{command}-{option.dest}")
     for tool, build in PARSERS.items()
