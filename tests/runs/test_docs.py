@@ -17,6 +17,7 @@ from PIL import Image
 
 from models.registry import build_model
 from pipelines.errors import UserError
+from pipelines.logits import LogitCache
 from pipelines.logits.blocks import HEADER
 from pipelines.logits.codec import TEMPERATURES
 from pipelines.logits.fingerprint import MAX_TOLERANCE, MEAN_TOLERANCE
@@ -24,6 +25,7 @@ from pipelines.logits.identity import FORMAT
 from pipelines.records.layout import sample_key
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
+from pipelines.views import ViewDataset
 from tools.reporting.sections import SECTIONS
 
 TEXT = (ROOT / "docs" / "logit_cache.md").read_text()
@@ -58,7 +60,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_loop_of_ones_own(work: Path) -> None:
     """A reader in little more than ten lines, six of them about the cache."""
-    loop, setting, _ = blocks("python")
+    loop, setting, *_ = blocks("python")
     torch.manual_seed(0)
     student = build_model("resnet20", len(CLASSES))
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
@@ -72,9 +74,35 @@ def test_a_loop_of_ones_own(work: Path) -> None:
     assert len([line for line in loop.splitlines() if line]) <= 12
 
 
+def test_a_dataset_and_a_cache_of_ones_own(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A DataLoader with workers reads the targets of the very views; a cache of any module gives back what that says."""
+    loop, setting, dataset, writing, _ = blocks("python")
+    torch.manual_seed(0)
+    network = build_model("resnet20", len(CLASSES))
+    names: dict[str, Any] = {"student": network, "optimizer": torch.optim.SGD(network.parameters(), lr=0)}
+    with contextlib.chdir(work):
+        exec(setting, names)
+        exec(loop, names)
+        exec(dataset, names)
+        assert names["teacher"].shape == (COUNT % 16, len(CLASSES)) and names["views"].unique().tolist() == [1]
+        crops = ViewDataset(names["records"], names["recipe"], seed=names["seed"], view=1)
+        some = torch.stack([crops[i].image for i in (0, 7, -1)])
+        keys = names["records"].keys[[0, 7, -1]]
+        assert names["cache"].check_pixels(some, names["cache"].records(keys, [1, 1, 1]), "close") == "same"
+        names["teacher"] = network.eval()
+        exec(writing, names)
+        written = LogitCache("my_caches")
+        assert written.views == 2 and names["writer"].missing(2) == []
+        (batch,) = names["loader"].batches(np.arange(COUNT), np.ones(COUNT, np.int32), COUNT)
+        with torch.no_grad():
+            expected = network(batch.images)
+        assert (written.gather(batch.keys, batch.views) - expected).abs().max() < 0.02 * expected.abs().max()
+        assert written.check_pixels(batch.pixels, written.records(batch.keys, batch.views), "same") == "same"
+
+
 def test_images_of_ones_own(work: Path) -> None:
     """With Pillow alone the views are close to those of the cache; with a wrong view number they are not."""
-    _, _, own = blocks("python")
+    *_, own = blocks("python")
     some = [f"{i}.jpg" for i in range(0, COUNT, 3)]
     names: dict[str, Any] = {"names": some}
     with contextlib.chdir(work):
