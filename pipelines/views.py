@@ -1,7 +1,7 @@
 """Views of records for torch's DataLoader: a training loop of one's own on the very views that a cache holds.
 
-Owns the map-style dataset; loader.py makes the views. Invariant: item i is the view that a `Loader` gives of the same record under
-the same view number, whatever process makes it.
+Owns the map-style dataset; loader.py makes the views. Invariant: item i is the view that a `Loader` gives of the same record
+under the same view number, whatever process makes it.
 """
 
 import os
@@ -32,8 +32,9 @@ class ViewItem(NamedTuple):
 class ViewDataset(Dataset[ViewItem]):
     """View number `view` of every image of the records, in file order; an epoch is one such dataset, usually of view epoch mod V.
 
-    recipe, seed: as of the cache whose targets are used (data.recipe, data.seed). mean, std: of the pixels, 0..1; None = the items
-    are the crops, for `cache.check_pixels`. backend: reference, or ffcv, which must not be forked (multiprocessing_context="spawn").
+    recipe, seed: as of the cache whose targets are used (data.recipe, data.seed). mean, std: of the pixels, 0..1; None = the
+    items are the crops, for `cache.check_pixels`. backend: reference, or ffcv, which is faster and must not be forked
+    (multiprocessing_context="spawn").
     """
 
     def __init__(
@@ -70,7 +71,8 @@ class ViewDataset(Dataset[ViewItem]):
         positions = positions % len(self)
         batch = self._loader().load(Plan(positions, np.full(len(positions), self._view, np.int32)))
         labels, keys = self._records.labels[positions].tolist(), batch.keys.tolist()
-        return [ViewItem(image, *of, self._view) for image, *of in zip(batch.images, labels, keys, strict=True)]
+        rows = zip(batch.images, labels, keys, strict=True)
+        return [ViewItem(image, label, key, self._view) for image, label, key in rows]
 
     def _loader(self) -> Loader:
         """Of this process: a fork must not use the threads and decoders of its parent."""

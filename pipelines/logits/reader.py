@@ -175,9 +175,7 @@ class LogitCache:
         places = self._places(keys)
         unknown = keys[self._keys[places] != keys]
         if len(unknown):
-            raise UserError(
-                f"cache {self.folder} has no sample with key {unknown[0]}; of samples by name, keys_of says which is missing"
-            )
+            raise UserError(f"cache {self.folder} has no sample with key {unknown[0]}")
         outside = views[(views < 0) | (views >= self.views)]
         if len(outside):
             raise UserError(f"cache {self.folder} holds views 0 to {self.views - 1}, not view {outside[0]}")

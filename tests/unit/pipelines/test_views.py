@@ -16,7 +16,7 @@ from pipelines.records import Records, Sample, write_records
 from pipelines.views import ViewDataset
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
-RECIPE = Recipe(crop="random_resized_crop", size=24, brightness=0.4, rotation=15, cutout=6)
+RECIPE = Recipe(crop="random_resized_crop", size=24, jitter=[0.4, 0.4, 0.4], rotation=15, cutout=6)
 N, SEED, VIEW = 9, 5, 3
 
 
