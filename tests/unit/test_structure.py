@@ -33,6 +33,7 @@ COMMANDS = (
     "logits",
     "report",
     "reproduce",
+    "sweep",
 )  # programs in tools/ that are run by name
 COMMAND_LINES = 120
 SCRIPTS = ENTRY_MODULES | {f"tools.{name}" for name in COMMANDS}
