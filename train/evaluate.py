@@ -6,7 +6,7 @@ Figures go to evaluation_SPLIT.json in the run's folder; predictions=FILE.npz al
 features=FILE.npz those and the input of the last layer; export=DIR makes a folder that is all one needs to use the network
 elsewhere, with these figures in it (docs/export.md), format=[torch_export,onnx] adds programs to it.
 
-    accelerate launch train/evaluate.py RUN [split=test] [export=DIR] [predictions=FILE.npz] [KEY=VALUE ...]
+    accelerate launch train/evaluate.py RUN [split=test] [export=DIR] [predictions=FILE.npz] [features=FILE.npz] [KEY=VALUE ...]
 """
 
 import sys

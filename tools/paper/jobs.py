@@ -1,8 +1,8 @@
 """Running tasks as processes of their own, several at a time, until all are done or a signal stops this program.
 
-Owns processes, signals, logs (OUT/logs/NAME.log) and the lock of OUT; tools/reproduce.py and sweep.py use it. Knows nothing of
-trainings. Invariant: however this
-program ends, the processes that it started are asked to stop, by the kernel if need be, and end too.
+Owns processes, signals, logs (OUT/logs/NAME.log) and the lock of OUT, for tools/reproduce.py and sweep.py. Knows nothing of
+trainings. Invariant: however this program ends, the processes that it started are asked to stop, by the kernel if need be, and
+end too.
 """
 
 import ctypes

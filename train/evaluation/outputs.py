@@ -28,7 +28,6 @@ class EvaluateConfig(Config):
     "file for the same and the features float32 [n, D], the input of the last layer; it may be given beside predictions"
     export: str | None = field(default=None, metadata={"path": True})
     "new folder for the finished network with all that is needed to use it, and these figures: weights, settings, model card"
-
     format: list[Format] = field(default_factory=list)
     "programs to add to the export: torch_export (model.pt2), onnx (model.onnx, which needs `bash tools/setup.sh export`)"
     program_input: Takes = "uint8"

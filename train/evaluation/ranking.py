@@ -71,8 +71,10 @@ def rank(
 
 def _first(logits: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(classes int64 [B, k], probabilities float64 [B, k]) of logits [B, C]"""
-    ranked = logits.log_softmax(dim=1).exp().sort(dim=1, descending=True, stable=True)
-    return ranked.indices[:, :top], ranked.values[:, :top]
+    classes = logits.sort(dim=1, descending=True, stable=True).indices[
+        :, :top
+    ]  # probabilities may be equal by rounding
+    return classes, logits.softmax(dim=1).gather(1, classes)
 
 
 # ---- files ----

@@ -160,7 +160,7 @@ def test_a_stated_prior_is_bayes_rule(work: Path, run_name: str) -> None:
         (["t", "images", "prior=flat"], "prior=flat: No such file"),
         (["t", "images", "prior=short.txt"], "prior=short.txt has 2 classes, run runs/t has 5"),
         (["t", "images", "prior=zero.txt"], "class 0 has no images; its prior has no logarithm"),
-        (["ldam", "images", "prior=uniform"], "it is not known which class distribution its logits hold"),
+        (["ldam", "images", "prior=uniform"], "not known which class distribution its logits hold"),
         (["t", "images", "optim.lr=1"], "without effect on a prediction (of the run -> given): optim.lr"),
         (["t", "images", "data.test=test.beton"], "without effect on a prediction"),
         (["t", "images", "--dry-run"], "leave it out"),
