@@ -28,11 +28,22 @@ class Plan(NamedTuple):
         return Plan(self.partners, self.partner_views)
 
 
+class Boxes(NamedTuple):
+    """What B views show of their stored images, in pixels (geometry.py)."""
+
+    windows: np.ndarray
+    "int32 [B, 4]: x, y, w, h of the pixels that are read"
+    insides: np.ndarray
+    "float64 [B, 4]: x, y, w, h of the box that is shown, in its window"
+    flips: np.ndarray
+    "int32 [B]: 1 = mirrored"
+
+
 class Draws(NamedTuple):
     """The random draws for each view of a batch (augment/transforms.py), on the host; rows are those of its Plan."""
 
-    boxes: np.ndarray
-    "int32 [B, 5]: x, y, w, h of the box on the stored image, in pixels, and whether it is flipped (geometry.py)"
+    boxes: Boxes
+    "which part of each image is shown, and whether it is mirrored"
     colours: tuple[np.ndarray, np.ndarray] | None = None
     "factors float32 [B, 3] and order int64 [B, 3], as in Colours; None without jitter"
     angles: np.ndarray | None = None
@@ -43,6 +54,8 @@ class Draws(NamedTuple):
     "bool [B]: whether a view has lost its colours (grey.py); None where no view has"
     holes: tuple[np.ndarray, int] | None = None
     "boxes int32 [B, N, 4] and level, as in Holes; None without holes"
+    mix: tuple[np.ndarray, np.ndarray | None] | None = None
+    "ratios float32 [B] and boxes int32 [B, 4], as in Mix; None where nothing is mixed"
 
 
 class Operations(NamedTuple):
@@ -72,13 +85,22 @@ class Holes(NamedTuple):
     "what they are filled with, 0..255"
 
 
+class Mix(NamedTuple):
+    """How B views are mixed with their partners (mix.py), on the device."""
+
+    ratios: torch.Tensor
+    "float32 [B]: the share of the view itself, in pixels and labels; 1 where it is not mixed"
+    boxes: torch.Tensor | None
+    "int32 [B, 4]: left, top, right, bottom of what is cut from the partner, right and bottom outside; None: a weighted mean"
+
+
 class Batch(NamedTuple):
     """B views with what links them to labels and cached targets; row i of every field belongs to one sample."""
 
     images: torch.Tensor
     "float32 [B, 3, S, S], finished (augmented, normalised), on the device; the same as pixels where the loader has no finish"
     labels: torch.Tensor
-    "int64 [B], on the device"
+    "int64 [B], on the device; of mixtures, those of the views themselves"
     keys: np.ndarray
     "int64 [B], on the host"
     views: np.ndarray
@@ -93,6 +115,8 @@ class Batch(NamedTuple):
     "uint8 [B, S, S, 3], on the device: the crops after rotation, policy and grey; None where all are off"
     holes: Holes | None = None
     "what is erased from them; None without holes"
+    mix: Mix | None = None
+    "how images were mixed from these views and the partners; None where nothing is mixed"
 
     def rows(self, start: int, stop: int) -> "Batch":
         """Rows start to stop (a micro-batch of gradient accumulation), without copying."""
@@ -108,4 +132,5 @@ class Batch(NamedTuple):
             partners=self.partners and self.partners.rows(start, stop),
             altered=None if self.altered is None else self.altered[part],
             holes=self.holes and Holes(self.holes.boxes[part], self.holes.level),
+            mix=self.mix and Mix(self.mix.ratios[part], None if self.mix.boxes is None else self.mix.boxes[part]),
         )

@@ -2,7 +2,8 @@
 
 Owns the data settings, the choice of a backend and the background thread that keeps batches ahead. One contract for every
 backend: batches in the given order with exact counts (the last may be short), errors raised in the caller, no thread left
-behind after closing early. A loader knows nothing of epochs or caches: order.py decides what is loaded.
+behind after closing early. A loader knows nothing of epochs or caches: order.py decides what is loaded, and, where the recipe
+mixes views, with which partners.
 """
 
 import contextlib
@@ -17,15 +18,16 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 
+from pipelines.augment import mix
 from pipelines.augment.finish import Finish, altered, check_normalisation
 from pipelines.augment.recipe import Recipe, view_params
 from pipelines.augment.transforms import draw
 from pipelines.backends.choice import make_backend
 from pipelines.backends.contract import Drawn
-from pipelines.batch import Batch, Colours, Draws, Holes, Plan
+from pipelines.batch import Batch, Colours, Draws, Holes, Mix, Plan
 from pipelines.device import to_device
 from pipelines.errors import UserError
-from pipelines.order import Sampling
+from pipelines.order import Sampling, with_partners
 from pipelines.records.reader import Records
 
 Item = TypeVar("Item")
@@ -120,7 +122,7 @@ class Loader:
         self.finish = finish
         self.waited = 0.0
         "seconds for which the callers of all streams have waited because no crops were ready"
-        self._ahead = ahead
+        self._ahead = ahead * (1 if recipe.mix is None else 2)  # of crops; a batch of mixtures takes two
         self._params = view_params(recipe, seed)
         self._backend = make_backend(
             backend, records, self._params, workers or default_workers(), verify, device, hw_decoder_load
@@ -132,7 +134,12 @@ class Loader:
         return self.stream(Plan(positions[i : i + batch_size], views[i : i + batch_size]) for i in cuts)
 
     def stream(self, plans: Iterable[Plan]) -> Generator[Batch, None, None]:
-        """One batch for each of `plans`, with partners where the plan has them; made a few batches ahead in another thread."""
+        """One batch for each of `plans`, with partners where the plan has them or the recipe mixes views.
+
+        Made a few batches ahead in another thread.
+        """
+        if self.recipe.mix is not None:
+            plans = with_partners(plans, self.records.keys, self._params.seed)
         drawn = self._drawn(plans)
         if self._backend.in_background:
             crops = ahead_of(self._backend.crops(drawn), self._ahead, self._wait, self.device)
@@ -143,7 +150,7 @@ class Loader:
             for item in crops:
                 batch = self._batch(*item)
                 if item[1].partners is not None:  # the partners are the next item
-                    batch = batch._replace(partners=self._batch(*next(crops)))
+                    batch = self._with_partners(batch, self._batch(*next(crops)), item[2])
                 yield batch
 
     def load(self, plan: Plan) -> Batch:
@@ -160,6 +167,16 @@ class Loader:
             for part in (plan, plan.of_partners()):
                 if part is not None:
                     yield part, draw(self._params, self.records, part)
+
+    def _with_partners(self, batch: Batch, partners: Batch, draws: Draws) -> Batch:
+        """A finished batch with its finished partners, with which it is mixed where that was drawn."""
+        batch = batch._replace(partners=partners)
+        if draws.mix is None:
+            return batch
+        ratios, boxes = draws.mix
+        mixed = Mix(to_device(ratios, self.device), None if boxes is None else to_device(boxes, self.device))
+        images = batch.images if self.finish is None else mix.apply(batch.images, partners.images, mixed)
+        return batch._replace(mix=mixed, images=images)
 
     def _batch(self, pixels: torch.Tensor, plan: Plan, draws: Draws) -> Batch:
         """The finished batch of a plan, without its partners."""

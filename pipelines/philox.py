@@ -10,7 +10,7 @@ from pipelines.compiled import exact
 
 LANE_CROP, LANE_FLIP = 0, 1
 LANE_COLOUR_ORDER, LANE_BRIGHTNESS, LANE_CONTRAST, LANE_SATURATION = 2, 3, 4, 5  # 6 is reserved for hue
-LANE_ROTATION, LANE_POLICY, LANE_CUTOUT, LANE_GREY = 7, 8, 9, 10
+LANE_ROTATION, LANE_POLICY, LANE_CUTOUT, LANE_GREY, LANE_MIX, LANE_ERASING = 7, 8, 9, 10, 11, 12
 # Lanes of order.py, for the order of an epoch and the partners of a mixture: far from those of transforms.
 LANE_ORDER, LANE_CLASS_BALANCED, LANE_PARTNER = 0xFFFF, 0xFFFE, 0xFFFD
 
@@ -68,3 +68,51 @@ def log(x):
     for k in range(199, 0, -2):
         total = total * (z * z) + 1.0 / k
     return 2.0 * z * total
+
+
+_LN2 = 0.6931471805599453
+
+
+@exact
+def wide_log(x):
+    """log for any normal x > 0, in at most a thousand halvings or doublings, which are exact."""
+    twos = 0.0
+    while x > 1.5:
+        x, twos = x * 0.5, twos + 1.0
+    while x < 0.75:
+        x, twos = x * 2.0, twos - 1.0
+    z = (x - 1.0) / (x + 1.0)
+    total = 0.0
+    for k in range(23, 0, -2):  # |z| <= 0.2: the next term is below 2e-18
+        total = total * (z * z) + 1.0 / k
+    return 2.0 * z * total + twos * _LN2
+
+
+@exact
+def wide_exp(x):
+    """exp for |x| < 700."""
+    twos = np.floor(x / _LN2 + 0.5)
+    out = exp(x - twos * _LN2)
+    for _ in range(np.int64(abs(twos))):
+        out *= 2.0 if twos > 0.0 else 0.5
+    return out
+
+
+@exact
+def beta(seed, key, view, lane, first, alpha):
+    """A draw from Beta(alpha, alpha), 0.05 <= alpha <= 100, from the draws `first`, `first` + 1, ... of a lane.
+
+    Algorithm BA (Cheng, Generating beta variates with nonintegral shape parameters, CACM 21, 1978), with a = b: more than one
+    attempt in four succeeds, so that the last of 1000 is never needed.
+    """
+    slope = np.sqrt((2.0 * alpha - 2.0) / (2.0 * alpha * alpha - 2.0 * alpha)) if alpha > 1.0 else 1.0 / alpha
+    gamma = alpha + 1.0 / slope
+    w = 0.0
+    for n in range(1000):
+        a, b, _c, _d = draw(seed, key, view, lane, first + n)
+        u, v = (np.float64(a) + 0.5) * 2.0**-32, (np.float64(b) + 0.5) * 2.0**-32
+        odds = slope * wide_log(u / (1.0 - u))
+        w = alpha * wide_exp(odds)
+        if 2.0 * alpha * wide_log(2.0 * alpha / (alpha + w)) + gamma * odds - 2.0 * _LN2 >= wide_log(u * u * v):
+            break
+    return w / (alpha + w)

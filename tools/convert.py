@@ -1,6 +1,6 @@
 """Turn images into record files (.beton), show what a record file holds, repair one.
 
-    python tools/convert.py {cifar100-lt,cifar10-lt,cifar10-pair,folder,list,demo,info,repair} --help
+    python tools/convert.py {cifar100-lt,cifar10-lt,cifar10-pair,folder,list,parquet,webdataset,demo,info,repair} --help
 
 Owns the commands; tools/conversion does their work. Invariant: names and labels depend on the input (a list's lines, paths
 inside a folder, an archive), not on where it lies or in which order the file system lists it.
@@ -17,8 +17,18 @@ if __name__ == "__main__":  # replaces this folder, whose module names are gener
 
 from tools.command_line import Parser, exit_cleanly_when_terminated, path, run_command, whole
 from tools.conversion.inspection import run_info, run_repair
-from tools.conversion.options import cifar_options, common_options, folder_options, image_options, pair_options
-from tools.conversion.sources import run_cifar, run_demo, run_folder, run_list, run_pair
+from tools.conversion.options import (
+    cifar_options,
+    common_options,
+    folder_options,
+    image_options,
+    list_options,
+    out_file,
+    pair_options,
+    parquet_options,
+    webdataset_options,
+)
+from tools.conversion.sources import run_cifar, run_demo, run_folder, run_list, run_pair, run_parquet, run_webdataset
 from tools.conversion.storage import recipe_table
 from train.run.endings import script
 
@@ -43,12 +53,17 @@ def build_parser() -> Parser:
     folder_options(folder)
     folder.set_defaults(run=run_folder)
     listed = commands.add_parser("list", help="images named in a file of 'path label' lines", **table)
-    listed.add_argument(
-        "--out", type=path, required=True, metavar="FILE", help="record file to write, such as train.beton"
-    )
-    listed.add_argument("--root", type=path, required=True, metavar="DIR", help="folder the list's paths start from")
-    listed.add_argument("--list", type=path, required=True, metavar="FILE", help="lines 'path label'")
+    out_file(listed)
+    words = "folder the list's paths start from, or archives of the images, tar or zip"
+    listed.add_argument("--root", type=path, nargs="+", required=True, metavar="DIR|ARCHIVE", help=words)
+    list_options(listed, required=True)
     listed.set_defaults(run=run_list)
+    parquet = commands.add_parser("parquet", help="Parquet files of the Hugging Face hub", **table)
+    parquet_options(parquet)
+    parquet.set_defaults(run=run_parquet)
+    shards = commands.add_parser("webdataset", help="tar shards of a WebDataset", **table)
+    webdataset_options(shards)
+    shards.set_defaults(run=run_webdataset)
     demo = commands.add_parser("demo", parents=[common], help="a small long-tailed image set, drawn by a program")
     demo.add_argument("--out", type=path, required=True, metavar="DIR", help="folder for images and record files")
     demo.add_argument("--seed", type=whole(0), default=0, help="of the drawings (default: %(default)s)")

@@ -28,7 +28,7 @@ from train.config import Config
 from train.data import make_loader, views_of
 from train.effects import of_cache_writer
 from train.objectives.caching import require_space, write_cache
-from train.objectives.sources import make_teacher
+from train.objectives.sources import asked_recipe, make_teacher
 from train.run.environment import make_accelerator
 from train.run.exits import guard
 from train.settings import parse_args
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     torch.backends.cudnn.benchmark = False  # it chooses by timing, and a block's bytes must not depend on that
     records = Records(config.data.train)
     teacher = make_teacher(config, records, accelerator)
-    recipe, device = config.data.recipe, accelerator.device
+    recipe, device = asked_recipe(config), accelerator.device
     backend = resolve_backend(config.data.backend, records, recipe, device)
     # Crops are not finished: the teacher normalises them itself.
     loader = make_loader(config, records, recipe, backend, accelerator, finished=False, batch=config.cache.batch)

@@ -11,7 +11,7 @@ from pipelines.loader import DataConfig
 from pipelines.logits.reader import CacheConfig
 from train.ema import EmaConfig
 from train.evaluation.counting import EvalConfig
-from train.objectives.methods import METHODS, DistillConfig
+from train.objectives.methods import METHODS, DistillConfig, hard_part, names_where
 from train.optim import OptimConfig
 from train.run.checkpoint import SaveConfig
 from train.schedule import ScheduleConfig
@@ -63,8 +63,19 @@ class Config:
                 f"distill.method={self.distill.method} trains the {part} of a network, and this one has none: type "
                 f"model.{part}=30 (for large data sets 50), and model.experts and the like as in the run that model.init names"
             )
+        if self.data.recipe.mix is not None:
+            self._check_mixtures()
         if self.compile and self.compile_mode in ("reduce-overhead", "max-autotune") and self.optim.accumulate > 1:
             raise ValueError(
                 f"compile_mode={self.compile_mode} with optim.accumulate={self.optim.accumulate}: a CUDA graph's next run "
                 "overwrites the gradients that are being summed; use compile_mode=default, or optim.accumulate=1"
             )
+
+    def _check_mixtures(self) -> None:
+        """ValueError where the method, or its hard term, does not take the two labels of a mixture."""
+        for key, name in (("method", self.distill.method), ("hard", hard_part(self.distill))):
+            if not METHODS[name].two_labels:
+                raise ValueError(
+                    f"data.recipe.mix={self.data.recipe.mix}: distill.{key}={name} takes one label for an image, not two; use "
+                    f"data.recipe.mix=null, or distill.method={names_where(lambda row: row.two_labels)}"
+                )

@@ -122,7 +122,7 @@ def make_loader(
     batch: images of a batch on this process; UserError where these alone would not fit into the machine's memory.
     """
     data, device = config.data, accelerator.device
-    _require_memory(recipe.size, min(batch, len(records)))
+    _require_memory(recipe.size, min(batch, len(records)) * (1 if recipe.mix is None else 2))
     try:
         finish = Finish(data.mean, data.std, device, channels_last=True, compile=config.compile) if finished else None
         return Loader(

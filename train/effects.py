@@ -29,6 +29,7 @@ PREDICTION = (*_ASKING, *("out", "top", "prior"))
 CACHE_WRITER = (
     *("data", "schedule", "optim.batch", "cache.codec", "cache.batch", "cache.dir", "precision", "deterministic"),
     *("compile", "compile_mode", *(f"distill.teacher{of}" for of in ("", "_arch", "_classes", "_mean", "_std"))),
+    "distill.mixed_targets",
 )
 
 
@@ -52,10 +53,26 @@ _NEEDS = (
         "data.recipe.policy=randaugment",
         lambda c: c.data.recipe.policy == "randaugment",
     ),
+    Needs(("data.recipe.cutout_holes",), "data.recipe.cutout", lambda c: c.data.recipe.cutout != 0),
     Needs(
-        ("data.recipe.cutout_holes", "data.recipe.cutout_fill"),
-        "data.recipe.cutout",
-        lambda c: c.data.recipe.cutout != 0,
+        ("data.recipe.cutout_fill",),
+        "data.recipe.cutout or data.recipe.erasing",
+        lambda c: c.data.recipe.cutout != 0 or c.data.recipe.erasing != 0,
+    ),
+    Needs(
+        ("data.recipe.erasing_area", "data.recipe.erasing_ratio"),
+        "data.recipe.erasing",
+        lambda c: c.data.recipe.erasing != 0,
+    ),
+    Needs(
+        ("data.recipe.mix_alpha", "data.recipe.mix_share"),
+        "data.recipe.mix",
+        lambda c: c.data.recipe.mix is not None,
+    ),
+    Needs(
+        ("distill.mixed_targets",),
+        "data.recipe.mix and a teacher",
+        lambda c: c.data.recipe.mix is not None and METHODS[c.distill.method].targets,
     ),
     Needs(("model.head_scale",), "model.head=cosine", lambda c: c.model.head == "cosine"),
     Needs(("model.expert_width",), "model.experts", lambda c: c.model.experts is not None),

@@ -1,4 +1,5 @@
-"""The transform that erases square holes (Cutout, DeVries and Taylor, arXiv 1708.04552), the last before normalisation.
+"""The transform that erases holes, the last before normalisation: squares (Cutout, DeVries and Taylor, arXiv 1708.04552) and a
+rectangle (Random Erasing, Zhong et al. 2020, arXiv 1708.04896).
 
 Owns its draw, its application to a whole batch on the device, which finish.py calls, and the settings that decide it.
 """
@@ -11,7 +12,7 @@ import torch
 from pipelines.augment.recipe import Recipe, ViewParams
 from pipelines.batch import Holes, Plan
 from pipelines.compiled import exact
-from pipelines.philox import LANE_CUTOUT, below
+from pipelines.philox import LANE_CUTOUT, LANE_ERASING, below, uniform
 from pipelines.philox import draw as philox_draw
 from pipelines.records.reader import Records
 
@@ -32,11 +33,36 @@ def holes(p, keys, views):
     return out
 
 
+@exact
+def rectangles(p, keys, views):
+    """int32 [B, 1, 4]: the rectangle erased from each view, as a hole; empty where none is, which has probability 1 - p.erasing.
+
+    As in the published code: area and height / width are uniform in their ranges until the rectangle is smaller than the view in
+    both directions, in at most 100 attempts, and all places inside the view are equally likely.
+    """
+    out = np.zeros((len(keys), 1, 4), np.int32)
+    for i in range(len(keys)):
+        chance, _b, _c, _d = philox_draw(p.seed, keys[i], views[i], LANE_ERASING, 0)
+        if uniform(chance, 0.0, 1.0) >= p.erasing:
+            continue
+        for attempt in range(1, 101):
+            a, b, c, d = philox_draw(p.seed, keys[i], views[i], LANE_ERASING, attempt)
+            area = uniform(a, p.erasing_area_low, p.erasing_area_high) * np.float64(p.size * p.size)
+            ratio = uniform(b, p.erasing_ratio_low, p.erasing_ratio_high)
+            height, width = np.int64(np.sqrt(area * ratio) + 0.5), np.int64(np.sqrt(area / ratio) + 0.5)
+            if height < p.size and width < p.size:
+                left, top = below(c, p.size - width + 1), below(d, p.size - height + 1)
+                out[i, 0, 0], out[i, 0, 1], out[i, 0, 2], out[i, 0, 3] = left, top, left + width, top + height
+                break
+    return out
+
+
 def draw(params: ViewParams, records: Records, plan: Plan) -> tuple[np.ndarray, int] | None:
     """The holes of a batch and their level, as in Draws; None without holes."""
-    if not params.cutout:
-        return None
-    return holes(params, records.keys[plan.positions], plan.views), params.cutout_level
+    keys = records.keys[plan.positions]
+    drawn = [holes(params, keys, plan.views)] if params.cutout else []
+    drawn += [rectangles(params, keys, plan.views)] if params.erasing else []
+    return (np.concatenate(drawn, axis=1), params.cutout_level) if drawn else None
 
 
 def apply(images: torch.Tensor, holes: Holes, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -44,16 +70,25 @@ def apply(images: torch.Tensor, holes: Holes, scale: torch.Tensor, shift: torch.
 
     scale, shift: of the normalisation, level * scale + shift, so that a hole holds what its level is normalised to.
     """
-    at = torch.arange(images.shape[-1], device=images.device)
-    erased = torch.zeros_like(images[:, 0], dtype=torch.bool)
-    for left, top, right, bottom in (hole.unsqueeze(2).unbind(1) for hole in holes.boxes.unbind(1)):
+    return torch.where(covered(holes.boxes, images.shape[-1])[:, None], holes.level * scale + shift, images, out=images)
+
+
+def covered(boxes: torch.Tensor, size: int) -> torch.Tensor:
+    """bool [B, S, S]: which pixels lie in one of the boxes int32 [B, N, 4] (left, top, right, bottom) of their image."""
+    at = torch.arange(size, device=boxes.device)
+    inside = torch.zeros((len(boxes), size, size), dtype=torch.bool, device=boxes.device)
+    for left, top, right, bottom in (box.unsqueeze(2).unbind(1) for box in boxes.unbind(1)):
         across, down = (at >= left) & (at < right), (at >= top) & (at < bottom)
-        erased |= down[:, :, None] & across[:, None, :]
-    return torch.where(erased[:, None], holes.level * scale + shift, images, out=images)
+        inside |= down[:, :, None] & across[:, None, :]
+    return inside
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
     """The settings of a recipe that decide its holes; empty without them."""
-    if not recipe.cutout:
-        return {}
-    return {"cutout": recipe.cutout, "cutout_holes": recipe.cutout_holes, "cutout_fill": recipe.cutout_fill}
+    out: dict[str, Any] = {}
+    if recipe.cutout:
+        out |= {"cutout": recipe.cutout, "cutout_holes": recipe.cutout_holes, "cutout_fill": recipe.cutout_fill}
+    if recipe.erasing:
+        ranges = {"erasing_area": list(recipe.erasing_area), "erasing_ratio": list(recipe.erasing_ratio)}
+        out |= {"erasing": float(recipe.erasing), **ranges, "cutout_fill": recipe.cutout_fill}
+    return out

@@ -1,16 +1,16 @@
 """The steps of a view that follow the crop, on the device and the same for every backend, a whole batch at once.
 
 `altered` turns views, applies their policy and takes the colours from some, in 8 bits as Pillow does; `Finish` jitters colours,
-erases holes, normalises. The reasons for this order: a policy works on whole levels and jitter does not, so that levels are
-rounded only where Pillow does; and jitter after a hole would change what the hole holds. All of it was drawn before
-(transforms.py).
+erases holes, normalises, and mixes the images of mixtures. The reasons for this order: a policy works on whole levels and jitter
+does not, so that levels are rounded only where Pillow does; jitter after a hole would change what the hole holds; and mixing
+is linear, as normalisation is, so that it could as well come before. All of it was drawn before (transforms.py).
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from pipelines.augment import colour, erase, grey, policy, rotation
+from pipelines.augment import colour, erase, grey, mix, policy, rotation
 from pipelines.batch import Batch, Colours, Draws, Holes, Operations
 
 LEAST_STD = 0.001  # of pixels in 0..1, whose steps are 0.004
@@ -97,5 +97,9 @@ class Finish:
         return images if holes is None else erase.apply(images, holes, self._scale, self._shift)
 
     def of(self, batch: Batch) -> torch.Tensor:
-        """The views of a batch, normalised by this mean and std, whatever its images are normalised by."""
-        return self(batch.pixels if batch.altered is None else batch.altered, batch.colours, batch.holes)
+        """The images of a batch, normalised by this mean and std, whatever they are normalised by there; mixed if they are."""
+        images = self(batch.pixels if batch.altered is None else batch.altered, batch.colours, batch.holes)
+        if batch.mix is None:
+            return images
+        assert batch.partners is not None
+        return mix.apply(images, self.of(batch.partners), batch.mix)

@@ -3,7 +3,7 @@
 Owns the allowed values; how the numbers are used is up to each transform (transforms.py).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from pipelines.philox import log
@@ -26,10 +26,13 @@ POLICIES = {
     "trivialaugment": TRIVIALAUGMENT,
 }
 HOLE_LEVELS = {"grey": 128, "black": 0}  # of 255
+NO_MIX, MIXUP, CUTMIX = range(3)  # as KINDS
+MIXES = {None: NO_MIX, "mixup": MIXUP, "cutmix": CUTMIX}
 
 _LONGEST_SIDE = 65535  # of a JPEG; its views are at most half as long, as an evaluation needs a longer short side
 _MOST_JITTER = 2  # every channel saturates long before
 _MOST_OPS, _MOST_MAGNITUDE, _MOST_HOLES = 16, 30, 100
+_LEAST_ALPHA, _MOST_ALPHA = 0.05, 100  # for philox.beta: nearly all ratios are near 0 or 1, or near a half
 
 
 @dataclass(kw_only=True)
@@ -67,7 +70,20 @@ class Recipe:
     cutout_holes: int = 1
     "cutout: number of holes"
     cutout_fill: Literal["grey", "black"] = "grey"
-    "cutout: what is in a hole before normalisation; grey = 128 of 255"
+    "cutout and erasing: what is in a hole before normalisation; grey = 128 of 255"
+    erasing: float = 0.0
+    "share of the views in which a random rectangle is erased (Random Erasing), 0..1 (published: 0.5)"
+    erasing_area: list[float] = field(default_factory=lambda: [0.02, 0.4])
+    "erasing: smallest and largest share of the view's area"
+    erasing_ratio: list[float] = field(default_factory=lambda: [0.3, 1 / 0.3])
+    "erasing: smallest and largest height / width"
+    mix: Literal["mixup", "cutmix"] | None = None
+    """mix each view with that of another image, their labels too: mixup (a weighted mean) or cutmix (a box of the other);
+    null = none; every view is loaded with its partner, so that twice as many images are decoded"""
+    mix_alpha: float = 1.0
+    "mix: the ratio is drawn from Beta(alpha, alpha); 1 = uniform (mixup: CIFAR 1, ImageNet 0.2; cutmix: 1)"
+    mix_share: float = 1.0
+    "mix: share of the views that are mixed, above 0, at most 1 (cutmix: CIFAR 0.5)"
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= _LONGEST_SIDE // 2:
@@ -93,6 +109,22 @@ class Recipe:
             raise ValueError(f"data.recipe.rotation={self.rotation}: must be from 0 to 180 degrees")
         if not 0 <= self.grayscale <= 1:
             raise ValueError(f"data.recipe.grayscale={self.grayscale}: must be a share from 0 to 1")
+        if not 0 <= self.erasing <= 1:
+            raise ValueError(f"data.recipe.erasing={self.erasing}: must be a share from 0 to 1")
+        if len(self.erasing_area) != 2 or not 0 < self.erasing_area[0] <= self.erasing_area[1] <= 1:
+            raise ValueError(
+                f"data.recipe.erasing_area={self.erasing_area}: must be [low, high] with 0 < low <= high <= 1"
+            )
+        if len(self.erasing_ratio) != 2 or not 0.1 <= self.erasing_ratio[0] <= self.erasing_ratio[1] <= 10:
+            raise ValueError(
+                f"data.recipe.erasing_ratio={self.erasing_ratio}: must be [low, high] with 0.1 <= low <= high <= 10"
+            )
+        if not _LEAST_ALPHA <= self.mix_alpha <= _MOST_ALPHA:
+            raise ValueError(f"data.recipe.mix_alpha={self.mix_alpha}: must be from {_LEAST_ALPHA} to {_MOST_ALPHA}")
+        if not 0 < self.mix_share <= 1:
+            raise ValueError(
+                f"data.recipe.mix_share={self.mix_share}: must be above 0 and at most 1; without mixtures, data.recipe.mix=null"
+            )
         for name, least, most, unit in (
             ("policy_ops", 1, _MOST_OPS, " operations"),
             ("policy_magnitude", 0, _MOST_MAGNITUDE, ", the strongest"),
@@ -107,6 +139,10 @@ class Recipe:
         if self.short_side is not None:
             return self.short_side
         return self.size if self.crop == "pad_crop" else (self.size * 256 + 112) // 224
+
+    def unmixed(self) -> "Recipe":
+        """The same views, none of them mixed."""
+        return replace(self, mix=None)
 
     def evaluation(self) -> "Recipe":
         """The view of validation and test: short side, centre crop, no flip."""
@@ -137,6 +173,14 @@ class ViewParams(NamedTuple):
     cutout: int
     cutout_holes: int
     cutout_level: int
+    erasing: float
+    erasing_area_low: float
+    erasing_area_high: float
+    erasing_ratio_low: float
+    erasing_ratio_high: float
+    mix: int
+    mix_alpha: float
+    mix_share: float
 
 
 def view_params(recipe: Recipe, seed: int) -> ViewParams:
@@ -165,4 +209,12 @@ def view_params(recipe: Recipe, seed: int) -> ViewParams:
         cutout=int(recipe.cutout),
         cutout_holes=int(recipe.cutout_holes),
         cutout_level=HOLE_LEVELS[recipe.cutout_fill],
+        erasing=float(recipe.erasing),
+        erasing_area_low=float(recipe.erasing_area[0]),
+        erasing_area_high=float(recipe.erasing_area[1]),
+        erasing_ratio_low=float(recipe.erasing_ratio[0]),
+        erasing_ratio_high=float(recipe.erasing_ratio[1]),
+        mix=MIXES[recipe.mix],
+        mix_alpha=float(recipe.mix_alpha),
+        mix_share=float(recipe.mix_share),
     )

@@ -20,16 +20,19 @@ _U = np.uint64
 
 
 @exact
-def _weights(length, size):
-    """Triangle weights that turn `length` pixels into `size`: (first source pixel, count, integer weights)."""
-    scale = length / size
+def _weights(start, span, length, size):
+    """Triangle weights that turn `span` of `length` pixels, from `start` on, into `size`: (first pixel, count, integer weights).
+
+    As in PIL, start and span may be fractions, and the filter reads what lies beside the span too.
+    """
+    scale = span / size
     support = max(scale, 1.0)
     first = np.empty(size, np.int64)
     count = np.empty(size, np.int64)
     weights = np.zeros((size, np.int64(np.ceil(support)) * 2 + 1), np.int32)
     row = np.empty(weights.shape[1], np.float64)
     for i in range(size):
-        center = (i + 0.5) * scale
+        center = start + (i + 0.5) * scale
         low = max(np.int64(center - support + 0.5), 0)
         n = min(np.int64(center + support + 0.5), length) - low
         total = 0.0
@@ -43,12 +46,14 @@ def _weights(length, size):
 
 
 @exact
-def _resize_lines(source, start, stride, length, reverse, out):
-    """Resize `length` lines into out[S, N]; the first begins at source[start], and they lie `stride` bytes apart.
+def _resize_lines(source, start, stride, length, inside, span, reverse, out):
+    """Resize `span` of `length` lines, from line `inside` on, into out[S, N].
+
+    The first of the `length` begins at source[start], and they lie `stride` bytes apart.
 
     All lines are done in one call: in each call numba counts references to every array atomically, 50 ns a call (measured).
     """
-    first, count, weights = _weights(length, out.shape[0])
+    first, count, weights = _weights(inside, span, length, out.shape[0])
     n, step, last = _U(out.shape[1]), _U(stride), _U(out.shape[0] - 1)
     sums = np.empty(out.shape[1], np.int32)
     for i in range(_U(out.shape[0])):
@@ -109,21 +114,23 @@ def _copy(source, x, y, flip, out):
 
 
 @exact
-def crop_resize_flip(source, x, y, w, h, flip, out):
-    """Write the box (x, y, w, h) of uint8 source[H, W, 3], resized to out[S, S, 3] and mirrored if `flip`, into `out`.
+def crop_resize_flip(source, window, inside, flip, out):
+    """Write a box of uint8 source[H, W, 3], resized to out[S, S, 3] and mirrored if `flip`, into `out`.
 
-    A box of the output's size is copied (it may reach outside, where pixels are 0); any other box must lie inside the source.
-    Both arrays are C-contiguous.
+    window: int (x, y, w, h), the pixels that may be read; inside: float (x, y, w, h), the box in the window.
+    A window of the output's size, all of it shown, is copied (it may reach outside the source, where pixels are 0); any other
+    must lie in the source. Both pictures are C-contiguous.
     """
+    x, y, w, h = np.int64(window[0]), np.int64(window[1]), np.int64(window[2]), np.int64(window[3])
     size_y, size_x = out.shape[0], out.shape[1]
-    if w == size_x and h == size_y:
+    if w == size_x and h == size_y and inside[2] == w and inside[3] == h:
         _copy(source, x, y, flip, out)
         return
     width = source.shape[1]
     lines = np.empty((size_y, 3 * w), np.uint8)
-    _resize_lines(source.reshape(-1), 3 * (y * width + x), 3 * width, h, 0, lines)
+    _resize_lines(source.reshape(-1), 3 * (y * width + x), 3 * width, h, inside[1], inside[3], 0, lines)
     columns = np.empty((3 * w, size_y), np.uint8)
     _transpose(lines, columns)
     across = np.empty((size_x, 3 * size_y), np.uint8)
-    _resize_lines(columns.reshape(-1), 0, 3 * size_y, w, flip, across)
+    _resize_lines(columns.reshape(-1), 0, 3 * size_y, w, inside[0], inside[2], flip, across)
     _transpose(across.reshape((3 * size_x, size_y)), out.reshape((size_y, 3 * size_x)))

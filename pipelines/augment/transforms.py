@@ -7,7 +7,7 @@ decoding.
 
 from typing import Any, Protocol
 
-from pipelines.augment import colour, erase, geometry, grey, policy, rotation
+from pipelines.augment import colour, erase, geometry, grey, mix, policy, rotation
 from pipelines.augment.recipe import Recipe, ViewParams
 from pipelines.batch import Draws, Plan
 from pipelines.records.reader import Records
@@ -32,6 +32,7 @@ TRANSFORMS: dict[str, Transform] = {  # by their field in Draws
     "operations": policy,
     "grey": grey,
     "holes": erase,
+    "mix": mix,
 }
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from pipelines.batch import Draws, Plan
+from pipelines.batch import Boxes, Draws, Plan
 
 Drawn = tuple[Plan, Draws]  # one batch, as a backend is given it
 Crops = tuple[torch.Tensor, Plan, Draws]  # what it returns: pixels uint8 [B, S, S, 3], with their plan and draws
@@ -29,12 +29,12 @@ class Backend(Protocol):
 class OnHost:
     """Makes a backend out of a function that fills a host buffer with one batch: load(positions, boxes, out).
 
-    positions int64 [B]; boxes int32 [B, 5], as in Draws; out uint8 [B, S, S, 3].
+    positions int64 [B]; out uint8 [B, S, S, 3].
     """
 
     in_background = True
 
-    def __init__(self, load: Callable[[np.ndarray, np.ndarray, np.ndarray], None], size: int, device: torch.device):
+    def __init__(self, load: Callable[[np.ndarray, Boxes, np.ndarray], None], size: int, device: torch.device):
         self._load, self._size, self._device = load, size, device
 
     def crops(self, batches: Iterable[Drawn]) -> Generator[Crops, None, None]:

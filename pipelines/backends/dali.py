@@ -18,15 +18,16 @@ from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 
 from pipelines.augment.recipe import PAD_CROP, ViewParams
 from pipelines.backends.contract import Crops, Drawn
+from pipelines.batch import Boxes
 from pipelines.errors import UserError
 from pipelines.libffcv import library_path
 from pipelines.records.reader import Records
+from pipelines.records.restarts import cut
 from pipelines.records.verify import Verifier
 
 # Two pipelines take turns, so that one decodes while the other's batch is resized and copied. One pipeline with a queue of two
 # would do the same, but its first run starts two batches at once, and there may be only one.
 _AT_WORK = 2
-_ONE_PIXEL = np.array([0, 0, 1, 1, 0], np.int32)  # a box that needs no resampling
 _Work = tuple[Pipeline | None, Drawn, list[np.ndarray]]  # the pipeline (none: nothing to do), its batch, its bytes
 
 
@@ -42,15 +43,21 @@ class _Decodable:
             from pipelines.backends.ffcv import FFCVBackend as Decoder
         else:
             from pipelines.backends.reference import ReferenceBackend as Decoder
-        self._decoder = Decoder(records, workers, "off")
+        self._decoder = Decoder(records, workers, "off", parts=False)
         self._done = np.zeros(len(records), np.bool_)
 
     def check(self, positions: np.ndarray) -> None:
         """Raise UserError naming a record among `positions` that does not decode."""
         due = positions[~self._done[positions]]
         if len(due):
-            self._decoder.load(due, np.tile(_ONE_PIXEL, (len(due), 1)), np.empty((len(due), 1, 1, 3), np.uint8))
+            self._decoder.load(due, _one_pixel(len(due)), np.empty((len(due), 1, 1, 3), np.uint8))
             self._done[due] = True
+
+
+def _one_pixel(count: int) -> Boxes:
+    """Boxes that need no resampling."""
+    windows = np.tile(np.array([0, 0, 1, 1], np.int32), (count, 1))
+    return Boxes(windows, windows.astype(np.float64), np.zeros(count, np.int32))
 
 
 @contextmanager
@@ -87,7 +94,7 @@ class DaliBackend:
         self._workers = workers
         self._device = device
         self._verifier, self._decodable = Verifier(records, verify, workers), _Decodable(records, workers)
-        self._columns = records.columns()
+        self._records = records
         self._idle: list[Pipeline] = []
         self._on_gpu = device.type == "cuda"
         self._decoder: dict[str, Any] = {"device": "cpu"}
@@ -124,14 +131,22 @@ class DaliBackend:
             encoded = self._feed(pipe, positions, draws.boxes)
         return pipe, item, encoded
 
-    def _feed(self, pipe: Pipeline, positions: np.ndarray, boxes: np.ndarray) -> list[np.ndarray]:
-        c = self._columns
-        encoded = [c.data[a : a + n] for a, n in zip(c.offsets[positions], c.sizes[positions], strict=True)]
+    def _feed(self, pipe: Pipeline, positions: np.ndarray, boxes: Boxes) -> list[np.ndarray]:
+        r, windows, encoded = self._records, boxes.windows.copy(), []
+        for position, window in zip(positions, windows, strict=True):
+            width, height = int(r.stored_widths[position]), int(r.stored_heights[position])
+            data, place = cut(r.payload(position), width, height, window)
+            encoded.append(data)
+            window[:2] -= place[:2]
         pipe.feed_input("encoded", encoded)
-        x, y, w, h, flip = boxes.T
+        x, y, w, h = windows.T
         pipe.feed_input("start", np.stack([y, x], axis=1))
         pipe.feed_input("shape", np.stack([h, w], axis=1))
-        pipe.feed_input("flip", flip.copy())
+        if self._params.kind != PAD_CROP:
+            x, y, w, h = boxes.insides.T.astype(np.float32)
+            pipe.feed_input("inside_start", np.stack([y, x], axis=1))
+            pipe.feed_input("inside_end", np.stack([y + h, x + w], axis=1))
+        pipe.feed_input("flip", boxes.flips)
         pipe.schedule_run()
         return encoded
 
@@ -163,7 +178,11 @@ class DaliBackend:
             else:
                 images = fn.decoders.image_slice(encoded, **box, **decoder)
                 linear = DALIInterpType.INTERP_LINEAR
-                images = fn.resize(images, size=[size, size], interp_type=linear, antialias=True)
+                inside: dict[str, Any] = {
+                    f"roi_{end}": fn.external_source(name=f"inside_{end}", dtype=DALIDataType.FLOAT, ndim=1)
+                    for end in ("start", "end")
+                }
+                images = fn.resize(images, size=[size, size], interp_type=linear, antialias=True, **inside)
             pipe.set_outputs(fn.flip(images, horizontal=flip))
         pipe.build()
         return pipe

@@ -14,9 +14,11 @@ from numba import prange
 
 from pipelines import libffcv
 from pipelines.augment.geometry import apply
+from pipelines.batch import Boxes
 from pipelines.compiled import exact_parallel
 from pipelines.errors import UserError
 from pipelines.records.reader import Records
+from pipelines.records.restarts import part
 from pipelines.records.verify import Verifier, is_whole
 
 _GOOD, _BAD_CRC, _BAD_IMAGE = 0, 1, 2
@@ -28,10 +30,11 @@ _RGB, _EXACT = libffcv.RGB, libffcv.EXACT
 
 
 @exact_parallel
-def _load_batch(columns, due, positions, boxes, out, decoders, scratch, status):
-    """Fill uint8 out[B, S, S, 3] with the boxes int32[B, 5] of the records at int64[B]; status[i]: the outcome of row i.
+def _load_batch(columns, due, positions, boxes, out, decoders, scratch, parts, status):
+    """Fill uint8 out[B, S, S, 3] with the Boxes of the records at int64[B]; status[i]: the outcome of row i.
 
-    decoders: uintp[threads], scratch: uint8[threads, bytes of the largest image].
+    decoders: uintp[threads]; scratch: uint8[threads, bytes of the largest image]; parts: uint8[threads, bytes of the largest
+    JPEG], or none, where every image is to be decoded as a whole.
     """
     for i in prange(len(positions)):
         k = positions[i]
@@ -40,24 +43,31 @@ def _load_batch(columns, due, positions, boxes, out, decoders, scratch, status):
             continue
         height, width = np.int64(columns.stored_heights[k]), np.int64(columns.stored_widths[k])
         payload = columns.data[columns.offsets[k] : columns.offsets[k] + columns.sizes[k]]
+        window, left, top = boxes.windows[i], np.int64(0), np.int64(0)
         if columns.raw[k]:
             image = payload.reshape((height, width, 3))
         else:
             thread = numba.get_thread_id()
+            size, left, top, width, height = part(payload, width, height, window, parts[thread])
+            source, size = (parts[thread].ctypes.data, size) if size else (payload.ctypes.data, len(payload))
             image = scratch[thread][: height * width * 3].reshape((height, width, 3))
-            source, to = payload.ctypes.data, image.ctypes.data
-            result = _decompress(decoders[thread], source, len(payload), to, width, 0, height, _RGB, _EXACT)
+            to = image.ctypes.data
+            result = _decompress(decoders[thread], source, size, to, width, 0, height, _RGB, _EXACT)
             if result != 0:  # the stock Loader ignores this, and returns the image decoded before
                 status[i] = _BAD_IMAGE
                 continue
-        apply(image, boxes[i], out[i])
+        apply(image, left, top, window, boxes.insides[i], boxes.flips[i], out[i])
         status[i] = _GOOD
 
 
 class FFCVBackend:
-    """Fills host buffers, see contract.OnHost. workers: threads that load one batch together."""
+    """Fills host buffers, see contract.OnHost.
 
-    def __init__(self, records: Records, workers: int, verify: str):
+    workers: threads that load one batch together. parts: decode only the part of an image that its box shows, where the record
+    allows it.
+    """
+
+    def __init__(self, records: Records, workers: int, verify: str, parts: bool = True):
         try:
             libffcv.load_for_compiled_code()
         except RuntimeError as error:  # not installed, or OpenCV or turbojpeg was removed afterwards
@@ -71,8 +81,9 @@ class FFCVBackend:
         self._status = np.zeros(0, np.uint8)
         self._decoders = libffcv.Handles(self._workers)
         self._scratch = np.zeros((self._workers, 0), np.uint8)
+        self._parts, self._whole = np.zeros((self._workers, 0), np.uint8), not parts
 
-    def load(self, positions: np.ndarray, boxes: np.ndarray, out: np.ndarray) -> None:
+    def load(self, positions: np.ndarray, boxes: Boxes, out: np.ndarray) -> None:
         with _one_at_a_time:
             self._records.require_whole()
             self._grow(positions)
@@ -85,6 +96,7 @@ class FFCVBackend:
                 out,
                 self._decoders.addresses,
                 self._scratch,
+                self._parts,
                 self._status,
             )
             bad = np.flatnonzero(self._status[: len(positions)])
@@ -94,11 +106,14 @@ class FFCVBackend:
             raise r.damaged(position, "does not decode")
 
     def _grow(self, positions: np.ndarray) -> None:
-        """Scratch for the largest image of the batch, so that a giant image costs memory only when it comes up."""
+        """Scratch for the largest image and JPEG of the batch, so that a giant image costs memory only when it comes up."""
         r = self._records
         pixels = r.stored_widths[positions].astype(np.int64) * r.stored_heights[positions]
         largest = int(np.where(r.raw[positions], 0, 3 * pixels).max(initial=0))
         if largest > self._scratch.shape[1]:
             self._scratch = np.empty((self._workers, largest), np.uint8)
+        largest = 0 if self._whole else int(r.sizes[positions].max(initial=0))
+        if largest > self._parts.shape[1]:
+            self._parts = np.empty((self._workers, largest), np.uint8)
         if len(positions) > len(self._status):
             self._status = np.empty(len(positions), np.uint8)

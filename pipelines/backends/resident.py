@@ -45,8 +45,8 @@ class ResidentBackend:
 
     def crops(self, batches: Iterable[Drawn]) -> Generator[Crops, None, None]:
         for plan, draws in batches:
-            corners = draws.boxes[:, :2] + self._pad
-            columns = np.column_stack([plan.positions, corners, draws.boxes[:, 4]])
+            corners = draws.boxes.windows[:, :2] + self._pad
+            columns = np.column_stack([plan.positions, corners, draws.boxes.flips])
             sample, x, y, flip = to_device(columns.T, self._device)
             across = torch.where(flip[:, None] == 1, self._columns.flip(0), self._columns) + x[:, None]
             down = y[:, None] + self._columns

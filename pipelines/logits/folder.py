@@ -105,11 +105,17 @@ def read_done(folder: Path, kind: BlockKind) -> tuple[int, np.ndarray]:
 def misfits(opened: Opened, wanted: Wanted) -> dict[str, str]:
     """Dotted field -> difference, for every field in which a cache differs from what is wanted.
 
-    The digest alone may differ when every wanted sample has an equal row: a subset may use its superset's cache.
+    The digest alone may differ when every wanted sample has an equal row: a subset may use its superset's cache, unless views
+    are mixed, whose partners are drawn from all samples.
     """
     found = differences(opened.identity, wanted.view)
     if "dataset.digest" in found:
-        found["dataset.digest"] = _missing_rows(opened.rows, wanted.rows)
+        missing = _missing_rows(opened.rows, wanted.rows)
+        if not missing and "mix" in opened.identity["recipe"]:
+            missing = (
+                f"{len(wanted.rows)} of its {len(opened.rows)} samples, and partners of mixed views are drawn from all"
+            )
+        found["dataset.digest"] = missing
     weights = opened.identity["teacher"]["weights"]
     if wanted.weights not in (None, weights):
         found["teacher.weights"] = f"another teacher, cache {weights[:12]}, here {str(wanted.weights)[:12]}"

@@ -9,9 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.augment import transforms
+from pipelines.augment import geometry, transforms
 from pipelines.augment.finish import FINISH_VERSION
-from pipelines.augment.geometry import VIEWS_VERSION
 from pipelines.augment.recipe import Recipe
 from pipelines.augment.resample import RESAMPLE_VERSION
 from pipelines.backends.pixels import PixelSource
@@ -36,7 +35,7 @@ def view_identity(
         "recipe": transforms.identity(recipe),
         "data_seed": data_seed,
         "size_rule": _size_rule(records),
-        "versions": {"views": VIEWS_VERSION, "resample": RESAMPLE_VERSION, "finish": FINISH_VERSION},
+        "versions": {"views": geometry.VERSIONS[recipe.crop], "resample": RESAMPLE_VERSION, "finish": FINISH_VERSION},
     }
 
 

@@ -1,4 +1,4 @@
-"""How one image is stored: the bytes of its file, or its pixels shrunk and re-encoded; and whether stored bytes decode.
+"""How one image is stored: its file with restart markers, or its pixels shrunk and re-encoded; and whether stored bytes decode.
 
 Owns the rule by which JPEG bytes are kept, the sizes, and the one encoder. Opens no record file for writing (writing.py).
 Invariant: what is stored shows the picture that `PIL.Image.open(file).convert("RGB")` shows, EXIF orientation ignored, and
@@ -23,6 +23,7 @@ from PIL import Image
 from pipelines import libffcv
 from pipelines.errors import UserError
 from pipelines.records import layout
+from pipelines.records.marking import marked, without_table
 from pipelines.records.reader import Records
 
 MAX_STORED_SIDE = 65_535  # pixels: FFCV stores sides as uint16
@@ -55,6 +56,7 @@ class Encoding:
     max_side: int | None = None
     quality: int = 95  # JPEG quality of images that are re-encoded, always 4:4:4
     grey_bits: int = 16  # the bits that 16-bit grey uses, 8 to 16: the upper 8 of these are stored
+    restarts: bool = True  # whether JPEGs get restart markers, so that a part can be decoded alone (marking.py)
 
     def __str__(self) -> str:
         limits = {"short side": self.short_side, "long side": self.max_side}
@@ -64,8 +66,9 @@ class Encoding:
         return ", ".join(parts) or "files as they are"
 
     def recorded(self) -> dict[str, Any]:
-        """What a manifest says: everything, but the bits of grey only where they are not 16."""
-        return {name: value for name, value in asdict(self).items() if (name, value) != ("grey_bits", 16)}
+        """What a manifest says: what decides the pixels, but the bits of grey only where they are not 16."""
+        default = {("grey_bits", 16), ("restarts", True), ("restarts", False)}
+        return {name: value for name, value in asdict(self).items() if (name, value) not in default}
 
 
 AS_THEY_ARE = Encoding()
@@ -138,20 +141,37 @@ def decoder_name() -> str:
 
 
 def _keepable(data: bytes) -> bool:
-    """Whether these are JPEG bytes that every backend decodes as they are, and to the same colours.
+    """Whether these are JPEG bytes that every backend decodes to the same colours, if it decodes them at all.
 
     They must be sequential 8-bit Huffman-coded (SOF0, SOF1), grey or YCbCr (decoders disagree on RGB, which a few files of
-    ImageNet are), with sides and size within FFCV's limits, and libffcv must decode them without a warning. Where FFCV is
-    not installed, the caller's decode by Pillow, which ignores warnings, replaces that last condition.
+    ImageNet are), with sides and size within FFCV's limits.
     """
     frame = jpeg_frame(data)
     if frame is None or frame.marker not in (0xC0, 0xC1) or frame.precision != 8:
         return False
     if frame.components not in (1, 3) or frame.rgb or len(data) > layout.PAGE_SIZE:
         return False
-    if not (0 < frame.width <= MAX_STORED_SIDE and 0 < frame.height <= MAX_STORED_SIDE):
-        return False
-    return not libffcv.decoder() or libffcv.pixels(data, frame.width, frame.height) is not None
+    return 0 < frame.width <= MAX_STORED_SIDE and 0 < frame.height <= MAX_STORED_SIDE
+
+
+def _with_restarts(data: bytes, size: tuple[int, int], pixels: np.ndarray | None) -> bytes:
+    """A JPEG with restart markers, where it can have them and they change no pixel; else as it is.
+
+    pixels: what it shows, if that is known.
+    """
+    other = marked(data)
+    if other is None or len(other) > layout.PAGE_SIZE:
+        return data
+    before, after = _decoded(data, size) if pixels is None else pixels, _decoded(other, size)
+    return other if before is not None and after is not None and np.array_equal(before, after) else data
+
+
+def _decoded(data: bytes, size: tuple[int, int]) -> np.ndarray | None:
+    """uint8[height, width, 3] of a JPEG, by libffcv or else by Pillow; None if libffcv does not decode it."""
+    if libffcv.decoder():
+        return libffcv.pixels(data, *size)
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def stored_size(width: int, height: int, encoding: Encoding) -> tuple[int, int]:
@@ -294,15 +314,20 @@ def _encode_jpeg(rgb: Image.Image, wanted: tuple[int, int], quality: int) -> tup
 def store_file(data: bytes, encoding: Encoding) -> Stored:
     """The bytes of an image file if all backends decode them and no resize is due, else the image re-encoded as JPEG.
 
-    Raises Broken for what cannot be decoded, UserError for a fault of the machine.
+    libffcv must decode the bytes without a warning, or, where FFCV is not installed, Pillow, which ignores warnings. Either
+    way the JPEG gets restart markers, if `encoding` says so. Raises Broken for what cannot be decoded, UserError for a fault of
+    the machine.
     """
     with _decoding():
         image = _open(data)
         original = image.size
         size = stored_size(*original, encoding)
         keep = size == original and size[0] * size[1] <= MAX_STORED_PIXELS and _keepable(data)
-        payload, notes = data, ()
-        if not (keep and libffcv.decoder()):
+        payload, notes, pixels = without_table(data), (), None
+        if keep and libffcv.decoder():
+            pixels = libffcv.pixels(payload, *size)
+            keep = pixels is not None
+        if pixels is None:
             with _pillows_limit(MAX_READ_PIXELS):
                 rgb, notes = _to_rgb(image, encoding.grey_bits)
             del image  # as large as `rgb`
@@ -310,6 +335,8 @@ def store_file(data: bytes, encoding: Encoding) -> Stored:
                 wanted = size
                 payload, size = _encode_jpeg(rgb, wanted, encoding.quality)
                 notes += (Note("shrunk"),) if size != wanted else ()
+        if encoding.restarts:
+            payload = _with_restarts(payload, size, pixels)
         return Stored(payload, layout.MODE_JPEG, *original, *size, layout.hash63(data), notes)
 
 

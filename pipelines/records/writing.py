@@ -15,6 +15,7 @@ import signal
 import traceback
 import warnings
 import zlib
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import connection
@@ -42,17 +43,30 @@ from pipelines.records.encoding import (
     store_file,
 )
 from pipelines.records.reader import Records
+from pipelines.records.restarts import lists_segments
 
 CHUNK = 16  # samples sent at a time: large enough to hide the cost of sending, small enough to bound memory
 CHUNKS_PER_WORKER = 3  # being encoded, or waiting to be written
 
 
+class Streamed(ABC):
+    """An image of a source that can only be read from its start to its end, such as a compressed archive.
+
+    The parent reads it and sends its bytes to a worker: were the workers to read, each would go through the whole source. It is
+    read when its turn comes, in the order of the samples, which should be that of the source. It never leaves the process.
+    """
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """The bytes of an image file. Raises UserError, which ends the conversion, where the source is damaged."""
+
+
 class Sample(NamedTuple):
-    """One image to write: a file's path, RGB pixels uint8[height, width, 3], or what reads either when its turn comes."""
+    """One image to write: a file's path or bytes, RGB pixels uint8[height, width, 3], or what reads one of these in its turn."""
 
     name: str
     label: int
-    image: StrPath | np.ndarray | Lazy
+    image: StrPath | bytes | np.ndarray | Lazy | Streamed
 
 
 class Samples(Protocol):
@@ -93,7 +107,9 @@ def encode_sample(sample: Sample, encoding: Encoding) -> Stored | Unreadable:
         image = sample.image
         if isinstance(image, (str, os.PathLike)):
             image = read_file(image)
-        elif not isinstance(image, np.ndarray):
+        elif isinstance(image, Streamed):
+            image = image.read()
+        elif not isinstance(image, (np.ndarray, bytes)):
             image = read_lazy(image)
         return store_array(image) if isinstance(image, np.ndarray) else store_file(image, encoding)
     except Broken as error:
@@ -102,6 +118,11 @@ def encode_sample(sample: Sample, encoding: Encoding) -> Stored | Unreadable:
         raise UserError(f"{sample.name}: {error}") from None
     except Exception as error:
         raise RuntimeError(f"while converting {sample.name}") from error
+
+
+def _sendable(sample: Sample) -> Sample:
+    """The sample as another process can have it."""
+    return sample._replace(image=sample.image.read()) if isinstance(sample.image, Streamed) else sample
 
 
 def _encode_quietly(sample: Sample, encoding: Encoding) -> Stored | Unreadable:
@@ -139,11 +160,11 @@ class _Worker:
         self.process = context.Process(target=_work, args=(theirs, encoding), daemon=True)
         self.process.start()
         theirs.close()
-        self.todo: deque[tuple[int, Sample]] = deque()
+        self.todo: deque[tuple[int, str]] = deque()  # numbers and names
 
     def give(self, first: int, samples: Sequence[Sample]) -> None:
         """Send samples, numbered from `first`; only to an idle worker, which is known to be receiving."""
-        self.todo.extend(enumerate(samples, first))
+        self.todo.extend(enumerate((sample.name for sample in samples), first))
         try:
             self.line.send(samples)
         except OSError:
@@ -159,7 +180,7 @@ class _Worker:
 
     def _death(self) -> UserError:
         return UserError(
-            f"{self.todo[0][1].name}: the worker that converted it died: killed, out of memory (use fewer "
+            f"{self.todo[0][1]}: the worker that converted it died: killed, out of memory (use fewer "
             "--workers), or a crash of the decoder (remove or repair this file)"
         )
 
@@ -183,7 +204,7 @@ def _encode_parallel(samples: Samples, encoding: Encoding, workers: int) -> Gene
         while taken < len(samples):
             for worker in team.values():
                 if not worker.todo and given < len(samples) and given + CHUNK <= taken + ahead:
-                    chunk = list(itertools.islice(source, CHUNK))
+                    chunk = [_sendable(sample) for sample in itertools.islice(source, CHUNK)]
                     if not chunk:
                         raise ValueError(f"{len(samples)} samples were promised, {given} came")
                     worker.give(given, chunk)
@@ -283,6 +304,7 @@ class _Writer:
         self.table = np.zeros(samples, layout.TABLE)
         self.allocation = np.zeros(samples, layout.ALLOCATION)
         self.names: list[bytes] = []
+        self.restarts = 0  # images of which a part can be decoded alone
         # As in FFCV, images start at the first page after the table, which has room for unreadable samples too.
         head = layout.TABLE_START + self.table.nbytes
         self.position = file.seek(-(-head // layout.PAGE_SIZE) * layout.PAGE_SIZE)
@@ -296,6 +318,8 @@ class _Writer:
         self.file.write(stored.payload)
         image = (stored.mode, stored.stored_width, stored.stored_height, self.position)
         crc = zlib.crc32(stored.payload)
+        if stored.mode == layout.MODE_JPEG:
+            self.restarts += lists_segments(np.frombuffer(stored.payload, np.uint8))
         self.table[number] = (image, label, key, stored.width, stored.height, stored.source, crc)
         self.allocation[number] = (number, self.position, size)
         self.names.append(layout.encode_name(name))
@@ -305,7 +329,7 @@ class _Writer:
         """Write everything but the images."""
         samples = len(self.names)
         table, allocation = self.table[:samples], self.allocation[:samples].tobytes()
-        names, manifest = _names_section(self.names), _manifest(table, class_names, made)
+        names, manifest = _names_section(self.names), _manifest(table, class_names, made, self.restarts)
         footer = np.zeros(1, layout.FOOTER)
         after = self.position + len(names) + len(manifest) + footer.nbytes
         header = np.array(
@@ -340,7 +364,7 @@ def _names_section(names: Sequence[bytes]) -> bytes:
     return offsets.tobytes() + b"".join(names)
 
 
-def _manifest(table: np.ndarray, class_names: Sequence[str], made: dict[str, Any]) -> bytes:
+def _manifest(table: np.ndarray, class_names: Sequence[str], made: dict[str, Any], restarts: int) -> bytes:
     rows = np.empty(table.size, layout.ROW)
     for field in ("key", "label", "width", "height", "source"):
         rows[field] = table[f"f{layout.FIELD_NAMES.index(field)}"]
@@ -353,6 +377,8 @@ def _manifest(table: np.ndarray, class_names: Sequence[str], made: dict[str, Any
         "digest": layout.rows_digest(rows),
         "made": made,
     }
+    if restarts:
+        manifest["restarts"] = restarts
     return json.dumps(manifest, sort_keys=True, indent=1).encode("ascii")
 
 

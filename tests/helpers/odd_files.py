@@ -26,8 +26,8 @@ from PIL import Image
 class OddFile(NamedTuple):
     """A file's bytes and its fate.
 
-    kept: stored byte by byte. encoded: decoded, and stored as a new JPEG. reported: cannot be read, listed with a reason.
-    shrunk: too large for a record or for decoders, stored smaller.
+    kept: stored as it is, but for restart markers. encoded: decoded, and stored as a new JPEG. reported: cannot be read, listed
+    with a reason. shrunk: too large for a record or for decoders, stored smaller.
     """
 
     data: bytes

@@ -127,6 +127,18 @@ def test_another_stored_size_is_close_or_refused(work: Path, tmp_path: Path) -> 
     assert code == 2 and "size_rule" in said, said
 
 
+def test_restart_markers_are_no_difference(work: Path, tmp_path: Path) -> None:
+    """A cache of records with them serves records without, and the reverse."""
+    write(tmp_path / "train.beton", samples(work / "images"), encoding=Encoding(restarts=False))
+    plain = f"data.train={tmp_path}/train.beton"
+    code, said = student(work, plain, "cache.pixels=same", "cache.check=always")
+    assert code == 0 and "the pixels are those the teacher saw" in said, said
+    cache = f"cache.dir={tmp_path}/caches"
+    run("cache_logits", work / "dive.yaml", "distill.teacher=t", plain, cache, "schedule.epochs=2", *RECIPE, cwd=work)
+    code, said = student(work, f"cache.paths=[{tmp_path}/caches]", "cache.pixels=same", "cache.check=always")
+    assert code == 0 and "the pixels are those the teacher saw" in said, said
+
+
 def test_an_image_that_only_claims_to_be_the_same_is_refused_by_its_pixels(work: Path, tmp_path: Path) -> None:
     """Rows equal to the cached ones, but other pixels, as in a forged or mixed-up record file: fingerprints tell."""
     from pipelines.records.reader import Records

@@ -24,7 +24,11 @@ from train.settings import flatten, load
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 REPORTED = [path for path in CONFIGS if path.parent.name != "demo"]
-PLAIN = [path for path in REPORTED if path.stem.split("_")[0] in ("ce", "bsce", "dive")]  # without experts and LDAM
+PLAIN = [  # without experts and LDAM
+    path
+    for path in REPORTED
+    if path.stem.split("_")[0] in ("ce", "bsce", "dive") and path.parent.name != "cifar100_lt_strong"
+]
 # folder: (network, epochs by file stem's end, batch, lr, weight decay, tau, p)
 PAPER = {
     "cifar100_lt": ("resnet32", 128, 0.1, 2e-4, 3, 0.5),
@@ -42,7 +46,7 @@ TRAIN, EVALUATION = 12, 5  # images
 # These run with a smaller network to save time: others of the same folder run the real one, and CIFAR's the real experts.
 SAME_NETWORK = (
     *("imagenet_lt/ce_x50", "inat18/bsce_r50_200", "inat18/dive_r50_200"),
-    *(ids(path) for path in REPORTED if path not in PLAIN and path.parent.name != "cifar100_lt"),
+    *(ids(path) for path in REPORTED if path not in PLAIN and not path.parent.name.startswith("cifar100_lt")),
 )
 
 
@@ -180,6 +184,25 @@ def test_settings_are_the_papers(path: Path) -> None:
         assert (config.schedule.kind, config.schedule.epochs, config.schedule.per) == ("cosine", epochs, "epoch")
 
 
+@pytest.mark.parametrize("path", [path for path in REPORTED if path.parent.name == "cifar100_lt_strong"], ids=ids)
+def test_strong_settings_are_those_of_the_page(path: Path) -> None:
+    """docs/strong.md."""
+    config = load(Config, path)
+    recipe, schedule, network = config.data.recipe, config.schedule, "resnet56" if "_r56_" in path.stem else "resnet32"
+    assert (recipe.policy, recipe.cutout, recipe.cutout_fill) == ("autoaugment_cifar10", 16, "grey")
+    assert (config.model.name, config.optim.batch, config.optim.lr, config.optim.weight_decay) == (
+        network,
+        128,
+        0.1,
+        5e-4,
+    )
+    assert (schedule.kind, schedule.epochs, schedule.warmup_epochs, config.optim.nesterov) == ("cosine", 200, 5, True)
+    if path.stem.startswith("dive"):
+        assert (config.distill.tau, config.distill.p, config.distill.alpha, config.data.seed) == (6, 1, 0.5, 0)
+    else:
+        assert config.data.seed == 1
+
+
 def test_student_and_teacher_differ_only_where_they_must() -> None:
     """A teacher is trained with the student's recipe."""
     plain = {"distill.method", "distill.tau", "distill.p", "data.seed"}
@@ -189,6 +212,8 @@ def test_student_and_teacher_differ_only_where_they_must() -> None:
         ("imagenet_lt", "dive_x50", "bsce_x50", plain),
         ("inat18", "dive_r50_90", "bsce_r50_90", plain),
         ("demo", "dive", "bsce", plain),
+        ("cifar100_lt_strong", "dive_strong_if100", "bsce_strong_if100", plain),
+        ("cifar100_lt_strong", "dive_strong_if100", "bsce_r56_strong_if100", plain | {"model.name"}),
         ("cifar100_lt", "ride_dive4_if100", "bsce6_if100", more | {"schedule.warmup_epochs"}),
         ("imagenet_lt", "ride_dive4_x50", "bsce6_x50", more),
         ("inat18", "ride_dive4_r50", "bsce6_r50", more),

@@ -53,14 +53,14 @@ def _require_equal_gradients(one: dict[str, np.ndarray], two: dict[str, np.ndarr
     assert scale.min() > 1e-3  # there was something to compare
 
 
-def test_experts_and_class_weights_have_the_gradients_of_one_process(tiny: Path, tmp_path: Path) -> None:
+def test_experts_class_weights_and_mixtures_have_the_gradients_of_one_process(tiny: Path, tmp_path: Path) -> None:
     """Whole batches of 16 against quarters, on two ranks with two accumulation steps each: their weights have different sums.
 
-    Re-weighted in every step; the diversity has temperatures from the second epoch on.
+    Re-weighted in every step, with two labels for most images; the diversity has temperatures from the second epoch on.
     """
     losses = ("distill.method=ldam", "distill.drw_from=0", "distill.drw_beta=0.99", "distill.diversity=-0.2")
     model = ("model.experts=2", "model.head=cosine", "distill.diversity_from=1", "eval.batch=64", "optim.lr=1e-4")
-    given = [tiny_config(tmp_path, tiny), *losses, *model]
+    given = [tiny_config(tmp_path, tiny), *losses, *model, "data.recipe.mix=mixup", "data.recipe.mix_share=0.8"]
     one, two = walk(tmp_path, "one", 1, *given), walk(tmp_path, "two", 2, *given, "optim.accumulate=2")
     _require_equal_gradients(one, two, within=1e-4)
 

@@ -21,6 +21,7 @@ STRONG = (
     "policy_magnitude=15",
     "grayscale=0.3",
     "cutout=6",
+    "erasing=0.4",
 )
 
 
@@ -48,6 +49,21 @@ def test_cached_loss_is_the_online_loss(tiny: Path, tmp_path: Path, settings: tu
     worst = cached_against_online(dive, [*recipe, f"distill.teacher={tmp_path}/runs/t"], caches, steps=21)
     assert worst["f32"] <= 1e-5
     assert 0 < worst["u8"] <= 1e-2
+
+
+@pytest.mark.parametrize(("mix", "of"), [("mixup", "image"), ("cutmix", "parts")])
+def test_cached_loss_of_mixtures_is_the_online_loss(tiny: Path, tmp_path: Path, mix: str, of: str) -> None:
+    """Of mixed views from a cache of the very mixtures, or from a cache of the views that are mixed."""
+    run("teacher", tiny_config(tmp_path, tiny, "bsce"), "run=t", "data.seed=1", "schedule.epochs=1", cwd=tmp_path)
+    dive = tiny_config(tmp_path, tiny, "dive", DIVE)
+    strong = [f"data.recipe.{setting}" for setting in (*STRONG, f"mix={mix}", "mix_share=0.8")]
+    settings = [*strong, f"distill.mixed_targets={of}", "schedule.epochs=1"]
+    run("cache_logits", dive, *settings, "distill.teacher=t", "cache.codec=f32", cwd=tmp_path)
+    (identity,) = tmp_path.glob("caches/*/identity.json")
+    assert ("mix" in json.loads(identity.read_text())["recipe"]) == (of == "image")
+    teacher = f"distill.teacher={tmp_path}/runs/t"
+    worst = cached_against_online(dive, [*settings, teacher], {"f32": tmp_path / "caches"}, steps=7)
+    assert worst["f32"] <= 1e-5
 
 
 def test_students_with_and_without_experts_of_six(tiny: Path, tmp_path: Path) -> None:

@@ -508,7 +508,7 @@ def _(lab: Lab) -> None:
 
 
 def test_augmented_images_are_the_same_in_micro_batches_and_after_a_stop(lab: Lab) -> None:
-    recipe = ("rotation=15", "policy=randaugment", "cutout=6")
+    recipe = ("rotation=15", "policy=randaugment", "cutout=6", "mix=mixup", "mix_share=0.7")
     augmented = (*(f"data.recipe.{setting}" for setting in recipe), *STILL)
 
     def images(*seen: Seen) -> torch.Tensor:
@@ -537,6 +537,50 @@ def _(lab: Lab) -> None:
         shares.append(float(erased.float().mean()))
     assert 0.05 < shares[0] <= 36 / 256 and 1.5 * shares[0] < shares[1] <= 3 * 36 / 256
     assert shares[2] == pytest.approx(shares[0], abs=0.01)
+
+
+@wire("data.recipe.erasing", "data.recipe.erasing_area", "data.recipe.erasing_ratio")
+def _(lab: Lab) -> None:
+    """The share of the pixels that are grey, and the height of that part: half of all views, all, large or flat rectangles."""
+    found = {}
+    for name, more in (("half", "0.5"), ("large", "1 erasing_area=[0.5,0.6]"), ("flat", "1 erasing_ratio=[0.1,0.2]")):
+        seen = strong(lab, *f"erasing={more}".split())
+        grey = ((torch.cat([one.images for one in seen.training]) - (128 / 255 - 0.5) / 0.25).abs() < 1e-5).all(dim=1)
+        found[name] = grey.float().mean((1, 2)), grey.any(dim=2).sum(1).max(), grey.any(dim=1).sum(1).max()
+    assert 0.2 < (found["half"][0] > 0.01).float().mean() < 0.8 and found["large"][0].min() > 0.4
+    assert found["flat"][1] < 8 <= found["flat"][2]
+    assert None not in lab.stored(seen.evaluating[-1].images, "test")
+
+
+@wire("data.recipe.mix", "data.recipe.mix_alpha", "data.recipe.mix_share")
+def _(lab: Lab) -> None:
+    """Of images that reach the network as they are stored."""
+    stored = (torch.from_numpy(lab.images["train"]).permute(0, 3, 1, 2) / 255 - MEAN[0]) / STD[0]
+    whole, half = strong(lab, "mix=cutmix"), strong(lab, "mix=cutmix", "mix_share=0.5")
+    for image in whole.training[0].images:  # every pixel is the one of some stored image, and those are at most two
+        found = ((stored - image).abs() < 1e-5).all(dim=1)
+        assert max(int((a | b).sum()) for a in found for b in found) == image[0].numel()
+    assert lab.order(half).count(None) < lab.order(whole).count(None)
+    seen = strong(lab, "mix=mixup", "mix_alpha=100")  # the mean of two images, of independent pixels
+    varies = torch.cat([one.images for one in seen.training]).std() / stored.std()
+    assert float(varies) == pytest.approx(0.5**0.5, abs=0.03)  # 0.82 with ratios that are uniform
+    assert None not in lab.stored(seen.evaluating[-1].images, "test")
+    told = lab.student("data.recipe.mix=mixup", "distill.method=dkd", "distill.p=1", fails=True).out
+    assert "distill.method=dkd takes one label" in told
+
+
+@wire("distill.mixed_targets")
+def _(lab: Lab) -> None:
+    """Cached or online: the answer to the mixture needs a cache of mixtures, those to its parts the cache of all students."""
+    mixed = ("data.recipe.mix=mixup", *STILL, SHORT)
+    teacher, parts = "distill.teacher=t", "distill.mixed_targets=parts"
+    cached = lab.student(*mixed, parts).logged[0]
+    online, whole = lab.online(*mixed, parts, teacher).logged[0], lab.online(*mixed, teacher).logged[0]
+    assert cached["kl"] == pytest.approx(online["kl"], rel=0.05)  # 8 bits
+    assert whole["kl"] != pytest.approx(online["kl"], rel=0.1) and whole["hard"] == pytest.approx(
+        online["hard"], rel=1e-5
+    )
+    assert "recipe.mix: cache nothing, here 'mixup'" in lab.student(*mixed, fails=True).out
 
 
 @wire("data.mean", "data.std")

@@ -1,13 +1,15 @@
 """What strong augmentation costs, and how it compares with Pillow: python tests/studies/augmentation.py [--markdown FILE].
 
 Costs: processor seconds of one thread for a batch of 128 views of 32 pixels, draws included, beside a training step of ResNet-32
-on the same batch, in turns within one process; the best of several rounds counts, as the others were disturbed. Parity: every
+on the same batch, in turns within one process; the best of several rounds counts, as the others were disturbed. The loader is
+measured too, which decodes the partners of mixtures beside the views. Parity: every
 operation with all magnitudes of the four policies on noise, ramps and degenerate images, against the same operation of Pillow.
 """
 
 import argparse
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,34 +23,47 @@ if __name__ == "__main__":
 import numpy as np
 import PIL
 import torch
+from helpers.boxes import whole_boxes
 from helpers.pillow_operations import PILLOW, by_pillow, pictures
 from torch.nn import functional as F
 
 from models.registry import build_model
-from pipelines.augment import operations, policy, rotation
+from pipelines.augment import mix, operations, policy, rotation
 from pipelines.augment.finish import Finish, altered
 from pipelines.augment.recipe import POLICIES, Recipe, view_params
 from pipelines.augment.transforms import TRANSFORMS
-from pipelines.batch import Colours, Draws, Holes, Operations, Plan
+from pipelines.batch import Colours, Draws, Holes, Mix, Operations, Plan
 from pipelines.files import write_bytes_atomic
+from pipelines.loader import Loader
+from pipelines.order import with_partners
+from pipelines.records.reader import Records
+from pipelines.records.writing import Sample, write_records
 from train.networks.layout import channels_last
 from train.optim import OptimConfig, build_optimizer
 
 BATCH, SIZE, CLASSES = 128, 32, 100
 REPEATS = 10  # of an augmentation in one measurement, for the clock
 CPU = torch.device("cpu")
-BOXES = np.zeros((BATCH, 5), np.int32)
+BOXES = whole_boxes(np.zeros((BATCH, 4), np.int32))
 LATER = [name for name in TRANSFORMS if name != "boxes"]  # what follows crop and flip
 RECIPES: dict[str, dict[str, Any]] = {
     "crop and flip alone": {},
     "rotation 15": {"rotation": 15.0},
     **{name: {"policy": name} for name in POLICIES if name},
     "cutout 16": {"cutout": 16},
+    "erasing 0.5": {"erasing": 0.5},
     "autoaugment_cifar10, cutout 16": {"policy": "autoaugment_cifar10", "cutout": 16},
     "grayscale 0.2": {"grayscale": 0.2},
+    "mixup": {"mix": "mixup"},
+    "cutmix": {"mix": "cutmix"},
+    "autoaugment_cifar10, cutout 16, mixup": {"policy": "autoaugment_cifar10", "cutout": 16, "mix": "mixup"},
     "jitter 0.4, rotation 15, randaugment, grayscale 0.2, cutout 16": {
         **{"jitter": [0.4] * 3, "rotation": 15.0, "policy": "randaugment", "grayscale": 0.2, "cutout": 16}
     },
+}
+LOADED = {  # by the whole loader
+    "crop and flip, with the loader": {},
+    "mixup, with the loader": {"mix": "mixup"},
 }
 
 
@@ -66,22 +81,52 @@ def many_pictures() -> np.ndarray:
 
 def augmentation(settings: dict[str, Any]) -> Callable[[], None]:
     """A function that draws and finishes the next views of a batch of crops."""
-    params, records = view_params(Recipe(crop="pad_crop", size=SIZE, **settings), 0), _keys()
+    recipe = Recipe(crop="pad_crop", size=SIZE, **settings)
+    params, records = view_params(recipe, 0), _keys()
     finish = Finish([0.5] * 3, [0.25] * 3, CPU, channels_last=True)
     crops = torch.from_numpy(many_pictures()[:BATCH])
     view = 0
+
+    def finished(pixels: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, Draws]:
+        draws = Draws(boxes=BOXES, **{name: TRANSFORMS[name].draw(params, records, plan) for name in LATER})
+        changed = altered(pixels, draws)
+        colours = draws.colours and Colours(*map(torch.from_numpy, draws.colours))
+        holes = draws.holes and Holes(torch.from_numpy(draws.holes[0]), draws.holes[1])
+        return finish(pixels if changed is None else changed, colours, holes), draws
 
     def once() -> None:
         nonlocal view
         view += 1
         plan = Plan(np.arange(BATCH), np.full(BATCH, view, np.int32))
-        draws = Draws(boxes=BOXES, **{name: TRANSFORMS[name].draw(params, records, plan) for name in LATER})
-        changed = altered(crops, draws)
-        colours = draws.colours and Colours(*map(torch.from_numpy, draws.colours))
-        holes = draws.holes and Holes(torch.from_numpy(draws.holes[0]), draws.holes[1])
-        finish(crops if changed is None else changed, colours, holes)
+        if recipe.mix is None:
+            finished(crops, plan)
+            return
+        (plan,) = with_partners([plan], records.keys, 0)
+        images, draws = finished(crops, plan)
+        partners, _ = finished(crops, Plan(plan.partners, plan.partner_views))
+        assert draws.mix is not None
+        ratios, boxes = draws.mix
+        mix.apply(images, partners, Mix(torch.from_numpy(ratios), None if boxes is None else torch.from_numpy(boxes)))
 
     return once
+
+
+def loading(folder: Path, settings: dict[str, Any]) -> Callable[[], None]:
+    """A function that loads REPEATS batches of raw records, with everything that the loader does."""
+    path = folder / "records.beton"
+    if not path.exists():
+        samples = [Sample(f"{i}", 0, image) for i, image in enumerate(np.tile(many_pictures(), (5, 1, 1, 1)))]
+        write_records(path, samples, ["a"], kind="study")
+    recipe = Recipe(crop="pad_crop", size=SIZE, **settings)
+    finish = Finish([0.5] * 3, [0.25] * 3, CPU, channels_last=True)
+    loader = Loader(Records(path), recipe, seed=0, backend="ffcv", finish=finish, device=CPU, workers=1)
+
+    def some() -> None:
+        plan = Plan(np.arange(BATCH), np.zeros(BATCH, np.int32))
+        for _ in loader.stream([plan] * REPEATS):
+            pass
+
+    return some
 
 
 def training_step() -> Callable[[], None]:
@@ -102,15 +147,18 @@ def training_step() -> Callable[[], None]:
 
 def costs(rounds: int) -> dict[str, float]:
     """Processor seconds: of the training step as "step", and of each recipe."""
-    work = {"step": (training_step(), 1)} | {name: (augmentation(given), REPEATS) for name, given in RECIPES.items()}
-    best = dict.fromkeys(work, float("inf"))
-    for turn in range(rounds + 1):
-        for name, (once, repeats) in work.items():
-            start = time.process_time()
-            for _ in range(repeats):
-                once()
-            if turn:  # the first round compiles
-                best[name] = min(best[name], (time.process_time() - start) / repeats)
+    work = {"step": (training_step(), 1, 1)}
+    work |= {name: (augmentation(given), REPEATS, 1) for name, given in RECIPES.items()}
+    best = dict.fromkeys([*work, *LOADED], float("inf"))
+    with tempfile.TemporaryDirectory() as folder:
+        work |= {name: (loading(Path(folder), given), 1, REPEATS) for name, given in LOADED.items()}
+        for turn in range(rounds + 1):
+            for name, (once, repeats, batches) in work.items():
+                start = time.process_time()
+                for _ in range(repeats):
+                    once()
+                if turn:  # the first round compiles
+                    best[name] = min(best[name], (time.process_time() - start) / (repeats * batches))
     return best
 
 
@@ -181,7 +229,8 @@ def page(cost: dict[str, float], apart: dict[str, tuple[int, int, float]]) -> st
         "one thread.",
         "",
         f"Processor time for a batch of {BATCH} views of {SIZE} pixels, draws and normalisation included, and its share of a "
-        f"training\nstep of ResNet-32 ({step * 1e3:.0f} ms):",
+        f"training\nstep of ResNet-32 ({step * 1e3:.0f} ms). The rows with the loader add the reading and cropping of "
+        "raw records\n(backend ffcv), of mixtures twice:",
         "",
         "| recipe | ms | share of the step |",
         "|---|---:|---:|",

@@ -2,9 +2,11 @@
 
 Makes the views of every training recipe of configs/, and of evaluation, at 224 pixels with every backend that can serve the
 records. Keys, views and colours must be equal; pixels are compared by PSNR. The tolerances of test_loader.py come from here.
+The evaluation view is compared with Pillow's resize and centre crop too.
 """
 
 import argparse
+import io
 import itertools
 import platform
 import sys
@@ -18,6 +20,7 @@ if __name__ == "__main__":
 import numpy as np
 import PIL
 import torch
+from PIL import Image
 
 from pipelines.augment.finish import Finish
 from pipelines.augment.recipe import Recipe
@@ -96,6 +99,33 @@ def rows(records: Records, device: torch.device) -> Iterator[str]:
             )
 
 
+def pillows(records: Records, recipe: Recipe) -> np.ndarray:
+    """uint8 [N, S, S, 3]: each image resized as a whole and cropped in the middle by Pillow, as torchvision does."""
+    out = []
+    for position in range(len(records)):
+        with Image.open(io.BytesIO(records.payload(position).tobytes())) as file:
+            image = file.convert("RGB")
+        short = recipe.resolved_short_side()
+        width, height = (short * side // min(image.size) for side in image.size)
+        left, top = (round((side - recipe.size) / 2.0) for side in (width, height))
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        out.append(np.asarray(image.crop((left, top, left + recipe.size, top + recipe.size))))
+    return np.stack(out)
+
+
+def against_pillow(records: Records, device: torch.device) -> Iterator[str]:
+    """The evaluation view of each backend against Pillow's; the records hold whole files."""
+    recipe = RECIPES["evaluation"]
+    expected = pillows(records, recipe)
+    yield "| evaluation against Pillow | worst dB | median dB | largest difference |"
+    yield "|---|---|---|---|"
+    for backend in available_backends(records, recipe, device):
+        found = pixels(shown(records, recipe, backend, device))[: len(records)]
+        decibels, apart = psnr(found, expected), np.abs(found.astype(np.int16) - expected).max()
+        name = pixel_source(backend, records, device)
+        yield f"| {name} | {decibels.min():.2f} | {np.median(decibels):.2f} | {apart} |"
+
+
 def dali_replay(records: Records, device: torch.device) -> Iterator[str]:
     """Whether a view decoded by a GPU depends on the rest of its batch, or on which of the GPU's decoders took it."""
     recipe = RECIPES["inat18"]
@@ -121,6 +151,8 @@ def main() -> None:
         "Keys, views, flips and colours are equal on all of them.",
         "",
         *rows(records, options.device),
+        "",
+        *against_pillow(records, options.device),
     ]
     if "dali" in available_backends(records, Recipe(), options.device) and options.device.type == "cuda":
         lines += ["", *dali_replay(records, options.device)]

@@ -96,7 +96,16 @@ def test_magnitudes_of_strong_augmentation() -> None:
     )
     recipe = Recipe()
     assert (int(ops), int(strength), int(holes)) == (recipe.policy_ops, recipe.policy_magnitude, recipe.cutout_holes)
-    assert recipe.cutout_fill == "grey" and "holds grey 128" in WORDS
+    assert recipe.cutout_fill == "grey" and "hold grey 128" in WORDS
+    low, high, flat, tall = found(
+        r"`erasing_area` \(([\d.]+) to ([\d.]+)\) of the view, height / width in `erasing_ratio` \(([\d.]+) to 1 / ([\d.]+)\)"
+    )
+    assert [float(low), float(high)] == recipe.erasing_area
+    assert [float(flat), 1 / float(tall)] == recipe.erasing_ratio
+    assert floats(" ".join(found(r"`mix_alpha` \((\d)\); `mix_share` \((\d)\)"))) == [
+        recipe.mix_alpha,
+        recipe.mix_share,
+    ]
 
 
 def groups_of(counts: list[int]) -> list[int]:

@@ -36,7 +36,8 @@ _MEAN, _STD = (
     torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 )  # any cost the same
 _UNCHANGED = ([1.0, 1.0, 1.0], [0, 1, 2])  # the colours of a recipe without jitter
-Index = tuple[int, list[int], tuple[list[float], list[int]] | None]  # position, box and flip, colours
+# position, window and box in it as in Boxes, flip, colours
+Index = tuple[int, list[int], list[float], int, tuple[list[float], list[int]] | None]
 
 
 class Job(NamedTuple):
@@ -64,21 +65,27 @@ class Unavailable(Exception):
 _ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
+def _corners(x: float, y: float, w: float, h: float) -> tuple[float, float, float, float]:
+    return x, y, x + w, y + h
+
+
 class ImageFiles(Dataset):
     """Image files, each read, decoded, cropped, resized and flipped by PIL as torchvision's transforms do it.
 
-    An index is (position, (x, y, w, h, flip), colours): drawn beforehand, from the same view as ours. colours: the factors of
-    jitter and their order; with them come jitter, float and normalisation in the worker; None leaves that to the device.
+    An index is (position, window, inside, flip, colours): drawn beforehand, from the same view as ours (Boxes). colours: the
+    factors of jitter and their order; with them come jitter, float and normalisation in the worker; None leaves that to the
+    device.
     """
 
     def __init__(self, paths: dict[int, Path], labels: np.ndarray, size: int):
         self._paths, self._labels, self._size = paths, labels, size
 
     def __getitem__(self, index: Index) -> tuple[torch.Tensor, int]:
-        position, (x, y, w, h, flip), colours = index
+        position, window, inside, flip, colours = index
         with Image.open(self._paths[position]) as file:
             image = file.convert("RGB")
-        image = image.crop((x, y, x + w, y + h)).resize((self._size, self._size), Image.Resampling.BILINEAR)
+        box = _corners(*inside)
+        image = image.crop(_corners(*window)).resize((self._size, self._size), Image.Resampling.BILINEAR, box)
         if flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         label = int(self._labels[position])
@@ -107,7 +114,7 @@ class _Boxes:
             if self._whole and colours:
                 drawn = zip(*(part.tolist() for part in colours), strict=True)
             rows = plan.positions.tolist()
-            yield list(zip(rows, boxes.tolist(), drawn, strict=False))  # the last may be endless
+            yield list(zip(rows, *(part.tolist() for part in boxes), drawn, strict=False))  # the last may be endless
 
 
 def _unpack(records: Records, pool: np.ndarray, folder: Path) -> dict[int, Path]:
@@ -147,7 +154,9 @@ def pil_source(job: Job, whole: bool = False) -> tuple[Stream, str]:
         "float, normalised" + (", jittered" if any(job.recipe.jitter) else "") if whole else "crops alone, as in (a)"
     )
     if missing := [
-        name for name in ("rotation", "policy", "grayscale", "cutout") if whole and getattr(job.recipe, name)
+        name
+        for name in ("rotation", "policy", "grayscale", "cutout", "erasing", "mix")
+        if whole and getattr(job.recipe, name)
     ]:
         crops += f", without {', '.join(missing)}"
     return Stream(run, job.device, warm=job.workers, workers=job.workers), f"{crops}; worker processes: {job.workers}"

@@ -35,7 +35,7 @@ from train.networks.info import ModelInfo
 from train.networks.layout import channels_last, compile_in_place
 from train.objectives.methods import METHODS, hard_part
 from train.objectives.objective import Objective
-from train.objectives.sources import make_teacher, open_cache
+from train.objectives.sources import asked_recipe, make_teacher, open_cache
 from train.objectives.targets import Targets
 from train.optim import build_optimizer
 from train.step import TrainStep
@@ -118,8 +118,10 @@ def temporary_cache(
 ) -> LogitCache:
     """One view of the samples of `pool`, written by the real writer; its logits are noise, which costs the same to read."""
     rows = records.rows()
-    rows = rows[np.isin(rows["key"], records.keys[pool])]
-    view = view_identity(records, config.data.recipe, config.data.seed, source)
+    recipe = asked_recipe(config)
+    if recipe == config.data.recipe:  # otherwise partners are asked for too, which are drawn from all samples
+        rows = rows[np.isin(rows["key"], records.keys[pool])]
+    view = view_identity(records, recipe, config.data.seed, source)
     view["dataset"]["digest"] = rows_digest(rows)
     identity = cache_identity(view, {"weights": "", "architecture": "noise"}, config.cache.codec, config.cache.batch)
     writer = CacheWriter(folder, "bench", identity, rows)

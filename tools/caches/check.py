@@ -210,7 +210,7 @@ def compare_pixels(
     finish = Finish([0, 0, 0], [1, 1, 1], device, channels_last=False)
     loader = Loader(
         records,
-        recipe,
+        recipe.unmixed(),
         seed=seed,
         backend=backend,
         finish=finish,

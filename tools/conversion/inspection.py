@@ -43,6 +43,11 @@ def info_rows(records: Records) -> Iterator[tuple[str, str]]:
     yield "largest class", f"{counts[largest]} ({records.class_names[largest]})"
     yield "smallest class", f"{counts[smallest]} ({records.class_names[smallest]})"
     yield "stored as", stored_as(records, made.pop("encoding", None))
+    if not records.raw.all():
+        yield (
+            "decoded in part",
+            f"{records.manifest.get('restarts', 0)} of {len(records)} images: those with restart markers",
+        )
     size = int(records.sizes.sum())
     yield "images", f"{megabytes(size)} of {megabytes(records.data.size)}, {size / len(records) / 1000:.1f} kB each"
     yield "stored size", size_range(records.stored_widths, records.stored_heights)

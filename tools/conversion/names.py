@@ -3,10 +3,14 @@
 Invariant: a name depends on the input (a list's lines, paths inside a folder), not on where the input lies.
 """
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from pipelines import class_names
 from pipelines.errors import UserError, quoted
+
+SYNSET = re.compile(r"(n\d{8}) .+")  # a line of LOC_synset_mapping.txt: n01440764 tench, Tinca tinca
 
 
 def stripped(name: str, prefix: str, where: str) -> str:
@@ -14,6 +18,13 @@ def stripped(name: str, prefix: str, where: str) -> str:
     if not name.startswith(prefix):
         raise UserError(f"{where}: {quoted(name)} does not start with {prefix}, the --strip-prefix given")
     return name.removeprefix(prefix)
+
+
+def class_order(folders: Iterable[str]) -> list[str]:
+    """Class folders in label order: numbers by their value, as iNaturalist's 0 to 8141, and other names by letters."""
+    names = sorted(folders)
+    numbers = all(name.isascii() and name.isdigit() for name in names)
+    return sorted(names, key=int) if numbers else names
 
 
 def _read(path: Path, what: str) -> bytes:
@@ -34,5 +45,7 @@ def read_lines(path: Path, what: str) -> list[str]:
 
 
 def read_classes(path: Path) -> list[str]:
-    """Class names, one per line, in label order."""
-    return class_names.parse(_read(path, "the class list"), str(path))
+    """Class names, one per line, in label order; of Kaggle's LOC_synset_mapping.txt the WordNet ids, which name the folders."""
+    names = class_names.parse(_read(path, "the class list"), str(path))
+    synsets = [SYNSET.fullmatch(name) for name in names]
+    return [synset[1] for synset in synsets if synset] if all(synsets) else names

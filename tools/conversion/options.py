@@ -54,11 +54,17 @@ def image_options() -> Parser:
         help="bits that images of 16-bit grey use, such as 12; larger values become white (default: %(default)s)",
     )
     add(
+        "--no-restarts",
+        action="store_true",
+        help="keep the very bytes of JPEG files: without restart markers every view decodes its whole image",
+    )
+    add(
         "--strip-prefix",
         default="",
         metavar="P",
         help="leave P out of the samples' names, on which keys depend",
     )
+    add("--dry-run", action="store_true", help="say what would be written, after trying some images; write nothing")
     add("--skip-bad", action="store_true", help="leave unreadable images out instead of failing")
     return parser
 
@@ -91,14 +97,67 @@ def pair_options(parser: Parser) -> None:
     )
 
 
+def out_file(parser: Parser) -> None:
+    parser.add_argument(
+        "--out", type=path, required=True, metavar="FILE", help="record file to write, such as train.beton"
+    )
+
+
+def list_options(parser: Parser, required: bool) -> None:
+    words = "lines 'path label', iNaturalist's JSON, JSON with fpath, or Kaggle's LOC_val_solution.csv"
+    if not required:
+        words = f"takes only the images of this list, with its labels: {words}"
+    parser.add_argument("--list", type=path, required=required, metavar="FILE", help=words)
+    parser.add_argument(
+        "--list-prefix",
+        default="",
+        metavar="P",
+        help="the list's paths start with P, such as a folder of another machine, in whose place the images here come",
+    )
+
+
+def parquet_options(parser: Parser) -> None:
+    out_file(parser)
+    parser.add_argument(
+        "--files", type=path, nargs="+", required=True, metavar="FILE", help="all Parquet files of one split, in order"
+    )
+    parser.add_argument("--image-column", metavar="NAME", help="where several columns hold images")
+    parser.add_argument("--label-column", metavar="NAME", help="where several columns hold labels")
+    list_options(parser, required=False)
+
+
+def webdataset_options(parser: Parser) -> None:
+    out_file(parser)
+    parser.add_argument(
+        "--shards", type=path, nargs="+", required=True, metavar="TAR", help="all shards of one split, in order"
+    )
+    parser.add_argument(
+        "--label-field", metavar="NAME", help="of .json files: what holds the label (default: .cls files, or label)"
+    )
+    list_options(parser, required=False)
+
+
 def folder_options(parser: Parser) -> None:
-    parser.add_argument("--images", type=path, required=True, metavar="DIR", help="folder of class folders")
+    parser.add_argument(
+        "--images",
+        type=path,
+        required=True,
+        metavar="DIR|ARCHIVE",
+        help="folder of class folders, or a tar or zip of it",
+    )
     parser.add_argument(
         "--out",
         type=path,
         required=True,
         metavar="FILE|DIR",
         help="record file to write, such as train.beton; with --val or --test the folder for train.beton and the others",
+    )
+    parser.add_argument(
+        "--depth",
+        type=whole(1, 9),
+        default=1,
+        metavar="N",
+        help="how deep the class folders lie: 2 for iNaturalist's Plantae/7291 (default: 1)",
     )
     for part in ("val", "test"):
         parser.add_argument(

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from pipelines.files import write_bytes_atomic
 from pipelines.records.encoding import Note, Stored
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, Unreadable, UnreadableImages, check_output, write_records
+from tools.conversion.dry_run import describe
 from tools.conversion.splits import PARTS, split_samples
 from tools.conversion.storage import encoding_of
 from train.watch.progress import progress_bar
@@ -82,6 +83,14 @@ def convert(
     report(Records(out), f", {len(skipped)} unreadable images left out" if skipped else "")
 
 
+def refuse(missing: Sequence[Unreadable], samples: int, args: argparse.Namespace) -> NoReturn:
+    """Refuse a conversion some of whose images are known to be missing, before it reads the others."""
+    if not args.dry_run:
+        forget_unreadable(args.out)
+        list_unreadable(missing, unreadable_list(args.out))
+    raise UnreadableImages(missing, samples)
+
+
 def forget_unreadable(out: Path) -> None:
     """Remove the list that an earlier run has left for the same record file."""
     if os.path.isfile(unreadable_list(out)):
@@ -129,6 +138,9 @@ def convert_images(
 ) -> None:
     options |= {"strip_prefix": args.strip_prefix, "recipe": args.recipe}
     encoding = encoding_of(args, part)
+    if args.dry_run:
+        describe(out, samples, class_names, encoding, args.skip_bad)
+        return
     kind, skip_bad = args.command, args.skip_bad
     convert(out, samples, class_names, args, kind=kind, options=options, encoding=encoding, skip_bad=skip_bad)
 
@@ -159,9 +171,10 @@ def convert_parts(
             largest = int(np.bincount([sample.label for sample in samples]).max())
             share = getattr(args, part)
             raise UserError(f"--{part} {share:g} of classes of at most {largest} images is none; give a larger share")
-    for out in outputs.values():  # an interrupted run must not leave parts of two splits side by side
-        remove(out)
-        forget_unreadable(out)
+    if not args.dry_run:
+        for out in outputs.values():  # an interrupted run must not leave parts of two splits side by side
+            remove(out)
+            forget_unreadable(out)
     split = {"val": args.val, "test": args.test, "split_seed": args.split_seed}
     for part, out in outputs.items():
         convert_images(out, parts[part], class_names, args, part=part, split=part, **split)

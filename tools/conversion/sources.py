@@ -2,20 +2,33 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.errors import UserError, quoted
-from pipelines.records.writing import Sample, check_output
+from pipelines.records.writing import Sample, Unreadable, check_output
+from tools.conversion.archives import archive_classes, archive_samples, inside_archive, read_archives
 from tools.conversion.cifar import Cifar, Split, draw, draw_long_tail, long_tail_counts, read_cifar
 from tools.conversion.demo_images import write_demo
-from tools.conversion.folder import class_folders, folder_samples, refuse_splits
-from tools.conversion.listing import list_samples
-from tools.conversion.names import read_classes
-from tools.conversion.output import convert, convert_images, convert_parts, part_outputs
+from tools.conversion.folder import class_folders, folder_samples, folders_at, refuse_splits
+from tools.conversion.images import Images
+from tools.conversion.joining import (
+    Report,
+    check_folders,
+    check_labels,
+    check_names,
+    joined,
+    joined_folder,
+    show_report,
+)
+from tools.conversion.listing import Listed, read_list
+from tools.conversion.names import read_classes, stripped
+from tools.conversion.output import convert, convert_images, convert_parts, part_outputs, refuse
+from tools.conversion.parquet import read_parquet
 from tools.conversion.storage import encoding_of
+from tools.conversion.webdataset import read_shards
 
 
 def cifar_samples(split: Split, positions: np.ndarray, labels: Sequence[int] | None = None) -> list[Sample]:
@@ -87,12 +100,18 @@ def run_folder(args: argparse.Namespace) -> None:
     outputs = part_outputs(args) if args.val or args.test else None
     if outputs is None:
         check_output(args.out, args.force)
+    images = read_archives([args.images]) if inside_archive(args.images) else None
     if args.classes:
         class_names = read_classes(args.classes)
+    elif images:
+        class_names = archive_classes(images, args.depth)
     else:
-        class_names = class_folders(args.images)
-        refuse_splits(args.images, class_names)
-    samples = folder_samples(args.images, class_names, args.strip_prefix)
+        class_names = class_folders(args.images, args.depth)
+        refuse_splits(args.images, folders_at(args.images, 1))
+    if images:
+        samples = archive_samples(images, class_names, args.strip_prefix, args.depth)
+    else:
+        samples = folder_samples(args.images, class_names, args.strip_prefix, args.depth)
     filled = {sample.label for sample in samples}
     empty = [name for label, name in enumerate(class_names) if label not in filled]
     if empty and not args.classes:
@@ -106,13 +125,96 @@ def run_folder(args: argparse.Namespace) -> None:
 def run_list(args: argparse.Namespace) -> None:
     encoding_of(args)
     check_output(args.out, args.force)
-    class_names = read_classes(args.classes) if args.classes else None
-    samples = list_samples(args.root, args.list, args.strip_prefix, len(class_names) if class_names else None)
+    given = read_classes(args.classes) if args.classes else None
+    if any(inside_archive(root) for root in args.root):
+        _convert_joined(args, given, read_archives(args.root))
+        return
+    if len(args.root) > 1:
+        raise UserError(f"--root {args.root[1]}: no archive; give one folder, or tar archives alone")
+    (root,) = args.root
+    listed = read_list(args.list, args.strip_prefix, given, root, args.list_prefix)
+    samples, report = joined_folder(listed.lines, root)
+    _convert_listed(args, listed, given, samples, report, str(root))
+
+
+def _convert_listed(
+    args: argparse.Namespace,
+    listed: Listed,
+    given: list[str] | None,
+    samples: list[Sample],
+    report: Report,
+    where: str,
+    own_names: list[str] | None = None,
+) -> None:
+    """Write the samples of a list after reporting how list and images fit. given: names in --classes; own_names: the images'."""
     if not samples:
         raise UserError(f"{args.list}: the list has no lines; 'path label' expected on each")
-    if class_names is None:
-        class_names = [str(label) for label in range(max(sample.label for sample in samples) + 1)]
-    convert_images(args.out, samples, class_names, args)
+    show_report(args.list, listed.lines, where, report)
+    if given and listed.class_names:
+        check_names(given, str(args.classes), listed.class_names, str(args.list))
+    names = given or listed.class_names or own_names
+    if names:
+        check_folders(listed.lines, names)
+    if report.missing and not args.skip_bad:
+        refuse([Unreadable(name, "no such file or directory") for name in report.missing], len(samples), args)
+    names = names or [str(label) for label in range(max(sample.label for sample in samples) + 1)]
+    convert_images(args.out, samples, names, args)
+
+
+def run_parquet(args: argparse.Namespace) -> None:
+    _convert_files(args, lambda: read_parquet(args.files, args.image_column, args.label_column))
+
+
+def run_webdataset(args: argparse.Namespace) -> None:
+    _convert_files(args, lambda: read_shards(args.shards, args.label_field))
+
+
+def _convert_files(args: argparse.Namespace, read: Callable[[], Images]) -> None:
+    """Write the images of files that bring labels, or, with --list, those that it names."""
+    encoding_of(args)
+    check_output(args.out, args.force)
+    given = read_classes(args.classes) if args.classes else None
+    images = read()
+    if args.list:
+        _convert_joined(args, given, images)
+    else:
+        convert_images(args.out, *labelled(images, given, args), args)
+
+
+def _convert_joined(args: argparse.Namespace, given: list[str] | None, images: Images) -> None:
+    """Write the images of archives that a list names."""
+    known = given or (len(images.class_names) if images.class_names else None)
+    listed = read_list(args.list, args.strip_prefix, known, None, args.list_prefix)
+    samples, report = joined(listed.lines, images)
+    check_labels(samples, images, given)
+    _convert_listed(args, listed, given, samples, report, images.where, images.class_names)
+
+
+NO_LABELS = {
+    "parquet": "name their column with --label-column",
+    "webdataset": "name the field of the .json files that holds them with --label-field",
+}
+
+
+def labelled(images: Images, given: list[str] | None, args: argparse.Namespace) -> tuple[list[Sample], list[str]]:
+    """Samples with the labels that the images' own file gives, and the class names. given: those in --classes."""
+    if images.labels is None:
+        raise UserError(
+            f"{images.where}: no labels in it; {NO_LABELS[args.command]}, or give a --list of 'path label' lines"
+        )
+    if images.labels and min(images.labels) < 0:
+        name, label = next((name, own) for name, own in zip(images.found, images.labels, strict=True) if own < 0)
+        raise UserError(
+            f"{images.where}: {quoted(name)} has no label ({label}), as in test sets whose labels are kept secret; give the "
+            "files of another split, such as validation"
+        )
+    if given and images.class_names:
+        check_names(given, str(args.classes), images.class_names, images.where)
+    names = given or images.class_names or [str(label) for label in range(max(images.labels, default=0) + 1)]
+    pairs = zip(images.found.items(), images.labels, strict=True)
+    return [
+        Sample(stripped(name, args.strip_prefix, images.where), label, image) for (name, image), label in pairs
+    ], names
 
 
 def run_demo(args: argparse.Namespace) -> None:

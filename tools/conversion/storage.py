@@ -30,14 +30,15 @@ RECIPES = {
 def encoding_of(args: argparse.Namespace, part: str = "train") -> Encoding:
     """How the files of one part are stored; under --recipe, parts that are not for training hold the evaluation view."""
     if not args.recipe:
-        return Encoding(args.short_side, args.max_side, args.quality, args.grey_bits)
+        return Encoding(args.short_side, args.max_side, args.quality, args.grey_bits, not args.no_restarts)
     if args.short_side or args.max_side:
         raise UserError(
             f"--recipe {args.recipe} means: {RECIPES[args.recipe].encoding}; give either --recipe, or --short-side "
             "and --max-side"
         )
     name = args.recipe if part == "train" else "evaluation"
-    return replace(RECIPES[name].encoding, quality=args.quality, grey_bits=args.grey_bits)
+    encoding = RECIPES[name].encoding
+    return replace(encoding, quality=args.quality, grey_bits=args.grey_bits, restarts=not args.no_restarts)
 
 
 def recipe_table() -> str:

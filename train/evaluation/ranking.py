@@ -88,7 +88,7 @@ def check_table(path: Path) -> None:
         raise UserError(f"out={path}: a name that ends with .csv or {PARQUET} expected")
     if path.suffix == PARQUET and importlib.util.find_spec("pyarrow") is None:
         raise UserError(
-            f"out={path} needs the pyarrow package; type: pip install pyarrow, or out={path.with_suffix('.csv')}"
+            f"out={path} needs the pyarrow package; type: bash tools/setup.sh parquet, or out={path.with_suffix('.csv')}"
         )
 
 

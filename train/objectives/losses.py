@@ -43,32 +43,45 @@ def log_prior(class_counts: Sequence[int] | np.ndarray) -> Tensor:
     return torch.from_numpy(np.log(positive_counts(class_counts, "balanced softmax needs every count's log"))).float()
 
 
-def cross_entropy(logits_BC: Tensor, labels_B: Tensor, class_weights_C: Tensor | None = None) -> Tensor:
-    """-log softmax(s)_y, mean over the batch; with class weights, of w_y times that.
+def cross_entropy(
+    logits_BC: Tensor, labels_B: Tensor, class_weights_C: Tensor | None = None, shares_B: Tensor | None = None
+) -> Tensor:
+    """-log softmax(s)_y, mean over the batch; with class weights, of w_y times that; with shares, of share times that.
 
-    The divisor is the size of the batch, not the sum of its weights as in torch's `weight`: reweighting.py gives the reason.
+    shares: of the label, where an image is a mixture of two (methods.py has the sum over both). The divisor is the size of the
+    batch, not the sum of its weights as in torch's `weight`: reweighting.py gives the reason.
     """
-    if class_weights_C is None:
+    if class_weights_C is None and shares_B is None:
         return F.cross_entropy(wide(logits_BC), labels_B)
-    return _weighted_mean(F.cross_entropy(wide(logits_BC), labels_B, reduction="none"), labels_B, class_weights_C)
+    losses_B = F.cross_entropy(wide(logits_BC), labels_B, reduction="none")
+    return _weighted_mean(losses_B, labels_B, class_weights_C, shares_B)
 
 
-def _weighted_mean(losses_B: Tensor, labels_B: Tensor, class_weights_C: Tensor | None) -> Tensor:
-    return losses_B.mean() if class_weights_C is None else (class_weights_C[labels_B] * losses_B).mean()
+def _weighted_mean(
+    losses_B: Tensor, labels_B: Tensor, class_weights_C: Tensor | None, shares_B: Tensor | None
+) -> Tensor:
+    if class_weights_C is not None:
+        losses_B = class_weights_C[labels_B] * losses_B
+    return (losses_B if shares_B is None else shares_B * losses_B).mean()
 
 
 def head_smoothed(
-    logits_BC: Tensor, labels_B: Tensor, class_counts_C: Tensor, eps: float, class_weights_C: Tensor | None = None
+    logits_BC: Tensor,
+    labels_B: Tensor,
+    class_counts_C: Tensor,
+    eps: float,
+    class_weights_C: Tensor | None = None,
+    shares_B: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy with label smoothing of the most frequent class alone, mean over the batch (appendix A of the paper).
 
     The target of a sample of that class is 1 - eps on its label and eps / (C - 1) on each other class; all other samples keep
     their one label. torch's `label_smoothing` smooths every class and spreads its eps over all classes, the label included: with
     e = eps * C / (C - 1) it has the same target. class_counts: int64 [C]; among equal ones the lowest label is the head.
-    class_weights: as in `cross_entropy`.
+    class_weights, shares: as in `cross_entropy`.
     """
     if eps == 0:
-        return cross_entropy(logits_BC, labels_B, class_weights_C)
+        return cross_entropy(logits_BC, labels_B, class_weights_C, shares_B)
     log_student_BC = torch.log_softmax(wide(logits_BC), dim=1)
     own_B = log_student_BC.gather(1, labels_B[:, None])[:, 0]
     others_B = (log_student_BC.sum(dim=1) - own_B) / max(1, log_student_BC.shape[1] - 1)
@@ -76,29 +89,53 @@ def head_smoothed(
         labels_B == class_counts_C.argmax()
     )  # the first of equal ones; it stays on the device, nothing waits for it
     smoothed_B = torch.lerp(own_B, others_B, eps * head_B.to(own_B.dtype))
-    return -_weighted_mean(smoothed_B, labels_B, class_weights_C)
+    return -_weighted_mean(smoothed_B, labels_B, class_weights_C, shares_B)
 
 
-def balanced_softmax(logits_BC: Tensor, labels_B: Tensor, log_prior_C: Tensor) -> Tensor:
-    """-log softmax(s + log n)_y, mean over the batch (BSCE, Ren et al. 2020, arXiv 2007.10740)."""
-    return cross_entropy(wide(logits_BC) + log_prior_C, labels_B)
+def balanced_softmax(
+    logits_BC: Tensor, labels_B: Tensor, log_prior_C: Tensor, shares_B: Tensor | None = None
+) -> Tensor:
+    """-log softmax(s + log n)_y, mean over the batch (BSCE, Ren et al. 2020, arXiv 2007.10740).
+
+    shares: as in `cross_entropy`.
+    """
+    return cross_entropy(wide(logits_BC) + log_prior_C, labels_B, shares_B=shares_B)
 
 
-def ldam(logits_BC: Tensor, labels_B: Tensor, margins_C: Tensor, class_weights_C: Tensor | None = None) -> Tensor:
+def ldam(
+    logits_BC: Tensor,
+    labels_B: Tensor,
+    margins_C: Tensor,
+    class_weights_C: Tensor | None = None,
+    shares_B: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy of logits of which the label's is lowered by the margin of its class, mean over the batch.
 
     LDAM (Cao et al. 2019, arXiv 1906.07413, equation 13). margins: in units of the logits (`reweighting.margins` times the scale
     of a cosine head). The paper multiplies cosines by a scale s after the margin; with logits f = s * cos that is f - s * margin.
-    class_weights: as in `cross_entropy`.
+    class_weights, shares: as in `cross_entropy`.
     """
     logits_BC = wide(logits_BC)
     own_BC = labels_B[:, None] == torch.arange(logits_BC.shape[1], device=labels_B.device)
-    return cross_entropy(torch.where(own_BC, logits_BC - margins_C, logits_BC), labels_B, class_weights_C)
+    return cross_entropy(torch.where(own_BC, logits_BC - margins_C, logits_BC), labels_B, class_weights_C, shares_B)
 
 
 def soften(teacher_logits_BC: Tensor, tau: float, p: float) -> Tensor:
     """The target t_hat ~ softmax(t/tau)^p, renormalised, which is softmax(p*t/tau); detached."""
     return torch.softmax(wide(teacher_logits_BC.detach()) * (p / tau), dim=1)
+
+
+def mixed_targets(own_BC: Tensor, partner_BC: Tensor, shares_B: Tensor, temperature: float) -> Tensor:
+    """T * log(r * softmax(t / T) + (1 - r) * softmax(t' / T)), with t and t' the logits for the two images of a mixture.
+
+    Its softmax at T is the mixture of the two answers' probabilities. shares: r in 0..1. Detached.
+    """
+    shares_B1 = wide(shares_B)[:, None]
+    logs = [
+        torch.log_softmax(wide(logits_BC.detach()) / temperature, dim=1) + part_B1.log()
+        for logits_BC, part_B1 in ((own_BC, shares_B1), (partner_BC, 1 - shares_B1))
+    ]
+    return temperature * torch.logaddexp(*logs)
 
 
 def kd_kl(student_logits_BC: Tensor, teacher_probs_BC: Tensor, tau: float) -> Tensor:

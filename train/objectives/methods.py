@@ -40,6 +40,10 @@ class Given(NamedTuple):
     "float32 [C]: of the hard term in this step; None: all 1"
     target_weights: Tensor | None = None
     "float32 [C]: of the classes in the targets of balanced KD"
+    mixture: tuple[Tensor, Tensor] | None = None
+    "of images mixed from two: the second labels int64 [B], and the shares float32 [B] of the first; None: all have one label"
+    shares: Tensor | None = None
+    "float32 [B]: what the loss of each sample's label counts; None: 1"
 
     @property
     def targets(self) -> Tensor:
@@ -79,6 +83,8 @@ class Method(NamedTuple):
     trains the whole network"""
     mixed: bool = False
     "whether its logits hold a part of the training prior: neither all, as those of cross-entropy, nor none"
+    two_labels: bool = False
+    "whether it takes images that are mixtures of two, with the labels of both"
 
     @property
     def script(self) -> str:
@@ -106,27 +112,52 @@ def each_expert(loss: Loss) -> Loss:
         experts = outputs.experts.shape[1]
         soft = None if given.soft is None else given.soft.repeat_interleave(experts, dim=0)
         labels = given.labels.repeat_interleave(experts)
-        mean, parts = loss(Outputs(outputs.experts.flatten(0, 1)), given._replace(labels=labels, soft=soft))
+        mixture = given.mixture and tuple(part.repeat_interleave(experts) for part in given.mixture)
+        folded = given._replace(labels=labels, soft=soft, mixture=mixture)
+        mean, parts = loss(Outputs(outputs.experts.flatten(0, 1)), folded)
         return experts * mean, parts
 
     return of_each
 
 
+def each_label(loss: Loss) -> Loss:
+    """`loss` of both labels of a mixture of images, weighted by their shares; of images with one label, `loss` itself.
+
+    r * L(s, y) + (1 - r) * L(s, y') of each sample: for cross-entropy, and so for balanced softmax, that is the loss of the mixed
+    label r * y + (1 - r) * y' of mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899). The published code of CMO (Park et al.
+    2022, arXiv 2112.00412) mixes the losses of balanced softmax and LDAM in this way. The prior is that of the images before they
+    are mixed. `loss` must be a mean of `given.shares` times the loss of each sample.
+    """
+
+    def of_both(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
+        if given.mixture is None:
+            return loss(outputs, given)
+        second, share = given.mixture
+        own, parts = loss(outputs, given._replace(shares=share))
+        other, others = loss(outputs, given._replace(labels=second, shares=1 - share))
+        return own + other, {name: part + others[name] for name, part in parts.items()}
+
+    return of_both
+
+
 @each_expert
+@each_label
 def _ce(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
-    eps = given.settings.head_smoothing
-    return losses.head_smoothed(outputs.logits, given.labels, given.class_counts, eps, given.class_weights), {}
+    eps, weights = given.settings.head_smoothing, given.class_weights
+    return losses.head_smoothed(outputs.logits, given.labels, given.class_counts, eps, weights, given.shares), {}
 
 
 @each_expert
+@each_label
 def _bsce(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
-    return losses.balanced_softmax(outputs.logits, given.labels, given.log_prior), {}
+    return losses.balanced_softmax(outputs.logits, given.labels, given.log_prior, given.shares), {}
 
 
 @each_expert
+@each_label
 def _ldam(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
     assert given.margins is not None
-    return losses.ldam(outputs.logits, given.labels, given.margins, given.class_weights), {}
+    return losses.ldam(outputs.logits, given.labels, given.margins, given.class_weights, given.shares), {}
 
 
 def distilled_by(soft: Loss) -> Loss:
@@ -200,13 +231,14 @@ _DRW = ("drw_from", "drw_beta")
 _SOFT = ("alpha", "hard", "hard_weight", "kl_of", "zscore")  # what each method of a divergence reads, besides tau
 
 METHODS: dict[str, Method] = {
-    "ce": Method(_ce, "cross-entropy", "cross-entropy", settings=("head_smoothing", *_DRW)),
-    "bsce": Method(_bsce, "balanced softmax", "balanced softmax", prior=True),
+    "ce": Method(_ce, "cross-entropy", "cross-entropy", settings=("head_smoothing", *_DRW), two_labels=True),
+    "bsce": Method(_bsce, "balanced softmax", "balanced softmax", prior=True, two_labels=True),
     "ldam": Method(
         _ldam,
         "cross-entropy with margins, larger for rarer classes",
         "LDAM (cross-entropy with margins that are larger for rarer classes)",
         settings=("margin", *_DRW),
+        two_labels=True,
     ),
     "dive": Method(
         _kd,
@@ -216,6 +248,7 @@ METHODS: dict[str, Method] = {
         prior=True,
         settings=("tau", "p", *_SOFT),
         hard="bsce",
+        two_labels=True,
     ),
     "kd": Method(
         _kd,
@@ -224,6 +257,7 @@ METHODS: dict[str, Method] = {
         targets=True,
         settings=("tau", *_SOFT),
         hard="ce",
+        two_labels=True,
     ),
     "dkd": Method(
         _dkd,
@@ -241,6 +275,7 @@ METHODS: dict[str, Method] = {
         targets=True,
         settings=("tau", *_SOFT, "bkd_beta"),
         hard="ce",
+        two_labels=True,
         mixed=True,
     ),
     "xerm": Method(
@@ -359,6 +394,9 @@ class DistillConfig:
     zscore: bool = False
     """logit standardisation: before the temperature, both networks' logits of an image get mean 0 and standard deviation 1
     (published with tau=2, alpha=9 and hard_weight=0.1)"""
+    mixed_targets: Literal["image", "parts"] = "image"
+    """with data.recipe.mix: image = the teacher's answer to the mixed image, from a cache of mixed views; parts = its answers to
+    the two images, their probabilities mixed as the labels are, from a cache of views that are not mixed"""
     dkd_target: float = 1.0
     "of dkd: weight of the part that is about the label (TCKD)"
     dkd_others: float = 8.0
@@ -404,6 +442,11 @@ class DistillConfig:
                 raise ValueError(f"distill.{name}={value}: must be at least 0 and less than 1")
         self._check_experts()
         method = METHODS[self.method]
+        if self.zscore and self.mixed_targets == "parts":
+            raise ValueError(
+                "distill.mixed_targets=parts: mixes probabilities, which have no logits for distill.zscore=true; use "
+                "distill.mixed_targets=image, or distill.zscore=false"
+            )
         if "head_smoothing" not in settings_of(self) and self.head_smoothing != 0:
             smoothing = names_where(lambda row: "head_smoothing" in row.settings)
             raise ValueError(

@@ -15,7 +15,7 @@ from pipelines.batch import Batch
 from pipelines.loader import Loader
 from train.finite import FiniteLogits
 from train.objectives import experts, reweighting
-from train.objectives.losses import Parts, log_prior
+from train.objectives.losses import Parts, log_prior, mixed_targets
 from train.objectives.methods import METHODS, DistillConfig, Given, experts_of, hard_part, settings_of
 from train.objectives.targets import CachedTargets, Targets
 
@@ -72,9 +72,7 @@ class Objective:
 
     def __call__(self, outputs: Outputs, batch: Batch, step: int) -> tuple[torch.Tensor, Parts]:
         """(loss, its named parts) as scalars on the device, of the student's outputs in optimizer step `step`, from 0."""
-        soft = self._targets(batch) if self._targets else None
-        if soft is not None:
-            self._finite.see(soft, batch.keys)
+        soft = self._soft(batch) if self._targets else None
         weights = self._class_weights if self._begun(self._config.drw_from, step) else None
         given = Given(
             batch.labels,
@@ -86,9 +84,32 @@ class Objective:
             self._margins,
             weights,
             self._target_weights,
+            self._mixture(batch),
         )
         loss, parts = self._method.loss(outputs, given)
         return self._diversified(loss, parts, outputs, step) if self._config.diversity else (loss, parts)
+
+    def _soft(self, batch: Batch) -> torch.Tensor:
+        """Raw logits of the teacher for the images of a batch, or, of mixtures, mixed from those for their parts."""
+        assert self._targets is not None
+        if batch.mix is None or batch.partners is None or self._config.mixed_targets == "image":
+            soft = self._targets(batch)
+            self._finite.see(soft, batch.keys)
+            return soft
+        answers = []
+        for part in (batch._replace(mix=None, partners=None), batch.partners):
+            answers.append(self._targets(part))
+            self._finite.see(answers[-1], part.keys)
+        assert self._config.tau is not None
+        return mixed_targets(answers[0], answers[1], batch.mix.ratios, self._config.tau / self._config.p)
+
+    def _mixture(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The second labels of the images of a batch and the shares of the first; None where nothing is mixed."""
+        if batch.mix is None or batch.partners is None:
+            return None
+        if not self._method.two_labels:  # config.py refuses it
+            raise ValueError(f"distill.method={self._config.method} takes one label for an image, not two")
+        return batch.partners.labels, batch.mix.ratios
 
     def _begun(self, epoch: int | None, step: int) -> bool:
         """Whether the epoch from which on something is switched on has begun; None: it is never."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from pipelines.augment.recipe import Recipe
 from pipelines.backends import pixel_source, resolve_backend
 from pipelines.errors import UserError
 from pipelines.logits import Ensemble, LogitCache
@@ -38,6 +39,12 @@ class Source(NamedTuple):
     def teacher_hashes(self) -> list[str]:
         """Hashes of the teachers' weights, sorted."""
         return sorted(teacher["weights"] for teacher in self.teachers)
+
+
+def asked_recipe(config: Config) -> Recipe:
+    """The recipe of the views about which the teacher is asked: the student's, or its parts where targets are mixed of those."""
+    recipe = config.data.recipe
+    return recipe.unmixed() if config.distill.mixed_targets == "parts" else recipe
 
 
 def make_source(
@@ -112,7 +119,7 @@ def resolve_tau(distill: DistillConfig, caches: Ensemble, train: Records) -> tup
 
 def open_cache(config: Config, train: Records, device: torch.device) -> tuple[Ensemble, str, DistillConfig, list[str]]:
     """(caches, backend to load with, settings with a temperature, notes for the first screen), refusing what does not fit."""
-    settings, recipe = config.cache, config.data.recipe
+    settings, recipe = config.cache, asked_recipe(config)
     if config.distill.teacher and len(settings.paths) > 1:
         raise UserError(
             f"distill.teacher={config.distill.teacher} is one teacher, cache.paths names {len(settings.paths)} caches: "

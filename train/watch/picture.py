@@ -38,6 +38,10 @@ def save_picture(folder: Path, batch: Batch, data: DataConfig, classes: Sequence
         {"class": classes[label], "key": int(key), "view": int(view)}
         for label, key, view in zip(labels, batch.keys[:count], batch.views[:count], strict=True)
     ]
+    if batch.mix is not None and batch.partners is not None:
+        shares, seconds = batch.mix.ratios[:count].tolist(), batch.partners.labels[:count].tolist()
+        for caption, share, second in zip(captions, shares, seconds, strict=True):
+            caption["class"] += "" if share == 1 else f" {share:.0%}, {classes[second]}"
     about = PngInfo()
     about.add_text("images", json.dumps(captions))
     buffer = io.BytesIO()

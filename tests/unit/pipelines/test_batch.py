@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from pipelines.batch import Batch, Holes
+from pipelines.batch import Batch, Holes, Mix
 
 
 def test_rows_of_every_field_belong_together() -> None:
@@ -17,6 +17,7 @@ def test_rows_of_every_field_belong_together() -> None:
         pixels=number.to(torch.uint8).view(n, 1, 1, 1).expand(n, 2, 2, 3),
         altered=number.to(torch.uint8).view(n, 1, 1, 1).expand(n, 2, 2, 3),
         holes=Holes(number.view(n, 1, 1).expand(n, 1, 4), 128),
+        mix=Mix(number.float(), number.view(n, 1).expand(n, 4)),
     )
     batch = batch._replace(partners=batch)
     seen = []
@@ -27,7 +28,11 @@ def test_rows_of_every_field_belong_together() -> None:
         assert part.images[:, 0, 0, 0].tolist() == part.pixels[:, 0, 0, 0].tolist() == rows
         assert part.altered is not None and part.altered[:, 0, 0, 0].tolist() == rows
         assert part.holes and part.holes.boxes[:, 0, 0].tolist() == rows and part.holes.level == 128
+        assert part.mix and part.mix.ratios.tolist() == rows
+        assert part.mix.boxes is not None and part.mix.boxes[:, 0].tolist() == rows
         assert part.labels.tolist() == part.keys.tolist() == part.views.tolist() == rows
         assert part.partners and part.partners.labels.tolist() == part.partners.keys.tolist() == rows
         assert part.labels.data_ptr() == number[start:].data_ptr() and np.shares_memory(part.keys, batch.keys)
     assert seen == list(range(n))
+    weighted = batch._replace(mix=Mix(number.float(), None)).rows(1, 3).mix
+    assert weighted and weighted.ratios.tolist() == [1, 2] and weighted.boxes is None

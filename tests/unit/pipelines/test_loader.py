@@ -21,9 +21,9 @@ from helpers.odd_files import many_odd_files, write_odd_files
 from PIL import Image
 from studies import odd_files
 
+from pipelines.augment import geometry
 from pipelines.augment.finish import Finish, altered
 from pipelines.augment.recipe import Recipe, view_params
-from pipelines.augment.resample import crop_resize_flip
 from pipelines.augment.transforms import draw
 from pipelines.backends.choice import available_backends
 from pipelines.batch import Batch, Plan
@@ -32,6 +32,7 @@ from pipelines.libffcv import library_path
 from pipelines.loader import DataConfig, Loader, ahead_of, default_workers
 from pipelines.order import with_partners
 from pipelines.records import layout
+from pipelines.records.encoding import Encoding
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
 
@@ -187,6 +188,39 @@ def test_partners_come_with_their_batch(files: dict[str, Path], backend: str) ->
             assert found.labels.tolist() == records.labels[positions].tolist()
             assert torch.equal(found.pixels, alone.pixels) and torch.equal(found.images, alone.images)
             assert found.colours and alone.colours and torch.equal(found.colours.factors, alone.colours.factors)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_mixtures_are_those_of_their_parts_however_they_are_batched(
+    files: dict[str, Path], backend: str, mix: str
+) -> None:
+    """In any batch size, order and number of workers: the two views as they come alone, mixed by the formula."""
+    records = Records(files[file_of(backend)])
+    settings = (CIFAR if backend == "resident" else SMALL) | {"jitter": [0.4, 0.4, 0.4], "rotation": 15, "cutout": 6}
+    plain, loader = make(records, backend, settings), make(records, backend, settings | {"mix": mix, "mix_share": 0.8})
+    (plan,) = with_partners([Plan(*plan_of(view=3))], records.keys, 1)
+    assert plan.partners is not None and plan.partner_views is not None
+    (batch,), (own,) = loader.stream([Plan(*plan_of(view=3))]), plain.stream([Plan(*plan_of(view=3))])
+    (other,) = plain.batches(plan.partners, plan.partner_views, N)
+    assert batch.mix and batch.partners and batch.partners.mix is None and torch.equal(batch.pixels, own.pixels)
+    assert batch.labels.tolist() == own.labels.tolist() and batch.partners.labels.tolist() == other.labels.tolist()
+    share = batch.mix.ratios[:, None, None, None]
+    if mix == "mixup":
+        torch.testing.assert_close(batch.images, share * own.images + (1 - share) * other.images, rtol=0, atol=1e-6)
+    else:
+        theirs = (batch.images == other.images).all(dim=1)
+        assert (theirs | (batch.images == own.images).all(dim=1)).all()
+        unlike = (own.images != other.images).any(dim=1).float().mean() > 0.5
+        assert (
+            unlike and ((own.images == batch.images).all(dim=1).float().mean((1, 2)) >= share[:, 0, 0, 0] - 1e-6).all()
+        )
+    assert 0 < (batch.mix.ratios == 1).sum() < N
+    assert loader.finish and torch.equal(loader.finish.of(batch), batch.images)
+    shuffled = np.random.default_rng(0).permutation(N)
+    again = make(records, backend, settings | {"mix": mix, "mix_share": 0.8}, workers=1)
+    parts = list(again.batches(shuffled, np.full(N, 3, np.int32), 5))
+    assert torch.equal(torch.cat([part.images for part in parts]), batch.images[torch.from_numpy(shuffled)])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -830,6 +864,30 @@ def test_odd_files_look_alike_on_every_backend(tmp_path: Path) -> None:
             assert apart.max() <= limit, (backend, names[int(apart.argmax())], apart.max())
 
 
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "resident"])
+@pytest.mark.parametrize("crop", ["random_resized_crop", "resize_crop", "center"])
+def test_a_part_that_is_decoded_alone_changes_no_pixel(
+    files: dict[str, Path], tmp_path: Path, backend: str, crop: str
+) -> None:
+    """With restart markers and without: the same views, to the bit, of every odd file that is kept, and of the pictures."""
+    odd = {name: file for name, file in write_odd_files(tmp_path).items() if file.fate in ("kept", "encoded")}
+    samples = [Sample(name, 0, tmp_path / name) for name in sorted(odd)]
+    for i in range(6):
+        Image.fromarray(np.kron(pictures(N)[i], np.ones((8, 8, 1), np.uint8))).save(
+            tmp_path / f"{i}.jpg", subsampling=i % 3
+        )
+        samples.append(Sample(f"{i}.jpg", 0, tmp_path / f"{i}.jpg"))
+    shown = []
+    for restarts in (True, False):
+        path = tmp_path / f"{restarts}.beton"
+        write_records(path, samples, ["any"], kind="test", encoding=Encoding(restarts=restarts))
+        loader = make(Records(path), backend, {"crop": crop, "size": 24, "flip": crop != "center"})
+        shown.append(np.stack([pixels_of(loader, *plan_of(len(samples), view)) for view in range(3)]))
+    assert Records(tmp_path / "True.beton").manifest["restarts"] > 20
+    assert "restarts" not in Records(tmp_path / "False.beton").manifest
+    np.testing.assert_array_equal(*shown)
+
+
 def test_many_odd_files_come_out_as_pillow_shows_the_originals(tmp_path: Path) -> None:
     """What the study does, which adds the other backends: what Pillow reads is stored, at its size and with its pixels."""
     files = {name: data for name, data in many_odd_files().items() if name != "large.jpg"}
@@ -849,8 +907,8 @@ def view_of(picture: np.ndarray | None, records: Records, position: int) -> np.n
     assert picture is not None
     out = np.empty((24, 24, 3), np.uint8)
     plan = Plan(np.array([position]), np.zeros(1, np.int32))
-    [(x, y, w, h, flip)] = draw(view_params(Recipe(**SMALL), 1), records, plan).boxes
-    crop_resize_flip(np.ascontiguousarray(picture), x, y, w, h, flip, out)
+    (window,), (inside,), (flip,) = draw(view_params(Recipe(**SMALL), 1), records, plan).boxes
+    geometry.apply(np.ascontiguousarray(picture), 0, 0, window, inside, flip, out)
     return out.astype(int)
 
 

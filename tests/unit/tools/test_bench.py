@@ -307,7 +307,7 @@ def test_pil_shows_the_pixels_of_our_views(work: Path, tmp_path: Path) -> None:
     ReferenceBackend(records, 1, "first").load(positions, found, expected)
     files = ImageFiles(bench_baselines._unpack(records, positions, tmp_path), records.labels, 16)
     for i in range(COUNT):
-        pixels, label = files[i, found[i].tolist(), None]
+        pixels, label = files[i, *(part[i].tolist() for part in found), None]
         assert label == records.labels[i]
         difference = np.abs(pixels.numpy().astype(int) - expected[i]).max()
         assert difference <= 2, "the same filter, rounded elsewhere"

@@ -24,6 +24,7 @@ from pipelines.logits.identity import view_identity
 from pipelines.records import writing
 from pipelines.records.encoding import Encoding
 from pipelines.records.layout import TABLE_START, sample_key
+from pipelines.records.marking import marked
 from pipelines.records.reader import Records
 from tools import convert
 from tools.conversion import demo_images
@@ -102,7 +103,7 @@ def test_folder(tmp_path: Path, tree: Path) -> None:
     assert names(records) == [f"{name}/{image}" for name in CLASSES for image in images]
     assert records.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
     assert records.keys[4] == sample_key("ant/more/odd name.PNG")
-    assert records.payload(6).tobytes() == (tree / "bee" / "1.jpg").read_bytes()
+    assert records.payload(6).tobytes() == marked((tree / "bee" / "1.jpg").read_bytes())
     assert os.listdir(tmp_path / "new") == ["a.beton"]
 
 
@@ -468,6 +469,28 @@ def test_info_tells_recipe_and_split(tmp_path: Path, large_tree: Path, capsys: p
     assert (found["stored size"], found["original size"]) == ("273x256", "320x300")
     expected = {"made: recipe": "imagenet_lt", "made: split": "test", "made: test": "0.2", "made: split_seed": "0"}
     assert expected.items() <= found.items()
+    images = Records(tmp_path / "test.beton")
+    assert found["decoded in part"] == f"{len(images)} of {len(images)} images: those with restart markers"
+
+
+@pytest.mark.parametrize("recipe", [[], ["--recipe", "imagenet_lt"]])
+def test_no_restarts_keeps_the_very_bytes(
+    tmp_path: Path, large_tree: Path, capsys: pytest.CaptureFixture[str], recipe: list[str]
+) -> None:
+    """Of the same samples: a cache of one file serves the other."""
+    command = ["folder", "--images", str(large_tree), "--workers", "1", *recipe]
+    plain, other = tmp_path / "plain.beton", tmp_path / "marked.beton"
+    assert convert.main([*command, "--out", str(plain), "--no-restarts"]) == 0
+    assert convert.main([*command, "--out", str(other)]) == 0
+    ours, others = Records(plain), Records(other)
+    assert ours.digest == others.digest and ours.manifest["made"] == others.manifest["made"]
+    files = {path.relative_to(large_tree).as_posix(): path.read_bytes() for path in large_tree.rglob("*.*")}
+    for position in range(len(ours)):
+        data = files[ours.name(position)]
+        assert ours.payload(position).tobytes() == data != others.payload(position).tobytes()
+    capsys.readouterr()
+    assert convert.main(["info", str(plain)]) == 0
+    assert f"0 of {len(ours)} images: those with restart markers" in capsys.readouterr().out
 
 
 # Repair

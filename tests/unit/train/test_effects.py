@@ -47,7 +47,12 @@ REFUSED = [
     ("data.recipe.policy_ops=3", "data.recipe.policy_ops=3 goes with data.recipe.policy=randaugment"),
     ("data.recipe.policy=trivialaugment data.recipe.policy_magnitude=3", "goes with data.recipe.policy=randaugment"),
     ("data.recipe.cutout_holes=2", "data.recipe.cutout_holes=2 goes with data.recipe.cutout"),
-    ("data.recipe.cutout_fill=black", "data.recipe.cutout_fill=black goes with data.recipe.cutout"),
+    ("data.recipe.cutout_fill=black", "data.recipe.cutout_fill=black goes with data.recipe.cutout or"),
+    ("data.recipe.erasing_area=[0.1,0.2]", "data.recipe.erasing_area=[0.1, 0.2] goes with data.recipe.erasing"),
+    ("data.recipe.mix_alpha=0.4", "data.recipe.mix_alpha=0.4 goes with data.recipe.mix"),
+    ("data.recipe.mix_share=0.5", "data.recipe.mix_share=0.5 goes with data.recipe.mix"),
+    ("distill.mixed_targets=parts", "distill.mixed_targets=parts goes with data.recipe.mix and a teacher"),
+    ("data.recipe.mix=mixup distill.method=ce distill.mixed_targets=parts", "goes with data.recipe.mix and a teacher"),
     ("data.backend=ffcv data.hw_decoder_load=0.5", "goes with data.backend=dali"),
     ("optim.name=adamw optim.momentum=0.8", "optim.momentum=0.8 goes with optim.name=sgd"),
     ("optim.betas=[0.8,0.9]", "optim.betas=[0.8, 0.9] goes with optim.name=adamw"),
@@ -80,6 +85,8 @@ def test_settings_that_others_leave_without_an_effect(typed, settings: str, word
         "data.recipe.crop=pad_crop data.recipe.pad=2",
         "data.recipe.policy=randaugment data.recipe.policy_ops=3 data.recipe.policy_magnitude=15",
         "data.recipe.cutout=16 data.recipe.cutout_holes=2 data.recipe.cutout_fill=black",
+        "data.recipe.erasing=0.5 data.recipe.erasing_ratio=[0.5,2] data.recipe.cutout_fill=black",
+        "data.recipe.mix=mixup data.recipe.mix_alpha=0.4 data.recipe.mix_share=0.5 distill.mixed_targets=parts",
         "optim.name=adamw optim.betas=[0.8,0.9]",
         "profile.steps=1 profile.start=3",
         "optim.lr=3 seed=4",
@@ -108,6 +115,8 @@ def test_what_another_program_reads_is_told(typed) -> None:
         *typed("optim.lr=3", "distill.teacher=t", "data.views=3", "distill.tau=9", "schedule.epochs=5")
     )
     assert told == "without effect on a cache, for students: optim.lr=3.0, distill.tau=9.0"
+    mixed = ("data.recipe.mix=mixup", "distill.mixed_targets=parts")
+    assert of_cache_writer(*typed("distill.teacher=t", *mixed)) is None
     assert of_cache_writer(*typed("distill.teacher=t", "cache.codec=f32", "optim.batch=4", "compile=true")) is None
 
 

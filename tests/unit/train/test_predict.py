@@ -183,7 +183,7 @@ def test_a_failure_leaves_the_former_table(work: Path, monkeypatch: pytest.Monke
 
 def test_parquet(work: Path) -> None:
     if importlib.util.find_spec("pyarrow") is None:
-        assert "needs the pyarrow package; type: pip install pyarrow, or out=x.csv" in refused(
+        assert "needs the pyarrow package; type: bash tools/setup.sh parquet, or out=x.csv" in refused(
             work, "predict", "t", "images", "out=x.parquet"
         )
         pytest.skip("pyarrow is not installed: it was refused in one line")

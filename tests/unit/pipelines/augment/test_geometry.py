@@ -1,19 +1,22 @@
 """Views: the generator's known answers, the boxes' definitions and distributions, and committed vectors.
 
 `tests/fixtures/views.json` pins draws and boxes: caches on disk hold targets for exactly these. After a deliberate change
-raise VIEWS_VERSION and write the file again: `PYTHONPATH=. python tests/unit/pipelines/augment/test_geometry.py`.
+raise its number in VERSIONS and write the file again: `PYTHONPATH=. python tests/unit/pipelines/augment/test_geometry.py`.
 """
 
 import json
 import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.boxes import box_rows
+from PIL import Image
 
 from pipelines.augment.colour import colours
-from pipelines.augment.geometry import VIEWS_VERSION, boxes, view_box
+from pipelines.augment.geometry import VERSIONS, apply, boxes, view_box
 from pipelines.augment.recipe import Recipe, view_params
 from pipelines.augment.transforms import identity
 from pipelines.philox import (
@@ -22,9 +25,12 @@ from pipelines.philox import (
     LANE_CONTRAST,
     LANE_CROP,
     LANE_CUTOUT,
+    LANE_ERASING,
     LANE_FLIP,
     LANE_GREY,
+    LANE_MIX,
     LANE_ORDER,
+    LANE_PARTNER,
     LANE_POLICY,
     LANE_ROTATION,
     LANE_SATURATION,
@@ -102,8 +108,8 @@ def random_resized(recipe: Recipe, words: Any, width: int, height: int) -> tuple
 
 def plain_box(
     recipe: Recipe, seed: int, key: int, view: int, size: tuple[int, int], stored: tuple[int, int]
-) -> list[int]:
-    """A view's box and flip as specified: a fraction of the original, rounded half up on the stored image."""
+) -> list[float]:
+    """A view's box and flip as specified: a fraction of the original or resized image, of random_resized_crop rounded half up."""
     width, height = size
     flip = plain_draw(seed, key, view, LANE_FLIP, 0)[0] >> 31 if recipe.flip else 0
 
@@ -123,6 +129,7 @@ def plain_box(
         if recipe.crop == "resize_crop":
             corner = (a * (room_x + 1) >> 32, b * (room_y + 1) >> 32)
         box = (*corner, recipe.size, recipe.size)
+        return [float(Fraction(box[i] * stored[i % 2], whole[i % 2])) for i in range(4)] + [flip]
     w, h = (max(1, math.floor(box[2 + i] / whole[i] * stored[i] + 0.5)) for i in (0, 1))
     x, y = (min(math.floor(box[i] / whole[i] * stored[i] + 0.5), stored[i] - side) for i, side in ((0, w), (1, h)))
     return [x, y, w, h, flip]
@@ -131,10 +138,10 @@ def plain_box(
 def many(
     recipe: Recipe, size: tuple[int, int], n: int, seed: int = 0, stored: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """int64[n, 5]: the boxes of n random keys on images of one size."""
+    """float64[n, 5]: the boxes of n random keys on images of one size."""
     keys = np.random.default_rng(n).integers(0, 2**63, n)
     full = [np.full(n, side, np.int32) for side in (*size, *(stored or size))]
-    return boxes(view_params(recipe, seed), keys, np.zeros(n, np.int32), *full).astype(np.int64)
+    return box_rows(boxes(view_params(recipe, seed), keys, np.zeros(n, np.int32), *full))
 
 
 # --- the generator ---
@@ -166,7 +173,8 @@ def test_draw_puts_key_view_lane_and_seed_in_their_places() -> None:
 
 def test_lanes_are_distinct_and_fit_their_16_bits() -> None:
     jitter = [LANE_COLOUR_ORDER, LANE_BRIGHTNESS, LANE_CONTRAST, LANE_SATURATION]
-    lanes = [LANE_CROP, LANE_FLIP, *jitter, LANE_ROTATION, LANE_POLICY, LANE_CUTOUT, LANE_GREY, LANE_ORDER]
+    lanes = [LANE_CROP, LANE_FLIP, *jitter, LANE_ROTATION, LANE_POLICY, LANE_CUTOUT, LANE_GREY]
+    lanes += [LANE_MIX, LANE_ERASING, LANE_PARTNER, LANE_ORDER]
     assert len(set(lanes)) == len(lanes) and all(0 <= lane < 1 << 16 for lane in lanes)
 
 
@@ -189,7 +197,7 @@ def test_boxes_are_torchvisions_on_our_draws(settings: dict[str, Any], seed: int
     keys, views = rng.integers(0, 2**63, n), rng.integers(0, 500, n, dtype=np.int32)
     sizes = np.exp(rng.uniform(0, math.log(3000), (2, n))).astype(np.int32)
     stored = np.maximum(1, sizes * rng.choice([0.001, 0.3, 0.5, 1, 1, 2], n)).astype(np.int32)
-    found = boxes(params, keys, views, *sizes, *stored)
+    found = box_rows(boxes(params, keys, views, *sizes, *stored))
     for i in range(n):
         pair, stored_pair = (int(sizes[0, i]), int(sizes[1, i])), (int(stored[0, i]), int(stored[1, i]))
         expected = plain_box(recipe, seed, int(keys[i]), int(views[i]), pair, stored_pair)
@@ -199,7 +207,7 @@ def test_boxes_are_torchvisions_on_our_draws(settings: dict[str, Any], seed: int
 def test_one_view_from_python_is_the_row_of_a_batch() -> None:
     params = view_params(Recipe(), 7)
     columns = [np.array(column) for column in ([5, 6], [0, 3], [500, 40], [300, 41], [250, 80], [150, 82])]
-    rows = boxes(params, *columns)
+    rows = box_rows(boxes(params, *columns))
     for i in range(2):
         assert list(view_box(params, *(int(column[i]) for column in columns))) == rows[i].tolist()
 
@@ -207,17 +215,18 @@ def test_one_view_from_python_is_the_row_of_a_batch() -> None:
 @pytest.mark.parametrize("settings", CUTTING, ids=name_of)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_boxes_lie_inside(settings: dict[str, Any], size: tuple[int, int]) -> None:
+    least = 1 if settings["crop"] == "random_resized_crop" else 1e-9
     for stored in (size, (max(1, size[0] // 3), max(1, size[1] // 3)), (1, 1)):
         x, y, w, h, flip = many(Recipe(**settings), size, 500, stored=stored).T
-        assert w.min() >= 1 and h.min() >= 1 and x.min() >= 0 and y.min() >= 0
-        assert (x + w).max() <= stored[0] and (y + h).max() <= stored[1]
+        assert w.min() >= least and h.min() >= least and x.min() >= 0 and y.min() >= 0
+        assert (x + w).max() <= stored[0] + 1e-9 and (y + h).max() <= stored[1] + 1e-9
         assert set(flip.tolist()) <= {0, 1}
 
 
 @pytest.mark.parametrize("settings", CUTTING, ids=name_of)
 def test_a_view_shows_the_same_part_at_every_stored_size(settings: dict[str, Any]) -> None:
-    """Up to rounding to whole pixels."""
-    recipe = Recipe(**settings)
+    """random_resized_crop: up to rounding to whole pixels."""
+    recipe, rounds = Recipe(**settings), settings["crop"] == "random_resized_crop"
     original = many(recipe, (4000, 3000), 2000)
     for stored in ((4000, 3000), (2000, 1500), (333, 250), (8000, 6000)):
         found = many(recipe, (4000, 3000), 2000, stored=stored)
@@ -225,13 +234,13 @@ def test_a_view_shows_the_same_part_at_every_stored_size(settings: dict[str, Any
         for axis in (0, 1):
             scale = stored[axis] / (4000, 3000)[axis]
             corner, side = (np.abs(found[:, i] - original[:, i] * scale).max() for i in (axis, axis + 2))
-            rounding = 0.5 * (1 + scale) + 1e-9  # half a pixel of this image and half of one of the original
+            rounding = rounds * 0.5 * (1 + scale) + 1e-9  # half a pixel of this image and half of one of the original
             assert side <= rounding
             assert corner <= 2 * rounding  # the corner is moved for a box that rounding made too wide
 
 
 def test_pad_crop_offsets_are_uniform() -> None:
-    x, y, w, h, _ = many(Recipe(crop="pad_crop", size=32, pad=4), (32, 32), 81_000).T
+    x, y, w, h, _ = many(Recipe(crop="pad_crop", size=32, pad=4), (32, 32), 81_000).astype(int).T
     assert (w == 32).all() and (h == 32).all()
     counts = np.zeros((9, 9))
     np.add.at(counts, (y + 4, x + 4), 1)
@@ -250,6 +259,29 @@ def test_center_on_the_resized_image_is_torchvisions_crop() -> None:
         assert found == (left, top, 224, 224, 0)
         margins |= {side % 4 for side in stored}
     assert {1, 3} <= margins, "both kinds of odd margins are among the cases"
+
+
+@pytest.mark.parametrize(
+    "settings", [recipe for recipe in RECIPES if recipe["crop"] in ("resize_crop", "center")], ids=name_of
+)
+@pytest.mark.parametrize("size", [(211, 141), (141, 211), (300, 299), (64, 64), (40, 50), (3, 4)], ids=str)
+def test_the_whole_image_is_resized_before_the_crop(settings: dict[str, Any], size: tuple[int, int]) -> None:
+    """Within 1 level of Pillow's resize and crop, also at the edges of the view, where the filter reads beside the box."""
+    recipe = Recipe(**settings)
+    source = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    whole = Image.fromarray(source).resize(resized(*size, recipe.resolved_short_side()), Image.Resampling.BILINEAR)
+    keys, views = np.arange(5), np.zeros(5, np.int32)
+    full = [np.full(5, side, np.int32) for side in (*size, *size)]
+    drawn = boxes(view_params(recipe, 0), keys, views, *full)
+    for i in range(5):
+        box = plain_box(recipe, 0, i, 0, size, whole.size)
+        x, y, flip = int(box[0]), int(box[1]), box[4]
+        expected = np.asarray(whole.crop((x, y, x + recipe.size, y + recipe.size))).astype(int)
+        found = np.empty(expected.shape, np.uint8)
+        apply(source, 0, 0, *(part[i] for part in drawn), found)
+        assert np.abs(found - (expected[:, ::-1] if flip else expected)).max() <= 1
+    x, y, w, h = drawn.windows.T
+    assert x.min() >= 0 and y.min() >= 0 and (x + w).max() <= size[0] and (y + h).max() <= size[1]
 
 
 def largest_gap(a: np.ndarray, b: np.ndarray) -> float:
@@ -327,6 +359,17 @@ def test_seed_key_and_view_each_change_the_view() -> None:
         ({"cutout": -1}, "data.recipe.cutout=-1"),
         ({"cutout": 8, "cutout_holes": 0}, "data.recipe.cutout_holes=0"),
         ({"cutout": 8, "cutout_holes": 101}, "data.recipe.cutout_holes=101"),
+        ({"erasing": 1.1}, "data.recipe.erasing=1.1"),
+        ({"erasing": -0.1}, "data.recipe.erasing=-0.1"),
+        ({"erasing": 0.5, "erasing_area": [0.0, 0.4]}, "data.recipe.erasing_area=[0.0, 0.4]"),
+        ({"erasing": 0.5, "erasing_area": [0.2]}, "data.recipe.erasing_area=[0.2]"),
+        ({"erasing": 0.5, "erasing_area": [0.2, 1.1]}, "data.recipe.erasing_area=[0.2, 1.1]"),
+        ({"erasing": 0.5, "erasing_ratio": [0.05, 1.0]}, "data.recipe.erasing_ratio=[0.05, 1.0]"),
+        ({"erasing": 0.5, "erasing_ratio": [2.0, 1.0]}, "data.recipe.erasing_ratio=[2.0, 1.0]"),
+        ({"mix": "mixup", "mix_alpha": 0.04}, "data.recipe.mix_alpha=0.04: must be from 0.05 to 100"),
+        ({"mix": "mixup", "mix_alpha": 101.0}, "data.recipe.mix_alpha=101.0"),
+        ({"mix": "cutmix", "mix_share": 0.0}, "data.recipe.mix_share=0.0: must be above 0 and at most 1"),
+        ({"mix": "cutmix", "mix_share": 1.1}, "data.recipe.mix_share=1.1"),
         ({"scale": [0.0, 1.0]}, "data.recipe.scale=[0.0, 1.0]"),
         ({"scale": [0.5, 0.4]}, "data.recipe.scale=[0.5, 0.4]"),
         ({"scale": [0.5, 1.1]}, "data.recipe.scale=[0.5, 1.1]"),
@@ -385,6 +428,11 @@ def test_identity_holds_what_decides_the_pixels_and_nothing_else() -> None:
 # --- committed vectors ---
 
 
+def _plain(number: float) -> int | float:
+    """As JSON has it: a whole number without a point."""
+    return int(number) if number == int(number) else float(number)
+
+
 def vectors() -> dict[str, Any]:
     """Draws and boxes of the present code: [key, view, width, height, stored width, stored height, box and flip]."""
     draws = [
@@ -399,9 +447,9 @@ def vectors() -> dict[str, Any]:
             for i, (width, height) in enumerate(SIZES):
                 for stored in ((width, height), (max(1, width // 2), max(1, height // 2))):
                     given = [KEYS[i % len(KEYS)], 1000 * i, width, height, *stored]
-                    rows.append(given + [int(number) for number in view_box(params, *given)])
+                    rows.append(given + [_plain(number) for number in view_box(params, *given)])
             cut.append({"recipe": settings, "seed": seed, "rows": rows})
-    return {"views_version": VIEWS_VERSION, "draws": draws, "boxes": cut}
+    return {"versions": VERSIONS, "draws": draws, "boxes": cut}
 
 
 def test_committed_vectors() -> None:
@@ -441,7 +489,7 @@ def test_colours_are_uniform_and_their_own_lanes() -> None:
     assert len(counts) == 6 and counts.min() > 900
     sizes = np.full(6000, 300, np.int32)
     plain, jittered = (
-        boxes(view_params(recipe, 0), keys, views, sizes, sizes, sizes, sizes)
+        box_rows(boxes(view_params(recipe, 0), keys, views, sizes, sizes, sizes, sizes))
         for recipe in (Recipe(), Recipe(jitter=[0.4, 0.4, 0.4]))
     )
     assert np.array_equal(plain, jittered)

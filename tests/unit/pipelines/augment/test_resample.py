@@ -19,7 +19,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def ours(source: np.ndarray, box: Box, size: int, flip: int = 0) -> np.ndarray:
     out = np.full((size, size, 3), 77, np.uint8)
-    crop_resize_flip(source, *box, flip, out)
+    crop_resize_flip(source, box, (0.0, 0.0, float(box[2]), float(box[3])), flip, out)
     return out
 
 
@@ -100,6 +100,26 @@ def test_photographs_as_pillow_resizes_them(shared_data: Path, box: tuple[float,
         assert 10 * np.log10(255**2 / max(np.mean(apart**2), 1e-9)) > 50
 
 
+@pytest.mark.parametrize(
+    "inside", [(3.25, 4.5, 100.75, 90.1), (0, 0.75, 20.5, 141 - 0.75), (50.5, 60, 7.3, 9)], ids=str
+)
+def test_a_box_with_fractions_as_pillow_resizes_it(inside: tuple[float, float, float, float]) -> None:
+    """Pillow's `box`, whose filter reads beside the box as well: within 1 level, wherever the window ends beyond its reach."""
+    source = noise(141, 211)
+    x, y, w, h = inside
+    expected = Image.fromarray(source).resize((32, 32), Image.Resampling.BILINEAR, (x, y, x + w, y + h))
+    found = []
+    for beside in (4, 9, 300):  # the filter reaches 100.75 / 32 pixels, or 1
+        left, top = max(0, int(x) - beside), max(0, int(y) - beside)
+        right, bottom = min(211, int(x + w) + 1 + beside), min(141, int(y + h) + 1 + beside)
+        out = np.empty((32, 32, 3), np.uint8)
+        crop_resize_flip(source, (left, top, right - left, bottom - top), (x - left, y - top, w, h), 0, out)
+        assert np.abs(out.astype(int) - np.asarray(expected)).max() <= 1
+        found.append(out)
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
 @pytest.mark.parametrize("value", [0, 1, 254, 255])
 def test_a_uniform_picture_stays_so(value: int) -> None:
     source = np.full((300, 500, 3), value, np.uint8)
@@ -147,7 +167,8 @@ def test_nothing_beside_the_output_is_written() -> None:
         length = size * size * 3
         for box in [(5, 6, 90, 70), (3, 4, size, size), (0, 0, 1, 1), (-3, -2, size, size)]:
             buffer = np.full(length + 65, 77, np.uint8)
-            crop_resize_flip(source, *box, 1, buffer[33 : 33 + length].reshape(size, size, 3))
+            into = buffer[33 : 33 + length].reshape(size, size, 3)
+            crop_resize_flip(source, box, (0.0, 0.0, float(box[2]), float(box[3])), 1, into)
             np.testing.assert_array_equal(buffer[33 : 33 + length].reshape(size, size, 3), ours(source, box, size, 1))
             assert (buffer[:33] == 77).all() and (buffer[33 + length :] == 77).all()
 

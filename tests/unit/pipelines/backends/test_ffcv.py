@@ -15,7 +15,7 @@ from pipelines.augment.transforms import draw
 from pipelines.backends import ffcv as ffcv_backend
 from pipelines.backends.ffcv import FFCVBackend
 from pipelines.backends.reference import ReferenceBackend
-from pipelines.batch import Plan
+from pipelines.batch import Boxes, Plan
 from pipelines.errors import UserError
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
@@ -68,7 +68,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
     return Records(folder / "sizes.beton")
 
 
-def boxes_of(records: Records, *positions: int) -> tuple[np.ndarray, np.ndarray]:
+def boxes_of(records: Records, *positions: int) -> tuple[np.ndarray, Boxes]:
     """Positions, and the boxes of their first views."""
     plan = Plan(np.array(positions), np.zeros(len(positions), np.int32))
     return plan.positions, draw(PARAMS, records, plan).boxes

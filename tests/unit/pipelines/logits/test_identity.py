@@ -9,6 +9,7 @@ import pytest
 from helpers.small_caches import CLASSES, RECIPE, TEACHER, identity_of, make_records, some_samples
 from PIL import Image
 
+from pipelines.augment.geometry import VERSIONS
 from pipelines.augment.recipe import Recipe
 from pipelines.logits.identity import (
     cache_identity,
@@ -77,8 +78,10 @@ def test_no_path_no_host_no_time(records: Records, tmp_path: Path) -> None:
     ],
 )
 def test_every_setting_of_a_recipe_counts(records: Records, recipe: Recipe, field: str) -> None:
-    found = differences(identity_of(records), view_identity(records, recipe, 0, "reference"))
-    assert field in found and all(name.startswith("recipe.") for name in found)
+    other = view_identity(records, recipe, 0, "reference")
+    found = differences(identity_of(records), other)
+    assert field in found and all(name.startswith("recipe.") or name == "versions.views" for name in found)
+    assert other["versions"]["views"] == VERSIONS[recipe.crop]
 
 
 @pytest.mark.parametrize(
@@ -143,6 +146,8 @@ def test_the_size_images_are_stored_at_counts(tmp_path: Path) -> None:
         views.append(view_identity(Records(tmp_path / "r.beton"), Recipe(size=16), 0, "reference"))
     assert len({view["dataset"]["digest"] for view in views}) == 1
     assert len({view["size_rule"] for view in views}) == 4
+    write_records(tmp_path / "r.beton", samples, ["a"], kind="test", encoding=Encoding(restarts=False), force=True)
+    assert view_identity(Records(tmp_path / "r.beton"), Recipe(size=16), 0, "reference") == views[0], "the same pixels"
     assert differences(views[0], views[1]) == {
         "size_rule": "cache 'max_side None, quality 95, short_side None', here 'max_side None, quality 95, short_side 20'"
     }

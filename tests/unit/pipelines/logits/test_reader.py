@@ -40,7 +40,7 @@ from pipelines.errors import UserError
 from pipelines.files import is_temporary, temporary_path
 from pipelines.logits import CacheWriter, LogitCache
 from pipelines.logits.blocks import HEADER, open_block
-from pipelines.logits.folder import Wanted, find_cache
+from pipelines.logits.folder import Wanted, find_cache, misfits, open_folder
 from pipelines.logits.identity import cache_identity, identity_bytes, identity_hash, view_identity
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample
@@ -693,6 +693,22 @@ def test_a_subset_or_another_order_may_use_the_cache(large: Path, tmp_path: Path
     for records in (subset, shuffled):
         found = cache.gather(records.keys, np.full(len(records), 2, np.int32))
         assert np.array_equal(found.numpy(), logits_of(records.keys, 2))
+
+
+def test_a_subset_may_not_use_a_cache_of_mixed_views(large: Path, tmp_path: Path) -> None:
+    """Its partners would be others; another order in the file changes none."""
+    samples = some_samples(MANY)
+    subset = make_records(tmp_path / "subset.beton", samples[:20])
+    shuffled = make_records(tmp_path / "shuffled.beton", samples[::-1])
+    opened = open_folder(large)
+    mixed = opened.identity["recipe"] | {"mix": "mixup", "mix_alpha": 1.0, "mix_share": 1.0}
+    opened = opened._replace(identity=opened.identity | {"recipe": mixed})
+    for records, expected in (
+        (subset, {"dataset.digest": f"20 of its {MANY} samples, and partners of mixed views are drawn from all"}),
+        (shuffled, {}),
+    ):
+        wanted = wanted_of(records)
+        assert misfits(opened, wanted._replace(view=wanted.view | {"recipe": mixed})) == expected
 
 
 def _relabelled(samples: list[Sample]) -> list[Sample]:

@@ -23,8 +23,9 @@ from PIL import Image
 from pipelines.errors import UserError
 from pipelines.records import encoding, layout, writing
 from pipelines.records.encoding import Encoding
+from pipelines.records.marking import marked
 from pipelines.records.reader import Records
-from pipelines.records.writing import CHUNK, Sample, UnreadableImages, write_records
+from pipelines.records.writing import CHUNK, Sample, Streamed, UnreadableImages, write_records
 
 needs_libffcv = pytest.mark.skipif(encoding.decoder_name() != "libffcv", reason="FFCV is not installed")
 
@@ -66,6 +67,55 @@ def test_a_member_that_cannot_be_read_is_unreadable_by_its_name(tmp_path: Path, 
     assert bad == [("a/0002.jpg", "the archive is truncated")]
     with pytest.raises(UnreadableImages, match="1 of 3 images cannot be read, first a/0002.jpg"):
         write_records(tmp_path / "u.beton", samples, ["a"], kind="test", workers=workers)
+
+
+class Fed(Streamed):
+    """One of the files that a source hands out in turn."""
+
+    def __init__(self, source: "Source", number: int) -> None:
+        self.source, self.number = source, number
+
+    def read(self) -> bytes:
+        return self.source.read(self.number)
+
+    def __reduce__(self) -> str:
+        raise AssertionError("it must not leave the process")
+
+
+class Source:
+    """Remembers in which order it was read; the last of its files may be damaged."""
+
+    def __init__(self, paths: list[Path], damaged: bool = False) -> None:
+        self.paths, self.damaged, self.asked = paths, damaged, []
+
+    def read(self, number: int) -> bytes:
+        self.asked.append(number)
+        if self.damaged and number == len(self.paths) - 1:
+            raise UserError("a.tar.gz: a damaged archive")
+        return self.paths[number].read_bytes()
+
+    def samples(self) -> list[Sample]:
+        return [sample._replace(image=Fed(self, number)) for number, sample in enumerate(samples_of(self.paths))]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streamed_images_are_read_once_in_order_and_by_this_process(tmp_path: Path, workers: int) -> None:
+    """They are stored as files are; images given as bytes too."""
+    paths = jpegs(tmp_path, 3 * CHUNK + 1)
+    source, held = Source(paths), [sample._replace(image=sample.image.read_bytes()) for sample in samples_of(paths)]
+    write_records(tmp_path / "file.beton", samples_of(paths), ["a"], kind="test")
+    for name, samples in {"stream": source.samples(), "bytes": held}.items():
+        write_records(tmp_path / f"{name}.beton", samples, ["a"], kind="test", workers=workers)
+        assert (tmp_path / f"{name}.beton").read_bytes() == (tmp_path / "file.beton").read_bytes()
+    assert source.asked == list(range(len(paths)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_stream_ends_the_conversion(tmp_path: Path, workers: int) -> None:
+    source = Source(jpegs(tmp_path, 2 * CHUNK), damaged=True)
+    with pytest.raises(UserError, match=r"a\.tar\.gz: a damaged archive$"):
+        write_records(tmp_path / "a.beton", source.samples(), ["a"], kind="test", workers=workers, skip_bad=True)
+    assert not (tmp_path / "a.beton").exists()
 
 
 def test_a_lazy_image_may_be_pixels(tmp_path: Path) -> None:
@@ -160,7 +210,7 @@ def test_unreadable_images_fail_or_are_left_out(tmp_path: Path, workers: int) ->
     opened = Records(out)
     assert [opened.name(position) for position in range(len(opened))] == [f"a/{path.name}" for path in good]
     assert opened.manifest["made"]["skipped"] == list(reasons)
-    assert opened.payload(5).tobytes() == good[5].read_bytes()
+    assert opened.payload(5).tobytes() == marked(good[5].read_bytes())
 
 
 def test_nothing_readable_is_an_error_even_when_skipping(tmp_path: Path) -> None:
@@ -231,6 +281,7 @@ def test_copied_records_keep_everything(tmp_path: Path) -> None:
             assert (getattr(copy, column) == getattr(source, column)[chosen]).all(), column
         assert [bytes(copy.payload(i)) for i in range(4)] == [bytes(source.payload(i)) for i in chosen]
         assert copy.class_names == source.class_names and copy.manifest["made"] == made
+        assert copy.manifest.get("restarts") == (None if name == "raw" else 4)
     writing.copy_records(tmp_path / "all.beton", source, range(9), source.manifest["made"])
     assert (tmp_path / "all.beton").read_bytes() == (tmp_path / "jpeg.beton").read_bytes()
 

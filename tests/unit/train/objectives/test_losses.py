@@ -168,6 +168,31 @@ def test_class_weights() -> None:
     assert smoothed.item() == pytest.approx(expected, rel=1e-12)
 
 
+SHARES = np.array([0.0, 0.2, 0.5, 0.7, 0.9, 1.0])
+
+
+def test_shares_of_labels() -> None:
+    """The mean of share times the loss of each sample, class weights or not."""
+    labels, shares = torch.tensor(LABELS), wide(SHARES)
+    found = losses.cross_entropy(wide(STUDENT), labels, None, shares)
+    assert found.item() == pytest.approx((SHARES * np_each(STUDENT)).mean(), rel=1e-12)
+    found = losses.cross_entropy(wide(STUDENT), labels, wide(WEIGHTS), shares)
+    assert found.item() == pytest.approx((SHARES * WEIGHTS[LABELS] * np_each(STUDENT)).mean(), rel=1e-12)
+
+
+def test_mixed_targets_are_the_mixed_probabilities() -> None:
+    """Softened by tau and p they are the mixture of the two answers, softened each; a share of 0 or 1 takes one alone."""
+    other, shares = draw(2), SHARES[:, None]
+    for tau, p in TAUS_AND_POWERS:
+        mixed = losses.mixed_targets(wide(TEACHER), wide(other), wide(SHARES), tau / p)
+        expected = shares * np_target(TEACHER, tau, p) + (1 - shares) * np_target(other, tau, p)
+        np.testing.assert_allclose(losses.soften(mixed, tau, p).numpy(), expected, rtol=1e-11)
+    huge = losses.mixed_targets(wide(1e4 * TEACHER), wide(1e4 * other), wide(SHARES), 1.0)
+    assert torch.isfinite(huge).all()
+    grown = wide(TEACHER, grad=True)
+    assert not losses.mixed_targets(grown, grown, wide(SHARES), 3.0).requires_grad
+
+
 def test_the_loss_of_a_batch_is_the_mean_of_its_halves() -> None:
     """Which is what micro-batches and processes rely on; with torch's divisor it would not hold."""
     labels, weights = torch.tensor(LABELS), wide(WEIGHTS)

@@ -8,10 +8,12 @@ from helpers.small_caches import RECIPE
 
 from models import Outputs
 from models.registry import ModelConfig
-from pipelines.batch import Batch
+from pipelines.augment.recipe import Recipe
+from pipelines.batch import Batch, Mix
 from pipelines.errors import UserError
-from pipelines.loader import Loader
+from pipelines.loader import DataConfig, Loader
 from pipelines.records.reader import Records
+from train.config import Config
 from train.objectives import losses, reweighting
 from train.objectives.experts import divergence
 from train.objectives.methods import METHODS, DistillConfig, hard_part, prior_left_out, words_of
@@ -102,6 +104,82 @@ def test_the_hard_term_of_a_method_with_targets_can_be_another(hard: str) -> Non
     for method in own:
         same = [objective(method=method, hard=one, tau=3)(OUTPUTS, BATCH, 0)[0] for one in (None, own[method])]
         assert torch.equal(*same)
+
+
+# ---- mixtures ----
+
+SECOND, SHARES = torch.tensor([3, 1, 0, 0, 2, 1]), torch.tensor([0.0, 0.2, 0.5, 0.7, 0.9, 1.0])
+PARTNERS = BATCH._replace(labels=SECOND, keys=np.arange(B) + 100)
+MIXED = BATCH._replace(partners=PARTNERS, mix=Mix(SHARES, None))
+PARTNERS_TEACHER = TEACHER.flip(0, 1)
+
+
+def asked(batch: Batch) -> torch.Tensor:
+    """A teacher whose answers to the mixture, to its parts and to its partners differ."""
+    if batch.mix is not None:
+        return TEACHER + 1.0
+    return PARTNERS_TEACHER if batch.keys[0] == 100 else TEACHER
+
+
+def of_labels(outputs: Outputs, labels: torch.Tensor, row: slice, **settings) -> torch.Tensor:
+    """The loss of one sample of a method of labels."""
+    part = BATCH._replace(labels=labels).rows(row.start, row.stop)
+    experts = None if outputs.experts is None else outputs.experts[row]
+    return objective(**settings)(Outputs(outputs.logits[row], experts=experts), part, 0)[0]
+
+
+@pytest.mark.parametrize(
+    "settings", [*({"method": name} for name in ("ce", "bsce", "ldam")), {"method": "ldam", "drw_from": 0}]
+)
+def test_the_loss_of_a_mixture_is_that_of_both_labels(settings: dict) -> None:
+    """Of each sample r * L(y) + (1 - r) * L(y'), with experts too; that of cross-entropy is the loss of the mixed label."""
+    for outputs in (doubled(OUTPUTS), doubled(SEVERAL)):
+        loss, _ = objective(**settings)(outputs, MIXED, 0)
+        each = [
+            r * of_labels(outputs, LABELS, slice(i, i + 1), **settings)
+            + (1 - r) * of_labels(outputs, SECOND, slice(i, i + 1), **settings)
+            for i, r in enumerate(SHARES.double().tolist())
+        ]
+        assert loss.item() == pytest.approx(float(sum(each)) / B, rel=1e-6)
+    if settings["method"] in ("ce", "bsce"):
+        target = SHARES[:, None] * torch.eye(C)[LABELS] + (1 - SHARES[:, None]) * torch.eye(C)[SECOND]
+        logits = LOGITS + PRIOR if settings["method"] == "bsce" else LOGITS
+        found = objective(**settings)(OUTPUTS, MIXED, 0)[0]
+        assert found.item() == pytest.approx(-(target * logits.log_softmax(1)).sum(1).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"method": "dive", "p": 0.5}, {"method": "kd"}, {"method": "bkd"}])
+def test_soft_targets_of_a_mixture(settings: dict) -> None:
+    """The answer to the mixture, or the probabilities of the answers to its parts, mixed by the shares."""
+    shares = SHARES[:, None]
+    for how in ("image", "parts"):
+        config = DistillConfig(tau=3, alpha=0.3, mixed_targets=how, **settings)
+        loss, parts = Objective(config, COUNTS, asked)(OUTPUTS, MIXED, 0)
+        soft = losses.soften(TEACHER + 1.0, 3, config.p)
+        if how == "parts":
+            soft = shares * losses.soften(TEACHER, 3, config.p) + (1 - shares) * losses.soften(
+                PARTNERS_TEACHER, 3, config.p
+            )
+        if config.method == "bkd":
+            soft = losses.reweighted(soft, reweighting.class_weights(COUNTS.numpy(), config.bkd_beta))
+        (hard, _), kl = objective(method=hard_part(config))(OUTPUTS, MIXED, 0), losses.kd_kl(LOGITS, soft, 3)
+        assert loss.item() == pytest.approx(losses.distilled(hard, kl, 3, 0.3).item(), rel=1e-5), how
+        assert parts["hard"].item() == pytest.approx(hard.item(), rel=1e-6)
+
+
+def test_methods_of_one_label_do_not_take_mixtures() -> None:
+    takes = {name for name, row in METHODS.items() if row.two_labels}
+    assert takes == {"ce", "bsce", "ldam", "dive", "kd", "bkd"}
+    for name in METHODS:
+        config = {"data": DataConfig(recipe=Recipe(mix="mixup")), "distill": DistillConfig(method=name)}
+        if METHODS[name].part is None and name not in takes:
+            words = f"data.recipe.mix=mixup: distill.method={name} takes one label for an image, not two; use data.recipe.mix"
+            with pytest.raises(ValueError, match=words):
+                Config(**config)
+            with pytest.raises(ValueError, match="takes one label"):
+                Objective(DistillConfig(method=name, tau=3), COUNTS, asked)(OUTPUTS, MIXED, 0)
+        elif name in takes:
+            Config(**config)
 
 
 # ---- several experts ----
@@ -235,6 +313,7 @@ def test_targets_and_method_must_fit() -> None:
         ("distill.diversity", {"diversity": -1e9}),
         ("distill.diversity_from", {"diversity_from": -1}),
         ("distill.diversity_eta", {"diversity_eta": 1.5}),
+        ("distill.mixed_targets=parts: .* distill.zscore=true", {"mixed_targets": "parts", "zscore": True}),
         ("distill.head_smoothing=0.1: bsce does not .* distill.method=ce,", {"method": "bsce", "head_smoothing": 0.1}),
     ],
 )

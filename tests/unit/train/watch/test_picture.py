@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pipelines.augment.finish import Finish
-from pipelines.batch import Batch
+from pipelines.batch import Batch, Mix
 from pipelines.loader import DataConfig
 from train.watch.picture import MOST, save_picture, shown_pixels
 
@@ -57,6 +57,16 @@ def test_every_image_is_in_the_picture_with_its_caption(tmp_path: Path, count: i
         lines = np.array_split(captions[: 3 * 14], 3)
         assert all((line < 128).any() for line in lines)  # something is written in each
         assert (captions[:, -2:] > 200).all(), i  # and ends before the next image
+
+
+def test_a_mixture_is_captioned_with_both_classes(tmp_path: Path) -> None:
+    given = batch(3, 16)
+    partners = given._replace(labels=torch.tensor([2, 3, 0]))
+    save_picture(
+        tmp_path, given._replace(partners=partners, mix=Mix(torch.tensor([0.7, 1.0, 0.0]), None)), DATA, CLASSES
+    )
+    said = json.loads(Image.open(tmp_path / "first_batch.png").text["images"])  # type: ignore[attr-defined]
+    assert [one["class"] for one in said] == [f"ant 70%, {CLASSES[2]}", CLASSES[1], f"{CLASSES[2]} 0%, ant"]
 
 
 def test_the_keys_can_be_read(tmp_path: Path) -> None:

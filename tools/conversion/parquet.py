@@ -1,0 +1,232 @@
+"""A source of images: Parquet files of the Hugging Face hub, a row for each image with its bytes, its file's name and its label.
+
+Owns the choice of columns, the names made from rows, and reading the rows one after another, so that a row group is read once. Of
+its images a page is held, up to 1024 rows as pyarrow writes them, not the whole group. Invariant: names depend on the rows and
+their order, not on the names of the files.
+"""
+
+import itertools
+import json
+import posixpath
+import re
+import sys
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UserError, quoted
+from pipelines.records.writing import Streamed
+from tools.conversion.images import Images, git_lfs_pointer
+
+ROWS = 64  # read at a time: some MB of photos
+BUFFER = 1 << 20  # bytes read at a time of a row group, which may be larger than the memory
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?\.parquet")
+WITH_WNID = re.compile(r"(.+)_(n\d{8})(\.\w+)")  # the hub's ImageNet: n01440764_10026_n01440764.JPEG
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError("Parquet files need pyarrow; type: bash tools/setup.sh parquet") from error
+    return pyarrow
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what pyarrow raises on a damaged file into one line."""
+    raised = (_pyarrow().ArrowException, OSError)
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give Parquet files, such as data/train-*.parquet") from None
+    except raised as error:
+        why = quoted(str(error).splitlines()[0] if str(error) else type(error).__name__, 160)
+        raise UserError(f"{path}: not a readable Parquet file, or damaged ({why}); download it again") from None
+
+
+def _opened(path: Path) -> Any:
+    with _reading(path):
+        with open(path, "rb") as file:
+            if git_lfs_pointer(file.read(100)):
+                raise UserError(f"{path}: a pointer of Git LFS, not the file itself; type: git lfs pull")
+        return _pyarrow().parquet.ParquetFile(
+            path, pre_buffer=False, buffer_size=BUFFER, page_checksum_verification=True
+        )
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a file mean."""
+
+    image: str
+    in_struct: bool  # {bytes, path}, not bytes alone
+    label: str | None
+    class_names: list[str] | None
+
+
+def _features(schema: Any, path: Path) -> dict[str, Any]:
+    """The hub's description of the columns, which it keeps in the schema; empty where there is none."""
+    text = (schema.metadata or {}).get(b"huggingface")
+    if text is None:
+        return {}
+    try:
+        features = json.loads(text)["info"]["features"]
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: its entry 'huggingface' describes no features; write the file again") from None
+
+
+def _has_bytes(kind: Any) -> bool:
+    types = _pyarrow().types
+    if types.is_struct(kind):
+        return any(field.name == "bytes" and _has_bytes(field.type) for field in kind)
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _only(found: list[str], given: str | None, option: str, schema: Any, path: Path) -> str | None:
+    """The column of one kind: the one named by an option, or the only one there is; None without any."""
+    if given is not None:
+        if given not in schema.names:
+            raise UserError(f"{option} {quoted(given)}: {path} has the columns {', '.join(schema.names)}")
+        return given
+    if len(found) > 1:
+        raise UserError(f"{path}: {' and '.join(found)} may be meant; say which with {option}")
+    return found[0] if found else None
+
+
+def columns_of(path: Path, image: str | None, label: str | None) -> Columns:
+    """Which columns hold images and labels; image, label: the user's own choice."""
+    schema = _opened(path).schema_arrow
+    features, types = _features(schema, path), _pyarrow().types
+    images = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
+    images = images or [name for name in schema.names if _has_bytes(schema.field(name).type)]
+    chosen = _only(images, image, "--image-column", schema, path)
+    if chosen is None or not _has_bytes(schema.field(chosen).type):
+        raise UserError(f"{path}: a column of image bytes expected; its columns are {', '.join(schema.names)}")
+    classes = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
+    classes = classes or [name for name in ("label", "labels") if name in schema.names]
+    labels = _only(classes, label, "--label-column", schema, path)
+    if labels is not None and not types.is_integer(schema.field(labels).type):
+        raise UserError(f"{path}: column {labels} holds {schema.field(labels).type}; labels must be whole numbers")
+    names = features.get(labels, {}).get("names") if labels else None
+    return Columns(chosen, types.is_struct(schema.field(chosen).type), labels, names)
+
+
+def _check_shards(paths: Sequence[Path]) -> None:
+    """Files of several splits are refused; a split of which files are missing is noted."""
+    if len(set(paths)) < len(paths):
+        raise UserError(f"{Counter(paths).most_common(1)[0][0]} is given twice; give each file once")
+    shards = [shard for path in paths if (shard := SHARD.fullmatch(path.name))]
+    splits = sorted({shard[1] for shard in shards})
+    if len(splits) > 1:
+        raise UserError(f"files of the splits {' and '.join(splits)} are given; convert each split by itself")
+    if shards and len(shards) == len(paths) < int(shards[0][3]):
+        print(f"note: {len(paths)} of the {int(shards[0][3])} files of {splits[0]} are given", file=sys.stderr)
+
+
+class _Rows:
+    """The images of files, one row after another; a row before the last one read begins again with the first file."""
+
+    def __init__(self, paths: Sequence[Path], columns: Columns) -> None:
+        self._paths, self._columns = paths, columns
+        self._next, self._rows = 0, self._walk()
+
+    def _walk(self) -> Generator[bytes | None, None, None]:
+        column = self._columns.image
+        wanted = [f"{column}.bytes" if self._columns.in_struct else column]
+        for path in self._paths:
+            with _reading(path):
+                for batch in _opened(path).iter_batches(ROWS, columns=wanted, use_threads=False):
+                    for value in batch.column(0):
+                        image = value.as_py()
+                        yield (image or {}).get("bytes") if self._columns.in_struct else image
+
+    def read(self, row: int) -> bytes:
+        if row < self._next:
+            self._next, self._rows = 0, self._walk()
+        data = next(itertools.islice(self._rows, row - self._next, None))
+        self._next = row + 1
+        return data or b""
+
+
+@dataclass(frozen=True)
+class Row(Streamed):
+    """One image; without bytes it counts as an empty file."""
+
+    rows: _Rows
+    number: int
+
+    def read(self) -> bytes:
+        return self.rows.read(self.number)
+
+
+def _facts(path: Path, columns: Columns) -> tuple[list[str], list[int | None]]:
+    """The file name of each row, "" for none, and its label."""
+    with _reading(path):
+        file = _opened(path)
+        image = file.schema_arrow.field(columns.image).type
+        has_path = columns.in_struct and any(field.name == "path" for field in image)
+        wanted = [f"{columns.image}.path"] if has_path else []
+        table = file.read([*wanted, *([columns.label] if columns.label else [])], use_threads=False)
+        rows = file.metadata.num_rows
+    paths = [(row or {}).get("path") or "" for row in table[columns.image].to_pylist()] if has_path else [""] * rows
+    return paths, table[columns.label].to_pylist() if columns.label else [None] * rows
+
+
+def row_name(path: str, class_name: str | None) -> str:
+    """A row's path in folders of classes, as its image file had it before it was uploaded, which the hub cuts to the file's name.
+
+    The hub's ImageNet appends the class to the file's name: n01440764_10026_n01440764.JPEG is n01440764/n01440764_10026.JPEG.
+    """
+    file = posixpath.basename(path)
+    if match := WITH_WNID.fullmatch(file):
+        return f"{match[2]}/{match[1]}{match[3]}"
+    if "/" in path and not path.startswith("/"):
+        return posixpath.normpath(path)
+    return f"{class_name.strip('/')}/{file}" if class_name else file
+
+
+def read_parquet(paths: Sequence[Path], image: str | None, label: str | None) -> Images:
+    """The images of a split, in the order of the files and rows; image, label: columns, None = found by themselves.
+
+    Labels are None where there is no column of labels. Names are running numbers where the rows have no file names, or not
+    different ones.
+    """
+    _check_shards(paths)
+    columns = columns_of(paths[0], image, label)
+    names, labels = [], []
+    for path in paths:
+        other = columns_of(path, image, label)
+        if other != columns:
+            raise UserError(f"{path}: its columns or classes are not those of {paths[0]}; give files of one data set")
+        files, own = _facts(path, columns)
+        names += [
+            row_name(file, _class_of(value, columns.class_names)) if file else ""
+            for file, value in zip(files, own, strict=True)
+        ]
+        labels += own
+    numbered = not all(names) or len(set(names)) < len(names)
+    if numbered:
+        print(
+            "note: rows have no file names of their own; they are numbered, and no list can name them", file=sys.stderr
+        )
+        names = [f"{number:08d}" for number in range(len(names))]
+    rows = _Rows(paths, columns)
+    where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    return Images(
+        where=where,
+        found={name: Row(rows, number) for number, name in enumerate(names)},
+        streamed=True,
+        labels=None if columns.label is None else [-1 if value is None else value for value in labels],
+        class_names=columns.class_names,
+        numbered=numbered,
+    )
+
+
+def _class_of(label: int | None, class_names: list[str] | None) -> str | None:
+    return class_names[label] if class_names and label is not None and 0 <= label < len(class_names) else None

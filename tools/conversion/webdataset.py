@@ -1,0 +1,125 @@
+"""A source of images: shards of a WebDataset, tar archives in which the files of one sample have one key.
+
+Owns the key, a path up to the first dot of its file's name, and reading labels. Invariant: samples come in the order of the
+shards and of the images in them.
+"""
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pipelines.errors import UserError, quoted
+from pipelines.records.encoding import Lazy
+from pipelines.records.writing import Streamed
+from tools.conversion.archives import Entry, entries
+from tools.conversion.images import Images
+
+PARTS = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # key and extension, as WebDataset splits a path
+IMAGES = {"jpg", "jpeg", "png", "webp"}
+FIELD = "label"  # of .json, where no other is named and there is no .cls
+
+
+class Shard(NamedTuple):
+    """The files of one shard that matter, by key."""
+
+    images: dict[str, Entry]
+    labels: dict[str, int]
+    others: list[str]
+
+
+def _bytes(path: Path, entry: Entry) -> bytes:
+    reader = entry.reader
+    if reader is None:
+        raise UserError(f"{path}: {quoted(entry.name)} is a link; write the shard with files alone")
+    try:
+        return reader.read() if isinstance(reader, Streamed) else bytes(reader())
+    except OSError as error:
+        raise UserError(f"{path}: {quoted(entry.name)} cannot be read ({error}); copy the shard again") from None
+
+
+def _class_number(data: bytes) -> object:
+    return int(data.decode("ascii"))
+
+
+def _json_field(field: str) -> Callable[[bytes], object]:
+    def read(data: bytes) -> object:
+        return json.loads(data)[field]
+
+    return read
+
+
+def _label(path: Path, entry: Entry, read: Callable[[bytes], object], wanted: str) -> int:
+    data = _bytes(path, entry)
+    try:
+        label = read(data)
+    except (ValueError, KeyError, TypeError):  # what is no number, no JSON, or lacks the field
+        label = None
+    if type(label) is not int or label < 0:
+        text = quoted(data.decode("utf-8", "replace"))
+        raise UserError(f"{path}: {quoted(entry.name)} holds {text}; {wanted} from 0 up expected")
+    return label
+
+
+def _read_shard(path: Path, field: str | None) -> Shard:
+    """Labels: from the .json field asked for, else from .cls, else from the .json field `label`."""
+    shard = Shard({}, {}, [])
+    described: dict[str, Entry] = {}
+    for entry in entries(path):
+        parts = PARTS.fullmatch(entry.name)
+        key, extension = (parts[1], parts[2].lower()) if parts else ("", "")
+        if extension in IMAGES:
+            if key in shard.images:
+                first = quoted(shard.images[key].name)
+                raise UserError(f"{path}: {first} and {quoted(entry.name)} have one key; every sample needs one image")
+            shard.images[key] = entry
+        elif extension == "cls" and field is None:
+            shard.labels[key] = _label(path, entry, _class_number, "a label")
+        elif extension == "json":
+            described[key] = entry
+        else:
+            shard.others.append(entry.name)
+    wanted = field or FIELD
+    for key, entry in described.items():
+        if key not in shard.labels and (
+            field or f'"{FIELD}"'.encode() in _bytes(path, entry)
+        ):  # else a description of the image
+            shard.labels[key] = _label(path, entry, _json_field(wanted), f"a label in the field {wanted!r}")
+    return shard
+
+
+def read_shards(paths: Sequence[Path], field: str | None = None) -> Images:
+    """The images of all shards of a split, with their labels, -1 for none. field: of .json, that holds the label."""
+    if len(set(paths)) < len(paths):
+        raise UserError(f"{Counter(paths).most_common(1)[0][0]} is given twice; give each shard once")
+    shards = [_read_shard(path, field) for path in paths]
+    keys = [key for shard in shards for key in shard.images]
+    where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    if not keys:
+        known = ", ".join(f".{extension}" for extension in sorted(IMAGES))
+        raise UserError(f"{where}: no images in it; WebDataset shards of {known} files expected")
+    repeated = len(set(keys)) < len(keys)
+    if repeated:
+        print("note: shards have keys in common, so names begin with the shard's name", file=sys.stderr)
+    found: dict[str, Lazy | Streamed] = {}
+    labels = []
+    for path, shard in zip(paths, shards, strict=True):
+        for key, entry in shard.images.items():
+            if entry.reader is None:
+                raise UserError(f"{path}: {quoted(entry.name)} is a link; write the shard with files alone")
+            found[f"{path.name.split('.')[0]}/{entry.name}" if repeated else entry.name] = entry.reader
+            labels.append(shard.labels.get(key, -1))
+    others = [name for shard in shards for name in shard.others]
+    labelled = any(label >= 0 for label in labels)
+    return Images(
+        where=where,
+        found=found,
+        streamed=any(isinstance(reader, Streamed) for reader in found.values()),
+        labels=labels if labelled else None,
+        others=others,
+        numbered=repeated or all(key.isdigit() for key in keys),
+        by_stem=True,
+    )
