@@ -153,6 +153,11 @@ class Loader:
                     batch = self._with_partners(batch, self._batch(*next(crops)), item[2])
                 yield batch
 
+    def load(self, plan: Plan) -> Batch:
+        """One batch, without partners, made in the caller's own thread."""
+        with contextlib.closing(self._backend.crops(self._drawn([plan]))) as crops:
+            return self._batch(*next(crops))
+
     def _wait(self, seconds: float) -> None:
         self.waited += seconds
 

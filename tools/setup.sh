@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up .venv at the root of the clone with the versions of constraints.txt, and FFCV and DALI where they can be had.
-#   bash tools/setup.sh [EXTRA ...]              extras of setup.cfg beyond the base, e.g. report dev timm
+#   bash tools/setup.sh [EXTRA ...]              extras of setup.cfg beyond the base, e.g. report export timm dev
 #   PYTHON=python3.12 bash tools/setup.sh        another interpreter than the first that is new enough
 # Once done, it returns at once until a file it depends on changes. What pip and apt say goes to .venv/setup.log.
 set -euo pipefail

@@ -23,7 +23,7 @@ from train.evaluation.metrics import Answers, experts_used, figures
 from train.finite import FiniteLogits
 from train.run.stops import Stopped, Stops
 
-_NOT_FINITE = (
+NOT_FINITE = (
     "there is no accuracy to report; evaluate with precision=fp32, or an earlier checkpoint, or train it again with a lower "
     "optim.lr"
 )
@@ -121,7 +121,7 @@ def evaluate(
             batch = next(loaded, None)
             if batch is None:
                 continue
-            logits, used = _forward(network, batch.images, batch_size)
+            logits, used = forward(network, batch.images, batch_size)
             finite.see(logits, batch.keys)
             answered[done : done + len(logits), :-1] = answers(logits, batch.labels)
             if used is not None:
@@ -135,7 +135,7 @@ def evaluate(
         loaded.close()
         if was_training:
             set_training(network)
-    finite.require(records, "the network", _NOT_FINITE, accelerator)
+    finite.require(records, "the network", NOT_FINITE, accelerator)
     rows: Any = accelerator.gather(answered)
     samples = columns(rows[:, :-1])
     found: dict[str, Any] = {**figures(samples, train_counts)}
@@ -164,7 +164,7 @@ def columns(rows: torch.Tensor) -> Answers:
     return Answers(labels.astype(np.int64), ranks.astype(np.int64), nll, confidence)
 
 
-def _forward(network: nn.Module, images: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def forward(network: nn.Module, images: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(float32 logits, experts used); a short last batch is padded, so that a compiled model sees only one shape."""
     count, missing = len(images), batch_size - len(images)
     if missing:
