@@ -49,7 +49,7 @@ def apply(images: torch.Tensor, holes: Holes, scale: torch.Tensor, shift: torch.
     for left, top, right, bottom in (hole.unsqueeze(2).unbind(1) for hole in holes.boxes.unbind(1)):
         across, down = (at >= left) & (at < right), (at >= top) & (at < bottom)
         erased |= down[:, :, None] & across[:, None, :]
-    return torch.where(erased[:, None], holes.level * scale + shift, images, out=images)
+    return torch.where(erased[:, None], (holes.level * scale + shift).to(images.dtype), images, out=images)
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
