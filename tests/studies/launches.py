@@ -142,9 +142,9 @@ def parts(name: str, device: torch.device) -> dict[str, int]:
     def step_alone() -> None:
         optimizer.step()
 
-    if device.type == "cpu":  # as on a GPU, where torch takes lists of tensors by itself
+    if device.type == "cpu":  # as on a GPU
         for group in optimizer.param_groups:
-            group["foreach"] = True
+            group["fused"] = True
     plain()
     found[f"optimizer of {name}"] = launches(step_alone, device)
     step = TrainStep(network, optimizer, objective, config, meters=Meters(device))
