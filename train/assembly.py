@@ -220,7 +220,7 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
         accelerator=accelerator,
         model=model,
         optimizer=optimizer,
-        objective=_objective(distill, splits.train, source, device, config.model.logit_scale, order.steps_per_epoch),
+        objective=_objective(config, distill, splits.train, source, device, order.steps_per_epoch),
         loader=loader,
         order=order,
         schedule=schedule,
@@ -364,7 +364,8 @@ def _spec(config: Config, train: Records) -> ModelSpec:
 
 
 def _objective(
-    distill: DistillConfig, train: Records, source: Source, device: torch.device, scale: float, steps_per_epoch: int
+    config: Config, distill: DistillConfig, train: Records, source: Source, device: torch.device, steps_per_epoch: int
 ) -> Objective:
-    counts = torch.from_numpy(train.class_counts).to(device)
-    return Objective(distill, counts, source.targets, scale, steps_per_epoch)
+    """distill: the configuration's, with the temperature resolved."""
+    counts, mode = torch.from_numpy(train.class_counts).to(device), config.compile_mode if config.compile else None
+    return Objective(distill, counts, source.targets, config.model.logit_scale, steps_per_epoch, mode)

@@ -215,8 +215,9 @@ class Ours:
         method = self._config.distill.method if targets else hard_part(self._config.distill)
         distill = dataclasses.replace(self._config.distill, method=method, p=self._config.distill.p if targets else 1.0)
         counts, steps = self._records.class_counts, max(1, len(self._records) // self._config.optim.batch)
+        mode = self._config.compile_mode if self._config.compile else None
         return Objective(
-            distill, torch.from_numpy(counts).to(self._device), targets, self._config.model.logit_scale, steps
+            distill, torch.from_numpy(counts).to(self._device), targets, self._config.model.logit_scale, steps, mode
         )
 
     # ---- (a) ----

@@ -1,6 +1,7 @@
 """How a network lies in memory, how it is compiled, and how several processes share it: the same for every network that is
 trained, timed or asked."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,3 +53,8 @@ def compile_in_place(network: nn.Module, wanted: bool, mode: str) -> nn.Module:
     if wanted:
         network.compile(dynamic=False, mode=mode)
     return network
+
+
+def compiled(function: Callable[..., Any], wanted: bool, mode: str) -> Callable[..., Any]:
+    """torch.compile of a function, where it is wanted; a number among its arguments that changes is compiled as a variable."""
+    return torch.compile(function, mode=mode) if wanted else function
