@@ -5,7 +5,8 @@ torch is imported, and imports nothing that does. Invariant: what the user has s
 last bits of a result depend, is never touched.
 
 By default a thread spins some 300,000 rounds before it sleeps. On two cores, with a small network, images/s alone, and beside two
-busy loops: default 1,519 and 45, GOMP_SPINCOUNT=1000 1,461 and 180, OMP_WAIT_POLICY=PASSIVE 1,060 and 385.
+busy loops: default 1,519 and 45, GOMP_SPINCOUNT=1000 1,461 and 180, OMP_WAIT_POLICY=PASSIVE 1,060 and 385
+(docs/results/step_overhead.md).
 """
 
 import os
