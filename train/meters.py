@@ -11,9 +11,7 @@ import torch
 from accelerate import Accelerator
 
 _NEVER = torch.iinfo(torch.int64).max
-_MOST_UNREAD = (
-    10_000  # rows on the device, of 512 bytes of its memory each: a program that never reads does not fill it
-)
+_MOST_UNREAD = 10_000  # rows on the device, of 512 bytes each there: for a program that never reads
 
 
 class NotFinite(Exception):
