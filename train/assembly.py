@@ -36,7 +36,7 @@ from train.ema import Ema
 from train.loop import Training
 from train.networks.info import ModelInfo
 from train.networks.initial import Initial, initialise, initialise_all_but
-from train.networks.layout import channels_last, compile_in_place, without_broadcasts
+from train.networks.layout import channels_last, compile_in_place, input_dtype, without_broadcasts
 from train.objectives.methods import METHODS, DistillConfig, hard_part, names_where, settings_of
 from train.objectives.objective import Objective
 from train.objectives.sources import Source, make_source, open_cache
@@ -187,7 +187,8 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
     backend = backend or resolve_backend(config.data.backend, splits.train, config.data.recipe, device)
     say(f"{len(splits.train)} training images of {splits.train.num_classes} classes, backend {backend}")
     share = config.optim.batch // accelerator.num_processes
-    loader = make_loader(config, splits.train, config.data.recipe, backend, accelerator, batch=share)
+    dtype = input_dtype(config.model.name, precision_of(accelerator))
+    loader = make_loader(config, splits.train, config.data.recipe, backend, accelerator, batch=share, dtype=dtype)
     evaluation = _evaluation(config, splits, backend, accelerator)
     _check_choices(config, folder, evaluation)
     _check_overlaps(config, splits, say)
@@ -223,7 +224,7 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
         accelerator=accelerator,
         model=model,
         optimizer=optimizer,
-        objective=_objective(distill, splits.train, source, device, config.model.logit_scale, order.steps_per_epoch),
+        objective=_objective(config, distill, splits.train, source, device, order.steps_per_epoch),
         loader=loader,
         order=order,
         schedule=schedule,
@@ -256,12 +257,13 @@ def _caches(
 
 def _evaluation(config: Config, splits: Splits, trained: str, accelerator: Accelerator) -> dict[str, Split]:
     recipe, found = config.data.recipe.evaluation(), {}
+    dtype = input_dtype(config.model.name, precision_of(accelerator))
     for split, records in splits.evaluation.items():
         backend = evaluation_backend(trained, records, recipe, accelerator.device)
         if backend != trained:
             accelerator.print(f"data.{split} is loaded by backend {backend}: {trained} cannot serve it")
         found[split] = Split(
-            make_loader(config, records, recipe, backend, accelerator, batch=config.eval.batch), backend
+            make_loader(config, records, recipe, backend, accelerator, batch=config.eval.batch, dtype=dtype), backend
         )
     return found
 
@@ -416,7 +418,8 @@ def _spec(config: Config, train: Records) -> ModelSpec:
 
 
 def _objective(
-    distill: DistillConfig, train: Records, source: Source, device: torch.device, scale: float, steps_per_epoch: int
+    config: Config, distill: DistillConfig, train: Records, source: Source, device: torch.device, steps_per_epoch: int
 ) -> Objective:
-    counts = torch.from_numpy(train.class_counts).to(device)
-    return Objective(distill, counts, source.targets, scale, steps_per_epoch)
+    """distill: the configuration's, with the temperature resolved."""
+    counts, mode = torch.from_numpy(train.class_counts).to(device), config.compile_mode if config.compile else None
+    return Objective(distill, counts, source.targets, config.model.logit_scale, steps_per_epoch, mode)

@@ -1267,11 +1267,12 @@ def compiled(lab: Lab) -> Seen:
 
 @wire("compile", "compile_mode")
 def _(lab: Lab) -> None:
-    """Compiled are the student, its copy for measuring the ceiling, the teacher, and the finishing of both networks' images."""
+    """Compiled are the student, once though its ceiling is measured, the loss, the teacher, and the finish of both's images."""
     seen = compiled(lab)
     networks = sorted(one for one in seen.compiled if one[0] != "function")
-    assert networks == [("student", MODE), ("student", MODE), ("teacher", MODE)]
-    assert sum(one[0] == "function" for one in seen.compiled) == 3  # training, evaluation, teacher
+    assert networks == [("student", MODE), ("teacher", MODE)]
+    assert seen.compiled.count(("function", MODE)) == 1  # the loss
+    assert seen.compiled.count(("function", None)) == 3  # the finish of training, evaluation, teacher
     cells = lab.cache("compile=true", f"compile_mode={MODE}", "cache.dir=compiled")
     assert [one for one in cells.compiled if one[0] != "function"] == [("teacher", MODE)]
     assert lab.t().compiled == [] and lab.cache().compiled == []

@@ -168,11 +168,12 @@ def _ldam(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
 
 def distilled_by(soft: Loss) -> Loss:
     """The loss of a hard term of each expert, and of `soft`, a divergence to the targets, of each or of their mean."""
+    soft_of_each = each_expert(soft)
 
     def loss(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
         settings = given.settings
         hard, _ = METHODS[hard_part(settings)].loss(outputs, given._replace(soft=None))
-        divergence, parts = (soft if settings.kl_of == "ensemble" else each_expert(soft))(outputs, given)
+        divergence, parts = (soft if settings.kl_of == "ensemble" else soft_of_each)(outputs, given)
         total = losses.distilled(hard, divergence, given.tau, settings.alpha, settings.hard_weight)
         return total, {"hard": hard.detach() / experts_of(outputs), **parts}
 
