@@ -81,3 +81,11 @@ def test_what_makes_no_sense_is_refused_at_once(records: Records, tmp_path: Path
         ViewDataset(records, RECIPE, seed=0, view=-1)
     with pytest.raises(UserError, match="pad_crop needs 24x24 images"):
         ViewDataset(records, Recipe(crop="pad_crop", size=24), seed=0, view=0)
+
+
+def test_mixtures_are_refused(records: Records) -> None:
+    """The cached targets of a recipe that mixes belong to two images."""
+    mixed = Recipe(crop="random_resized_crop", size=24, mix="mixup")
+    with pytest.raises(ValueError, match="recipe.mix=mixup: a view is one image"):
+        ViewDataset(records, mixed, seed=SEED, view=VIEW)
+    assert len(ViewDataset(records, mixed.unmixed(), seed=SEED, view=VIEW)) == N
