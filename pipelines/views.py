@@ -51,7 +51,9 @@ class ViewDataset(Dataset[ViewItem]):
         if (mean is None) != (std is None):
             raise ValueError("mean and std go together")
         if recipe.mix is not None:  # an item would be one image of the two, and a cache's target that of the mixture
-            raise ValueError(f"recipe.mix={recipe.mix}: a view is one image; give recipe.unmixed(), and mix batches yourself")
+            raise ValueError(
+                f"recipe.mix={recipe.mix}: a view is one image; give recipe.unmixed(), and mix batches yourself"
+            )
         if view < 0:
             raise ValueError(f"view {view}: views are counted from 0")
         self._records, self._view = records, view
