@@ -31,7 +31,6 @@ from pipelines.logits import LogitCache
 from pipelines.logits.blocks import BLOCK_ROWS, HEADER, open_block, record_crcs
 from pipelines.logits.folder import open_folder
 
-
 # ---- kills ----
 
 
@@ -110,7 +109,7 @@ def kill_writers(folder: Path, config: Path, views: int, kills: int, seed: int) 
                 writers.append((begin(), time.monotonic() + rng.uniform(0, life)))
             process, end = min(writers, key=lambda writer: writer[1])
             while process.poll() is None and time.monotonic() < end and not spent():
-                time.sleep(0.01)
+                time.sleep(0.02)
             if process.poll() is None:
                 process.kill()
                 killed += 1
