@@ -207,7 +207,7 @@ def server(address: str) -> None:
 
 
 def _first_uses() -> None:
-    """Do what numba and the settings do once in a process: a third of a second in each fork otherwise. It starts no thread."""
+    """Do what numba and the settings do once in a process: a quarter of a second in each fork otherwise. It starts no thread."""
     from numba.core.registry import cpu_target
 
     from train import config, settings
