@@ -1,7 +1,7 @@
 """Drills on the logit cache: writers killed at random moments, and random damage. Short in the suite, long in long.py.
 
-The kill drill runs train/cache_logits.py itself, in processes forked from one that has imported everything already, because
-a start of three seconds would be over only when there is nothing left to kill.
+The kill drill runs train/cache_logits.py itself, under the warm Python (helpers.warm), because a start of three seconds would be
+over only when there is nothing left to kill.
 """
 
 import contextlib
@@ -9,21 +9,19 @@ import io
 import itertools
 import json
 import math
-import multiprocessing
-import os
 import random
 import shutil
 import signal
-import sys
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from helpers.launch import run
+from helpers.launch import finish, run, start
 from helpers.small_caches import cache_files
 
 from pipelines.errors import UserError
@@ -31,47 +29,22 @@ from pipelines.logits import LogitCache
 from pipelines.logits.blocks import BLOCK_ROWS, HEADER, open_block, record_crcs
 from pipelines.logits.folder import open_folder
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
 # ---- kills ----
 
 
 class Watched(NamedTuple):
-    """What the third process has seen: the number of blocks it opened, and what was wrong with any."""
+    """What a reader beside the writers has seen: the number of blocks it opened, and what was wrong with any."""
 
     blocks: int
     faults: list[str]
 
 
-def _fork() -> Any:
-    """The context of processes that start with everything imported."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["drills.cache_drills", "train.cache_logits", "models.resnet_cifar", "pipelines.backends.resident"]
-    )
-    return context
-
-
-def _write(folder: Path, arguments: list[str]) -> None:
-    """One writer: runs the entry script silently."""
-    from train import cache_logits
-    from train.run.exits import guard
-
-    torch.set_num_threads(1)
-    os.chdir(folder)
-    sys.argv = ["train/cache_logits.py", *arguments]
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        sys.exit(guard(cache_logits.main))
-
-
-def _watch(parent: Path, line: Connection) -> None:
+def _watch(parent: Path, stop: threading.Event) -> Watched:
     """Open and verify every block as soon as it is visible, until told to stop; then look once more."""
     seen: dict[Path, int] = {}
     faults, last = [], False
     while not last:
-        last = line.poll()
+        last = stop.is_set()
         for path in parent.glob("*/v*/b*.lc"):
             stamp = path.stat().st_ino
             if seen.get(path) != stamp:
@@ -79,8 +52,8 @@ def _watch(parent: Path, line: Connection) -> None:
                 fault = block_fault(path)
                 if fault:
                     faults.append(fault)
-        time.sleep(0.001)
-    line.send((len(seen), faults))
+        time.sleep(0.004)  # to look takes one
+    return Watched(len(seen), faults)
 
 
 def block_fault(path: Path) -> str:
@@ -97,19 +70,18 @@ def block_fault(path: Path) -> str:
 
 
 def kill_writers(folder: Path, config: Path, views: int, kills: int, seed: int) -> Watched:
-    """Two writers at a time on one cache in folder/killed, each killed at a random moment, while a third process reads.
+    """Two writers at a time on one cache in folder/killed, each killed at a random moment, while this process reads.
 
     folder holds the finished teacher `t`. Afterwards one more run completes the cache. Fails when any block was ever seen
     torn, or when the killed cache differs by a byte from an undisturbed one in folder/calm.
     """
-    arguments = [str(config), "distill.teacher=t", f"data.views={views}", "cache.batch=64"]
-    rng, context = random.Random(seed), _fork()
+    arguments = [config, "distill.teacher=t", f"data.views={views}", "cache.batch=64"]
+    rng, stop = random.Random(seed), threading.Event()
     run("cache_logits", *arguments, "cache.dir=calm", cwd=folder)
     (folder / "killed").mkdir()
-    ours, theirs = context.Pipe()
-    watcher = context.Process(target=_watch, args=(folder / "killed", theirs))
-    watcher.start()
-    writers: list[tuple[Any, float]] = []
+    watching = ThreadPoolExecutor(1)
+    watcher = watching.submit(_watch, folder / "killed", stop)
+    writers: list[tuple[subprocess.Popen[str], float]] = []
     killed = 0
 
     total = sum(1 for _ in (folder / "calm").rglob("*.lc"))
@@ -118,41 +90,39 @@ def kill_writers(folder: Path, config: Path, views: int, kills: int, seed: int) 
         """Whether the cache has grown by this kill's share of its blocks: on any machine, blocks must be left for all kills."""
         return sum(1 for _ in (folder / "killed").rglob("*.lc")) > total * (killed + 1) / (kills + 1)
 
-    def start() -> Any:
-        process = context.Process(target=_write, args=(folder, [*arguments, "cache.dir=killed"]))
-        process.start()
-        return process
+    def begin() -> subprocess.Popen[str]:
+        return start("cache_logits", *arguments, "cache.dir=killed", cwd=folder)
 
     try:
         # How long a writer takes to its first block on this machine now: kills fall before and after that.
-        begun, process = time.monotonic(), start()
+        begun, process = time.monotonic(), begin()
         writers.append((process, math.inf))
         while not any((folder / "killed").rglob("*.lc")):
-            assert process.is_alive(), f"a writer ended with {process.exitcode}"
+            assert process.poll() is None, finish(process)
             time.sleep(0.005)
         life = 4 * (time.monotonic() - begun)  # two writers at a time share the machine
         writers[0] = (process, begun)
         while killed < kills:
             while len(writers) < 2:
-                writers.append((start(), time.monotonic() + rng.uniform(0, life)))
+                writers.append((begin(), time.monotonic() + rng.uniform(0, life)))
             process, end = min(writers, key=lambda writer: writer[1])
-            while process.exitcode is None and time.monotonic() < end and not spent():
-                process.join(0.01)
-            if process.exitcode is None:
-                os.kill(process.pid, signal.SIGKILL)
-                process.join()
+            while process.poll() is None and time.monotonic() < end and not spent():
+                time.sleep(0.02)
+            if process.poll() is None:
+                process.kill()
                 killed += 1
-            elif process.exitcode == 0 and killed < kills:
+            ended = finish(process)
+            if ended.returncode == 0 and killed < kills:
                 raise AssertionError(f"the cache was complete after {killed} kills: more views are needed")
-            assert process.exitcode in (0, -signal.SIGKILL), f"a writer ended with {process.exitcode}"
+            assert ended.returncode in (0, -signal.SIGKILL), ended
             writers.remove((process, end))
     finally:
         for process, _ in writers:
             process.kill()
-            process.join()
-        ours.send("stop")
-        seen = Watched(*ours.recv())
-        watcher.join()
+            finish(process)
+        stop.set()
+        watching.shutdown()
+    seen = watcher.result()
     run("cache_logits", *arguments, "cache.dir=killed", cwd=folder)
     calm, survived = (cache_files(next((folder / name).iterdir())) for name in ("calm", "killed"))
     assert len(calm) == views * -(-len(open_folder(next((folder / "calm").iterdir())).rows) // BLOCK_ROWS) + 2

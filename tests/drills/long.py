@@ -176,7 +176,7 @@ def imagenet_full_pass(samples: Path, folder: Path) -> None:
 
 
 def cache_kills_and_damages(folder: Path) -> None:
-    """200 kills over two writers while a third process reads; 540 random damages."""
+    """200 kills over two writers while this process reads; 540 random damages."""
     from drills.cache_drills import HARMS, accepted_damage, kill_writers
     from helpers.launch import run, tiny_config, write_tiny
     from helpers.small_caches import make_cache, make_records, some_samples

@@ -193,6 +193,7 @@ def server(address: str) -> None:
     sys.path[0] = ROOT
     for name in IMPORTED:
         importlib.import_module(name)
+    _first_uses()
     gc.freeze()  # otherwise each fork copies every page at its end, when it looks for garbage
     serving = Server(address)
     print("ready", flush=True)
@@ -203,6 +204,17 @@ def server(address: str) -> None:
     if words[0] == "-u":
         words = words[1:]
     _run_as_main(words, directory, environment)
+
+
+def _first_uses() -> None:
+    """Do what numba and the settings do once in a process: a quarter of a second in each fork otherwise. It starts no thread."""
+    from numba.core.registry import cpu_target
+
+    from train import config, settings
+
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
+    settings.load(config.Config, f"{ROOT}/configs/cifar100_lt/bsce_if100.yaml")
 
 
 def _run_as_main(words: list[str], directory: str, environment: dict[str, str]) -> None:

@@ -1,6 +1,6 @@
 """Every shipped configuration: the commands in its head run, it trains, evaluates and saves; docs/method.md has its settings.
 
-Two steps each (configs/debug.txt) of the real network on a dozen images, JPEG or raw as the recipe has them, at 64 pixels
+Two steps each (configs/debug.txt) of the real network on a dozen images, JPEG or raw as the recipe has them, at 40 pixels
 where it has more. Each also refuses every misspelling of its keys, and says in its head what a reader must know.
 """
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from helpers import warm
 from helpers.launch import ROOT, run, tiny_config
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue")
@@ -65,9 +66,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
         other.bind(("", 0))
         ports = one.getsockname()[1], other.getsockname()[1]
     (folder / "slurm.conf").write_text(CONFIG.format(host=socket.gethostname(), folder=folder, ports=ports))
+    programs = (warm.python(), sys.executable)  # the jobs' python is the warm one, and their accelerate the real one
     environment = os.environ | {
         "SLURM_CONF": str(folder / "slurm.conf"),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PATH": os.pathsep.join([*(str(Path(program).parent) for program in programs), os.environ["PATH"]]),
+        "PYTHON_EXEC": warm.python(),
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
     }
@@ -106,7 +109,7 @@ def test_a_job_whose_time_is_up_is_saved_queued_again_and_finished(
     cluster: Callable[..., str], tiny: Path, tmp_path: Path, processes: int
 ) -> None:
     """With the weights of a run that was left alone. Slurm's signal goes to the batch script, as --signal=B:USR1@120 has it."""
-    given = (tiny_config(tmp_path, tiny), "schedule.epochs=40", "save.every_epochs=10")
+    given = (tiny_config(tmp_path, tiny), "schedule.epochs=24", "save.every_epochs=8")
     job = submit(cluster, ROOT / "train/teacher.py", *given, "run=asked", cwd=tmp_path, PROCESSES=str(processes))
     metrics = tmp_path / "runs/asked/metrics.jsonl"
     until(lambda: metrics.exists() and metrics.stat().st_size, "the training does not begin")

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import pytest
 import torch
+from helpers import warm
 from helpers.cifar_archives import COARSE, cifar10, member, pack, python2_pickle
 from helpers.paper_runs import IF10, IF100, SMALL, small_choice
 
@@ -313,6 +314,7 @@ def test_interrupted_it_goes_on(
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sys, "executable", warm.python())  # which begins the processes
     monkeypatch.setattr(reproduce_jobs, "_POLL_SECONDS", 0.02)
     watcher = threading.Thread(target=interrupt)
     watcher.start()
