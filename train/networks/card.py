@@ -105,7 +105,8 @@ def _trained(info: ModelInfo, config: Config) -> str:
 def _of_the_loss(config: Config, tau: float | None) -> dict[str, Any]:
     """The settings that the loss read, without those that were off. tau: the resolved one."""
     distill = config.distill
-    off = {"drw_beta": distill.drw_from is None, "kl_of": config.model.experts is None, "zscore": not distill.zscore}
+    off = {name: not getattr(distill, name) for name in ("label_smoothing", "head_smoothing", "zscore")}
+    off |= {"drw_beta": distill.drw_from is None, "kl_of": config.model.experts is None}
     names = [name for name in settings_of(distill) if not off.get(name)]
     if distill.diversity:
         names += ["diversity", "diversity_from"] + ["diversity_eta"] * (distill.diversity_from is not None)

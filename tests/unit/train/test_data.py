@@ -105,7 +105,7 @@ def test_training_images_as_test_images_are_told(taught: Path, splits: list[str]
         ),
         ("schedule.epochs=1000000000", "schedule.epochs=1000000000: must be at most 99,999,999"),
         ("schedule.epochs=99999999", "steps in all, 5 an epoch: a training has at most 99,999,999"),
-        ("optim.batch=1000000000", "optim.batch=1000000000 is larger than the 40 training samples"),
+        ("optim.batch=1000000000", "optim.batch=1000000000 is larger than the 40 training images"),
         ("data.workers=1000000", "data.workers=1000000: must be from 1 to 1024"),
         ("profile.steps=1000000000", "profile.steps=1000000000: must be from 0 to 1000"),
     ],

@@ -366,12 +366,13 @@ def test_describe_shows_types_defaults_and_docs():
     assert all(f"  {key}: " in text for key in keys(Root))
 
 
-def test_a_required_field():
-    @dataclass(kw_only=True)
-    class Needs:
-        what: str
-        "given by you"
+@dataclass(kw_only=True)
+class Needs:
+    what: str
+    "given by you"
 
+
+def test_a_required_field():
     assert describe(Needs) == "  what: str = (must be given)\n      given by you"
     with pytest.raises(UserError, match="what must be given"):
         load(Needs, os.devnull)

@@ -14,6 +14,7 @@ def test_the_card_names_the_settings_that_the_loss_read() -> None:
     assert shown(distill=DistillConfig(method="bsce", drw_from=3)) == ""
     assert shown(distill=DistillConfig(method="ldam", drw_beta=0.9)) == "margin 0.5"
     assert shown(distill=DistillConfig(method="ldam", drw_from=3)) == "margin 0.5, drw_from 3, drw_beta 0.9999"
+    assert shown(distill=DistillConfig(method="ce", label_smoothing=0.1)) == "label_smoothing 0.1"
     several = ModelConfig(experts=3)
     ride = DistillConfig(method="kd", hard="ldam", kl_of="ensemble", diversity=-0.2, diversity_from=3)
     assert shown(distill=ride, model=several) == (

@@ -7,7 +7,6 @@ import re
 import resource
 import subprocess
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -358,20 +357,26 @@ def test_two_writers_at_once_share_the_work(tiny: Path, tmp_path: Path) -> None:
 def test_progress_says_what_the_limit_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Slow data, a slow disk, neither: judged by the shares of time spent waiting. The first batch is start-up."""
     monkeypatch.setattr("train.objectives.caching._PLAIN_SECONDS", 0.0)
+    now = 0.0
+    monkeypatch.setattr("train.objectives.caching.time", SimpleNamespace(perf_counter=lambda: now))
+
+    def sleep(seconds: float) -> None:  # whatever else the machine does
+        nonlocal now
+        now += seconds
 
     def limit(data: float, disk: float) -> str:
         publisher = SimpleNamespace(waited=0.0, rows=0, right=0)
 
         def batches():
-            time.sleep(0.2)  # start-up
+            sleep(0.2)  # start-up
             for _ in range(5):
                 yield SimpleNamespace(keys=np.zeros(10))
-                time.sleep(data)
+                sleep(data)
 
         cells = [(view, 0) for view in range(5)]
         with _CellProgress(cells, publisher, "1.5 GB", is_main=True) as progress:  # type: ignore[arg-type]
             for cell, _ in zip(cells, progress.watch(batches()), strict=True):  # type: ignore[arg-type]
-                time.sleep(0.04 + disk)  # long against the delays of a busy machine
+                sleep(0.04 + disk)
                 publisher.waited += disk
                 publisher.rows, publisher.right = publisher.rows + 8, publisher.right + 5
                 progress.advance(cell)
