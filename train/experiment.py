@@ -94,8 +94,7 @@ class Experiment:
                 for name, found in evaluations(assembled, split, stops).items()
             }
         except Stopped as request:
-            stops.obeyed()
-            raise Stopped(f"stopped by {request} in the last evaluation; all steps are done and saved") from request
+            raise stops.obeyed(str(request), "in the last evaluation; all steps are done and saved") from request
         result = self._result(assembled, evaluated, speed)
         figures = {name: headline(found) for name, found in evaluated.items()}
         dashboards.log(training.schedule.total_steps, tracking.numbers(figures))

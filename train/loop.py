@@ -191,8 +191,7 @@ def fit(
             try:
                 best = evaluation(first)
             except Stopped as request:
-                stops.obeyed()
-                raise Stopped(f"stopped by {request} after step {first} of {total}, saved") from request
+                raise stops.obeyed(str(request), f"after step {first} of {total}, saved") from request
             checkpoint_now(first, unevaluated=False)
         for step in traced(range(first, total), config.profile, folder, tracker, accelerator.is_main_process):
             before = loader.waited
@@ -225,8 +224,7 @@ def fit(
                 checkpoint_now(done, unevaluated)
             if stop:
                 all_saved()
-                stops.obeyed()
-                raise Stopped(f"stopped by {stop} after step {done} of {total}, saved")
+                raise stops.obeyed(stop, f"after step {done} of {total}, saved")
         speed = tracker.speed()
         all_saved()
         return speed
