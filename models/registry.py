@@ -8,7 +8,6 @@ weights are freshly drawn.
 """
 
 import difflib
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +17,7 @@ from torch import nn
 
 from models import resnet, resnet_cifar
 from models.experts import Form
+from models.from_timm import import_timm
 from models.heads import CosineHead
 
 
@@ -165,8 +165,9 @@ class ModelConfig:
     name: str = "resnet32"
     """a network in models/registry.py, or timm/NAME for a network of the timm package"""
     init: str | None = field(default=None, metadata={"path": True})
-    """initial weights: a finished run (name or folder), an export folder or a file (.safetensors, .pth); tensors that fit by name
-    and shape are taken, the others are reported; null = random weights, drawn from the seed"""
+    """initial weights: a finished run (name or folder), an export folder or a file (.safetensors, .pth); timm = those that timm
+    publishes for model.name, downloaded; tensors that fit by name and shape are taken, the others are reported; null = random
+    weights, drawn from the seed"""
     head: Literal["linear", "cosine"] = "linear"
     "the last layer; cosine: scale times the cosine between features and each class's weights, without a bias (not for timm)"
     head_scale: float = 30
@@ -248,12 +249,7 @@ def _number(value: float) -> str:
 
 
 def _build_timm(name: str, num_classes: int) -> nn.Module:
-    try:
-        timm = importlib.import_module("timm")
-    except ModuleNotFoundError as error:
-        if error.name != "timm":
-            raise  # timm is installed, but one of its own dependencies is not
-        raise ValueError(f"model '{name}' needs the timm package; type: pip install timm") from error
+    timm = import_timm(f"model '{name}'")
     wanted = name.removeprefix(TIMM_PREFIX)
     if not timm.is_model(wanted):
         known = timm.list_models()

@@ -98,7 +98,8 @@ class Batch(NamedTuple):
     """B views with what links them to labels and cached targets; row i of every field belongs to one sample."""
 
     images: torch.Tensor
-    "float32 [B, 3, S, S], finished (augmented, normalised), on the device; the same as pixels where the loader has no finish"
+    """[B, 3, S, S], float32 or the type of the Finish, finished (augmented, normalised), on the device; the same as pixels where
+    the loader has no finish"""
     labels: torch.Tensor
     "int64 [B], on the device; of mixtures, those of the views themselves"
     keys: np.ndarray

@@ -25,7 +25,7 @@ from pipelines.augment.transforms import draw
 from pipelines.backends.choice import make_backend
 from pipelines.backends.contract import Drawn
 from pipelines.batch import Batch, Colours, Draws, Holes, Mix, Plan
-from pipelines.device import to_device
+from pipelines.device import Moved, SideStream, to_device
 from pipelines.errors import UserError
 from pipelines.order import Sampling, with_partners
 from pipelines.records.reader import Records
@@ -142,16 +142,21 @@ class Loader:
             plans = with_partners(plans, self.records.keys, self._params.seed)
         drawn = self._drawn(plans)
         if self._backend.in_background:
-            crops = ahead_of(self._backend.crops(drawn), self._ahead, self._wait, self.device)
+            crops = ahead_of(self._moved(drawn), self._ahead, self._wait, self.device)
         else:
             drawn = ahead_of(drawn, self._ahead, self._wait, self.device)
-            crops = self._backend.crops(drawn)
+            crops = self._moved(drawn)
         with contextlib.closing(drawn), contextlib.closing(crops):
             for item in crops:
                 batch = self._batch(*item)
                 if item[1].partners is not None:  # the partners are the next item
                     batch = self._with_partners(batch, self._batch(*next(crops)), item[2])
                 yield batch
+
+    def load(self, plan: Plan) -> Batch:
+        """One batch, without partners, made in the caller's own thread."""
+        with contextlib.closing(self._moved(self._drawn([plan]))) as crops:
+            return self._batch(*next(crops))
 
     def _wait(self, seconds: float) -> None:
         self.waited += seconds
@@ -173,11 +178,16 @@ class Loader:
         images = batch.images if self.finish is None else mix.apply(batch.images, partners.images, mixed)
         return batch._replace(mix=mixed, images=images)
 
-    def _batch(self, pixels: torch.Tensor, plan: Plan, draws: Draws) -> Batch:
+    def _moved(self, drawn: Generator[Drawn, None, None]) -> Generator[tuple[Moved, Plan, Draws], None, None]:
+        """The backend's crops, on their way to the device while it computes."""
+        beside = SideStream(self.device)
+        with contextlib.closing(self._backend.crops(drawn)) as crops:
+            for pixels, plan, draws in crops:
+                yield beside.move(pixels), plan, draws
+
+    def _batch(self, crops: Moved, plan: Plan, draws: Draws) -> Batch:
         """The finished batch of a plan, without its partners."""
-        pixels = pixels.to(self.device, non_blocking=True)
-        if pixels.is_cuda:  # possibly made on another stream: memory must not be reused before this one is done
-            pixels.record_stream(torch.cuda.current_stream(self.device))
+        pixels = crops.arrived()
         jitter = draws.colours and Colours(*(to_device(part, self.device) for part in draws.colours))
         holes = draws.holes and Holes(to_device(draws.holes[0], self.device), draws.holes[1])
         batch = Batch(

@@ -1,4 +1,4 @@
-"""What the offline programs' command lines share: option types, a progress bar, how a command ends.
+"""What the offline programs' command lines share: option types, how a command ends.
 
 Owns no command. Invariant: a user's mistake gives one line on stderr and exit code 2.
 """
@@ -7,18 +7,13 @@ import argparse
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
-
-from rich.console import Console
-from rich.progress import TimeRemainingColumn
 
 from pipelines.errors import UserError, quoted
 from train.run.endings import exit_code
 from train.values import path_text
-from train.watch.progress import Bar
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,20 +85,3 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None, int
 def exit_cleanly_when_terminated() -> None:
     """Turn SIGTERM into an exit, which cleans up; only for a program that runs on its own."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-
-
-@contextmanager
-def progress_bar(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """Gives a function to call once per finished image; shows a bar on a terminal, else a line at each tenth, on stderr."""
-    done = 0
-    with Bar(total, Console(stderr=True), TimeRemainingColumn(), before=what) as bar:
-
-        def count() -> None:
-            nonlocal done
-            done += 1
-            if bar.shown:
-                bar.update(done)
-            elif done * 10 // total > (done - 1) * 10 // total:
-                print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
-
-        yield count

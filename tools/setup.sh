@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up .venv at the root of the clone with the versions of constraints.txt, and FFCV and DALI where they can be had.
-#   bash tools/setup.sh [EXTRA ...]              extras of setup.cfg beyond the base, e.g. report dev
+#   bash tools/setup.sh [EXTRA ...]              extras of setup.cfg beyond the base, e.g. report export timm dev
 #   PYTHON=python3.12 bash tools/setup.sh        another interpreter than the first that is new enough
 # Once done, it returns at once until a file it depends on changes. What pip and apt say goes to .venv/setup.log.
 set -euo pipefail
@@ -141,6 +141,17 @@ install_dali() {
     optional DALI "dali-cu$cuda" nvidia.dali
 }
 
+# timm needs torchvision, which PyPI has for the GPU build of PyTorch alone: beside a CPU build it does not import.
+check_timm() {
+    logged "$venv/bin/python" -c "import timm" && return
+    local version
+    version=$(sed -n 's/^torch==//p' constraints.txt)
+    say "timm needs torchvision, which PyPI has for the GPU build of PyTorch alone:" \
+        "installing that build in place of the one that is there (5 GB)"
+    must "${pip[@]}" "torch===$version" # === tells 2.0 from 2.0+cpu, which == does not
+    must "$venv/bin/python" -c "import timm"
+}
+
 mkdir -p "$venv"
 hash=$({ echo "$root"; cat setup.cfg pyproject.toml constraints.txt tools/setup.sh; } | sha256sum)
 if [[ $(head -n 1 "$stamp" 2>/dev/null) != "$hash" ]]; then
@@ -158,6 +169,7 @@ for extra in "$@"; do have "$extra" || extras+=("$extra"); done
 if ((${#extras[@]})); then
     say "installing the extras ${extras[*]}"
     must "${pip[@]}" -e ".[$(IFS=,; echo "${extras[*]}")]"
+    [[ " ${extras[*]} " != *" timm "* ]] || check_timm
     printf '%s\n' "${extras[@]}" >>"$stamp"
 fi
 have FFCV || install_ffcv

@@ -36,7 +36,7 @@ from train.ema import Ema
 from train.loop import Training
 from train.networks.info import ModelInfo
 from train.networks.initial import Initial, initialise, initialise_all_but
-from train.networks.layout import channels_last, compile_in_place, without_broadcasts
+from train.networks.layout import channels_last, compile_in_place, input_dtype, without_broadcasts
 from train.objectives.methods import METHODS, DistillConfig, hard_part, names_where, settings_of
 from train.objectives.objective import Objective
 from train.objectives.sources import Source, make_source, open_cache
@@ -46,6 +46,7 @@ from train.run.environment import precision_of
 from train.run.facts import Facts
 from train.schedule import Schedule
 from train.watch.dashboards import require_packages
+from train.watch.text import counted
 
 Say = Callable[[str], None]
 
@@ -186,16 +187,20 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
     backend = backend or resolve_backend(config.data.backend, splits.train, config.data.recipe, device)
     say(f"{len(splits.train)} training images of {splits.train.num_classes} classes, backend {backend}")
     share = config.optim.batch // accelerator.num_processes
-    loader = make_loader(config, splits.train, config.data.recipe, backend, accelerator, batch=share)
+    dtype = input_dtype(config.model.name, precision_of(accelerator))
+    loader = make_loader(config, splits.train, config.data.recipe, backend, accelerator, batch=share, dtype=dtype)
     evaluation = _evaluation(config, splits, backend, accelerator)
     _check_choices(config, folder, evaluation)
     _check_overlaps(config, splits, say)
     order = _order(config, splits.train, accelerator)
-    for line in (reuse_of_views(config, len(splits.train)), describe_scaling(config.optim)):
+    notes = (reuse_of_views(config, len(splits.train)), describe_scaling(config.optim))
+    for line in (*notes, _note_on_rest(order, len(splits.train))):
         if line:
             say(line)
     schedule = Schedule(config.schedule, scaled_lr(config.optim), order.steps_per_epoch, config.optim.batch)
     _check_switches(distill, schedule)
+    if note := _note_on_patience(config, schedule):
+        say(note)
     network, init = _network(config, splits.train, folder, accelerator)
     ema = Ema(network, config.ema) if config.ema.decay is not None else None
     optimizer = build_optimizer(network, config.optim)
@@ -219,7 +224,7 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
         accelerator=accelerator,
         model=model,
         optimizer=optimizer,
-        objective=_objective(distill, splits.train, source, device, config.model.logit_scale, order.steps_per_epoch),
+        objective=_objective(config, distill, splits.train, source, device, order.steps_per_epoch),
         loader=loader,
         order=order,
         schedule=schedule,
@@ -252,17 +257,24 @@ def _caches(
 
 def _evaluation(config: Config, splits: Splits, trained: str, accelerator: Accelerator) -> dict[str, Split]:
     recipe, found = config.data.recipe.evaluation(), {}
+    dtype = input_dtype(config.model.name, precision_of(accelerator))
     for split, records in splits.evaluation.items():
         backend = evaluation_backend(trained, records, recipe, accelerator.device)
         if backend != trained:
             accelerator.print(f"data.{split} is loaded by backend {backend}: {trained} cannot serve it")
         found[split] = Split(
-            make_loader(config, records, recipe, backend, accelerator, batch=config.eval.batch), backend
+            make_loader(config, records, recipe, backend, accelerator, batch=config.eval.batch, dtype=dtype), backend
         )
     return found
 
 
 def _check_choices(config: Config, folder: Path, evaluation: dict[str, Split]) -> None:
+    if config.eval.patience is not None and config.save.keep_best == "no":
+        raise UserError(
+            f"eval.patience={config.eval.patience}: early stopping selects the last step by images that are neither "
+            "trained on nor tested: type save.keep_best=val, with data.val; to select on the test split, type "
+            "save.keep_best=test_split_knowingly"
+        )
     if config.save.keep_best != "no":
         split = "val" if config.save.keep_best == "val" else "test"
         if split not in evaluation or not config.eval.period(1):
@@ -271,6 +283,20 @@ def _check_choices(config: Config, folder: Path, evaluation: dict[str, Split]) -
             )
     if config.resume not in ("auto", "never") and not checkpoint.has_checkpoint(folder):
         checkpoint.load_from(config.resume)  # refuse it now, before the run's folder exists
+
+
+def _note_on_patience(config: Config, schedule: Schedule) -> str | None:
+    """A line for an eval.patience that cannot end the training, as too few evaluations come after the first."""
+    patience, period = config.eval.patience, config.eval.period(schedule.steps_per_epoch)
+    if patience is None or not period:
+        return None
+    evaluations = -(-schedule.total_steps // period)
+    if patience < evaluations - 1:
+        return None
+    return (
+        f"warning: eval.patience={patience} cannot end this training, which has {counted(evaluations, 'evaluation')}; for more "
+        "type eval.every_epochs=1 or eval.every_steps=N"
+    )
 
 
 def _check_overlaps(config: Config, splits: Splits, say: Say) -> None:
@@ -298,6 +324,7 @@ def _order(config: Config, train: Records, accelerator: Accelerator) -> TrainOrd
             f"optim.batch={optim.batch} does not split into {world} processes x optim.accumulate={optim.accumulate}; "
             f"nearest: optim.batch={near}"
         )
+    _require_full_batch(config, len(train), world)
     try:
         return TrainOrder(
             train.keys,
@@ -311,6 +338,35 @@ def _order(config: Config, train: Records, accelerator: Accelerator) -> TrainOrd
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _require_full_batch(config: Config, images: int, world: int) -> None:
+    """UserError, naming a batch that fits, where the training images do not fill one."""
+    optim, unit = config.optim, world * config.optim.accumulate
+    if optim.batch <= images:
+        return
+    if images < unit:
+        raise UserError(
+            f"optim.batch={optim.batch} is larger than the {images} training images, which {world} processes x "
+            f"optim.accumulate={optim.accumulate} cannot share: use fewer processes, or optim.accumulate=1, and a smaller "
+            "optim.batch"
+        )
+    power = 2 ** (max(1, images // 4).bit_length() - 1)  # at least four steps an epoch
+    typed = f"optim.batch={max(unit, power // unit * unit)}"
+    if optim.lr_scale == "none":
+        typed += f" optim.lr_scale=linear optim.lr_base_batch={optim.batch}"
+    raise UserError(f"optim.batch={optim.batch} is larger than the {images} training images; type {typed}")
+
+
+def _note_on_rest(order: TrainOrder, images: int) -> str | None:
+    """A line on the images that full batches leave out, where these are more than a tenth."""
+    rest = images - order.steps_per_epoch * order.batch
+    if rest * 10 <= images:
+        return None
+    return (
+        f"an epoch has {counted(order.steps_per_epoch, 'step')} of {order.batch} images: {rest} of {images} are left out of "
+        "each, others each time; a smaller optim.batch leaves out fewer"
+    )
 
 
 def _network(config: Config, train: Records, folder: Path, accelerator: Accelerator) -> tuple[nn.Module, str | None]:
@@ -362,7 +418,8 @@ def _spec(config: Config, train: Records) -> ModelSpec:
 
 
 def _objective(
-    distill: DistillConfig, train: Records, source: Source, device: torch.device, scale: float, steps_per_epoch: int
+    config: Config, distill: DistillConfig, train: Records, source: Source, device: torch.device, steps_per_epoch: int
 ) -> Objective:
-    counts = torch.from_numpy(train.class_counts).to(device)
-    return Objective(distill, counts, source.targets, scale, steps_per_epoch)
+    """distill: the configuration's, with the temperature resolved."""
+    counts, mode = torch.from_numpy(train.class_counts).to(device), config.compile_mode if config.compile else None
+    return Objective(distill, counts, source.targets, config.model.logit_scale, steps_per_epoch, mode)

@@ -15,6 +15,11 @@ from pathlib import Path
 # `accelerate launch` puts this script's folder first; a foreign `models` or `train` must not hide ours.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from train.run.waiting import choose_waiting
+
+if __name__ == "__main__":
+    choose_waiting()  # read when torch is imported
+
 import torch
 
 from pipelines.backends import pixel_source, resolve_backend

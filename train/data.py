@@ -116,15 +116,17 @@ def make_loader(
     accelerator: Accelerator,
     finished: bool = True,
     batch: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> Loader:
     """A loader with the configuration's normalisation, workers and checks; without a finish: its images are the crops.
 
-    batch: images of a batch on this process; UserError where these alone would not fit into the machine's memory.
+    batch: images of a batch on this process; UserError where these alone would not fit into the machine's memory. dtype: of the
+    finished images.
     """
     data, device = config.data, accelerator.device
     _require_memory(recipe.size, min(batch, len(records)) * (1 if recipe.mix is None else 2))
     try:
-        finish = Finish(data.mean, data.std, device, channels_last=True, compile=config.compile) if finished else None
+        finish = Finish(data.mean, data.std, device, True, config.compile, dtype) if finished else None
         return Loader(
             records,
             recipe,

@@ -13,12 +13,18 @@ from train.config import Config
 from train.objectives.methods import METHODS, names_where, reads, settings_of
 from train.settings import Options, flatten, keys, keys_of, value_text
 
-# What an evaluation takes besides the run's own settings; the network and its training are those of the run.
-EVALUATION = (
-    *("data.val", "data.test", "data.backend", "data.mean", "data.std", "data.verify", "data.workers"),
-    *("data.hw_decoder_load", "data.recipe.crop", "data.recipe.size", "data.recipe.short_side", "eval.batch"),
-    *("precision", "deterministic", "split", "weights", "predictions", "features", "export"),
+# What evaluations and predictions take besides the run's own settings; the network and its training are those of the run.
+_ASKING = (
+    *("data.backend", "data.mean", "data.std", "data.verify", "data.workers", "data.hw_decoder_load"),
+    *("data.recipe.crop", "data.recipe.size", "data.recipe.short_side", "eval.batch", "precision", "deterministic"),
+    "weights",
 )
+EVALUATION = (
+    *("data.val", "data.test"),
+    *_ASKING,
+    *("split", "predictions", "features", "export", "format", "program_input"),
+)
+PREDICTION = (*_ASKING, *("out", "top", "prior"))
 # What train/cache_logits.py reads of a student's settings.
 CACHE_WRITER = (
     *("data", "schedule", "optim.batch", "cache.codec", "cache.batch", "cache.dir", "precision", "deterministic"),
@@ -149,12 +155,21 @@ def require_evaluations(changes: list[str], unfinished: bool) -> None:
 
     unfinished: the classes are those of data.train, as no model.json names them yet.
     """
-    takes = (*EVALUATION, "data.train") if unfinished else EVALUATION
+    _require_among(EVALUATION, changes, unfinished, "an evaluation", "train/evaluate.py")
+
+
+def require_predictions(changes: list[str], unfinished: bool) -> None:
+    """The same of a prediction."""
+    _require_among(PREDICTION, changes, unfinished, "a prediction", "train/predict.py")
+
+
+def _require_among(names: tuple[str, ...], changes: list[str], unfinished: bool, what: str, program: str) -> None:
+    takes = (*names, "data.train") if unfinished else names
     idle = [line for line in changes if not _among(line.partition(":")[0], takes)]
     if idle:
         raise UserError(
-            f"without effect on an evaluation (of the run -> given): {'; '.join(idle)}; leave it out: the network is the run's. "
-            f"train/evaluate.py takes {', '.join(takes)}"
+            f"without effect on {what} (of the run -> given): {'; '.join(idle)}; leave it out: the network is the run's. "
+            f"{program} takes {', '.join(takes)}"
         )
 
 

@@ -33,17 +33,20 @@ class Ema:
         self._live = network.state_dict()  # the tensors themselves, which training changes in place
         self._mean = {name: tensor.detach().clone() for name, tensor in self._live.items()}
         averaged = [name for name, tensor in self._live.items() if tensor.is_floating_point()]
-        self._pairs = [self._mean[name] for name in averaged], [self._live[name].detach() for name in averaged]
-        self._copied = [name for name in self._live if name not in set(averaged)]
+        self._averaged = self._pairs(averaged)
+        self._copied = self._pairs([name for name in self._live if name not in set(averaged)])
+
+    def _pairs(self, names: list[str]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The tensors of these names in the average and in the network, for operations over whole lists."""
+        return [self._mean[name] for name in names], [self._live[name].detach() for name in names]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Update the average after optimizer step number `step`, counted from 1."""
         decay = min(self._decay, (1 + step) / (10 + step)) if self._config.warmup else self._decay
-        mean, live = self._pairs
-        torch._foreach_lerp_(mean, live, 1 - decay)
-        for name in self._copied:
-            self._mean[name].copy_(self._live[name])
+        torch._foreach_lerp_(*self._averaged, 1 - decay)
+        if self._copied[0]:
+            torch._foreach_copy_(*self._copied)
 
     @contextmanager
     @torch.no_grad()

@@ -79,12 +79,10 @@ class Experiment:
             run.note(assembled.facts)
             between = (lambda: progress(assembled, stops)) if assembled.evaluation else None
             with self._explained(assembled):
-                speed = loop.fit(assembled.training, run.folder, between, stops, dashboards)
-            self._end(assembled, speed, run, stops, dashboards)
+                fitted = loop.fit(assembled.training, run.folder, between, stops, dashboards)
+            self._end(assembled, fitted, run, stops, dashboards)
 
-    def _end(
-        self, assembled: Assembled, speed: dict[str, float | None], run: Run, stops: Stops, dashboards: Dashboards
-    ) -> None:
+    def _end(self, assembled: Assembled, fitted: loop.Fitted, run: Run, stops: Stops, dashboards: Dashboards) -> None:
         """The last evaluation, the final weights, the result."""
         training = assembled.training
         try:
@@ -95,9 +93,9 @@ class Experiment:
             }
         except Stopped as request:
             raise stops.obeyed(str(request), "in the last evaluation; all steps are done and saved") from request
-        result = self._result(assembled, evaluated, speed)
+        result = self._result(assembled, evaluated, fitted)
         figures = {name: headline(found) for name, found in evaluated.items()}
-        dashboards.log(training.schedule.total_steps, tracking.numbers(figures))
+        dashboards.log(fitted.steps, tracking.numbers(figures))
         if self.accelerator.is_main_process:
             ema_state = training.ema.state_dict() if training.ema else None
             save_final(run.folder, training.network.state_dict(), assembled.model_info(), ema_state)
@@ -118,9 +116,10 @@ class Experiment:
         return Dashboards(list(track.trackers), track.project, self.folder, flatten(self.config), is_main)
 
     def _result(
-        self, assembled: Assembled, evaluated: dict[str, dict[str, Any]], speed: dict[str, float | None]
+        self, assembled: Assembled, evaluated: dict[str, dict[str, Any]], fitted: loop.Fitted
     ) -> dict[str, Any]:
-        training, method = assembled.training, self.config.distill.method
+        method, early = self.config.distill.method, fitted.stopped_early
+        epochs = None if early else self.config.schedule.epochs
         return {
             "run": str(self.folder),
             "seed": self.config.seed,
@@ -128,10 +127,11 @@ class Experiment:
             "processes": self.accelerator.num_processes,
             "method": method,
             **({"tau": assembled.facts.tau} if "tau" in METHODS[method].settings else {}),
-            "epochs": self.config.schedule.epochs or training.schedule.total_steps / training.order.steps_per_epoch,
-            "steps": training.schedule.total_steps,
+            "epochs": epochs or fitted.steps / assembled.training.order.steps_per_epoch,
+            "steps": fitted.steps,
+            **({"stopped_early": {"best_step": early.step, "best_top1": early.score}} if early else {}),
             **evaluated,
-            "speed": speed,
+            "speed": fitted.speed,
         }
 
     def _dry_run(self, assembled: Assembled) -> None:

@@ -2,7 +2,7 @@
 
 Straight-line code without callbacks. Steps are the clock; everything periodic asks `due`. The loop knows neither priors nor
 where soft targets come from: the objective owns them. Invariant: a run that is killed and resumed takes the same steps on
-the same views as one that is not, and no checkpoint ever holds a step whose loss was not finite.
+the same views as one that is not, ends after the same step, and no checkpoint ever holds a step whose loss was not finite.
 """
 
 from collections.abc import Callable
@@ -60,6 +60,20 @@ class Best(NamedTuple):
     step: int
     score: float
     chosen_on: str
+    since: int = 0
+    "evaluations after it, none of which scored higher"
+
+    def outlasts(self, patience: int | None) -> bool:
+        """Whether so many evaluations came after it that the training is over."""
+        return patience is not None and self.since >= patience
+
+
+class Fitted(NamedTuple):
+    """How a training ended. speed: the session's figures; stopped_early: the best evaluation, where `eval.patience` ended it."""
+
+    steps: int
+    speed: dict[str, float | None]
+    stopped_early: Best | None
 
 
 class Evaluated(NamedTuple):
@@ -114,11 +128,11 @@ def fit(
     evaluate: Callable[[], Evaluated] | None,
     stops: Stops,
     dashboards: Dashboards,
-) -> dict[str, float | None]:
+) -> Fitted:
     """Train from the newest checkpoint in `folder` (or from `resume`, or from the start) to the end of the schedule.
 
-    evaluate: called as often as `eval` says; it may raise Stopped.
-    Returns the session's speed. Raises Stopped after everything is saved.
+    With eval.patience it may be over before. evaluate: called as often as `eval` says; it may raise Stopped.
+    Raises Stopped after everything is saved.
     """
     config, accelerator, ema = training.config, training.accelerator, training.ema
     network, optimizer, objective = training.network, training.optimizer, training.objective
@@ -160,9 +174,15 @@ def fit(
             _require_finite_update(done - 1, network, optimizer, accelerator)
             figures, score = evaluate()
             tracker.event(done, **figures)
-        if score is None or (best is not None and score <= best.score):
+        if score is None:
             return best
+        if best is not None and score <= best.score:
+            return best._replace(since=best.since + 1)
         return Best(done, score, config.save.keep_best)
+
+    def over() -> bool:
+        """Whether early stopping ends the training now: a function of the evaluations so far, which checkpoints hold."""
+        return best is not None and best.outlasts(config.eval.patience)
 
     def checkpoint_now(done: int, unevaluated: bool) -> None:
         """unevaluated: the evaluation that is due at this step is still to come. The files are written while training goes on."""
@@ -193,7 +213,8 @@ def fit(
             except Stopped as request:
                 raise stops.obeyed(str(request), f"after step {first} of {total}, saved") from request
             checkpoint_now(first, unevaluated=False)
-        for step in traced(range(first, total), config.profile, folder, tracker, accelerator.is_main_process):
+        done, end = first, first if over() else total
+        for step in traced(range(first, end), config.profile, folder, tracker, accelerator.is_main_process):
             before = loader.waited
             batch = next(batches)
             tracker.data_wait(loader.waited - before)
@@ -220,14 +241,23 @@ def fit(
                     stop = str(request)
             every_steps, every_epoch = config.save.every_steps, config.save.every_epochs * epoch_steps
             found_best = best is not None and best.step == done
-            if stop or found_best or due(done, every_epoch, total) or (every_steps and done % every_steps == 0):
+            to_save = due(done, every_epoch, total) or (every_steps and done % every_steps == 0)
+            if stop or found_best or over() or to_save:
                 checkpoint_now(done, unevaluated)
             if stop:
                 all_saved()
                 raise stops.obeyed(stop, f"after step {done} of {total}, saved")
-        speed = tracker.speed()
+            if over():
+                break
+        early = best if over() and done < total else None
+        if early:
+            tracker.say(
+                f"ended after step {done} of {total} (eval.patience={config.eval.patience}): none of the last {early.since} "
+                f"evaluations was better than that after step {early.step}"
+            )
+        fitted = Fitted(done, tracker.speed(), early)
         all_saved()
-        return speed
+        return fitted
     except NotFinite as found:
         saver.close()  # the message names the last checkpoint
         raise _not_finite(found, folder, config, order, loader, accelerator) from found

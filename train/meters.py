@@ -1,9 +1,17 @@
-"""Sums of losses on the device between two lines of metrics, and the first step that was not finite."""
+"""Sums of losses between two lines of metrics, and the first step that was not finite.
+
+Invariant: adding a step is one launch, whatever it adds, and waits for nothing; the sums are made on the host, in the order of
+the steps, where the host waits for the device anyway.
+"""
 
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+
+_NEVER = torch.iinfo(torch.int64).max
+_MOST_UNREAD = 10_000  # rows on the device, of 512 bytes each there: for a program that never reads
 
 
 class NotFinite(Exception):
@@ -15,38 +23,59 @@ class NotFinite(Exception):
 
 
 class Meters:
-    """Sums of losses, and the first step whose loss was not finite, kept on the device until they are read."""
+    """Sums of losses, and the first step whose loss was not finite; what each step adds stays on the device until it is read."""
 
     def __init__(self, device: torch.device):
-        self._sums: dict[str, torch.Tensor] = {}
+        self._device = device
+        self._unread: list[tuple[int, list[str], torch.Tensor]] = []  # step, names, their values
+        self._sums: dict[str, Any] = {}  # numpy scalars
         self._count = 0
-        self._bad_step = torch.full((), torch.iinfo(torch.int64).max, dtype=torch.int64, device=device)
+        self._bad_step = _NEVER
 
     def add(self, step: int, loss: torch.Tensor, parts: dict[str, torch.Tensor]) -> None:
         """Add one (micro-)batch of step number `step`."""
-        for name, value in {"loss": loss.detach(), **parts}.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+        # A copy: the loss of a CUDA graph is overwritten by its next run.
+        self._unread.append((step, ["loss", *parts], torch.stack([loss.detach(), *parts.values()])))
         self._count += 1
-        fine = torch.isfinite(loss.detach())
-        self._bad_step = torch.where(fine, self._bad_step, self._bad_step.clamp(max=step))
+        if len(self._unread) == _MOST_UNREAD:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        """Wait for what was added, and add it to the sums."""
+        if not self._unread:
+            return
+        values = torch.cat([row for _, _, row in self._unread]).cpu().numpy()
+        with np.errstate(all="ignore"):
+            for step, names, _ in self._unread:
+                row, values = values[: len(names)], values[len(names) :]
+                if not np.isfinite(row[0]):
+                    self._bad_step = min(self._bad_step, step)
+                for name, value in zip(names, row, strict=True):
+                    self._sums[name] = self._sums.get(name, 0 * value) + value
+        self._unread = []
 
     def require_finite(self, accelerator: Accelerator) -> None:
         """Raise NotFinite on every process if a loss on any of them was not finite in any step so far."""
-        bad = int(accelerator.gather(self._bad_step.reshape(1)).min())  # type: ignore[union-attr]
-        if bad < torch.iinfo(torch.int64).max:
+        self._sum_up()
+        bad_step = torch.tensor([self._bad_step], device=self._device)
+        bad = int(accelerator.gather(bad_step).min())  # type: ignore[union-attr]
+        if bad < _NEVER:
             raise NotFinite(bad)
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over all processes since the last call."""
         self.require_finite(accelerator)
         names = list(self._sums)
-        means: Any = accelerator.reduce(torch.stack([self._sums[n] for n in names]) / self._count, reduction="mean")
+        sums = torch.from_numpy(np.stack([self._sums[name] for name in names])).to(self._device)
+        means: Any = accelerator.reduce(sums / self._count, reduction="mean")
         self._sums, self._count = {}, 0
         return dict(zip(names, means.tolist(), strict=True))
 
     def state(self, accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], int]:
         """(sums of every process {name: [processes]}, the number of steps they cover): what the next `read` will need."""
-        sums = {name: accelerator.gather(value.reshape(1)) for name, value in self._sums.items()}
+        self._sum_up()
+        own = {name: torch.from_numpy(np.stack([value])).to(self._device) for name, value in self._sums.items()}
+        sums = {name: accelerator.gather(value) for name, value in own.items()}
         return sums, self._count  # type: ignore[return-value]
 
     def restore(self, sums: dict[str, torch.Tensor], count: int, accelerator: Accelerator) -> None:
@@ -54,5 +83,5 @@ class Meters:
         for name, values in sums.items():
             same = len(values) == accelerator.num_processes
             own = values[accelerator.process_index] if same else values.mean()
-            self._sums[name] = own.clone().to(accelerator.device)
+            self._sums[name] = own.cpu().numpy()[()]
         self._count = count

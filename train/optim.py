@@ -109,6 +109,12 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         {"params": [named[name] for name in named if name in undecayed], "weight_decay": 0.0},
     ]
     groups, lr = [group for group in groups if group["params"]], scaled_lr(config)
+    fused = _fused(list(named.values()))
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=(config.betas[0], config.betas[1]))
-    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov)
+        return torch.optim.AdamW(groups, lr=lr, betas=(config.betas[0], config.betas[1]), fused=fused)
+    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+
+
+def _fused(parameters: list[nn.Parameter]) -> bool | None:
+    """True on a GPU: one launch updates many parameters. None, torch's own choice, elsewhere."""
+    return True if all(parameter.is_cuda for parameter in parameters) else None

@@ -55,6 +55,16 @@ class Leaf(NamedTuple):
     origin: str
 
 
+class Words(NamedTuple):
+    """What differs between the programs in their --help: the first argument, and what a dry run does."""
+
+    first: str = "CONFIG.yaml"
+    dry_run: str = "check everything, train nothing, write nothing"
+
+
+_OF_TRAININGS = Words()
+
+
 @dataclass
 class Options:
     """What the command line says besides settings."""
@@ -130,9 +140,10 @@ def _as_given(value: Any) -> str:
 
 
 def describe(cls: type) -> str:
-    """Every key with its type, default and explanation, for --help."""
-    lines, section = [], ""
-    for name, key in keys(cls).items():
+    """Every key with its type, default and explanation, for --help; those that a program adds to the tree come first."""
+    lines, section, known = [], "", keys(cls)
+    added = {} if cls.__base__ is object else {name: known[name] for name in cls.__annotations__ if name in known}
+    for name, key in (added | known).items():
         if name.partition(".")[0] != section:
             section = name.partition(".")[0]
             lines.append("")
@@ -399,12 +410,12 @@ def diff(old: C, new: C) -> list[str]:
     ]
 
 
-def parse_args(argv: list[str], description: str, cls: type[C]) -> tuple[C, Options]:
+def parse_args(argv: list[str], description: str, cls: type[C], words: Words = _OF_TRAININGS) -> tuple[C, Options]:
     """Settings and options of an entry script; --help and --print-config print and raise SystemExit(0)."""
     flags = {arg for arg in argv if arg.startswith("-")}
     rest = [arg for arg in argv if not arg.startswith("-")]
     if flags & {"--help", "-h"}:
-        print(_usage(description, cls))
+        print(_usage(description, cls, words))
         raise SystemExit(0)
     for flag in sorted(flags - set(FLAGS)):
         raise _unknown_flag(flag, cls)
@@ -423,12 +434,12 @@ def parse_args(argv: list[str], description: str, cls: type[C]) -> tuple[C, Opti
     return config, options
 
 
-def _usage(description: str, cls: type) -> str:
+def _usage(description: str, cls: type, words: Words) -> str:
     return (
-        f"usage: {sys.argv[0]} CONFIG.yaml [KEY=VALUE ...] [--dry-run] [--print-config] [--help]\n\n"
+        f"usage: {sys.argv[0]} {words.first} [KEY=VALUE ...] [--dry-run] [--print-config] [--help]\n\n"
         f"{description.strip()}\n\n"
         "  --print-config   print all settings, the overrides applied, and stop\n"
-        "  --dry-run        check everything, train nothing, write nothing\n\n"
+        f"  --dry-run        {words.dry_run}\n\n"
         f"Keys, their types and defaults:\n\n{describe(cls)}"
     )
 

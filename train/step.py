@@ -36,6 +36,7 @@ class TrainStep:
         ema: Ema | None = None,
     ):
         self._model, self._optimizer, self._objective = model, optimizer, objective
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._parts, self._clip = config.accumulate, config.clip
         self._scaler = scaler or torch.amp.GradScaler(enabled=False)
         self._meters, self._ema = meters, ema
@@ -48,7 +49,8 @@ class TrainStep:
             micro = batch.rows(part * rows, (part + 1) * rows)
             with self._gradients_shared(last=part == self._parts - 1):
                 loss, named = self._objective(outputs_of(self._model(micro.images)), micro, number)
-                self._scaler.scale(loss / self._parts).backward()
+                share = loss / self._parts if self._parts > 1 else loss
+                self._scaler.scale(share).backward()
             if self._meters:
                 self._meters.add(number, loss, named)
         if self._clip is not None:
@@ -56,7 +58,8 @@ class TrainStep:
             nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._optimizer.zero_grad()
+        for parameter in self._parameters:
+            parameter.grad = None
         if self._ema:
             self._ema.update(number + 1)
 

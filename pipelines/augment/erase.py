@@ -70,7 +70,8 @@ def apply(images: torch.Tensor, holes: Holes, scale: torch.Tensor, shift: torch.
 
     scale, shift: of the normalisation, level * scale + shift, so that a hole holds what its level is normalised to.
     """
-    return torch.where(covered(holes.boxes, images.shape[-1])[:, None], holes.level * scale + shift, images, out=images)
+    level = (holes.level * scale + shift).to(images.dtype)
+    return torch.where(covered(holes.boxes, images.shape[-1])[:, None], level, images, out=images)
 
 
 def covered(boxes: torch.Tensor, size: int) -> torch.Tensor:

@@ -56,10 +56,11 @@ def _jitter_and_normalise(
     order: torch.Tensor,
     scale: torch.Tensor,
     shift: torch.Tensor,
+    dtype: torch.dtype,
     memory_format: torch.memory_format,
 ) -> torch.Tensor:
     images = colour.apply(pixels.permute(0, 3, 1, 2).float() / 255, Colours(factors, order))
-    return (images * 255 * scale + shift).contiguous(memory_format=memory_format)
+    return (images * 255 * scale + shift).to(dtype, memory_format=memory_format)
 
 
 class Finish:
@@ -67,7 +68,7 @@ class Finish:
 
     Holes are erased after jitter. mean, std: three numbers on the 0..1 scale. channels_last: strides of the result (values are
     the same). compile: fuse the roughly thirty element-wise passes of colour jitter into a few; values may differ from
-    uncompiled ones in the last bit.
+    uncompiled ones in the last bit. dtype: the type to which the result is rounded, after everything was computed in float32.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Finish:
         device: torch.device,
         channels_last: bool,
         compile: bool = False,
+        dtype: torch.dtype = torch.float32,
     ):
         check_normalisation(mean, std)
         wide = torch.float64
@@ -84,16 +86,18 @@ class Finish:
         self._scale = (1.0 / (255.0 * std_t)).float().view(1, 3, 1, 1).to(device)
         self._shift = (-torch.tensor(mean, dtype=wide) / std_t).float().view(1, 3, 1, 1).to(device)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._dtype = dtype
         self._jittered = torch.compile(_jitter_and_normalise) if compile else _jitter_and_normalise
 
     def __call__(
         self, pixels: torch.Tensor, colours: Colours | None = None, holes: Holes | None = None
     ) -> torch.Tensor:
-        if colours is None:  # one pass: nothing to fuse
-            images = pixels.permute(0, 3, 1, 2).float().mul_(self._scale).add_(self._shift)
+        if colours is None:  # two passes: nothing to fuse
+            scaled = pixels.permute(0, 3, 1, 2).mul(self._scale)
+            images = torch.add(scaled, self._shift, out=torch.empty_like(scaled, dtype=self._dtype))
             images = images.contiguous(memory_format=self._format)
         else:
-            images = self._jittered(pixels, *colours, self._scale, self._shift, self._format)
+            images = self._jittered(pixels, *colours, self._scale, self._shift, self._dtype, self._format)
         return images if holes is None else erase.apply(images, holes, self._scale, self._shift)
 
     def of(self, batch: Batch) -> torch.Tensor:

@@ -54,8 +54,8 @@ def draw(params: ViewParams, records: Records, plan: Plan) -> tuple[np.ndarray, 
 
 def apply(images: torch.Tensor, partners: torch.Tensor, mix: Mix) -> torch.Tensor:
     """Mix normalised images [B, 3, S, S] with those of their partners, in place. A ratio of 1 leaves an image as it is."""
-    if mix.boxes is None:
-        return torch.lerp(partners, images, mix.ratios[:, None, None, None], out=images)
+    if mix.boxes is None:  # in float32, which the ratios need
+        return images.copy_(torch.lerp(partners.float(), images.float(), mix.ratios[:, None, None, None]))
     return torch.where(covered(mix.boxes[:, None], images.shape[-1])[:, None], partners, images, out=images)
 
 

@@ -5,6 +5,7 @@ target that `gather` returns has the right key, view, teacher and checksum.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from pipelines.backends.pixels import PixelSource
-from pipelines.errors import UserError
+from pipelines.errors import UserError, quoted
 from pipelines.logits.blocks import (
     BLOCK_ROWS,
     FINGERPRINT_BYTES,
@@ -28,6 +29,7 @@ from pipelines.logits.fingerprint import Fingerprinter, Fingerprints, compare
 from pipelines.logits.folder import Wanted, find_cache, misfits, open_folder, read_done
 from pipelines.logits.identity import PIXEL_FIELDS
 from pipelines.logits.maps import BlockMaps
+from pipelines.records.layout import sample_key
 
 LOSS_BUDGET = 0.01  # share of the teacher's information that a codec may lose at the temperature in use
 # Memory maps that one cache keeps open; a process may have some 65,000. Class-balanced sampling of iNaturalist 2018, the most
@@ -149,12 +151,28 @@ class LogitCache:
             open_block(self.folder, self._kind, view, block, count)  # refuses a file of another cache, view or block
             self._maps.open(cell, block_path(self.folder, view, block), self._kind.block_bytes(count))
 
+    def keys_of(self, names: Sequence[str]) -> np.ndarray:
+        """int64 [B]: the keys of samples by their names; UserError, naming the first, for names that the cache does not know."""
+        keys = np.array([sample_key(name) for name in names], np.int64)
+        unknown = np.flatnonzero(self._keys[self._places(keys)] != keys)
+        if len(unknown):
+            more = f" (nor {len(unknown) - 1} more of these {len(keys)})" if len(unknown) > 1 else ""
+            raise UserError(
+                f"cache {self.folder} has no sample named {quoted(names[unknown[0]])}{more}: names are those of the records that "
+                "it was written from, as tools/convert.py gave them"
+            )
+        return keys
+
+    def _places(self, keys: np.ndarray) -> np.ndarray:
+        """Where the keys are in the index, if they are there at all."""
+        return np.searchsorted(self._keys, keys).clip(0, len(self._keys) - 1)
+
     def records(self, keys: np.ndarray, views: np.ndarray) -> np.ndarray:
         """uint8 [B, R]: the records for integer keys [B] under integer views [B], each checked against its CRC."""
         keys, views = _integers(keys), _integers(views)
         if keys.ndim != 1 or keys.shape != views.shape:  # compiled code would read beyond the shorter one
             raise ValueError(f"keys {keys.shape} and views {views.shape}: one view for each key")
-        places = np.searchsorted(self._keys, keys).clip(0, len(self._keys) - 1)
+        places = self._places(keys)
         unknown = keys[self._keys[places] != keys]
         if len(unknown):
             raise UserError(f"cache {self.folder} has no sample with key {unknown[0]}")

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from helpers.recipes import CLASSES, overlay, run_here, write_jpegs
 
+from models.registry import build_model
 from pipelines.errors import UserError
 from pipelines.records.writing import Sample, write_records
 from train.config import Config
@@ -46,18 +48,22 @@ TRAIN, EVALUATION = 12, 5  # images
 # These run with a smaller network to save time: others of the same folder run the real one, and CIFAR's the real experts.
 SAME_NETWORK = (
     *("imagenet_lt/ce_x50", "inat18/bsce_r50_200", "inat18/dive_r50_200"),
-    *(ids(path) for path in REPORTED if path not in PLAIN and not path.parent.name.startswith("cifar100_lt")),
+    *(
+        ids(path)
+        for path in REPORTED
+        if path not in PLAIN and not path.parent.name.startswith("cifar100_lt") and path.parent.name != "configs"
+    ),
 )
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """raw_train.beton (32 x 32), jpeg_train.beton, and the same for `eval`."""
+    """raw_train.beton (32 x 32), jpeg_train.beton, and the same for `eval` and, of other images, for `select`."""
     folder = tmp_path_factory.mktemp("records")
     rng = np.random.default_rng(0)
-    for split, count in (("train", TRAIN), ("eval", EVALUATION)):
+    for seed, (split, count) in enumerate((("train", TRAIN), ("eval", EVALUATION), ("select", EVALUATION))):
         names = [f"{split}/{i}.jpg" for i in range(count)]
-        write_jpegs(folder, names)
+        write_jpegs(folder, names, seed)
         pixels = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
         for kind in ("raw", "jpeg"):
             images = [pixels[i] if kind == "raw" else folder / name for i, name in enumerate(names)]
@@ -81,9 +87,13 @@ def workplace(path: Path, records: Path, places: Path) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     if not (place / "configs").exists():
         (place / "configs").symlink_to(ROOT / "configs")
-    data = load(Config, path).data
+    config = load(Config, path)
+    data = config.data
+    if any("model.init=WEIGHTS.pth" in line for line in commands(path)):
+        torch.save(build_model(config.model.name, 1000).state_dict(), place / "WEIGHTS.pth")
     kind = "raw" if data.recipe.crop == "pad_crop" else "jpeg"
-    for split, name in (("train", data.train), ("eval", data.val), ("eval", data.test)):
+    selects = config.save.keep_best == "val"
+    for split, name in (("train", data.train), ("select" if selects else "eval", data.val), ("eval", data.test)):
         if name is not None:
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(records / f"{kind}_{split}.beton", place / name)

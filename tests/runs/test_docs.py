@@ -1,8 +1,10 @@
 """The code in docs/logit_cache.md, export.md and figures.md runs as it stands, and does what the text around it says."""
 
 import contextlib
+import importlib.util
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from PIL import Image
 
 from models.registry import build_model
 from pipelines.errors import UserError
+from pipelines.logits import LogitCache
 from pipelines.logits.blocks import HEADER
 from pipelines.logits.codec import TEMPERATURES
 from pipelines.logits.fingerprint import MAX_TOLERANCE, MEAN_TOLERANCE
@@ -22,6 +25,7 @@ from pipelines.logits.identity import FORMAT
 from pipelines.records.layout import sample_key
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, write_records
+from pipelines.views import ViewDataset
 from tools.reporting.sections import SECTIONS
 
 TEXT = (ROOT / "docs" / "logit_cache.md").read_text()
@@ -56,7 +60,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_loop_of_ones_own(work: Path) -> None:
     """A reader in little more than ten lines, six of them about the cache."""
-    loop, setting, _ = blocks("python")
+    loop, setting, *_ = blocks("python")
     torch.manual_seed(0)
     student = build_model("resnet20", len(CLASSES))
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
@@ -70,9 +74,35 @@ def test_a_loop_of_ones_own(work: Path) -> None:
     assert len([line for line in loop.splitlines() if line]) <= 12
 
 
+def test_a_dataset_and_a_cache_of_ones_own(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A DataLoader with workers reads the targets of the very views; a cache of any module gives back what that says."""
+    loop, setting, dataset, writing, _ = blocks("python")
+    torch.manual_seed(0)
+    network = build_model("resnet20", len(CLASSES))
+    names: dict[str, Any] = {"student": network, "optimizer": torch.optim.SGD(network.parameters(), lr=0)}
+    with contextlib.chdir(work):
+        exec(setting, names)
+        exec(loop, names)
+        exec(dataset, names)
+        assert names["teacher"].shape == (COUNT % 16, len(CLASSES)) and names["views"].unique().tolist() == [1]
+        crops = ViewDataset(names["records"], names["recipe"], seed=names["seed"], view=1)
+        some = torch.stack([crops[i].image for i in (0, 7, -1)])
+        keys = names["records"].keys[[0, 7, -1]]
+        assert names["cache"].check_pixels(some, names["cache"].records(keys, [1, 1, 1]), "close") == "same"
+        names["teacher"] = network.eval()
+        exec(writing, names)
+        written = LogitCache("my_caches")
+        assert written.views == 2 and names["writer"].missing(2) == []
+        (batch,) = names["loader"].batches(np.arange(COUNT), np.ones(COUNT, np.int32), COUNT)
+        with torch.no_grad():
+            expected = network(batch.images)
+        assert (written.gather(batch.keys, batch.views) - expected).abs().max() < 0.02 * expected.abs().max()
+        assert written.check_pixels(batch.pixels, written.records(batch.keys, batch.views), "same") == "same"
+
+
 def test_images_of_ones_own(work: Path) -> None:
     """With Pillow alone the views are close to those of the cache; with a wrong view number they are not."""
-    _, _, own = blocks("python")
+    *_, own = blocks("python")
     some = [f"{i}.jpg" for i in range(0, COUNT, 3)]
     names: dict[str, Any] = {"names": some}
     with contextlib.chdir(work):
@@ -86,7 +116,7 @@ def test_images_of_ones_own(work: Path) -> None:
 
 def test_an_export_classifies_an_image(work: Path) -> None:
     """As the evaluation does: the same logits for the same image, up to the rounding of the crop to 8 bits."""
-    code, _ = blocks("python", EXPORT)
+    code, *_ = blocks("python", EXPORT)
     run("evaluate", "t", "export=exports/mine", "predictions=p.npz", cwd=work)
     saved, records = np.load(work / "p.npz"), Records(work / "test.beton")
     for i in (0, 1, 2):
@@ -99,10 +129,26 @@ def test_an_export_classifies_an_image(work: Path) -> None:
         assert names["best"] == records.class_names[int(row.argmax())]
 
 
+def test_an_export_loads_by_its_own_file_and_runs_as_programs(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, alone, programs, _ = blocks("python", EXPORT)
+    onnx = importlib.util.find_spec("onnxruntime") is not None
+    formats = "[torch_export,onnx]" if onnx else "[torch_export]"
+    run("evaluate", "t", "export=exports/served", f"format={formats}", "program_input=uint8", cwd=work)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    names: dict[str, Any] = {"images": torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)}
+    with contextlib.chdir(work):
+        exec(alone.replace("exports/mine", "exports/served"), names)
+        exec(programs if onnx else programs.replace("import onnxruntime\n", "").partition("session")[0], names)
+    with torch.no_grad():
+        expected = names["network"]((names["images"] / 255 - 0.5) / 0.25)
+    assert torch.allclose(names["logits"], expected, atol=1e-4)
+    assert not onnx or np.allclose(names["same"], expected, atol=1e-4)
+
+
 def test_an_export_loads_into_torchvision_and_timm(work: Path) -> None:
     for package in ("torchvision", "timm"):
         pytest.importorskip(package, reason=f"{package} is not installed")
-    _, code = blocks("python", EXPORT)
+    *_, code = blocks("python", EXPORT)
     recipe = ["data.recipe.crop=random_resized_crop", "data.recipe.size=32"]
     run("teacher", work / "bsce.yaml", "run=r", "model.name=resnet18", "schedule.epochs=1", *recipe, cwd=work)
     run("evaluate", "r", "export=exports/resnet18", cwd=work)
@@ -142,6 +188,14 @@ def test_the_figures_of_two_runs(two_runs: Path, heading: str) -> None:
             assert (out / f"{words[2]}.{suffix}").stat().st_size > 100
 
 
+def test_the_comparison_of_runs(two_runs: Path) -> None:
+    for command in commands_below("Runs side by side"):
+        said = run_here(command, two_runs)
+        words = command.split()
+        out = two_runs / words[words.index("--out") + 1]
+        assert (out / "compare.tex").stat().st_size > 100 and ("| eel |" in said) == ("--classes" in words)
+
+
 def test_the_reports_of_two_runs(two_runs: Path) -> None:
     """Every section that the text names is one, and the other way round."""
     (text,) = re.findall(r"^## The report\n(.*?)(?=^## |\Z)", FIGURES, re.DOTALL | re.MULTILINE)
@@ -169,7 +223,7 @@ def test_the_numbers_in_the_text() -> None:
 
 @pytest.mark.parametrize("text", [TEXT, EXPORT], ids=["logit_cache", "export"])
 def test_every_command_in_the_text_is_one(text: str) -> None:
-    (commands,) = blocks("bash", text)
+    commands = "".join(blocks("bash", text))
     scripts = re.findall(r"^python (\S+\.py)", commands, re.MULTILINE)
     assert len(scripts) == len(commands.splitlines()) and all((ROOT / script).exists() for script in scripts)
     assert all((ROOT / config).exists() for config in re.findall(r"configs/\S+\.yaml", commands))

@@ -6,6 +6,7 @@ does an entry without a key.
 """
 
 import concurrent.futures
+import csv
 import functools
 import json
 import os
@@ -31,9 +32,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from pipelines.loader import default_workers
 from pipelines.records.writing import Sample, write_records
 from train.evaluate import EvaluateConfig
+from train.predict import PredictConfig
 from train.settings import keys
 
-KEYS = keys(EvaluateConfig)  # those of train.config.Config, and evaluate's own
+KEYS = keys(EvaluateConfig) | keys(PredictConfig)  # those of train.config.Config, and the own ones of both programs
 NAMES = [f"class_{c}" for c in range(5)]
 COUNTS = {"train": (9, 6, 4, 3, 2), "test": (2, 2, 2, 2, 2), "val": (2, 2, 1, 1, 1)}
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -202,7 +204,7 @@ class Lab:
         name = next((s.removeprefix("run=") for s in settings if s.startswith("run=")), f"r{len(self._made)}")
         seen = self._seen = Seen(self.folder / "runs" / name)
         self._at_step = at_step or {}
-        if script == "evaluate":
+        if script in ("evaluate", "predict"):
             seen.folder, arguments = self.folder / "runs" / settings[0], list(settings)
         else:
             arguments = ["base.yaml", "data.train=train.beton", "data.test=test.beton", f"run={name}", *settings]
@@ -248,6 +250,8 @@ class Lab:
         ]
 
     def _forward(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if torch.compiler.is_compiling():  # also while a program is made, which must not depend on its images
+            return
         if not isinstance(module, nn.Conv2d) or inputs[0].shape[1] != 3 or not inputs[0].any():
             return  # blank: only the operations are counted
         autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
@@ -973,6 +977,18 @@ def _(lab: Lab) -> None:
     )
 
 
+@wire("distill.label_smoothing")
+def _(lab: Lab) -> None:
+    def loss(method: str, *more: str) -> float:
+        return lab.teacher(f"distill.method={method}", *more, *STILL, SHORT).logged[0]["loss"]
+
+    for method in ("ce", "bsce", "ldam"):
+        assert loss(method, "distill.label_smoothing=0.4") != pytest.approx(loss(method), rel=1e-3)
+    student = (lab.student(*more, *STILL, SHORT).logged[0] for more in ((), ("distill.label_smoothing=0.4",)))
+    plain, smoothed = student  # the hard term has it too, and the soft one is as it was
+    assert smoothed["hard"] != pytest.approx(plain["hard"], rel=1e-3) and smoothed["kl"] == pytest.approx(plain["kl"])
+
+
 @wire("distill.head_smoothing")
 def _(lab: Lab) -> None:
     ce = ("distill.method=ce", *STILL, SHORT)
@@ -1126,6 +1142,13 @@ def _(lab: Lab) -> None:
     assert [len(batch.images) for batch in lab.t().evaluating] == [16]
 
 
+@wire("eval.patience")
+def _(lab: Lab) -> None:
+    judged = ("eval.every_steps=1", "save.keep_best=val", "data.val=val.beton", *STILL)  # the score stays what it is
+    seen = lab.teacher("eval.patience=2", *judged)
+    assert seen.evaluations() == [1, 2, 3] and len(seen.steps) == seen.result["steps"] == 3
+
+
 @wire("save.every_epochs")
 def _(lab: Lab) -> None:
     assert lab.t().checkpoints == [3, 6] and lab.teacher("save.every_epochs=2", *STILL).checkpoints == [6]
@@ -1244,11 +1267,12 @@ def compiled(lab: Lab) -> Seen:
 
 @wire("compile", "compile_mode")
 def _(lab: Lab) -> None:
-    """Compiled are the student, its copy for measuring the ceiling, the teacher, and the finishing of both networks' images."""
+    """Compiled are the student, once though its ceiling is measured, the loss, the teacher, and the finish of both's images."""
     seen = compiled(lab)
     networks = sorted(one for one in seen.compiled if one[0] != "function")
-    assert networks == [("student", MODE), ("student", MODE), ("teacher", MODE)]
-    assert sum(one[0] == "function" for one in seen.compiled) == 3  # training, evaluation, teacher
+    assert networks == [("student", MODE), ("teacher", MODE)]
+    assert seen.compiled.count(("function", MODE)) == 1  # the loss
+    assert seen.compiled.count(("function", None)) == 3  # the finish of training, evaluation, teacher
     cells = lab.cache("compile=true", f"compile_mode={MODE}", "cache.dir=compiled")
     assert [one for one in cells.compiled if one[0] != "function"] == [("teacher", MODE)]
     assert lab.t().compiled == [] and lab.cache().compiled == []
@@ -1302,3 +1326,45 @@ def _(lab: Lab) -> None:
     lab.t()
     assert "exported to out" in lab.evaluate("t", "export=out").out
     assert (lab.folder / "out/model.safetensors").exists()
+
+
+@wire("format", "program_input")
+def _(lab: Lab) -> None:
+    """Programs take the images that they are asked to take."""
+    lab.t()
+    for takes in ("uint8", "normalised"):
+        lab.evaluate("t", f"export={takes}", "format=[torch_export]", f"program_input={takes}")
+    pixels = torch.from_numpy(lab.images["test"]).permute(0, 3, 1, 2)
+    images = (pixels / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    programs = [torch.export.load(lab.folder / takes / "model.pt2").module() for takes in ("uint8", "normalised")]
+    with torch.no_grad():
+        one, other = programs[0](pixels), programs[1](images)
+    assert one.shape == (10, 5) and torch.allclose(one, other, atol=1e-4)
+
+
+# ---- predict.py's own ----
+
+
+def predicted(lab: Lab, *settings: str) -> list[dict[str, str]]:
+    """The table of the test images by the baseline."""
+    lab.t()
+    lab.run("predict", "t", "test.beton", "out=p.csv", *settings)
+    with open(lab.folder / "p.csv") as file:
+        return list(csv.DictReader(file))
+
+
+@wire("out")
+def _(lab: Lab) -> None:
+    assert [row["file"] for row in predicted(lab)] == [f"test/{i}" for i in range(10)]
+
+
+@wire("top")
+def _(lab: Lab) -> None:
+    assert [len(predicted(lab, f"top={top}")[0]) for top in (1, 2, 9)] == [4, 6, 12]
+
+
+@wire("prior")
+def _(lab: Lab) -> None:
+    (lab.folder / "rare.txt").write_text("1\n1\n1\n1\n1000000000000000\n")
+    assert {row["class"] for row in predicted(lab, "prior=rare.txt")} == {"class_4"}
+    assert {row["class"] for row in predicted(lab, "prior=uniform")} != {"class_4"}

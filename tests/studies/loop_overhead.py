@@ -1,4 +1,4 @@
-"""Step time of train/loop.py's `fit` against a bare PyTorch loop: python tests/studies/loop_overhead.py STEPS ROUNDS [NETWORK].
+"""Step time of train/loop.py's `fit` against a bare PyTorch loop: tests/studies/loop_overhead.py STEPS ROUNDS [NETWORK [BATCH]].
 
 Same network, same batches, same optimizer, on the CPU, in turns within one process; both get batches from memory, so that only
 the loop itself is compared: its meters, schedule, stops, tracker and accelerate. Prints the processor
@@ -115,7 +115,9 @@ def measure(name: str, steps: int, rounds: int) -> tuple[float, float, list[floa
 
 
 def main() -> None:
+    global BATCH
     steps, rounds = int(sys.argv[1]), int(sys.argv[2])
+    BATCH = int(sys.argv[4]) if len(sys.argv) > 4 else BATCH
     print(json.dumps(measure(sys.argv[3] if len(sys.argv) > 3 else "resnet20", steps, rounds)))
 
 

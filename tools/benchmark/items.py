@@ -32,12 +32,13 @@ from train.data import make_loader, views_of
 from train.meters import Meters
 from train.networks.final import save_final
 from train.networks.info import ModelInfo
-from train.networks.layout import channels_last, compile_in_place
+from train.networks.layout import channels_last, compile_in_place, input_dtype
 from train.objectives.methods import METHODS, hard_part
 from train.objectives.objective import Objective
 from train.objectives.sources import asked_recipe, make_teacher, open_cache
 from train.objectives.targets import Targets
 from train.optim import build_optimizer
+from train.run.environment import precision_of
 from train.step import TrainStep
 
 _COPIES = 10  # host-to-device copies between two looks at the clock
@@ -177,7 +178,10 @@ class Ours:
     def _make_loader(self, backend: str, finished: bool = True) -> Loader:
         """A loader that has checked and delivered each record of the pool once."""
         config = self._config
-        loader = make_loader(config, self._records, config.data.recipe, backend, self._accelerator, finished)
+        dtype = input_dtype(config.model.name, precision_of(self._accelerator))
+        loader = make_loader(
+            config, self._records, config.data.recipe, backend, self._accelerator, finished, dtype=dtype
+        )
         # Full batches only: one of another size would make compiled code of the finish anew, for any size.
         for _ in loader.stream(itertools.islice(self._plan(1), -(-len(self._pool) // config.optim.batch))):
             pass
@@ -213,8 +217,9 @@ class Ours:
         method = self._config.distill.method if targets else hard_part(self._config.distill)
         distill = dataclasses.replace(self._config.distill, method=method, p=self._config.distill.p if targets else 1.0)
         counts, steps = self._records.class_counts, max(1, len(self._records) // self._config.optim.batch)
+        mode = self._config.compile_mode if self._config.compile else None
         return Objective(
-            distill, torch.from_numpy(counts).to(self._device), targets, self._config.model.logit_scale, steps
+            distill, torch.from_numpy(counts).to(self._device), targets, self._config.model.logit_scale, steps, mode
         )
 
     # ---- (a) ----

@@ -13,7 +13,7 @@ import torch
 from pipelines.errors import UserError
 from pipelines.records.reader import Records
 from tools.caches.check import Bad, Survey, check_blocks, compare_pixels, to_check
-from tools.command_line import progress_bar
+from train.watch.progress import progress_bar
 from train.watch.text import counted, short_list
 
 

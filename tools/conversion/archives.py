@@ -20,13 +20,12 @@ from tarfile import InvalidHeaderError, ReadError, TarFile, TarInfo, TruncatedHe
 from typing import IO, NamedTuple
 
 from pipelines.errors import UserError, quoted
+from pipelines.folders import hidden, is_image
 from pipelines.records.encoding import Lazy
 from pipelines.records.writing import Sample, Streamed
 from tools.conversion.folder import (
     SPLITS,
     class_names_of,
-    hidden,
-    is_image,
     label_of,
     labels_of,
     note_deeper,

@@ -1,60 +1,23 @@
 """A source of images: a folder whose sub-folders are the classes.
 
-Invariants: names and labels depend on the paths inside the folder, not on the order in which the file system lists them. No
-folder is read twice, and none is left out because it cannot be read.
+pipelines/folders.py reads the folders. Invariant: names and labels depend on the paths inside the folder, not on the order in
+which the file system lists them.
 """
 
 import os
-import stat
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from pipelines import class_names as class_lists
 from pipelines.errors import UserError, quoted
+from pipelines.folders import IMAGE_SUFFIXES, Identity, folder_files, hidden, is_image, listed, visit
 from pipelines.records.writing import Sample
 from tools.conversion.names import class_order, stripped
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
-
-Identity = tuple[int, int]  # device and inode
-
-
-class Entry(NamedTuple):
-    """A file or folder; a symbolic link counts as what it leads to."""
-
-    name: str
-    is_folder: bool
-    identity: Identity | None  # None for a link that leads nowhere: an image is then reported as unreadable
-
-
-def listed(folder: Path, advice: str = "make it readable, or remove it") -> list[Entry]:
-    """What a folder holds, sorted by name, without hidden folders. UserError if it, or a link in it, cannot be read."""
-    try:
-        device = os.stat(folder).st_dev
-        with os.scandir(folder) as entries:
-            found = sorted(_entry(entry, device) for entry in entries)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder}: no such folder; {advice}") from None
-    except OSError as error:
-        raise UserError(f"{folder}: this folder cannot be read: {error.strerror}; {advice}") from None
-    return [entry for entry in found if not (entry.is_folder and hidden(entry.name))]
-
-
-def _entry(entry: os.DirEntry[str], device: int) -> Entry:
-    if not entry.is_symlink():
-        return Entry(entry.name, entry.is_dir(), (device, entry.inode()))
-    try:
-        found = os.stat(entry.path)
-    except OSError as error:
-        if is_image(entry.name) or hidden(entry.name):
-            return Entry(entry.name, False, None)
-        raise UserError(f"{entry.path}: this link leads nowhere: {error.strerror}; mend or remove it") from None
-    return Entry(entry.name, stat.S_ISDIR(found.st_mode), (found.st_dev, found.st_ino))
 
 
 def folders_at(root: Path, depth: int) -> list[str]:
@@ -111,40 +74,6 @@ def refuse_splits(root: Path, names: Sequence[str]) -> None:
         )
 
 
-def hidden(name: str) -> bool:
-    return name.startswith(".")  # .ipynb_checkpoints is not a class, ._0001.jpg not an image
-
-
-def is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def folder_files(folder: Path, seen: dict[Identity, Path]) -> list[tuple[str, Identity | None]]:
-    """All files below a folder, by paths relative to it, in an order that depends only on their names.
-
-    seen: the folders read so far, extended here; UserError for a folder that is reached a second time.
-    """
-    files: list[tuple[str, Identity | None]] = []
-    waiting = [""]
-    while waiting:
-        inner = waiting.pop()
-        _visit(folder / inner, seen)
-        entries = listed(folder / inner)
-        files += [(os.path.join(inner, entry.name), entry.identity) for entry in entries if not entry.is_folder]
-        waiting += [os.path.join(inner, entry.name) for entry in reversed(entries) if entry.is_folder]
-    return files
-
-
-def _visit(folder: Path, seen: dict[Identity, Path]) -> None:
-    try:
-        found = os.stat(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: this folder cannot be read: {error.strerror}; mend or remove it") from None
-    first = seen.setdefault((found.st_dev, found.st_ino), folder)
-    if first is not folder:
-        raise UserError(f"{folder} is the folder {first} again, whose images would count twice; remove the link")
-
-
 def labels_of(class_names: Sequence[str]) -> dict[str, int]:
     labels = {name: label for label, name in enumerate(class_names)}
     if len(labels) < len(class_names):
@@ -185,7 +114,7 @@ def folder_samples(root: Path, class_names: Sequence[str], prefix: str, depth: i
     identities: list[Identity] = []
     others: list[str] = []
     seen: dict[Identity, Path] = {}
-    _visit(root, seen)
+    visit(root, seen)
     for folder, class_name in _classes(root, depth).items():
         label = label_of(class_name, labels, root / folder)
         for file, identity in folder_files(root / folder, seen):

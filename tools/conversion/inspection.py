@@ -15,9 +15,9 @@ from pipelines.errors import UserError
 from pipelines.records.encoding import Encoding
 from pipelines.records.reader import Records
 from pipelines.records.writing import check_output
-from tools.command_line import progress_bar
 from tools.conversion.output import report
 from tools.conversion.repair import Damaged, find_damaged, rebuild
+from train.watch.progress import progress_bar
 from train.watch.text import megabytes
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.errors import UserError, printable, quoted
+from pipelines.folders import Identity, folder_files, hidden, is_image
 from pipelines.records.writing import Sample
-from tools.conversion.folder import Identity, folder_files, hidden, is_image
 from tools.conversion.images import Images
 from tools.conversion.listing import Line
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pipelines.class_names import unfit
 from pipelines.errors import UserError, quoted
-from tools.conversion.folder import listed
+from pipelines.folders import listed
 from tools.conversion.names import read_lines, stripped
 
 MAX_CLASSES = 1_000_000  # a larger label is a mistake, such as a key in place of the label

@@ -14,10 +14,10 @@ from pipelines.files import write_bytes_atomic
 from pipelines.records.encoding import Note, Stored
 from pipelines.records.reader import Records
 from pipelines.records.writing import Sample, Unreadable, UnreadableImages, check_output, write_records
-from tools.command_line import progress_bar
 from tools.conversion.dry_run import describe
 from tools.conversion.splits import PARTS, split_samples
 from tools.conversion.storage import encoding_of
+from train.watch.progress import progress_bar
 from train.watch.text import megabytes
 
 SHOWN = 20  # unreadable images listed one by one

@@ -1,7 +1,8 @@
 """Running tasks as processes of their own, several at a time, until all are done or a signal stops this program.
 
-Owns processes, signals, logs (OUT/logs/NAME.log) and the lock of OUT. Knows nothing of trainings. Invariant: however this
-program ends, the processes that it started are asked to stop, by the kernel if need be, and end too.
+Owns processes, signals, logs (OUT/logs/NAME.log) and the lock of OUT, for tools/reproduce.py and sweep.py. Knows nothing of
+trainings. Invariant: however this program ends, the processes that it started are asked to stop, by the kernel if need be, and
+end too.
 """
 
 import ctypes
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -106,17 +107,36 @@ def start_process(
     )
 
 
-class _Running(NamedTuple):
-    task: Task
+class Job(Protocol):
+    """One command. needs: the names of those that must have ended before."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def command(self) -> list[str]:
+        """What follows `python`."""
+        ...
+
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+
+
+J = TypeVar("J", bound=Job)
+
+
+class _Running(NamedTuple, Generic[J]):
+    task: J
     process: subprocess.Popen[str]
     since: float
     slot: int
 
 
-class Jobs:
-    """At most `slots` tasks at a time, in OUT, each on `threads` threads; of several GPUs the slots take turns.
+class Jobs(Generic[J]):
+    """At most `slots` tasks at a time, each on `threads` threads; of several GPUs the slots take turns.
 
-    say: a function for lines on the screen. left: given the tasks not ended yet, a text such as "about 1:00:00 left".
+    out: OUT, for the logs; folder: in which the commands run, if not in OUT. say: a function for lines on the screen. left: given
+    the tasks not ended yet, a text such as "about 1:00:00 left".
     state: how far a running task is, as text.
     """
 
@@ -126,18 +146,20 @@ class Jobs:
         slots: int,
         threads: int,
         say: Callable[[str], None],
-        left: Callable[[Sequence[Task]], str] = lambda tasks: "",
-        state: Callable[[Task], str] = lambda task: "",
+        left: Callable[[Sequence[J]], str] = lambda tasks: "",
+        state: Callable[[J], str] = lambda task: "",
+        folder: Path | None = None,
     ):
+        self._folder = folder or out
         self._out, self._slots, self._threads = out, slots, threads
         self._say, self._left, self._state = say, left, state
         self._gpus = gpus()
-        self._running: list[_Running] = []
+        self._running: list[_Running[J]] = []
         self._tried_again: set[str] = set()
         self._signal: int | None = None
         self._asked = 0.0
 
-    def run(self, tasks: Sequence[Task]) -> dict[str, Ending]:
+    def run(self, tasks: Sequence[J]) -> dict[str, Ending]:
         """Run all tasks, each after those of its needs that are among them; returns {name: how it ended}, or raises Stopped.
 
         A task that fails takes only those with it that need it. One that says that the same command will do is tried once more.
@@ -168,7 +190,7 @@ class Jobs:
 
     # ---- the processes ----
 
-    def _fill(self, waiting: list[Task], ended: dict[str, Ending]) -> None:
+    def _fill(self, waiting: list[J], ended: dict[str, Ending]) -> None:
         """Start what can start."""
         open_names = {task.name for task in waiting} | {one.task.name for one in self._running}
         for task in list(waiting):
@@ -178,7 +200,7 @@ class Jobs:
                 waiting.remove(task)
                 self._start(task)
 
-    def _start(self, task: Task) -> None:
+    def _start(self, task: J) -> None:
         log = self.log(task)
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as file:
@@ -187,17 +209,17 @@ class Jobs:
             slot = min(set(range(self._slots)) - {one.slot for one in self._running})
             gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
             since = time.monotonic()
-            process = start_process(task.command, self._out, file, self._threads, gpu)
+            process = start_process(task.command, self._folder, file, self._threads, gpu)
             self._running.append(_Running(task, process, since, slot))
         if self._signal is not None:  # a signal that arrived meanwhile has not reached this new process
             self._running[-1].process.send_signal(signal.SIGINT)
         self._say(f"start: {task.name}")
 
-    def log(self, task: Task) -> Path:
+    def log(self, task: J) -> Path:
         """Where a task's output goes."""
         return self._out / LOGS / f"{task.name}.log"
 
-    def _reap(self) -> Iterator[tuple[Task, Ending]]:
+    def _reap(self) -> Iterator[tuple[J, Ending]]:
         """Remove the processes that have ended from the list."""
         for one in list(self._running):
             code = one.process.poll()
@@ -207,7 +229,7 @@ class Jobs:
             words = "" if code == 0 else f"{_last_words(self.log(one.task))} (exit code {code})"
             yield one.task, Ending(code, time.monotonic() - one.since, words)
 
-    def _give_up(self, task: Task, ended: dict[str, Ending]) -> bool:
+    def _give_up(self, task: J, ended: dict[str, Ending]) -> bool:
         """Whether a task can never start, because one that it needs has failed."""
         lost = [name for name in task.needs if name in ended and ended[name].code != 0]
         if lost:
@@ -215,7 +237,7 @@ class Jobs:
             self._say(f"not run: {task.name}: {ended[task.name].words}")
         return bool(lost)
 
-    def _report(self, task: Task, end: Ending, done: int, total: int, waiting: Sequence[Task]) -> None:
+    def _report(self, task: J, end: Ending, done: int, total: int, waiting: Sequence[J]) -> None:
         if self._signal is not None:
             self._say(f"stopped: {task.name}" if end.code else f"done: {task.name}")
         elif end.code:

@@ -165,7 +165,7 @@ def spread(counts: np.ndarray | None, tested: np.ndarray) -> tuple[list[int], li
 
 def named(given: Sequence[str], names: Sequence[str], tested: np.ndarray) -> list[int]:
     """Labels of classes that are given by name or, where no class has that name, by label."""
-    chosen = [_label(one, names) for one in given]
+    chosen = [label_named(one, names) for one in given]
     for one, label in zip(given, chosen, strict=True):
         if chosen.count(label) > 1:
             raise UserError(f"--classes {quoted(one)}: class {label}, {quoted(names[label])}, is given twice")
@@ -176,7 +176,8 @@ def named(given: Sequence[str], names: Sequence[str], tested: np.ndarray) -> lis
     return chosen
 
 
-def _label(given: str, names: Sequence[str]) -> int:
+def label_named(given: str, names: Sequence[str]) -> int:
+    """The label of a class that --classes gives by name or, where no class has that name, by label."""
     if given in names:
         return list(names).index(given)
     if given.isdecimal() and len(given) < 10 and int(given) < len(names):

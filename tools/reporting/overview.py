@@ -20,7 +20,7 @@ _HEADINGS = [shown.heading for shown in FIGURES.values()]
 
 def section(material: Material) -> Section:
     several = any(len(entry.runs) > 1 for entry in material.entries)
-    tables = [_results(material.entries, material.split, several)]
+    tables = [results(material.entries, material.split, several)]
     if several:
         tables.append(
             Table("Results of each run", ["run", *_HEADINGS], [[run.title, *_cells([run])] for run in material.runs])
@@ -47,7 +47,8 @@ def _intro(material: Material) -> str:
     )
 
 
-def _results(entries: Sequence[Entry], split: str, several: bool) -> Table:
+def results(entries: Sequence[Entry], split: str, several: bool) -> Table:
+    """All figures, mean ± standard deviation of the runs of an entry; several: with a column for their seeds."""
     rows = []
     for entry in entries:
         seeds = [", ".join(map(str, entry.seeds)) or DASH] if several else []

@@ -7,7 +7,6 @@ Accuracies are fractions from 0 to 1, in percent where people read them.
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -16,13 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pipelines.errors import UserError, quoted
-from pipelines.records.reader import Records
 from tools.command_line import path
 from tools.reporting.output import check_place, write_all
 from tools.reporting.runs import Run, open_runs
 from tools.reporting.style import COLOURS, LINES, MARKERS
 from tools.reporting.tables import Table, markdown
-from train.evaluation.compensation import Rule, compensated_answers, rule_of
+from train.evaluation.compensation import Rule, compensated_answers, read_counts, rule_of
 from train.evaluation.shifted import ShiftedAccuracy, ShiftedSet, by_frequency, shifted_accuracy, shifted_sets
 
 IMBALANCES = (50.0, 25.0, 10.0, 5.0, 2.0)  # the paper's
@@ -298,7 +296,7 @@ def _imbalances(text: str) -> tuple[float, ...]:
 def run(args: argparse.Namespace) -> None:
     """Measure, and write shifted.md, .json, .svg and .png."""
     check_place(args.out, "shifted")
-    given = None if args.train_counts is None else read_counts(args.train_counts)
+    given = None if args.train_counts is None else read_counts(args.train_counts, "--train-counts ")
     runs = open_runs(args.runs, args.settings, args.split)
     if given is not None and all(one.predictions.train_counts is not None for one in runs):
         raise UserError("--train-counts: every run says its own; leave it out")
@@ -319,19 +317,3 @@ def _rules(args: argparse.Namespace, runs: Sequence[Run]) -> dict[str, Rule]:
             if rules.setdefault(titles[name], rule) != rule:
                 raise UserError(f"--balanced and --softmax both name {name}; leave one out")
     return rules
-
-
-def read_counts(file: Path) -> np.ndarray:
-    """Training images of each class, int64 [C], of a record file, or of a text file with one number in each line."""
-    if file.suffix == ".beton":
-        return Records(file).class_counts
-    try:
-        lines = file.read_text().split("\n")
-        counts = np.array([int(line) for line in lines if line.strip()], np.int64)
-    except OSError as error:
-        raise UserError(f"--train-counts {file}: {error.strerror}") from error
-    except (ValueError, OverflowError) as error:
-        raise UserError(f"--train-counts {file}: {quoted(error)}; a whole number in each line expected") from error
-    if not len(counts) or counts.min() < 0 or not counts.any():
-        raise UserError(f"--train-counts {file}: numbers of images expected, one in each line")
-    return counts

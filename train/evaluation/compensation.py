@@ -1,15 +1,19 @@
 """Post-compensation: the answers of a network that is told the class distribution of its test set.
 
-Owns which prior is added to the logits for which kind of training (He, Wu, Wei, supplementary; arXiv 2012.00321). Invariant:
-for a uniform test set, a network trained with balanced softmax gives the answers that it gives without.
+Owns which prior is added to the logits for which kind of training (He, Wu, Wei, supplementary; arXiv 2012.00321), and the files
+that state a distribution. Invariant: for a uniform test set, a network trained with balanced softmax gives the answers that it
+gives without.
 Shapes: n test images, C classes.
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from pipelines.errors import UserError, quoted
+from pipelines.records.reader import Records
 from train.objectives.methods import METHODS, DistillConfig, prior_left_out
 
 Rule = Literal["softmax", "balanced"]  # what a network was trained with: its logits hold the training prior, or do not
@@ -28,25 +32,51 @@ def named_method(distill: DistillConfig) -> str:
     return distill.method if prior_left_out(distill) == prior_left_out(own) else ""
 
 
+def logit_shift(rule: Rule, train_counts: np.ndarray, test_counts: np.ndarray) -> np.ndarray:
+    """What is added to logits f, float64 [C]; the softmax of the sum is the posterior under the test prior.
+
+    For a network trained with plain softmax log p_test - log p_train, for one trained with balanced softmax log p_test; up to a
+    constant, which moves neither an argmax nor a softmax. ValueError where a prior is 0, whose logarithm does not exist.
+    """
+    shift = _log_prior(test_counts)
+    return shift - _log_prior(train_counts) if rule == "softmax" else shift
+
+
 def compensated_answers(
     logits: np.ndarray, rule: Rule, train_counts: np.ndarray, test_counts: np.ndarray
 ) -> np.ndarray:
     """Predicted classes, int64 [n], of logits f [n, C], with the numbers of images [C] that give training and test prior.
 
-    A network trained with plain softmax answers argmax(f - log p_train + log p_test), one trained with balanced softmax
-    argmax(f + log p_test). ValueError where a prior is 0, whose logarithm does not exist.
+    ValueError as of `logit_shift`, which is added to f.
     """
-    shift = _log_prior(test_counts)
-    if rule == "softmax":
-        shift = shift - _log_prior(train_counts)
+    shift = logit_shift(rule, train_counts, test_counts)
     rows = max(1, _BLOCK // len(shift))
     answers = [(logits[i : i + rows] + shift).argmax(axis=1) for i in range(0, len(logits), rows)]
     return np.concatenate([np.empty(0, np.int64), *answers])
 
 
 def _log_prior(counts: np.ndarray) -> np.ndarray:
-    """float64 [C] up to a constant, which moves no argmax: 0 for the largest class, so exactly 0 for each of a uniform set."""
+    """float64 [C] up to a constant: 0 for the largest class, so exactly 0 for each of a uniform set."""
     if np.min(counts) < 1:
         raise ValueError(f"class {int(np.argmin(counts))} has no images; its prior has no logarithm")
     logs = np.log(np.asarray(counts, np.float64))
     return logs - logs.max()
+
+
+def read_counts(file: Path, given: str) -> np.ndarray:
+    """Images of each class, int64 [C], of a record file, or of a text file with one number in each line.
+
+    given: what named the file, for messages: they begin with it and the file.
+    """
+    if file.suffix == ".beton":
+        return Records(file).class_counts
+    try:
+        lines = file.read_text().split("\n")
+        counts = np.array([int(line) for line in lines if line.strip()], np.int64)
+    except OSError as error:
+        raise UserError(f"{given}{file}: {error.strerror}") from error
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{given}{file}: {quoted(error)}; a whole number in each line expected") from error
+    if not len(counts) or counts.min() < 0 or not counts.any():
+        raise UserError(f"{given}{file}: numbers of images expected, one in each line")
+    return counts

@@ -23,7 +23,7 @@ from train.evaluation.metrics import Answers, experts_used, figures
 from train.finite import FiniteLogits
 from train.run.stops import Stopped, Stops
 
-_NOT_FINITE = (
+NOT_FINITE = (
     "there is no accuracy to report; evaluate with precision=fp32, or an earlier checkpoint, or train it again with a lower "
     "optim.lr"
 )
@@ -37,11 +37,16 @@ class EvalConfig:
     "optimizer steps between two evaluations during training, instead of epochs; 0 = use eval.every_epochs"
     batch: int = 256
     "images per evaluation batch, on each process"
+    patience: int | None = None
+    """early stopping: end the training after so many evaluations in a row without a higher score than the best before them, by
+    what save.keep_best selects; null = train to the end of the schedule"""
 
     def __post_init__(self) -> None:
         for name, least in (("every_epochs", 0), ("every_steps", 0), ("batch", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"eval.{name}={getattr(self, name)}: must be at least {least}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"eval.patience={self.patience}: must be at least 1, or null to train to the end")
 
     def period(self, steps_per_epoch: int) -> int:
         """Optimizer steps between two evaluations; 0 = only at the end."""
@@ -76,16 +81,19 @@ def evaluate(
     accelerator: Accelerator,
     keep: Literal["nothing", "logits", "features"] = "nothing",
     stops: Stops | None = None,
+    batches: int | None = None,
 ) -> Evaluation:
     """Evaluate by the plain argmax of raw logits on all records of the loader; groups by int64 train_counts [C].
 
-    keep: what else to give back of each sample; features: those, and the logits.
+    keep: what else to give back of each sample; features: those, and the logits. batches: at most so many, the first of each
+    process.
 
     Raises Stopped, on all processes at the same batch, when `stops` reports a request; UserError, at the end, for logits that
     are not finite.
     """
     records = loader.records
     shard = evaluation_shard(len(records), accelerator.process_index, accelerator.num_processes)
+    shard = shard if batches is None else shard[: batches * batch_size]
     device = accelerator.device
     largest = -(-len(records) // accelerator.num_processes)
     # A row for each sample: what `answers` gives, and of a network with routers the number of experts used.
@@ -102,7 +110,7 @@ def evaluate(
     network.eval()
     # Short batches are filled up, which for a small file must not cost what a large eval.batch would; the same on all processes.
     batch_size = min(batch_size, max(largest, EvalConfig().batch))
-    batches = loader.batches(shard, np.zeros(len(shard), np.int32), batch_size)
+    loaded = loader.batches(shard, np.zeros(len(shard), np.int32), batch_size)
     looking_on = ExitStack()
     try:
         looking_on.enter_context(experts_told(network))
@@ -110,10 +118,10 @@ def evaluate(
         for _ in range(-(-largest // batch_size)):  # equally often on all processes; some may lack a batch
             if stops and (reason := stops.agreed()):
                 raise Stopped(reason)
-            batch = next(batches, None)
+            batch = next(loaded, None)
             if batch is None:
                 continue
-            logits, used = _forward(network, batch.images, batch_size)
+            logits, used = forward(network, batch.images, batch_size)
             finite.see(logits, batch.keys)
             answered[done : done + len(logits), :-1] = answers(logits, batch.labels)
             if used is not None:
@@ -124,10 +132,10 @@ def evaluate(
                 kept.append(Kept(batch.keys, batch.labels.cpu().numpy(), logits.cpu().numpy(), features))
     finally:
         looking_on.close()
-        batches.close()
+        loaded.close()
         if was_training:
             set_training(network)
-    finite.require(records, "the network", _NOT_FINITE, accelerator)
+    finite.require(records, "the network", NOT_FINITE, accelerator)
     rows: Any = accelerator.gather(answered)
     samples = columns(rows[:, :-1])
     found: dict[str, Any] = {**figures(samples, train_counts)}
@@ -156,7 +164,7 @@ def columns(rows: torch.Tensor) -> Answers:
     return Answers(labels.astype(np.int64), ranks.astype(np.int64), nll, confidence)
 
 
-def _forward(network: nn.Module, images: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def forward(network: nn.Module, images: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(float32 logits, experts used); a short last batch is padded, so that a compiled model sees only one shape."""
     count, missing = len(images), batch_size - len(images)
     if missing:

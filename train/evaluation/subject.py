@@ -19,6 +19,7 @@ from models.features import UnknownFeatures, require_features
 from pipelines.backends.choice import resolve_backend
 from pipelines.errors import UserError
 from pipelines.files import check_file_place, write_each, write_json_atomic
+from pipelines.loader import Loader
 from pipelines.records.reader import Records
 from train.config import Config
 from train.data import evaluation_backend, make_loader
@@ -117,29 +118,38 @@ def open_split(subject: Subject, config: Config, split: str) -> Records:
     return records
 
 
-def assess(
-    subject: Subject,
-    records: Records,
-    config: Config,
-    accelerator: Accelerator,
-    keep: Literal["nothing", "logits", "features"] = "nothing",
-) -> Evaluation:
-    """The figures, and for a checkpoint its step; with the backend of the training where that can serve.
-
-    keep: as in `evaluate`. UserError, before the evaluation, for features of a network whose last layer is not known.
-    """
+def evaluation_loader(
+    subject: Subject, records: Records, config: Config, accelerator: Accelerator
+) -> tuple[Loader, str]:
+    """The evaluation view of each record, and the backend: that of the training where that can serve."""
     recipe, device, setting = config.data.recipe.evaluation(), accelerator.device, config.data.backend
     if setting == "auto":
         trained = Facts.of_run(subject.folder).backend or "auto"
         backend = evaluation_backend(trained, records, recipe, device)
     else:
         backend = resolve_backend(setting, records, recipe, device)
-    loader = make_loader(config, records, recipe, backend, accelerator, batch=config.eval.batch)
+    return make_loader(config, records, recipe, backend, accelerator, batch=config.eval.batch), backend
+
+
+def assess(
+    subject: Subject,
+    records: Records,
+    config: Config,
+    accelerator: Accelerator,
+    keep: Literal["nothing", "logits", "features"] = "nothing",
+    batches: int | None = None,
+) -> Evaluation:
+    """The figures, and for a checkpoint its step; with the backend of the training where that can serve.
+
+    keep, batches: as in `evaluate`. UserError, before the evaluation, for features of a network whose last layer is not known.
+    """
+    loader, backend = evaluation_loader(subject, records, config, accelerator)
+    size, device = loader.recipe.size, accelerator.device
     network = accelerator.unwrap_model(subject.network)
-    with explained(subject.spec, recipe.size, f"run {subject.folder}"):
+    with explained(subject.spec, size, f"run {subject.folder}"):
         if keep == "features":
             try:
-                require_features(network, recipe.size, device)
+                require_features(network, size, device)
             except UnknownFeatures as error:
                 raise UserError(f"run {subject.folder}: {error}; predictions=FILE.npz keeps the rest") from error
         done = evaluate(
@@ -149,8 +159,10 @@ def assess(
             subject.train_counts,
             accelerator,
             keep=keep,
+            batches=batches,
         )
-        cost = flops(network, recipe.size, device, done.figures.get("expert_shares"))
+        network.eval()  # the evaluation left it in training mode, in which batch norm refuses one image on a map of one pixel
+        cost = flops(network, size, device, done.figures.get("expert_shares"))
     of = {} if subject.step is None else {"step": subject.step}
     return done._replace(figures=done.figures | cost | {"backend": backend} | of)
 

@@ -9,7 +9,9 @@ import yaml
 from models.registry import TIMM_PREFIX, in_torchvision
 from train.config import Config
 from train.evaluation.metrics import BINS, FEW_BELOW, MANY_ABOVE, shot_groups
+from train.networks.hub import card_head, name_in_timm
 from train.networks.info import ModelInfo
+from train.networks.programs import FILES
 from train.objectives.methods import settings_of, words_of
 from train.watch.text import markdown_table, percent
 
@@ -27,10 +29,10 @@ _GROUPS = {
 def card(info: ModelInfo, config: Config) -> str:
     """README.md of an export: `info` as in its model.json, `config` the run's settings."""
     sections = (
-        f"# {info.name}\n\n{_summary(info, words_of(config.distill))}",
+        f"{card_head(info)}\n# {info.name}\n\n{_summary(info, words_of(config.distill))}",
         f"## Measured\n\n{_figures(info)}",
         f"## Trained\n\n{_trained(info, config)}",
-        f"## To use it\n\n{_use(info)}",
+        f"## To use it\n\n{_use(info)}{_programs(info)}",
         f"## Versions\n\n{_versions(info)}",
     )
     return "\n\n".join(sections) + "\n"
@@ -123,6 +125,10 @@ def _use(info: ModelInfo) -> str:
         f"logits [B, {len(info.class_names)}] in the order of class_names.txt. The view of an image is "
         f"{_plain(info.evaluation_recipe)}. As a teacher: `distill.teacher=./{name}`."
     )
+    alone = "torch and safetensors" + (" and timm" if architecture.startswith(TIMM_PREFIX) else "")
+    text += f" `load.py` beside this card does the same with {alone} alone: `from load import load; network = load()`."
+    if name_in_timm(architecture) is not None:
+        text += f' timm loads it by `timm.create_model("local-dir:{name}", pretrained=True)`.'
     factory = _factory(architecture, len(info.class_names))
     if factory is None:
         return text
@@ -130,6 +136,32 @@ def _use(info: ModelInfo) -> str:
     return (
         f"{text}\n\nWithout it:\n\n```python\nimport {package}\nfrom safetensors.torch import load_file\n\n"
         f'network = {call}\nnetwork.load_state_dict(load_file("{name}/model.safetensors"))\n```'
+    )
+
+
+_TAKES = {"uint8": "uint8 RGB, not normalised", "normalised": "float32 RGB, normalised by `mean` and `std`"}
+
+
+def _programs(info: ModelInfo) -> str:
+    if not info.programs:
+        return ""
+    call = {
+        FILES["torch_export"]: "torch.export.load(FILE).module()(images)",
+        FILES["onnx"]: 'onnxruntime.InferenceSession(FILE).run(None, {"images": images})',
+    }
+    rows = [
+        (
+            f"`{file}`",
+            f"`{call[file]}`",
+            f"{_TAKES[made['input']]}, [B, 3, {made['shape'][2]}, {made['shape'][3]}]",
+            f"{made['largest_difference']:.2g} of {made['largest_logit']:.3g}",
+        )
+        for file, made in info.programs.items()
+    ]
+    heads = ("program", "called by", "images", "largest difference, of the largest logit")
+    return (
+        "\n\nPrograms, which need none of this code, give the same logits for any number B of images; compared with the network "
+        f"on the CPU, on random images:\n\n{markdown_table(heads, rows)}"
     )
 
 

@@ -3,7 +3,9 @@
     DIR/model.safetensors   the weights, by torchvision's names where the network is torchvision's
     DIR/model.json          architecture, classes, normalisation, evaluation recipe, training and measured figures
     DIR/config.yaml         the run's settings        DIR/class_names.txt   one per line, in the order of the outputs
-    DIR/README.md           model card, for people
+    DIR/README.md           model card, for people    DIR/load.py           definition and loading in one file
+    DIR/config.json         for timm, of networks that timm has: timm.create_model("local-dir:DIR", pretrained=True)
+    DIR/model.pt2, model.onnx   programs, where they were asked for
 
 `load_network` in weights.py reads one. Invariant: the folder appears whole or not at all, its figures are those of the
 evaluation that made it, and all that the card says is also in model.json or config.yaml.
@@ -24,7 +26,10 @@ from pipelines.records.reader import Records
 from train.config import Config
 from train.networks.card import card
 from train.networks.final import load_final, save_final
+from train.networks.hub import name_in_timm, timms_config
 from train.networks.info import ModelInfo
+from train.networks.programs import Programs, write_programs
+from train.networks.standalone import standalone
 from train.networks.tensor_files import Tensors
 from train.networks.weights import weights_hash
 from train.run.environment import describe_environment, precision_of
@@ -63,7 +68,14 @@ def measured(
     }
 
 
-def write_export(target: Path, folder: Path, state: Tensors, info: ModelInfo, evaluation: dict[str, Any]) -> None:
+def write_export(
+    target: Path,
+    folder: Path,
+    state: Tensors,
+    info: ModelInfo,
+    evaluation: dict[str, Any],
+    programs: Programs,
+) -> None:
     """Export the network of the run (or export) in `folder`, with what `measured` gave; `target` must not exist."""
     settings = (folder / "config.yaml").read_bytes()
     told = replace(
@@ -74,14 +86,19 @@ def write_export(target: Path, folder: Path, state: Tensors, info: ModelInfo, ev
         training=info.training or _training(folder),
         evaluation=evaluation,
     )
+    spec, mean, std, size = info.spec, info.mean, info.std, info.input_size
     texts = {
         "config.yaml": settings,
         "class_names.txt": class_lists.text(info.class_names),
-        "README.md": card(told, load(Config, folder / "config.yaml")).encode(errors="surrogateescape"),
+        "load.py": standalone(spec, mean, std, size).encode(),
     }
+    if name := name_in_timm(spec.architecture):
+        texts["config.json"] = timms_config(name, told)
     temporary = temporary_path(target)
     try:
         temporary.mkdir()
+        told = replace(told, programs=write_programs(temporary, programs, spec, state, mean, std, size))
+        texts["README.md"] = card(told, load(Config, folder / "config.yaml")).encode(errors="surrogateescape")
         save_final(temporary, state, told)
         for name, data in texts.items():
             write_durable(temporary / name, data)

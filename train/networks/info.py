@@ -15,7 +15,7 @@ _Number = (int, float)
 _KINDS: dict[str, Any] = {
     **{"architecture": str, "precision": str, "method": str, "kind": str, "input_size": int},
     **{"class_names": [str], "train_counts": [int], "mean": [_Number], "std": [_Number], "teachers": [dict]},
-    **{"recipe": dict, "evaluation_recipe": dict, "training": dict, "evaluation": dict},
+    **{"recipe": dict, "evaluation_recipe": dict, "training": dict, "evaluation": dict, "programs": dict},
 }
 
 
@@ -57,6 +57,8 @@ class ModelInfo:
     "what run.json says about the training"
     evaluation: dict[str, Any] = field(default_factory=dict)
     "the measured figures, and what measured them"
+    programs: dict[str, Any] = field(default_factory=dict)
+    "{file: what it takes, and how far its logits are from the network's} of programs that were asked for"
 
     @classmethod
     def of(cls, json: dict[str, Any]) -> "ModelInfo":
@@ -86,6 +88,6 @@ class ModelInfo:
 
     def to_json(self) -> dict[str, Any]:
         """For model.json. For a run, which holds every kind of weights, without the entries that only an export has."""
-        only_of_exports = ("kind", "name", "weights_hash", "evaluation_recipe", "training", "evaluation")
-        left_out = () if self.is_export else only_of_exports
+        only_of_exports = ("kind", "name", "weights_hash", "evaluation_recipe", "training", "evaluation", "programs")
+        left_out = (() if self.programs else ("programs",)) if self.is_export else only_of_exports
         return {name: value for name, value in asdict(self).items() if name not in left_out}

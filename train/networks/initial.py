@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from models import ModelSpec
+from models.from_timm import published
+from models.registry import TIMM_PREFIX
 from pipelines.errors import UserError
 from train.networks.info import ModelInfo
 from train.networks.tensor_files import Tensors, check_kinds
 from train.networks.weights import (
+    Stored,
     build,
     fill,
     is_counter,
@@ -29,6 +32,8 @@ from train.settings import value_text
 from train.watch.text import short_list
 
 KEY = "model.init"
+PUBLISHED = "timm"
+"in place of a run or a file: the weights that timm publishes; a run of this name is ./runs/timm"
 _LISTED = 8  # names on one line of the report
 
 
@@ -42,11 +47,13 @@ class Initial(NamedTuple):
 
 
 def initialise(network: nn.Module, source: str, spec: ModelSpec, class_names: list[str]) -> Initial:
-    """Take over what fits of the run, export or file of weights `source`; UserError where nothing but a classifier does.
+    """Take over what fits of the run, export or file of weights `source`, or of what timm publishes; UserError where nothing but
+    a classifier does.
 
     A classifier of other classes stays as it was drawn, even one of equally many classes, where both sides name their classes.
     """
-    stored, drawn = read_state(source, KEY), network.state_dict()
+    stored = _published(spec) if source == PUBLISHED else read_state(source, KEY)
+    drawn = network.state_dict()
     check_kinds(stored.state, drawn, f"{KEY}={source}")
     classifier = _classifier(drawn, spec)
     other_classes = stored.class_names is not None and stored.class_names != class_names
@@ -62,6 +69,17 @@ def initialise(network: nn.Module, source: str, spec: ModelSpec, class_names: li
     network.load_state_dict(drawn | taken)
     hashed = weights_hash(stored.state)
     return Initial(hashed, stored.notes + _report(source, hashed, drawn, taken, classifier) + lines)
+
+
+def _published(spec: ModelSpec) -> Stored:
+    """Those of timm's network of the same name; of our own, those that have torchvision's names and shapes are timm's too."""
+    try:
+        found = published(spec.name.removeprefix(TIMM_PREFIX))
+    except ValueError as error:
+        raise UserError(f"{KEY}={PUBLISHED}: {error}") from error
+    trained = f"data.mean={found.mean} data.std={found.std}, images of {found.input_size} pixels"
+    note = f"{KEY}={PUBLISHED}: {found.name}, trained with {trained}"
+    return Stored(found.state, [], [note])  # whatever its classes are: not those of data.train
 
 
 def initialise_all_but(

@@ -1,14 +1,33 @@
 """How a network lies in memory, how it is compiled, and how several processes share it: the same for every network that is
 trained, timed or asked."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from models.registry import MODELS
+
 # Of DistributedDataParallel: gradients lie in the buffers that are sent, so that they are not copied there.
 DDP_OPTIONS: dict[str, Any] = {"gradient_as_bucket_view": True}
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """The type in which a network computes at `precision`, fp32, bf16 or fp16, as far as autocast lets it."""
+    return _DTYPES[precision]
+
+
+def input_dtype(name: str, precision: str) -> torch.dtype:
+    """The type in which the images of the network `name` are best made.
+
+    Our networks begin with a convolution, before which autocast narrows its input: narrowed where they are made, the images have
+    the same bits, and are written and read once, in half the memory. Others (timm) may begin with something else.
+    """
+    return compute_dtype(precision) if name in MODELS else torch.float32
 
 
 def without_broadcasts(model: nn.Module) -> nn.Module:
@@ -34,3 +53,8 @@ def compile_in_place(network: nn.Module, wanted: bool, mode: str) -> nn.Module:
     if wanted:
         network.compile(dynamic=False, mode=mode)
     return network
+
+
+def compiled(function: Callable[..., Any], wanted: bool, mode: str) -> Callable[..., Any]:
+    """torch.compile of a function, where it is wanted; a number among its arguments that changes is compiled as a variable."""
+    return torch.compile(function, mode=mode) if wanted else function

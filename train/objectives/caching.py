@@ -25,6 +25,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from pipelines.batch import Batch, Plan
+from pipelines.device import SideStream, to_host
 from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.logits.blocks import BLOCK_ROWS
@@ -59,7 +60,7 @@ def write_cache(
     batches = loader.stream(_plan(writer, cells, by_key, batch))
     size = size_text(writer.size(views).bytes)
     with (
-        _Publisher(writer) as publisher,
+        _Publisher(writer, accelerator.device) as publisher,
         _CellProgress(cells, publisher, size, accelerator.is_main_process) as progress,
     ):
         try:
@@ -150,8 +151,8 @@ def _require(finite: FiniteLogits, loader: Loader, cell: Cell) -> None:
 class _Publisher:
     """Encodes, certifies and writes a block in its own thread while the next one is computed; never more than one behind."""
 
-    def __init__(self, writer: CacheWriter):
-        self._writer = writer
+    def __init__(self, writer: CacheWriter, device: torch.device):
+        self._writer, self._beside = writer, SideStream(device)
         self._pool = ThreadPoolExecutor(1, "writer")
         self._last: tuple[Future, Future[int], int] | None = None
         self.waited = 0.0
@@ -171,10 +172,12 @@ class _Publisher:
         check: is called before the block is written, in the thread that waits for the device; it may refuse the block.
         """
         self.wait()
+        computed = self._beside.now()
 
         def arrive() -> tuple[np.ndarray, Fingerprints]:
-            check()
-            return logits.cpu().numpy(), on_host(prints)
+            with self._beside.after(computed):  # and not after the batches of the next block
+                check()
+                return to_host(logits), on_host(prints)
 
         arrived = self._pool.submit(arrive)
         written = self._pool.submit(lambda: self._writer.write(cell, *arrived.result()))

@@ -1,4 +1,4 @@
-"""The losses: of hard labels, cross-entropy (with smoothing of the head or without), balanced softmax and LDAM; of soft targets,
+"""The losses: of hard labels, cross-entropy, balanced softmax and LDAM, with label smoothing or without; of soft targets,
 DiVE and classic KD, decoupled and balanced KD, and cross-domain risk minimisation (xERM); and that of routers between experts.
 
 Owns the formulas of the paper (He, Wu, Wei, ICCV 2021, arXiv 2103.15042) and those that it is compared with; knows nothing of
@@ -44,16 +44,22 @@ def log_prior(class_counts: Sequence[int] | np.ndarray) -> Tensor:
 
 
 def cross_entropy(
-    logits_BC: Tensor, labels_B: Tensor, class_weights_C: Tensor | None = None, shares_B: Tensor | None = None
+    logits_BC: Tensor,
+    labels_B: Tensor,
+    class_weights_C: Tensor | None = None,
+    smoothing: float = 0.0,
+    shares_B: Tensor | None = None,
 ) -> Tensor:
     """-log softmax(s)_y, mean over the batch; with class weights, of w_y times that; with shares, of share times that.
 
-    shares: of the label, where an image is a mixture of two (methods.py has the sum over both). The divisor is the size of the
-    batch, not the sum of its weights as in torch's `weight`: reweighting.py gives the reason.
+    smoothing: eps of label smoothing with the uniform distribution (Szegedy et al. 2016, arXiv 1512.00567, section 7): the target
+    is 1 - eps + eps / C on the label and eps / C on each other class; a class weight is that of the label. shares: of the label,
+    where an image is a mixture of two (methods.py has the sum over both). The divisor is the size of the batch, not the sum of
+    its weights as in torch's `weight`: reweighting.py gives the reason.
     """
     if class_weights_C is None and shares_B is None:
-        return F.cross_entropy(wide(logits_BC), labels_B)
-    losses_B = F.cross_entropy(wide(logits_BC), labels_B, reduction="none")
+        return F.cross_entropy(wide(logits_BC), labels_B, label_smoothing=smoothing)
+    losses_B = F.cross_entropy(wide(logits_BC), labels_B, reduction="none", label_smoothing=smoothing)
     return _weighted_mean(losses_B, labels_B, class_weights_C, shares_B)
 
 
@@ -81,7 +87,7 @@ def head_smoothed(
     class_weights, shares: as in `cross_entropy`.
     """
     if eps == 0:
-        return cross_entropy(logits_BC, labels_B, class_weights_C, shares_B)
+        return cross_entropy(logits_BC, labels_B, class_weights_C, shares_B=shares_B)
     log_student_BC = torch.log_softmax(wide(logits_BC), dim=1)
     own_B = log_student_BC.gather(1, labels_B[:, None])[:, 0]
     others_B = (log_student_BC.sum(dim=1) - own_B) / max(1, log_student_BC.shape[1] - 1)
@@ -93,13 +99,26 @@ def head_smoothed(
 
 
 def balanced_softmax(
-    logits_BC: Tensor, labels_B: Tensor, log_prior_C: Tensor, shares_B: Tensor | None = None
+    logits_BC: Tensor,
+    labels_B: Tensor,
+    log_prior_C: Tensor,
+    smoothing: float = 0.0,
+    shares_B: Tensor | None = None,
 ) -> Tensor:
     """-log softmax(s + log n)_y, mean over the batch (BSCE, Ren et al. 2020, arXiv 2007.10740).
 
+    smoothing: eps of label smoothing with the training prior n / N, the first choice of arXiv 1512.00567, section 7: the target
+    is (1 - eps) on the label plus eps * n_j / N on each class j. Without the prior, as at test time, that part is equal for all
+    classes. A uniform eps / C would be divided by n_j there, and rare classes would win on images of frequent ones.
     shares: as in `cross_entropy`.
     """
-    return cross_entropy(wide(logits_BC) + log_prior_C, labels_B, shares_B=shares_B)
+    adjusted_BC = wide(logits_BC) + log_prior_C
+    if smoothing == 0:
+        return cross_entropy(adjusted_BC, labels_B, shares_B=shares_B)
+    log_student_BC = torch.log_softmax(adjusted_BC, dim=1)
+    own_B = log_student_BC.gather(1, labels_B[:, None])[:, 0]
+    spread_B = (log_student_BC * log_prior_C.softmax(dim=0)).sum(dim=1)
+    return -_weighted_mean(torch.lerp(own_B, spread_B, smoothing), labels_B, None, shares_B)
 
 
 def ldam(
@@ -107,17 +126,19 @@ def ldam(
     labels_B: Tensor,
     margins_C: Tensor,
     class_weights_C: Tensor | None = None,
+    smoothing: float = 0.0,
     shares_B: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of logits of which the label's is lowered by the margin of its class, mean over the batch.
 
     LDAM (Cao et al. 2019, arXiv 1906.07413, equation 13). margins: in units of the logits (`reweighting.margins` times the scale
     of a cosine head). The paper multiplies cosines by a scale s after the margin; with logits f = s * cos that is f - s * margin.
-    class_weights, shares: as in `cross_entropy`.
+    class_weights, smoothing, shares: as in `cross_entropy`.
     """
     logits_BC = wide(logits_BC)
     own_BC = labels_B[:, None] == torch.arange(logits_BC.shape[1], device=labels_B.device)
-    return cross_entropy(torch.where(own_BC, logits_BC - margins_C, logits_BC), labels_B, class_weights_C, shares_B)
+    lowered_BC = torch.where(own_BC, logits_BC - margins_C, logits_BC)
+    return cross_entropy(lowered_BC, labels_B, class_weights_C, smoothing, shares_B)
 
 
 def soften(teacher_logits_BC: Tensor, tau: float, p: float) -> Tensor:

@@ -143,30 +143,37 @@ def each_label(loss: Loss) -> Loss:
 @each_expert
 @each_label
 def _ce(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
-    eps, weights = given.settings.head_smoothing, given.class_weights
-    return losses.head_smoothed(outputs.logits, given.labels, given.class_counts, eps, weights, given.shares), {}
+    logits, labels, weights, settings = outputs.logits, given.labels, given.class_weights, given.settings
+    if settings.head_smoothing:
+        eps = settings.head_smoothing
+        return losses.head_smoothed(logits, labels, given.class_counts, eps, weights, given.shares), {}
+    return losses.cross_entropy(logits, labels, weights, settings.label_smoothing, given.shares), {}
 
 
 @each_expert
 @each_label
 def _bsce(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
-    return losses.balanced_softmax(outputs.logits, given.labels, given.log_prior, given.shares), {}
+    smoothing = given.settings.label_smoothing
+    return losses.balanced_softmax(outputs.logits, given.labels, given.log_prior, smoothing, given.shares), {}
 
 
 @each_expert
 @each_label
 def _ldam(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
     assert given.margins is not None
-    return losses.ldam(outputs.logits, given.labels, given.margins, given.class_weights, given.shares), {}
+    smoothing = given.settings.label_smoothing
+    logits, labels, margins, weights = outputs.logits, given.labels, given.margins, given.class_weights
+    return losses.ldam(logits, labels, margins, weights, smoothing, given.shares), {}
 
 
 def distilled_by(soft: Loss) -> Loss:
     """The loss of a hard term of each expert, and of `soft`, a divergence to the targets, of each or of their mean."""
+    soft_of_each = each_expert(soft)
 
     def loss(outputs: Outputs, given: Given) -> tuple[Tensor, Parts]:
         settings = given.settings
         hard, _ = METHODS[hard_part(settings)].loss(outputs, given._replace(soft=None))
-        divergence, parts = (soft if settings.kl_of == "ensemble" else each_expert(soft))(outputs, given)
+        divergence, parts = (soft if settings.kl_of == "ensemble" else soft_of_each)(outputs, given)
         total = losses.distilled(hard, divergence, given.tau, settings.alpha, settings.hard_weight)
         return total, {"hard": hard.detach() / experts_of(outputs), **parts}
 
@@ -231,13 +238,26 @@ _DRW = ("drw_from", "drw_beta")
 _SOFT = ("alpha", "hard", "hard_weight", "kl_of", "zscore")  # what each method of a divergence reads, besides tau
 
 METHODS: dict[str, Method] = {
-    "ce": Method(_ce, "cross-entropy", "cross-entropy", settings=("head_smoothing", *_DRW), two_labels=True),
-    "bsce": Method(_bsce, "balanced softmax", "balanced softmax", prior=True, two_labels=True),
+    "ce": Method(
+        _ce,
+        "cross-entropy",
+        "cross-entropy",
+        settings=("label_smoothing", "head_smoothing", *_DRW),
+        two_labels=True,
+    ),
+    "bsce": Method(
+        _bsce,
+        "balanced softmax",
+        "balanced softmax",
+        prior=True,
+        settings=("label_smoothing",),
+        two_labels=True,
+    ),
     "ldam": Method(
         _ldam,
         "cross-entropy with margins, larger for rarer classes",
         "LDAM (cross-entropy with margins that are larger for rarer classes)",
-        settings=("margin", *_DRW),
+        settings=("margin", "label_smoothing", *_DRW),
         two_labels=True,
     ),
     "dive": Method(
@@ -426,6 +446,9 @@ class DistillConfig:
     router_weight: float = 100.0
     """of router: the weight of images that should go on to the next expert, 1 being that of the others; with a larger one more go
     on, for a higher accuracy at a higher cost"""
+    label_smoothing: float = 0.0
+    """of ce, bsce and ldam, also as hard terms: this share of every label is spread over all classes, equally, of bsce in
+    proportion to their training images; 0 up to but not 1; 0.1 is usual"""
     head_smoothing: float = 0.0
     """of ce, also as a hard term: label smoothing of the most frequent class alone (the first of equal ones), 0 up to but not 1;
     its samples have the target 1 - this on their label, and this / (classes - 1) on each other class"""
@@ -436,27 +459,37 @@ class DistillConfig:
             if value is not None and not LEAST_T <= value <= MOST_T:
                 raise ValueError(f"distill.{name}={value}: must be above 0, in {LEAST_T}..{MOST_T}")
         self._check_weights()
-        for name in ("head_smoothing", "drw_beta", "bkd_beta"):
+        for name in ("label_smoothing", "head_smoothing", "drw_beta", "bkd_beta"):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"distill.{name}={value}: must be at least 0 and less than 1")
         self._check_experts()
         method = METHODS[self.method]
+        self._check_smoothing()
         if self.zscore and self.mixed_targets == "parts":
             raise ValueError(
                 "distill.mixed_targets=parts: mixes probabilities, which have no logits for distill.zscore=true; use "
                 "distill.mixed_targets=image, or distill.zscore=false"
             )
-        if "head_smoothing" not in settings_of(self) and self.head_smoothing != 0:
-            smoothing = names_where(lambda row: "head_smoothing" in row.settings)
-            raise ValueError(
-                f"distill.head_smoothing={self.head_smoothing}: {self.method} does not smooth labels; use "
-                f"distill.method={smoothing}, or distill.head_smoothing=0"
-            )
         if method.targets and "p" not in method.settings and self.p != 1:
             with_power = names_where(lambda row: "p" in row.settings)
             raise ValueError(
                 f"distill.p={self.p}: {self.method} has no power; use distill.method={with_power}, or distill.p=1"
+            )
+
+    def _check_smoothing(self) -> None:
+        """ValueError for smoothed labels where the method has none, or smooths them in two ways."""
+        for name in ("label_smoothing", "head_smoothing"):
+            if (value := getattr(self, name)) != 0 and name not in settings_of(self):
+                smoothing = names_where(lambda row, name=name: name in row.settings)
+                raise ValueError(
+                    f"distill.{name}={value}: {self.method} does not smooth labels so; use distill.method={smoothing}, or "
+                    f"distill.{name}=0"
+                )
+        if self.label_smoothing and self.head_smoothing:
+            raise ValueError(
+                f"distill.label_smoothing={self.label_smoothing} and distill.head_smoothing={self.head_smoothing} both smooth "
+                "the head; leave one out"
             )
 
     def _check_weights(self) -> None:

@@ -14,6 +14,7 @@ from models import Outputs
 from pipelines.batch import Batch
 from pipelines.loader import Loader
 from train.finite import FiniteLogits
+from train.networks.layout import compiled
 from train.objectives import experts, reweighting
 from train.objectives.losses import Parts, log_prior, mixed_targets
 from train.objectives.methods import METHODS, DistillConfig, Given, experts_of, hard_part, settings_of
@@ -25,7 +26,8 @@ class Objective:
 
     class_counts: int64 [C], training images per class, on the device. UserError for a 0 where the method takes their logarithm,
     or a power of them. scale: by which the network's head multiplies its cosines; 1 for a linear head. steps_per_epoch: of the
-    optimizer; None is enough where nothing is switched on during the training.
+    optimizer; None is enough where nothing is switched on during the training. compile_mode: of torch.compile, which makes a few
+    launches of the loss; None: it is computed as it is written.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Objective:
         targets: Targets | None,
         scale: float = 1.0,
         steps_per_epoch: int | None = None,
+        compile_mode: str | None = None,
     ):
         self._method = METHODS[config.method]
         if self._method.targets != (targets is not None):
@@ -60,14 +63,15 @@ class Objective:
             raise ValueError("distill.drw_from and distill.diversity_from need the number of steps of an epoch")
         self._targets = targets
         self._finite = FiniteLogits()
+        self._loss = compiled(self._loss_of, compile_mode is not None, compile_mode or "")
 
     def resident(self) -> "Objective":
         """An objective with the same work on the device and no reads from disk: flat targets replace those of a cache."""
         if not isinstance(self._targets, CachedTargets):
             return self
-        flat = self._log_prior.new_zeros(len(self._log_prior))
-        twin = copy.copy(self)
-        twin._targets, twin._finite = lambda batch: flat.expand(len(batch.labels), -1), FiniteLogits()
+        classes, twin = len(self._log_prior), copy.copy(self)  # the same compiled loss
+        twin._targets = lambda batch: self._log_prior.new_zeros(len(batch.labels), classes)
+        twin._finite = FiniteLogits()
         return twin
 
     def __call__(self, outputs: Outputs, batch: Batch, step: int) -> tuple[torch.Tensor, Parts]:
@@ -86,8 +90,7 @@ class Objective:
             self._target_weights,
             self._mixture(batch),
         )
-        loss, parts = self._method.loss(outputs, given)
-        return self._diversified(loss, parts, outputs, step) if self._config.diversity else (loss, parts)
+        return self._loss(outputs, given, self._begun(self._config.diversity_from, step))
 
     def _soft(self, batch: Batch) -> torch.Tensor:
         """Raw logits of the teacher for the images of a batch, or, of mixtures, mixed from those for their parts."""
@@ -115,13 +118,20 @@ class Objective:
         """Whether the epoch from which on something is switched on has begun; None: it is never."""
         return epoch is not None and self._steps_per_epoch is not None and step >= epoch * self._steps_per_epoch
 
-    def _diversified(self, loss: torch.Tensor, parts: Parts, outputs: Outputs, step: int) -> tuple[torch.Tensor, Parts]:
-        """The loss and diversity * Tbar^2 * KL(mean || expert), summed over the experts."""
+    def _loss_of(self, outputs: Outputs, given: Given, by_temperatures: bool) -> tuple[torch.Tensor, Parts]:
+        """The method's loss, and diversity * Tbar^2 * KL(mean || expert), summed over the experts, where there is a diversity.
+
+        by_temperatures: whether each class has its temperature there, of which Tbar is the mean; else 1. What may be compiled is
+        here, so that the number of the step, which differs at every call, is not.
+        """
+        loss, parts = self._method.loss(outputs, given)
         config = self._config
+        if not config.diversity:
+            return loss, parts
         if outputs.experts is None:
             raise ValueError(f"distill.diversity={config.diversity}: the network has no experts")
         temperatures, mean_temperature = None, 1.0
-        if self._temperatures is not None and self._begun(config.diversity_from, step):
+        if self._temperatures is not None and by_temperatures:
             temperatures, mean_temperature = self._temperatures, self._mean_temperature
         apart, count = experts.divergence(outputs.experts, outputs.logits, temperatures), experts_of(outputs)
         parts = parts or {"hard": loss.detach() / count}

@@ -16,11 +16,9 @@ from pipelines.errors import UserError
 from pipelines.logits import Ensemble
 from pipelines.records.reader import Records
 from train.networks import layout
-from train.networks.layout import compile_in_place
+from train.networks.layout import compile_in_place, compute_dtype, input_dtype
 from train.networks.probe import explained
 from train.networks.weights import Pretrained, weights_hash
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Targets(Protocol):
@@ -56,9 +54,10 @@ class Teacher:
         if channels_last:
             self._network = layout.channels_last(self._network)
         compile_in_place(self._network, compile, compile_mode)
-        self._finish = Finish(source.mean, source.std, device, channels_last, compile)
+        dtype = input_dtype(source.spec.name, precision)
+        self._finish = Finish(source.mean, source.std, device, channels_last, compile, dtype)
         self._device = device
-        self._dtype = _DTYPES[precision]
+        self._dtype = compute_dtype(precision)
         self._explained = partial(explained, source.spec, input_size, f"distill.teacher={source.origin}")
         self.identity: dict[str, Any] = {
             "weights": weights,

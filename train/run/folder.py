@@ -37,7 +37,8 @@ from train.settings import diff, load, to_yaml
 # happen, or how closely they are checked, never the weights. (Another optim.accumulate is like another number of
 # processes: the same samples and views, with other rounding.)
 FREE_KEYS = (
-    *("run", "resume", "save", "eval", "track", "profile", "data.workers", "data.verify", "cache.check"),
+    *("run", "resume", "save", "track", "profile", "data.workers", "data.verify", "cache.check"),
+    *("eval.every_epochs", "eval.every_steps", "eval.batch"),  # not eval.patience: it decides which step is the last
     "optim.accumulate",
     "data.hw_decoder_load",  # where it changes pixels, the run's facts tell
 )

@@ -1,24 +1,21 @@
 """The ceiling of a run: the speed of its training step on one batch that never leaves the device.
 
-Owns that measurement, 30 steps on copies of network and optimizer. Invariant: the training goes on, bit for bit, as if nothing
-had been measured; the measurement shares no weights, buffers, optimizer, gradient scaler, random states, compiled code or CUDA
-graphs with it.
+Owns that measurement, 30 steps of the network and the optimizer of the training itself, so that nothing is compiled twice or
+kept on the device twice. Invariant: the training goes on, bit for bit, as if nothing had been measured: weights, buffers, the
+optimizer's state and random states are put back, and average, meters and gradient scaler have no part in it.
 """
 
-import copy
-import gc
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.batch import Batch
-from pipelines.errors import UserError
 from train.config import Config
-from train.networks.layout import DDP_OPTIONS, compile_in_place, without_broadcasts
 from train.objectives.objective import Objective
 from train.step import TrainStep
 
@@ -27,19 +24,24 @@ ROUNDS = 3  # the fastest counts: the others were disturbed, for example by a lo
 STEPS = 10  # in each round
 
 
-def copied_step(
-    config: Config, accelerator: Accelerator, model: nn.Module, optimizer: Any, objective: Objective
-) -> TrainStep:
-    """The training step without meters and average, on a copy of the network and the optimizer it is given."""
-    # In one call, so that the copied optimizer updates the copied parameters.
-    network, own_optimizer = copy.deepcopy((accelerator.unwrap_model(model), optimizer.optimizer))
-    assert isinstance(network, nn.Module)
-    copied = compile_in_place(network, config.compile, config.compile_mode)  # a copy is not compiled
-    if isinstance(model, DistributedDataParallel):
-        wrapped = DistributedDataParallel(network, device_ids=model.device_ids, **DDP_OPTIONS)
-        copied = without_broadcasts(wrapped)
-    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=accelerator.scaler is not None)
-    return TrainStep(copied, own_optimizer, objective, config.optim, scaler)
+@contextmanager
+def put_back(network: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Afterwards network and optimizer are as they are now, in the same tensors; copies on the host are kept until then."""
+    before = {parameter: dict(state) for parameter, state in optimizer.state.items()}
+    states = [value for state in before.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    own = [tensor.detach() for tensor in (*network.parameters(), *network.buffers(), *states)]
+    copies, rates = [tensor.to("cpu", copy=True) for tensor in own], [group["lr"] for group in optimizer.param_groups]
+    try:
+        yield
+    finally:
+        for tensor, copied in zip(own, copies, strict=True):
+            tensor.copy_(copied)
+        optimizer.state.clear()  # of a parameter without state before the first step
+        optimizer.state.update(before)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        for parameter in network.parameters():  # of a step that failed
+            parameter.grad = None
 
 
 def measure_ceiling(
@@ -49,22 +51,17 @@ def measure_ceiling(
 
     model, optimizer: as returned by `accelerator.prepare`. batch: the first one. All processes must call it at the same time.
     """
-    device, asked = accelerator.device, config.track.ceiling
-    if not _wanted(asked, device):
+    device = accelerator.device
+    if not _wanted(config.track.ceiling, device):
         return None
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            step = copied_step(config, accelerator, model, optimizer, objective.resident())
-            seconds = _seconds_per_step(step, batch)
-            del step  # and with it the copies, before their memory is given back
-    except torch.OutOfMemoryError as error:
-        if asked == "auto" and accelerator.num_processes == 1:  # with several, the others wait in a collective call
-            return None
-        raise UserError(
-            "the ceiling needs memory for a second network and optimizer, and there is not enough; type track.ceiling=off"
-        ) from error
-    finally:
-        _forget(device, config.compile)
+    own = optimizer.optimizer
+    scaler = torch.amp.GradScaler(device.type, enabled=accelerator.scaler is not None)
+    random_states = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with random_states, put_back(accelerator.unwrap_model(model), own):
+        step = TrainStep(model, own, objective.resident(), config.optim, scaler)
+        seconds = _seconds_per_step(step, batch)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     return config.optim.batch / seconds
 
 
@@ -90,13 +87,3 @@ def _seconds_per_step(step: TrainStep, batch: Batch) -> float:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _forget(device: torch.device, compiled: bool) -> None:
-    """Free the copies, which are in reference cycles with accelerate's wrappers, and what was compiled or recorded for them."""
-    gc.collect()
-    if compiled:
-        torch.compiler.reset()  # the training compiles again, from inductor's cache on disk
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)

@@ -2,10 +2,20 @@
 prints plain lines at its own pace. Invariant: a text is shown as it is, including any brackets.
 """
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
 class Bar:
@@ -50,3 +60,23 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[..., None]]:
+    """Gives a function to be told of finished items, one or more at a time; a bar on a terminal, else a line at each tenth.
+
+    On stderr.
+    """
+    done = 0
+    with Bar(total, Console(stderr=True), TimeRemainingColumn(), before=what) as bar:
+
+        def count(finished: int = 1) -> None:
+            nonlocal done
+            before, done = done, done + finished
+            if bar.shown:
+                bar.update(done)
+            elif done * 10 // total > before * 10 // total:
+                print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
+
+        yield count

@@ -48,8 +48,8 @@ class TrackConfig:
     project: str = "dive-trainer"
     "the project that wandb files the run under"
     ceiling: Literal["auto", "on", "off"] = "auto"
-    """at the start of a session, time the training step on one batch that stays on the device (30 steps on copies, compiled if
-    compile=true), and show the speed of the training as a share of that; auto = only on a GPU"""
+    """at the start of a session, time the training step on one batch that stays on the device (30 steps, which are undone), and
+    show the speed of the training as a share of that; auto = only on a GPU"""
     show_batch: bool = False
     "write RUN/first_batch.png at step 0: images as the network sees them, with class, key and view"
 

@@ -401,18 +401,18 @@ def test_a_name_near_to_nothing_lists_all() -> None:
 
 def test_without_timm_the_error_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)  # makes `import timm` fail as if it were not installed
-    with pytest.raises(ValueError, match="'timm/resnet50' needs the timm package; type: pip install timm"):
+    with pytest.raises(ValueError, match="'timm/resnet50' needs the timm package; type: bash tools/setup.sh timm"):
         build_model("timm/resnet50", 10)
 
 
 def test_timm_builds_with_our_number_of_classes() -> None:
-    pytest.importorskip("timm", reason="timm is not installed: pip install timm")
+    pytest.importorskip("timm", reason="timm is not installed: bash tools/setup.sh timm")
     model = seeded_model("timm/resnet18", 7)
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 7)
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in meta_model("resnet18", 7).parameters())
 
 
 def test_an_unknown_timm_name_lists_the_nearest() -> None:
-    pytest.importorskip("timm", reason="timm is not installed: pip install timm")
+    pytest.importorskip("timm", reason="timm is not installed: bash tools/setup.sh timm")
     with pytest.raises(ValueError, match=r"has no model named 'resnet55' .*nearest: timm/resnet50, "):
         build_model("timm/resnet55", 7)

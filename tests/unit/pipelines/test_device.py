@@ -1,11 +1,49 @@
-"""What is copied to a device."""
+"""Copies to a device and back: values and order on a GPU that is busy; on a CPU, that nothing is copied."""
+
+import threading
 
 import numpy as np
+import pytest
 import torch
 
-from pipelines.device import to_device
+from pipelines.device import SideStream, to_device, to_host
+
+CPU = torch.device("cpu")
+
+
+def test_on_a_cpu_nothing_is_copied() -> None:
+    tensor, beside = torch.arange(6).reshape(2, 3), SideStream(CPU)
+    assert beside.move(tensor).arrived() is tensor
+    with beside.after(beside.now()):
+        assert np.shares_memory(to_host(tensor), tensor.numpy())
 
 
 def test_to_device_copies_what_is_not_contiguous() -> None:
     array = np.arange(12).reshape(3, 4).T
-    assert to_device(array, torch.device("cpu")).tolist() == array.tolist()
+    assert to_device(array, CPU).tolist() == array.tolist()
+
+
+@pytest.mark.gpu
+def test_copies_beside_a_busy_stream_have_their_values() -> None:
+    """Moved in another thread while this one's stream is busy, and back on the side stream, before later work is done."""
+    cuda = torch.device("cuda", torch.cuda.current_device())
+    beside, found = SideStream(cuda), []
+    busy = torch.randn(4096, 4096, device=cuda)
+
+    def load() -> None:
+        for number in range(20):
+            found.append(beside.move(torch.full((64, 224, 224, 3), number, dtype=torch.uint8).pin_memory()))
+
+    thread = threading.Thread(target=load)
+    for _ in range(50):
+        busy = busy @ busy * 1e-4
+    thread.start()
+    thread.join()
+    sums = torch.stack([one.arrived().double().mean() for one in found])
+    found.clear()
+    computed = beside.now()
+    for _ in range(50):
+        busy = busy @ busy * 1e-4
+    with beside.after(computed):
+        assert to_host(sums).tolist() == list(range(20))
+    assert not torch.cuda.current_stream(cuda).query(), "the later work is not waited for"

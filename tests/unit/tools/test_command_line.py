@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
-from tools import convert, logits, reproduce
-from tools.command_line import Parser, path, progress_bar, run_command, whole
+from tools import compare, convert, find_lr, logits, reproduce
+from tools.command_line import Parser, path, run_command, whole
 from tools.paper.options import class_name, resolved
 
 
@@ -46,7 +46,13 @@ def options_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.
             yield "", action
 
 
-PARSERS = {"convert": convert.build_parser, "logits": logits.build_parser, "reproduce": reproduce.build_parser}
+PARSERS = {
+    "compare": compare.build_parser,
+    "convert": convert.build_parser,
+    "find_lr": find_lr.build_parser,
+    "logits": logits.build_parser,
+    "reproduce": reproduce.build_parser,
+}
 OPTIONS = [
     pytest.param(option, id=f"{tool}-{command}-{option.dest}")
     for tool, build in PARSERS.items()
@@ -70,11 +76,3 @@ def test_every_option_refuses_what_no_program_can_use(option: argparse.Action, m
         assert len(str(caught.value)) < 400 and "--help explains" in str(caught.value)
     if is_path:
         assert parser.parse_args(["--given=~/x"]).given == Path("/users/me/x")
-
-
-def test_progress_without_a_terminal_is_a_line_at_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar("train.beton", 25) as step:
-        for _ in range(25):
-            step()
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 10 and lines[0] == "train.beton: 3/25" and lines[-1] == "train.beton: 25/25"

@@ -91,6 +91,21 @@ def test_a_change_of_what_it_depends_on_installs_again(clone: Clone, name: str) 
     assert code == 0 and asked(calls)[:2] == ["torch setuptools", "-e ."]
 
 
+def test_timm_takes_the_gpu_build_of_torch_only_where_it_does_not_import(clone: Clone) -> None:
+    code, printed, calls = clone.setup("timm")
+    assert code == 0 and "GPU" not in printed and asked(calls)[2:3] == ["-e .[timm]"]
+    assert not any("torch===" in call for call in calls)
+    clone.setup()
+    (clone.root / ".venv/setup.stamp").unlink()
+    code, printed, calls = clone.setup("report", "timm", FAIL="import timm")
+    (pinned,) = [
+        line.partition("==")[2] for line in (ROOT / "constraints.txt").read_text().split() if line[:7] == "torch=="
+    ]
+    assert asked(calls)[-2:] == ["-e .[report,timm]", f"torch==={pinned}"]
+    assert code == 1 and "5 GB" in printed and "this failed:" in printed
+    assert clone.setup("report", "timm")[0] == 0  # nothing was marked as done
+
+
 def test_dali_follows_the_cuda_version_of_torch(clone: Clone) -> None:
     _, _, calls = clone.setup(CUDA="12")
     assert asked(calls)[-1] == "-e .[dali-cu12]"

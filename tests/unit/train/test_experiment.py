@@ -75,6 +75,22 @@ def test_dry_run_writes_nothing(taught: Path) -> None:
     assert not (taught / "runs/dry").exists()
 
 
+def test_dry_run_of_an_evaluation_is_one_batch(taught: Path) -> None:
+    before = {path: path.read_bytes() for path in (taught / "runs/t").glob("*.json")}
+    dry = ("predictions=dry.npz", "export=dry", "--dry-run")
+    done = run("evaluate", "t", "eval.batch=16", *dry, cwd=taught)
+    assert "dry run: 16 of 37 images evaluated, nothing written" in done.stdout
+    assert {path: path.read_bytes() for path in (taught / "runs/t").glob("*.json")} == before
+    assert not (taught / "dry.npz").exists() and not (taught / "dry").exists()
+    assert "has other classes" in refused(taught, "evaluate", "t", f"data.test={other_classes(taught)}", "--dry-run")
+
+
+def other_classes(folder: Path) -> Path:
+    images = [Sample(f"{i}", i, np.zeros((16, 16, 3), np.uint8)) for i in range(2)]
+    write_records(folder / "other.beton", images, ["a", "b"], kind="test", force=True)
+    return folder / "other.beton"
+
+
 def test_refusals_are_one_line(taught: Path, tiny: Path, tmp_path: Path) -> None:
     """Every mistake in settings: what was given, and what to type."""
     dive, cached = taught / "dive.yaml", "cache.paths=[caches]"
@@ -88,7 +104,12 @@ def test_refusals_are_one_line(taught: Path, tiny: Path, tmp_path: Path) -> None
     assert "cache.paths" in refused(taught, "distill", dive)
     assert "train/teacher.py" in refused(taught, "distill", taught / "bsce.yaml")
     assert "model" in refused(taught, "distill", dive, cached, "model.name=resnet33")
-    assert "optim.batch" in refused(taught, "distill", dive, cached, "optim.batch=1000")
+    large = refused(taught, "distill", dive, cached, "optim.batch=1000")
+    assert large.endswith("118 training images; type optim.batch=16 optim.lr_scale=linear optim.lr_base_batch=1000")
+    scaled = refused(taught, "distill", dive, cached, "optim.batch=1000", "optim.lr_scale=sqrt", "optim.accumulate=10")
+    assert scaled.endswith("118 training images; type optim.batch=10")
+    shared = refused(taught, "distill", dive, cached, "optim.batch=1000", "optim.accumulate=200")
+    assert "cannot share: use fewer processes, or optim.accumulate=1" in shared
     assert "nothing" in refused(taught, "distill", dive, "distill.teacher=nothing")
     assert "data_seed" in refused(taught, "distill", dive, cached, "data.seed=5")
     assert "recipe.pad" in refused(taught, "distill", dive, cached, "data.recipe.pad=1")
@@ -96,6 +117,30 @@ def test_refusals_are_one_line(taught: Path, tiny: Path, tmp_path: Path) -> None
     assert "schedule.epochs=null schedule.steps=9" in refused(taught, "distill", dive, cached, "schedule.steps=9")
     beyond = ["schedule.epochs=null", "schedule.samples=100", "schedule.warmup_epochs=2"]
     assert "from 0 to 1 (7 steps in all, 7 an epoch)" in refused(taught, "distill", dive, cached, *beyond)
+
+
+def test_a_batch_that_leaves_out_many_images_says_so(taught: Path) -> None:
+    def dry(*settings: str) -> str:
+        return run("teacher", taught / "bsce.yaml", "run=dry", *settings, "--dry-run", cwd=taught).stdout
+
+    assert "an epoch has 1 step of 64 images: 54 of 118 are left out of each, others each time" in dry("optim.batch=64")
+    assert "left out" not in dry("optim.batch=16")  # 6 of 118
+
+
+@pytest.mark.parametrize("images", [1, 2, 7])
+def test_a_handful_of_images_trains(images: int, tmp_path: Path) -> None:
+    """The batch that the refusal names is one that works."""
+    rng = np.random.default_rng(0)
+    samples = [Sample(f"{i}", i % 2, rng.integers(0, 256, (16, 16, 3), np.uint8)) for i in range(images)]
+    names = ["a", "b"][: min(2, images)]
+    write_records(tmp_path / "few.beton", samples, names, kind="test")
+    few = ["data.train=few.beton", "data.test=few.beton", "schedule.epochs=1", "run=few"]
+    config = tiny_config(tmp_path, tmp_path)
+    said = refused(tmp_path, "teacher", config, *few)
+    typed = said.partition("; type ")[2].split()
+    assert typed[0] == f"optim.batch={max(1, images // 4)}"
+    assert "--dry-run" not in typed and run("teacher", config, *few, *typed, cwd=tmp_path).returncode == 0
+    assert result(tmp_path, "few")["steps"] == images // int(typed[0].partition("=")[2])
 
 
 def test_class_balanced_sampling_trains_and_is_refused_where_the_prior_corrects_too(taught: Path, tiny: Path) -> None:

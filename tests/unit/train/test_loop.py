@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.launch import run, tiny_config
+from helpers.launch import refused, run, tiny_config
 
 from pipelines.records.reader import Records
 from train import loop
@@ -212,3 +212,87 @@ def test_the_best_is_saved_when_it_is_found_and_means_one_run_and_split(tiny: Pa
     run("teacher", config, "run=a", *given, "save.keep_best=test_split_knowingly", cwd=tmp_path)
     found = load_latest(tmp_path / "runs/a")
     assert found is not None and (found.state["best"] is None or found.state["best"][2] == "test_split_knowingly")
+
+
+def ended_early(lines: list[dict], patience: int) -> int:
+    """The step at which early stopping ends a training with these evaluations: by its definition, from the file."""
+    best, since = -1.0, 0
+    for line in (line for line in lines if "val" in line):
+        best, since = max(best, line["val"]["top1"]), since + 1 if line["val"]["top1"] <= best else 0
+        if since == patience:
+            return line["step"]
+    raise AssertionError("it trains to its end")
+
+
+def test_early_stopping_ends_at_the_same_step_however_it_was_interrupted(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before and after the evaluations that count, and when all steps were done: the same weights, figures and end."""
+    config = tiny_config(tmp_path, tiny)
+    given = [f"data.val={tiny}/test.beton", "data.test=null", "eval.every_epochs=1", "save.keep_best=val"]
+    given += ["schedule.epochs=40", "schedule.kind=constant", "eval.patience=2", "save.every_epochs=2"]
+    done = run("teacher", config, "run=calm", *given, cwd=tmp_path)
+    calm = lines_of(tmp_path / "runs/calm")
+    end = ended_early(calm, 2)
+    assert f"ended after step {end} of 280 (eval.patience=2): none of the last 2 evaluations was better" in done.stdout
+    result = json.loads((tmp_path / "runs/calm/result.json").read_text())
+    best = max((line for line in calm if "val" in line), key=lambda line: (line["val"]["top1"], -line["step"]))
+    assert (result["steps"], result["epochs"]) == (end, end / 7) and end == best["step"] + 14
+    assert result["stopped_early"] == {"best_step": best["step"], "best_top1": best["val"]["top1"]}
+    assert result["val"]["top1"] == calm[-1]["val"]["top1"] and calm[-1]["step"] == end
+    kept = {path.name for path in (tmp_path / "runs/calm/checkpoints").glob("step_*")}
+    assert {f"step_{best['step']:08d}", f"step_{end:08d}"} <= kept
+
+    class Killed(BaseException):
+        pass
+
+    def killed_at(step: int | None) -> None:
+        def add(meters, number, *rest):
+            if number == step:
+                raise Killed
+            return real(meters, number, *rest)
+
+        def end_of_run(*_):
+            raise Killed
+
+        real = loop.Meters.add
+        with monkeypatch.context() as patched:
+            patched.setattr(loop.Meters, "add", add)
+            if step is None:
+                patched.setattr("train.experiment.Experiment._end", end_of_run)
+            with pytest.raises(Killed):
+                run("teacher", config, "run=r", *given, cwd=tmp_path)
+
+    for step in (end - 13, end - 2, None):
+        killed_at(step)
+    again = run("teacher", config, "run=r", *given, cwd=tmp_path)
+    assert f"resumed after step {end} " in again.stdout and f"ended after step {end} of 280" in again.stdout
+    figures = [
+        [(line["step"], line.get("loss"), line.get("val")) for line in lines_of(tmp_path / f"runs/{name}")]
+        for name in ("calm", "r")
+    ]
+    assert figures[0] == figures[1]
+    for name in ("model.safetensors", "checkpoints/latest", "checkpoints/best"):
+        assert (tmp_path / "runs/calm" / name).read_bytes() == (tmp_path / "runs/r" / name).read_bytes()
+    other = run("teacher", config, "run=r", *given, "eval.patience=3", cwd=tmp_path, check=False)
+    assert other.returncode == 2 and "eval.patience: 2 -> 3" in other.stderr
+    longer = run("teacher", config, "run=s", "resume=r", *given, "eval.patience=3", "schedule.epochs=20", cwd=tmp_path)
+    assert f"resumed after step {end} " in longer.stdout
+    assert len(lines_of(tmp_path / "runs/s")) > 2  # it trains on: the evaluations of another run do not count
+
+
+def test_early_stopping_needs_images_to_select_by(tiny: Path, tmp_path: Path) -> None:
+    config, val = tiny_config(tmp_path, tiny), f"data.val={tiny}/test.beton"
+    bare = refused(tmp_path, "teacher", config, "eval.patience=2", "eval.every_epochs=1")
+    assert "type save.keep_best=val" in bare and "save.keep_best=test_split_knowingly" in bare
+    given = ("eval.patience=2", "save.keep_best=val")
+    assert "needs data.val" in refused(tmp_path, "teacher", config, *given, "eval.every_epochs=1")
+    assert "eval.every_epochs" in refused(
+        tmp_path, "teacher", config, *given, val, "data.test=null", "eval.every_epochs=0"
+    )
+    assert "select on the test split" in refused(tmp_path, "teacher", config, *given, val, "eval.every_epochs=1")
+    assert "eval.patience=0" in refused(tmp_path, "teacher", config, "eval.patience=0")
+    dry = (*given, val, "data.test=null", "--dry-run")
+    useless = run("teacher", config, *dry, "eval.every_epochs=1", cwd=tmp_path).stdout
+    assert "eval.patience=2 cannot end this training, which has 3 evaluations" in useless
+    assert "cannot end" not in run("teacher", config, *dry, "eval.every_steps=5", cwd=tmp_path).stdout

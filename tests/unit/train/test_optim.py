@@ -10,6 +10,7 @@ from torch import nn
 
 from pipelines.errors import UserError
 from train.optim import OptimConfig, build_optimizer, describe_scaling, scaled_lr
+from train.run.optimizer_state import optimizer_tensors, restore_optimizer
 
 LR, MOMENTUM, DECAY = 0.3, 0.9, 0.05
 
@@ -66,6 +67,25 @@ def test_two_steps_equal_sgd_by_hand(nesterov: bool, no_decay: list[str], undeca
     for step in range(2):
         for name, parameter in model.named_parameters():
             parameter.grad = torch.from_numpy(gradients(step, model)[name])
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        np.testing.assert_allclose(parameter.detach().numpy(), expected[name], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_the_fused_update_of_a_gpu_is_the_same_formula(nesterov: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch has it on a CPU too, where it is not used: it would round otherwise than before."""
+    assert build_optimizer(tiny(), settings()).param_groups[0]["fused"] is None
+    monkeypatch.setattr("train.optim._fused", lambda parameters: True)
+    model = tiny()
+    expected = sgd_by_hand(model, 3, nesterov, {"bn1.weight", "bn1.bias"})
+    optimizer = build_optimizer(model, settings(nesterov=nesterov, no_decay=["bn"]))
+    assert all(group["fused"] for group in optimizer.param_groups)
+    for step in range(3):
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.from_numpy(gradients(step, model)[name])
+        if step:  # as after a resume
+            restore_optimizer(model, optimizer, optimizer_tensors(model, optimizer))
         optimizer.step()
     for name, parameter in model.named_parameters():
         np.testing.assert_allclose(parameter.detach().numpy(), expected[name], rtol=1e-12, atol=1e-14)

@@ -9,7 +9,7 @@ import yaml
 from pipelines.errors import UserError
 from train.config import Config
 from train.evaluate import EvaluateConfig
-from train.settings import describe, diff, flatten, keys, load, nearest, parse_args, to_yaml, type_text
+from train.settings import Words, describe, diff, flatten, keys, load, nearest, parse_args, to_yaml, type_text
 
 
 @dataclass(kw_only=True)
@@ -396,6 +396,22 @@ def test_parse_args(recipe, capsys):
         assert left.value.code == 0
         shown = capsys.readouterr().out
         assert "usage:" in shown and "Trains a student." in shown and describe(Root) in shown
+
+    @dataclass(kw_only=True)
+    class Evaluation(Root):
+        split: str = "test"
+        "which records"
+
+    with pytest.raises(SystemExit):
+        parse_args(["--help"], "Evaluates.", Evaluation, Words("RUN", "evaluate one batch"))
+    shown = capsys.readouterr().out
+    assert (
+        "RUN [KEY=VALUE ...]" in shown and "--dry-run        evaluate one batch" in shown and "CONFIG.yaml" not in shown
+    )
+    assert (
+        describe(Evaluation).splitlines()[0] == "  split: str = test"
+        and describe(Evaluation).count("  split: str") == 1
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ are those of the dataclasses, so that a new one is in by itself.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -13,24 +14,33 @@ from helpers.closed import closed
 from helpers.launch import run
 
 from pipelines.errors import UserError
+from train.config import Config
 from train.evaluate import EvaluateConfig
+from train.predict import PredictConfig
 from train.settings import flatten, keys, load, to_yaml
 from train.values import without_none
 
-KEYS = keys(EvaluateConfig)
+
+@dataclass(kw_only=True)
+class Everything(EvaluateConfig, PredictConfig):
+    """The keys of all entry scripts."""
+
+
+KEYS = keys(Everything)
 NUMBERS: dict[type, tuple[str, ...]] = {
     float: ("nan", "inf", "-inf", "1e400", "-1", "0", "1e30", "1e-30"),
     int: (str(10**30), str(2**63), str(2**63 - 1), "-1", "0"),
 }
 NEVER = {"nan", "inf", "-inf", "1e400", str(10**30), str(2**63), "-1"}
-# Accepted, and then ended by the run itself: a diverged loss, a batch, a warm-up or a switch that is beyond the data.
+# Accepted, and then ended by the run itself: a diverged loss, a batch, a warm-up or a switch that is beyond the data, early
+# stopping without a split to select on.
 ENDS = {
     *("optim.lr=1e30", "optim.weight_decay=1e30"),
-    *(f"{name}={2**63 - 1}" for name in ("optim.batch", "schedule.warmup_steps")),
+    *(f"{name}={2**63 - 1}" for name in ("optim.batch", "schedule.warmup_steps", "eval.patience")),
     *(f"distill.{name}={2**63 - 1}" for name in ("drw_from", "diversity_from")),
 }
 ELSEWHERE = {"distill.diversity"}  # may be negative, and needs experts: objectives/test_objective.py
-OWN = {name for name in KEYS if name in ("split", "weights", "predictions", "features", "export")}
+OWN = {name for name in KEYS if name in {*vars(EvaluateConfig()), *vars(PredictConfig())} - set(vars(Config()))}
 
 
 def kind_of(name: str) -> tuple[Any, bool]:
@@ -61,7 +71,7 @@ def accepted(config_file: Path) -> list[str]:
     for override, number in tries():
         key = override.partition("=")[0]
         try:
-            config = load(EvaluateConfig, config_file, [override])
+            config = load(Everything, config_file, [override])
         except UserError as error:
             assert key in one_line(error)
         else:
@@ -78,7 +88,7 @@ def groups(config_file: Path, overrides: list[str]) -> list[list[str]]:
         for group in made:
             try:
                 if not any(other.partition("=")[0] == override.partition("=")[0] for other in group):
-                    load(EvaluateConfig, config_file, [*group, override])
+                    load(Everything, config_file, [*group, override])
                     group.append(override)
                     break
             except UserError:
@@ -97,7 +107,7 @@ def test_numbers_that_are_accepted_train(taught: Path, tmp_path: Path) -> None:
         # In a file, where a setting may be of no effect.
         config = tmp_path / f"{number}.yaml"
         given = [*group, "distill.teacher=t", "model.name=resnet20", "schedule.epochs=1"]
-        read = to_yaml(load(EvaluateConfig, taught / "dive.yaml", given)).splitlines(keepends=True)
+        read = to_yaml(load(Everything, taught / "dive.yaml", given)).splitlines(keepends=True)
         config.write_text("".join(line for line in read if line.partition(":")[0] not in OWN))
         done = run("distill", config, f"run={tmp_path}/run{number}", cwd=taught, check=False)
         errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -131,6 +141,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # the command that uses a path; other 
     "predictions": ("evaluate", "t"),
     "features": ("evaluate", "t"),
     "export": ("evaluate", "t"),
+    "out": ("predict", "t", "file"),
+    "prior": ("predict", "t", "file"),
 }
 
 
@@ -145,7 +157,7 @@ def test_paths_that_cannot_be_used(taught: Path, tmp_path: Path, monkeypatch: py
     (tmp_path / "loop").symlink_to("loop")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     script, *arguments = COMMANDS.get(key, ("distill", "dive.yaml", "distill.teacher=t", "run=new"))
-    if script != "evaluate":
+    if script not in ("evaluate", "predict"):
         arguments.append("--dry-run")
     with closed(tmp_path / "closed"):
         for place in PLACES:

@@ -9,7 +9,7 @@ import torch
 from pipelines.augment.colour import apply, colours
 from pipelines.augment.finish import Finish, check_normalisation
 from pipelines.augment.recipe import Recipe, view_params
-from pipelines.batch import Batch, Colours
+from pipelines.batch import Batch, Colours, Holes
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CPU = torch.device("cpu")
@@ -38,6 +38,20 @@ def test_memory_format_changes_strides_and_no_value() -> None:
     assert plain.stride() == (768, 256, 16, 1)
     assert last.stride() == (768, 1, 48, 3)
     assert torch.equal(plain, last)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("more", ["", "colours", "holes"])
+def test_a_narrower_type_is_the_rounded_result(channels_last: bool, more: str) -> None:
+    pixels = all_levels()
+    colours = Colours(torch.full((2, 3), 1.2), torch.tensor([[0, 1, 2], [2, 1, 0]])) if more == "colours" else None
+    holes = Holes(torch.tensor([[[0, 2, 5, 7]], [[3, 3, 16, 16]]], dtype=torch.int32), 127) if more == "holes" else None
+    wide, narrow = (
+        Finish(MEAN, STD, CPU, channels_last, dtype=dtype)(pixels, colours, holes)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert narrow.dtype == torch.bfloat16 and narrow.stride() == wide.stride()
+    assert torch.equal(narrow, wide.bfloat16())
 
 
 def test_the_crops_are_left_alone() -> None:

@@ -95,6 +95,16 @@ def test_smaller_codecs(tmp_path: Path, few: Records, codec: str, tolerance: flo
     assert 0 < cache.require_temperature(3.0) < 1e-3
 
 
+def test_keys_by_name(large: Path, many: Records) -> None:
+    cache, some = LogitCache(large), [0, 40, MANY - 1]
+    names = [many.name(i) for i in some]
+    assert cache.keys_of(names).tolist() == many.keys[some].tolist() and cache.keys_of([]).shape == (0,)
+    with pytest.raises(UserError, match=r"has no sample named one\.jpg \(nor 1 more of these 5\): names are those"):
+        cache.keys_of([*names, "one.jpg", "two.jpg"])
+    with pytest.raises(UserError, match=r"has no sample named two\.jpg: "):
+        cache.keys_of(["two.jpg"])
+
+
 def test_what_is_not_there(large: Path, many: Records) -> None:
     cache = LogitCache(large)
     ok = np.zeros(1, np.int32)

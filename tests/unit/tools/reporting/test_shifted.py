@@ -11,7 +11,7 @@ from PIL import Image
 from pipelines.errors import UserError
 from tools.figures import main
 from tools.reporting.runs import Run
-from tools.reporting.shifted import as_json, draw, measure, notes, read_counts, tables
+from tools.reporting.shifted import as_json, draw, measure, notes, tables
 from train.evaluation.predictions import Predictions
 from train.evaluation.shifted import first_images
 
@@ -212,8 +212,3 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     for out in ("counts.txt", "taken"):
         assert main(["shifted", "missing.npz", "--out", out]) == 2
         assert f"--out {out}: cannot write" in capsys.readouterr().err
-
-
-def test_counts_are_read_from_text_with_empty_lines(tmp_path: Path) -> None:
-    (tmp_path / "counts.txt").write_text("5\n\n 4 \n0\n")
-    assert read_counts(tmp_path / "counts.txt").tolist() == [5, 4, 0]

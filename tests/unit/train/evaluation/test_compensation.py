@@ -1,10 +1,12 @@
 """Post-compensation: the rule follows from the training, and the answers from Bayes' rule."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from train.evaluation import compensation
-from train.evaluation.compensation import compensated_answers, named_method, rule_of
+from train.evaluation.compensation import compensated_answers, logit_shift, named_method, read_counts, rule_of
 from train.objectives.methods import METHODS, DistillConfig
 
 TRAIN, TEST = np.array([90, 9, 1]), np.array([1, 3, 9])
@@ -67,3 +69,16 @@ def test_a_class_without_images_is_refused() -> None:
     with pytest.raises(ValueError, match="class 0 has no images"):
         compensated_answers(logits, "balanced", TRAIN, np.array([0, 1, 1]))
     assert compensated_answers(logits, "balanced", np.array([5, 5, 0]), TEST).tolist() == [2, 2]
+
+
+def test_the_probabilities_are_those_of_bayes_rule() -> None:
+    likelihood = np.random.default_rng(0).random((20, 3))
+    posterior = likelihood * TEST / (likelihood * TEST).sum(axis=1, keepdims=True)
+    for rule, logits in (("balanced", np.log(likelihood)), ("softmax", np.log(likelihood * TRAIN))):
+        shifted = np.exp(logits + logit_shift(rule, TRAIN, TEST))
+        assert np.allclose(shifted / shifted.sum(axis=1, keepdims=True), posterior, rtol=1e-12)
+
+
+def test_counts_are_read_from_text_with_empty_lines(tmp_path: Path) -> None:
+    (tmp_path / "counts.txt").write_text("5\n\n 4 \n0\n")
+    assert read_counts(tmp_path / "counts.txt", "").tolist() == [5, 4, 0]

@@ -27,7 +27,7 @@ from train.networks.info import ModelInfo
 from train.networks.weights import read_run, weights_hash
 from train.settings import load
 
-FILES = ["README.md", "class_names.txt", "config.yaml", "model.json", "model.safetensors"]
+FILES = ["README.md", "class_names.txt", "config.yaml", "load.py", "model.json", "model.safetensors"]
 
 
 @pytest.fixture(scope="module")

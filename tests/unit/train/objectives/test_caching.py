@@ -263,7 +263,7 @@ BLOCK = torch.full((4, CLASSES), 3.0), torch.zeros(4, 17, dtype=torch.int64), la
 def test_at_most_one_block_waits_to_be_written() -> None:
     """The next block may be computed meanwhile, the one after it only when the first is on the disk."""
     slow = SlowWriter()
-    with _Publisher(slow) as publisher:  # type: ignore[arg-type]
+    with _Publisher(slow, CPU) as publisher:  # type: ignore[arg-type]
         publisher.publish((0, 0), *BLOCK)
         second = threading.Thread(target=publisher.publish, args=((1, 0), *BLOCK))
         second.start()
@@ -279,7 +279,7 @@ def test_at_most_one_block_waits_to_be_written() -> None:
 def test_an_error_of_the_thread_reaches_the_caller() -> None:
     slow = SlowWriter()
     slow.gate.set()
-    with pytest.raises(UserError, match="the disk is full"), _Publisher(slow) as publisher:  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="the disk is full"), _Publisher(slow, CPU) as publisher:  # type: ignore[arg-type]
         publisher.publish((2, 0), *BLOCK)
         publisher.publish((3, 0), *BLOCK)
     assert slow.begun == [(2, 0)]

@@ -122,6 +122,47 @@ def test_smoothing_of_the_head_beside_torchs() -> None:
     assert one_class.item() == 0
 
 
+@pytest.mark.parametrize("eps", [1e-6, 0.1, 0.9])
+def test_label_smoothing_is_the_closed_form(eps: float) -> None:
+    """Cross-entropy of the mixed target: with the uniform distribution, of balanced softmax with the training prior."""
+    labels, own, weights = torch.tensor(LABELS), np.eye(C)[LABELS], WEIGHTS
+    uniform = (1 - eps) * own + eps / C
+    each = -(uniform * np.log(np_softmax(STUDENT))).sum(1)
+    assert losses.cross_entropy(wide(STUDENT), labels, None, eps).item() == pytest.approx(each.mean(), rel=1e-12)
+    weighted = losses.cross_entropy(wide(STUDENT), labels, wide(weights), eps)
+    assert weighted.item() == pytest.approx((weights[LABELS] * each).mean(), rel=1e-12)
+    lowered = -(uniform * np.log(np_softmax(STUDENT - own * MARGINS))).sum(1)
+    found = losses.ldam(wide(STUDENT), labels, wide(MARGINS), wide(weights), eps)
+    assert found.item() == pytest.approx((weights[LABELS] * lowered).mean(), rel=1e-12)
+    of_prior = (1 - eps) * own + eps * COUNTS / COUNTS.sum()
+    balanced = -(of_prior * np.log(np_softmax(STUDENT + np.log(COUNTS)))).sum(1)
+    found = losses.balanced_softmax(wide(STUDENT), labels, prior(), eps)
+    assert found.item() == pytest.approx(balanced.mean(), rel=1e-12)
+
+
+def test_without_smoothing_the_losses_are_to_the_bit_what_they_are_plain() -> None:
+    labels = torch.tensor(LABELS)
+    plain = torch.nn.functional.cross_entropy(wide(STUDENT) + prior(), labels)
+    assert torch.equal(losses.balanced_softmax(wide(STUDENT), labels, prior(), 0.0), plain)
+    assert losses.balanced_softmax(wide(STUDENT), labels, prior(), 1e-9).item() == pytest.approx(plain.item(), rel=1e-8)
+
+
+def test_smoothed_balanced_softmax_still_prefers_the_label_at_its_minimum() -> None:
+    """The logits of least loss for an image of the head (see docs/method.md): a uniform share would prefer the tail."""
+    counts, eps, own = np.array([1000.0, *[10.0] * 9]), 0.1, np.eye(10)[:1]
+
+    def minimum(share_C: np.ndarray) -> np.ndarray:
+        """Where softmax(s + log n) is the target."""
+        return np.log((1 - eps) * own + eps * share_C) - np.log(counts)
+
+    least = minimum(counts / counts.sum())
+    logits = wide(least, grad=True)
+    losses.balanced_softmax(logits, torch.tensor([0]), wide(np.log(counts)), eps).backward()
+    assert logits.grad is not None and logits.grad.abs().max() < 1e-15  # the loss is convex
+    assert least.argmax() == 0 and np.ptp(least[0, 1:]) < 1e-14  # all other classes are alike, as without a prior
+    assert minimum(np.full(10, 0.1)).argmax() == 1
+
+
 MARGINS, WEIGHTS = np.array([0.1, 0.2, 0.3, 0.4, 0.5]), np.array([0.4, 0.7, 1.5, 4.0, 9.0])
 
 
@@ -174,9 +215,9 @@ SHARES = np.array([0.0, 0.2, 0.5, 0.7, 0.9, 1.0])
 def test_shares_of_labels() -> None:
     """The mean of share times the loss of each sample, class weights or not."""
     labels, shares = torch.tensor(LABELS), wide(SHARES)
-    found = losses.cross_entropy(wide(STUDENT), labels, None, shares)
+    found = losses.cross_entropy(wide(STUDENT), labels, shares_B=shares)
     assert found.item() == pytest.approx((SHARES * np_each(STUDENT)).mean(), rel=1e-12)
-    found = losses.cross_entropy(wide(STUDENT), labels, wide(WEIGHTS), shares)
+    found = losses.cross_entropy(wide(STUDENT), labels, wide(WEIGHTS), shares_B=shares)
     assert found.item() == pytest.approx((SHARES * WEIGHTS[LABELS] * np_each(STUDENT)).mean(), rel=1e-12)
 
 
@@ -360,11 +401,15 @@ def test_gradients_by_finite_differences() -> None:
     def smoothed(student: Tensor) -> Tensor:
         return losses.head_smoothed(student, torch.tensor(LABELS), torch.tensor(COUNTS), 0.3)
 
+    def balanced_smoothed(student: Tensor) -> Tensor:
+        return losses.balanced_softmax(student, torch.tensor(LABELS), prior(), 0.3)
+
     def margins(student: Tensor) -> Tensor:
         return losses.ldam(student, torch.tensor(LABELS), wide(MARGINS), wide(WEIGHTS))
 
     assert torch.autograd.gradcheck(margins, (wide(STUDENT, grad=True),))
     assert torch.autograd.gradcheck(smoothed, (wide(STUDENT, grad=True),))
+    assert torch.autograd.gradcheck(balanced_smoothed, (wide(STUDENT, grad=True),))
     assert torch.autograd.gradcheck(total, (wide(STUDENT, grad=True), prior().requires_grad_()))
     assert torch.autograd.gradcheck(classic, (wide(STUDENT, grad=True),))
 
@@ -436,6 +481,8 @@ def test_extreme_logits_stay_finite(dtype: torch.dtype, size: float) -> None:
         dive(student, teacher, prior().float()),
         kd(student, teacher, 9.0, 0.5),
         (losses.head_smoothed(student, labels, torch.tensor(COUNTS), 0.3), {}),
+        (losses.cross_entropy(student, labels, None, 0.3), {}),
+        (losses.balanced_softmax(student, labels, prior().float(), 0.3), {}),
         (losses.ldam(student, labels, 30 * wide(MARGINS).float(), wide(WEIGHTS).float()), {}),
     ):
         (gradient,) = torch.autograd.grad(loss, student)

@@ -42,6 +42,12 @@ def test_each_method_is_its_formula() -> None:
             OUTPUTS, BATCH, 0
         )
         assert torch.equal(smoothed, losses.head_smoothed(LOGITS, LABELS, COUNTS.flip(0), eps)) and parts == {}
+    for method, loss in {
+        "ce": losses.cross_entropy(LOGITS, LABELS, None, 0.2),
+        "bsce": losses.balanced_softmax(LOGITS, LABELS, PRIOR, 0.2),
+        "ldam": losses.ldam(LOGITS, LABELS, reweighting.margins(COUNTS.numpy(), 0.5), None, 0.2),
+    }.items():
+        assert torch.equal(objective(method=method, label_smoothing=0.2)(OUTPUTS, BATCH, 0)[0], loss)
     bsce, parts = Objective(DistillConfig(method="bsce"), COUNTS, None)(OUTPUTS, BATCH, 0)
     assert torch.equal(bsce, losses.balanced_softmax(LOGITS, LABELS, PRIOR)) and parts == {}
     config = DistillConfig(method="dive", tau=3, p=0.5, alpha=0.3)
@@ -188,6 +194,7 @@ E = 3
 EXPERTS = torch.randn(B, E, C, generator=generator)
 SEVERAL = Outputs(EXPERTS.mean(1), experts=EXPERTS)
 ALL = ({"method": "ce"}, {"method": "ce", "head_smoothing": 0.3}, {"method": "bsce"}, {"method": "ldam"})
+SMOOTHED = tuple({"method": name, "label_smoothing": 0.3} for name in ("ce", "bsce", "ldam"))
 DISTILLED = (
     {"method": "dive", "tau": 3.0, "p": 0.5, "alpha": 0.75},
     {"method": "kd", "tau": 1.5, "hard": "ldam", "drw_from": 0},
@@ -199,7 +206,7 @@ def doubled(outputs: Outputs) -> Outputs:
     return Outputs(outputs.logits.double(), experts=experts)
 
 
-@pytest.mark.parametrize("settings", [*ALL, {"method": "ldam", "drw_from": 0}, *DISTILLED])
+@pytest.mark.parametrize("settings", [*ALL, *SMOOTHED, {"method": "ldam", "drw_from": 0}, *DISTILLED])
 def test_the_loss_of_experts_is_the_sum_of_their_losses(settings: dict) -> None:
     """Of each expert as of a network of its own, with the same labels and targets; parts are means over the experts."""
     loss, parts = objective(**settings)(doubled(SEVERAL), BATCH, 0)
@@ -299,6 +306,12 @@ def test_targets_and_method_must_fit() -> None:
         ("distill.p", {"method": "kd", "p": 0.5}),
         ("distill.head_smoothing", {"method": "ce", "head_smoothing": -0.1}),
         ("distill.head_smoothing", {"method": "ce", "head_smoothing": 1.0}),
+        ("distill.label_smoothing=1", {"method": "ce", "label_smoothing": 1.0}),
+        (
+            "distill.label_smoothing=0.1: xerm .* distill.method=ce, bsce or ldam,",
+            {"method": "xerm", "label_smoothing": 0.1},
+        ),
+        ("both smooth the head", {"method": "ce", "label_smoothing": 0.1, "head_smoothing": 0.1}),
         ("distill.margin", {"margin": -0.1}),
         ("distill.drw_from", {"drw_from": -1}),
         ("distill.drw_beta", {"drw_beta": 1.0}),
@@ -370,3 +383,56 @@ def test_soft_targets_that_are_not_finite_are_told_by_sample(few: Records) -> No
     with pytest.raises(UserError, match=f"{words}.*the student's learning rate is not to blame"):
         objective.require_finite(loader, accelerator)
     Objective(DistillConfig(method="ce"), COUNTS, None).require_finite(loader, accelerator)
+
+
+# ---- compiled ----
+
+TWO_EXPERTS = torch.randn(B, 2, C, generator=generator)
+ROUTER = torch.randn(B, 1, generator=generator)
+
+
+@pytest.mark.parametrize("experts", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_loss_is_one_graph_whatever_the_step(method: str, experts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced but not translated, it has the same bits; what is switched on later is a second graph."""
+    if method == "router" and not experts:
+        pytest.skip("routers are between experts")
+    torch.compiler.reset()
+    graphs: list[torch.fx.GraphModule] = []
+
+    def counted(graph: torch.fx.GraphModule, example: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    given = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, mode: given(call, backend=counted, fullgraph=True))
+    more = {"tau": 3.0} if "tau" in METHODS[method].settings else {}
+    if experts and method != "router":
+        more |= {"diversity": -0.2, "diversity_from": 1}
+    config = DistillConfig(method=method, **more)
+    soft = (lambda batch: TEACHER) if METHODS[method].targets else None
+    plain, fast = (Objective(config, COUNTS, soft, 1.0, 4, mode) for mode in (None, "default"))
+    for step in (0, 1, 2, 3, 4, 5, 6):
+        found = []
+        for one in (plain, fast):
+            logits, each, router = (tensor.clone().requires_grad_() for tensor in (LOGITS, TWO_EXPERTS, ROUTER))
+            outputs = Outputs(each.mean(1), experts=each, router=router) if experts else Outputs(logits)
+            loss, parts = one(outputs, BATCH, step)
+            loss.backward()
+            gradients = [tensor.grad for tensor in (logits, each, router) if tensor.grad is not None]
+            found.append([loss, *parts.values(), *gradients])
+        assert len(found[0]) == len(found[1])
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)), step
+    assert len(graphs) == (2 if experts and method != "router" else 1)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_compiled_is_the_loss_to_rounding() -> None:
+    torch.compiler.reset()
+    config, found = DistillConfig(method="dive", tau=3, p=0.5), []
+    for mode in (None, "default"):
+        logits = LOGITS.clone().requires_grad_()
+        loss, parts = Objective(config, COUNTS, targets, compile_mode=mode)(Outputs(logits), BATCH, 0)
+        loss.backward()
+        found.append(torch.cat([torch.stack([loss.detach(), parts["hard"], parts["kl"]]), logits.grad.flatten()]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-7)

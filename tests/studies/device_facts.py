@@ -1,0 +1,186 @@
+"""What only a GPU can tell: python tests/studies/device_facts.py PART ... (tests/gpu_visit.sh calls it; --device cpu rehearses).
+
+    pixels FILE.beton     dali: whether a view's pixels depend on the size of its batch, at each share of the hardware decoder,
+                          and how far they are from those of the CUDA decoder alone
+    syncs SCRIPT ...      an entry script with its arguments, under torch's warnings for whatever makes the host wait; lists the
+                          lines that did and how often
+    busy TRACE.json       of a trace (profile.steps): the share of its time in which a kernel ran, and kernels and launches a step
+    optimizer             milliseconds of a step of SGD: fused, over lists, one parameter at a time
+    wrapped               the step of ResNet-32 compiled with CUDA graphs inside DistributedDataParallel, on one process
+
+Prints lines of text. Owns these measurements and none of the product's; every part runs on a CPU too, where it tells little.
+"""
+
+import argparse
+import collections
+import importlib
+import json
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:1] = [str(ROOT), str(ROOT / "tests")]
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models import build_model
+from pipelines.augment.recipe import Recipe
+from pipelines.batch import Batch
+from pipelines.loader import Loader
+from pipelines.records.reader import Records
+from train.networks.layout import DDP_OPTIONS, channels_last, compile_in_place, without_broadcasts
+from train.objectives.methods import DistillConfig
+from train.objectives.objective import Objective
+from train.optim import OptimConfig, build_optimizer
+from train.run.exits import guard
+from train.step import TrainStep
+
+LOADS, SIZES, CLASSES = (0.0, 0.65, 1.0), (1, 16, 64, 256), 100
+
+
+def pixels(file: str, device: torch.device) -> None:
+    records = Records(file)
+    positions, views = np.arange(len(records)), np.zeros(len(records), np.int32)
+
+    def seen(load: float, size: int) -> np.ndarray:
+        loader = Loader(records, Recipe(), seed=0, backend="dali", finish=None, device=device, hw_decoder_load=load)
+        return np.concatenate([item.pixels.cpu().numpy() for item in loader.batches(positions, views, size)])
+
+    reference = seen(0.0, SIZES[-1]).astype(np.int16)
+    for load in LOADS:
+        found = {size: seen(load, size) for size in SIZES}
+        apart = np.abs(found[SIZES[-1]] - reference)
+        differing = {size: int((found[size] != found[SIZES[-1]]).any(axis=(1, 2, 3)).sum()) for size in SIZES[:-1]}
+        print(
+            f"hw_decoder_load={load}: views of {len(records)} that differ from those in batches of {SIZES[-1]}, by batch size: "
+            f"{differing}; from load 0: {int(apart.any(axis=(1, 2, 3)).sum())} differ, mean {apart.mean():.4f}, largest "
+            f"{apart.max()} levels",
+            flush=True,
+        )
+
+
+def syncs(script: str, arguments: list[str]) -> None:
+    main = importlib.import_module(f"train.{script}").main
+    found: collections.Counter[str] = collections.Counter()
+
+    def count(message: Any, category: Any, filename: str, lineno: int, *_: Any) -> None:
+        if "synchroniz" in str(message):
+            found[f"{os.path.relpath(filename, ROOT)}:{lineno}"] += 1
+
+    if torch.cuda.is_available():
+        torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = count
+        sys.argv = [f"train/{script}.py", *arguments]
+        code = guard(main)
+    for place, times in found.most_common():
+        print(f"{times:6} times the host waited at {place}")
+    print(f"{sum(found.values())} in all, exit code {code}")
+    raise SystemExit(code)
+
+
+def busy(file: str) -> None:
+    events = json.loads(Path(file).read_text())["traceEvents"]
+    steps = [
+        event for event in events if event.get("name", "").startswith("step ") and event.get("cat") == "user_annotation"
+    ]
+    kernels = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    launched = sum(event.get("name", "").startswith(("cudaLaunch", "cuLaunch")) for event in events)
+    graphs = sum(event.get("name", "") == "cudaGraphLaunch" for event in events)
+    start, end = min(event["ts"] for event in steps), max(event["ts"] + event["dur"] for event in steps)
+    covered, until = 0.0, start
+    for event in sorted(kernels, key=lambda one: one["ts"]):
+        last = min(end, event["ts"] + event["dur"])
+        covered += max(0.0, last - max(until, event["ts"]))
+        until = max(until, last)
+    print(
+        f"{len(steps)} steps in {(end - start) / 1e3:.2f} ms: a kernel ran for {covered / (end - start):.1%} of it; a step has "
+        f"{len(kernels) / len(steps):.0f} kernels and copies, {launched / len(steps):.0f} launches, "
+        f"{graphs / len(steps):.0f} launches of graphs"
+    )
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def milliseconds(work: Any, device: torch.device, rounds: int) -> float:
+    """The median of 5 rounds, after a warm-up."""
+    taken = []
+    for _ in range(6):
+        synchronize(device)
+        start = time.perf_counter()
+        for _ in range(rounds):
+            work()
+        synchronize(device)
+        taken.append((time.perf_counter() - start) / rounds * 1e3)
+    return float(np.median(taken[1:]))
+
+
+def optimizer(device: torch.device, rounds: int) -> None:
+    for name in ("resnet32", "resnet50"):
+        network = build_model(name, CLASSES).to(device)
+        for parameter in network.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        for kind in ({"fused": True}, {"foreach": True}, {"foreach": False}):
+            sgd = torch.optim.SGD(network.parameters(), lr=1e-9, momentum=0.9, nesterov=True, weight_decay=1e-4, **kind)
+            print(f"{name}, {kind}: {milliseconds(sgd.step, device, rounds):.3f} ms", flush=True)
+
+
+def wrapped(device: torch.device, rounds: int, mode: str | None) -> None:
+    torch.distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method="tcp://127.0.0.1:29531",
+        rank=0,
+        world_size=1,
+    )
+    try:
+        config = OptimConfig(batch=128, nesterov=True)
+        images = torch.randn(128, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+        labels = torch.arange(128, device=device) % CLASSES
+        batch = Batch(images, labels, np.arange(128), np.zeros(128, np.int32), images)
+        counts = torch.ones(CLASSES, dtype=torch.int64, device=device)
+        for shared in (False, True):
+            network: nn.Module = channels_last(build_model("resnet32", CLASSES).to(device)).train()
+            sgd = build_optimizer(network, config)
+            compile_in_place(network, mode is not None, mode or "")
+            if shared:
+                network = without_broadcasts(DistributedDataParallel(network, **DDP_OPTIONS))
+            objective = Objective(DistillConfig(method="bsce"), counts, None, compile_mode=mode)
+            step = TrainStep(network, sgd, objective, config)
+            taken = milliseconds(lambda step=step: step(batch, 0, 0.0), device, rounds)
+            print(f"resnet32, batch 128, {mode}, in DDP: {shared}: {taken:.2f} ms a step", flush=True)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
+    parser.add_argument("part", choices=("pixels", "syncs", "busy", "optimizer", "wrapped"))
+    parser.add_argument("given", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    device, on_gpu = torch.device(options.device), options.device == "cuda"
+    if options.part == "pixels":
+        pixels(options.given[0], device)
+    elif options.part == "syncs":
+        syncs(options.given[0], options.given[1:])
+    elif options.part == "busy":
+        busy(options.given[0])
+    elif options.part == "optimizer":
+        optimizer(device, 100 if on_gpu else 1)
+    else:
+        wrapped(device, 50 if on_gpu else 1, "reduce-overhead" if on_gpu else None)
+
+
+if __name__ == "__main__":
+    main()

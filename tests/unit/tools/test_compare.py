@@ -1,0 +1,49 @@
+"""tools/compare.py on real runs of seconds."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers.launch import run, tiny_config
+
+from tools.compare import main
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """Runs below runs/: a teacher with two seeds, and a student of the first."""
+    folder = tmp_path_factory.mktemp("compare")
+    bsce, dive = tiny_config(folder, tiny), tiny_config(folder, tiny, "dive", "  tau: 3\n  p: 0.5\n")
+    for seed in (0, 1):
+        run("teacher", bsce, f"run=bsce-s{seed}", f"seed={seed}", "schedule.epochs=1", cwd=folder)
+    run("distill", dive, "distill.teacher=bsce-s0", "run=dive", "schedule.epochs=1", cwd=folder)
+    return folder
+
+
+def test_runs_side_by_side(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(work)
+    assert main(["bsce-s0", "bsce-s1", "dive", "--out", "out", "--classes", "class_1"]) == 0
+    said = capsys.readouterr().out
+    assert sorted(path.name for path in (work / "out").iterdir()) == [
+        f"compare.{end}" for end in ("json", "md", "png", "svg", "tex")
+    ]
+    first, student = json.loads((work / "out/compare.json").read_text())["lines"]
+    assert first["runs"] == ["bsce-s0", "bsce-s1"] and first["figures"]["top1"]["n"] == 2
+    found = [
+        json.loads((work / "runs" / name / "result.json").read_text())["test"]["top1"] for name in ("dive", "bsce-s0")
+    ]
+    assert student["gain_points"]["top1"]["mean"] == pytest.approx(100 * (found[0] - found[1]))
+    assert "| bsce-s* | 0, 1 |" in said and "Gain over the teacher" in said and "| class_1 | 30 |" in said
+
+
+def test_refusals(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(work)
+    for words, message in (
+        (["nobody", "--out", "none"], "no run 'nobody'"),
+        (["dive", "dive", "--out", "none"], "dive is given twice"),
+        (["dive", "--out", "bsce.yaml"], "--out bsce.yaml"),
+        (["dive"], "the following arguments are required: --out"),
+    ):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1 and not (work / "none").exists()

@@ -1,0 +1,131 @@
+"""Predictions for images without labels: the work of train/predict.py.
+
+Owns how the images of all processes come into one table, what becomes of unreadable ones, and which correction a stated class
+distribution means. Invariant: every image is in the table or in the list of unreadable ones, in their order.
+Shapes: C classes.
+"""
+
+import sys
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from pipelines.errors import UserError, printable
+from pipelines.files import write_bytes_atomic
+from pipelines.loader import ahead_of
+from pipelines.records.writing import Unreadable
+from train.config import Config
+from train.evaluation.compensation import logit_shift, named_method, read_counts, rule_of
+from train.evaluation.ranking import Ranked, rank, table
+from train.evaluation.subject import Subject, evaluation_loader
+from train.evaluation.unlabelled import Images
+from train.networks.probe import explained
+from train.objectives.methods import DistillConfig
+from train.watch.progress import progress_bar
+from train.watch.text import counted
+
+_SHOWN = 20  # unreadable images that are listed on the screen
+
+Answered = tuple[list[str], Ranked]
+
+
+def prior_shift(prior: str | None, distill: DistillConfig, train_counts: np.ndarray, origin: str) -> np.ndarray:
+    """What is added to the logits, float64 [C], for images of the class distribution `prior`, as in PredictConfig.
+
+    distill: the settings of the training, which decide what the logits hold. UserError where the correction is not defined.
+    """
+    if prior is None:
+        return np.zeros(len(train_counts))
+    rule = rule_of(named_method(distill))
+    if rule is None:
+        raise UserError(
+            f"prior={prior}: {origin} was trained by {distill.method} (margins, class weights or mixed targets), after which it "
+            "is not known which class distribution its logits hold; leave prior out"
+        )
+    named = {"uniform": np.ones(len(train_counts), np.int64), "train": train_counts}
+    counts = named[prior] if prior in named else read_counts(Path(prior), "prior=")
+    if len(counts) != len(train_counts):
+        raise UserError(f"prior={prior} has {len(counts)} classes, {origin} has {len(train_counts)}")
+    try:
+        return logit_shift(rule, train_counts, counts)
+    except ValueError as error:
+        raise UserError(f"prior={prior}, training images of {origin}: {error}") from error
+
+
+def predict(
+    subject: Subject,
+    images: Images,
+    config: Config,
+    accelerator: Accelerator,
+    shift: np.ndarray,
+    top: int,
+    out: Path,
+) -> str:
+    """Write the table `out`, and beside it the list of unreadable images if there are any; a line that says so.
+
+    shift: as of `prior_shift`. All processes call it; the first one writes. UserError where no image can be read.
+    """
+    top = min(top, len(subject.class_names))
+    writes = accelerator.is_main_process
+    unreadable: list[Unreadable] = []
+    network = accelerator.unwrap_model(subject.network).eval()
+    parts = ahead_of(_walk(images, accelerator), 1)  # files are read while the network works
+    with (
+        closing(parts),
+        progress_bar("predicting", len(images)) if writes else nullcontext(_ignored) as count,
+        table(out, subject.class_names, top) if writes else nullcontext(_ignored) as write,
+    ):
+        for part in parts:
+            own = 0
+            answers: list[Answered] = []
+            if part.records is not None:
+                loader, _ = evaluation_loader(subject, part.records, config, accelerator)
+                names = [part.records.name(int(position)) for position in part.positions]
+                with explained(subject.spec, loader.recipe.size, f"run {subject.folder}"):
+                    found = rank(network, loader, part.positions, config.eval.batch, shift, top, count)
+                answers, own = [(names, found)], len(names)
+            for theirs, bad in _gathered((answers, part.unreadable), accelerator):
+                unreadable += bad
+                for names, found in theirs:
+                    write(names, found)
+            count(part.size - own)
+        if len(unreadable) == len(images):
+            raise UserError(f"none of the {len(images)} images can be read, first {_line(unreadable[0])}")
+    return _told(out, len(images), unreadable) if writes else ""
+
+
+def _walk(images: Images, accelerator: Accelerator) -> Any:
+    yield from images.parts(accelerator.process_index, accelerator.num_processes)
+
+
+def _ignored(*_: Any) -> None:
+    """What the first process does with this, the others do not."""
+
+
+def _gathered(own: Any, accelerator: Accelerator) -> list[Any]:
+    """What all processes have, in their order."""
+    shares = [own] * accelerator.num_processes
+    if accelerator.num_processes > 1:
+        torch.distributed.all_gather_object(shares, own)
+    return shares
+
+
+def _line(image: Unreadable) -> str:
+    return printable(f"{image.name}: {image.reason}")
+
+
+def _told(out: Path, images: int, unreadable: list[Unreadable]) -> str:
+    """List the unreadable images, on the screen and beside the table, and give the last line."""
+    beside = out.with_name(f"{out.name}.unreadable.txt")
+    beside.unlink(missing_ok=True)  # of an earlier prediction
+    said = f"{out}: {counted(images - len(unreadable), 'image')}"
+    if not unreadable:
+        return said
+    for image in unreadable[:_SHOWN]:
+        print(f"unreadable: {_line(image)}", file=sys.stderr)
+    write_bytes_atomic(beside, "".join(f"{_line(image)}\n" for image in unreadable).encode())
+    return f"{said}; {len(unreadable):,} cannot be read and are left out, listed in {beside}"

@@ -1,0 +1,135 @@
+"""Images without labels, part by part: those of a folder, a single one, or those of a record file.
+
+Owns how files become records for a moment: by the rule of conversion, into a temporary file that has lost its name before it is
+read. Invariant: an image comes to the network with the pixels that the same file has in converted records, or it is listed as
+unreadable.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from pipelines.errors import UserError
+from pipelines.folders import IMAGE_SUFFIXES, folder_files, hidden, is_image
+from pipelines.loader import default_workers
+from pipelines.order import evaluation_shard
+from pipelines.records.reader import Records
+from pipelines.records.writing import CHUNK, Sample, Unreadable, UnreadableImages, write_records
+
+_PART_IMAGES, _PART_BYTES = (
+    4096,
+    2**29,
+)  # what the temporary file of a part holds at most, by the sizes of the image files
+
+
+class Part(NamedTuple):
+    """What one process has of a part of the images, in their order."""
+
+    size: int
+    "how many images the part has, on all processes together"
+    records: Records | None
+    "None: there is none that can be read"
+    positions: np.ndarray
+    "int64 [n]: in the records"
+    unreadable: list[Unreadable]
+
+
+class Images(Protocol):
+    """Images that can be counted, and walked through in parts, the same ones on all processes."""
+
+    def __len__(self) -> int: ...
+
+    def parts(self, rank: int, world: int) -> Iterator[Part]: ...
+
+
+class RecordedImages:
+    """Those of a record file; one that is damaged is an error, as in an evaluation."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def parts(self, rank: int, world: int) -> Iterator[Part]:
+        for first in range(0, len(self), _PART_IMAGES):
+            size = min(_PART_IMAGES, len(self) - first)
+            yield Part(size, self._records, first + evaluation_shard(size, rank, world), [])
+
+
+class ImageFiles:
+    """Image files, by their names below `root`."""
+
+    def __init__(self, root: Path, names: list[str], workers: int | None = None) -> None:
+        self._root, self._names = root, names
+        self._workers = workers or default_workers()
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def parts(self, rank: int, world: int) -> Iterator[Part]:
+        for names in self._cut():
+            own = [names[i] for i in evaluation_shard(len(names), rank, world)]
+            yield self._recorded(own, len(names))
+
+    def _cut(self) -> Iterator[list[str]]:
+        names: list[str] = []
+        size = 0
+        for name in self._names:
+            own = _size_of(self._root / name)
+            if names and (len(names) == _PART_IMAGES or size + own > _PART_BYTES):
+                yield names
+                names, size = [], 0
+            names.append(name)
+            size += own
+        yield names
+
+    def _recorded(self, names: list[str], size: int) -> Part:
+        if not names:
+            return Part(size, None, np.empty(0, np.int64), [])
+        samples = [Sample(name, 0, str(self._root / name)) for name in names]
+        # Starting a process costs more than encoding a few images.
+        workers = min(self._workers, len(samples) // (2 * CHUNK))
+        with tempfile.TemporaryDirectory(prefix="images-") as folder:
+            file = Path(folder) / "images.beton"
+            try:
+                bad = write_records(
+                    file,
+                    samples,
+                    ["unlabelled"],
+                    kind="prediction",
+                    workers=workers if workers > 1 else 0,
+                    skip_bad=True,
+                )
+            except UnreadableImages as error:
+                return Part(size, None, np.empty(0, np.int64), list(error.images))
+            records = Records(file)  # a map, which outlives the name
+        return Part(size, records, np.arange(len(records)), bad)
+
+
+def open_images(path: Path, workers: int | None = None) -> Images:
+    """The images of a folder (nested ones too), an image file or a record file; UserError where there are none.
+
+    workers: processes that read files; None = this process's share of the cores.
+    """
+    if path.is_dir():
+        names = [name for name, _ in folder_files(path, {}) if is_image(name) and not hidden(os.path.basename(name))]
+        if not names:
+            raise UserError(f"{path}: no images in this folder, nor below it ({' '.join(sorted(IMAGE_SUFFIXES))})")
+        return ImageFiles(path, names, workers)
+    if path.suffix == ".beton":
+        return RecordedImages(Records(path))
+    if not path.is_file():
+        raise UserError(f"{path}: no such file or folder; give a folder of images, an image or a record file (.beton)")
+    return ImageFiles(path.parent, [path.name], workers)
+
+
+def _size_of(file: Path) -> int:
+    try:
+        return os.stat(file).st_size
+    except OSError:
+        return 0  # it will be listed as unreadable
