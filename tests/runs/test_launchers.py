@@ -97,7 +97,10 @@ def test_no_process_outlives_its_launcher(processes: int, number: int, tiny: Pat
     assert weights[0] == weights[1]
 
 
-def test_what_dies_is_started_again_and_what_was_stopped_is_not(tiny: Path, tmp_path: Path) -> None:
+def test_what_dies_is_started_again_and_what_was_stopped_is_not(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # docs/runs.md says why
     config, folder = tiny_config(tmp_path, tiny), tmp_path / "runs/r"
     torchs = ("torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=2")
     launcher = launched(torchs, config, "schedule.epochs=2000", "run=r", cwd=tmp_path)
