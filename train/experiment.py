@@ -92,8 +92,7 @@ class Experiment:
                 for name, found in evaluations(assembled, split, stops).items()
             }
         except Stopped as request:
-            stops.obeyed()
-            raise Stopped(f"stopped by {request} in the last evaluation; all steps are done and saved") from request
+            raise stops.obeyed(str(request), "in the last evaluation; all steps are done and saved") from request
         result = self._result(assembled, evaluated, fitted)
         figures = {name: headline(found) for name, found in evaluated.items()}
         dashboards.log(fitted.steps, tracking.numbers(figures))

@@ -211,8 +211,7 @@ def fit(
             try:
                 best = evaluation(first)
             except Stopped as request:
-                stops.obeyed()
-                raise Stopped(f"stopped by {request} after step {first} of {total}, saved") from request
+                raise stops.obeyed(str(request), f"after step {first} of {total}, saved") from request
             checkpoint_now(first, unevaluated=False)
         done, end = first, first if over() else total
         for step in traced(range(first, end), config.profile, folder, tracker, accelerator.is_main_process):
@@ -247,8 +246,7 @@ def fit(
                 checkpoint_now(done, unevaluated)
             if stop:
                 all_saved()
-                stops.obeyed()
-                raise Stopped(f"stopped by {stop} after step {done} of {total}, saved")
+                raise stops.obeyed(stop, f"after step {done} of {total}, saved")
             if over():
                 break
         early = best if over() and done < total else None

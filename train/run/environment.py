@@ -19,6 +19,7 @@ from pipelines.errors import UserError
 from pipelines.loader import default_workers
 from train.config import Config
 from train.networks.layout import DDP_OPTIONS
+from train.run import launcher
 
 PACKAGES = (
     *("torch", "accelerate", "numpy", "numba", "omegaconf", "safetensors", "pillow", "timm", "ffcv"),
@@ -145,6 +146,12 @@ def _check_numbers() -> None:
 
 def _check_launcher(precision: str) -> None:
     """UserError where the launcher's settings, which are environment variables, contradict those of the run."""
+    if launcher.asked_for_several():
+        raise UserError(
+            "accelerate launch was asked for several processes, but starts several only with --multi_gpu, and has started one: "
+            "type accelerate launch --multi_gpu --num_processes N, without GPUs ACCELERATE_USE_CPU=true in front of it and no "
+            "--cpu; for one process, --num_processes 1"
+        )
     allowed = {
         "ACCELERATE_MIXED_PRECISION": (
             ("no", precision),

@@ -1,6 +1,7 @@
 """How a process ends: its exit code, one line of error for all ranks, and the reason of one rank's failure for the others.
 
-Owns what is printed when a script ends before its work is done. Invariant: the exit code is 0 only if the work was done.
+Owns what is printed when a script ends before its work is done. Invariant: the exit code is 0 only if the work was done, or if a
+launcher would begin it again that a person has stopped (stops.py).
 """
 
 import atexit
@@ -14,13 +15,14 @@ import torch
 from torch.distributed import TCPStore
 
 from pipelines.errors import UserError
+from train.run import launcher
 from train.run.endings import exit_code, script
-from train.run.stops import EXIT_CODE as STOPPED
 from train.run.stops import Stopped
 
 
 def guard(main: Callable[[list[str]], int | None]) -> int:
     """Run an entry script's `main(argv)` and return its exit code: `sys.exit(guard(main))`."""
+    launcher.parent()
     code = script(lambda argv: exit_code(lambda: _until_stopped(main, argv), say=_say_once))
     if torch.distributed.is_initialized():
         if code == 0:
@@ -34,7 +36,7 @@ def _until_stopped(main: Callable[[list[str]], int | None], argv: list[str]) -> 
         return main(argv)
     except Stopped as stop:
         _say_once(f"{stop}; the same command goes on")
-        return STOPPED
+        return stop.code
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"there is not enough memory on the device ({str(error).splitlines()[0]}): give a smaller optim.batch, or a larger "
@@ -46,6 +48,7 @@ def _until_stopped(main: Callable[[list[str]], int | None], argv: list[str]) -> 
 def _say_once(line: str) -> None:
     if _first_to_say(line):
         print(line, file=sys.stderr, flush=True)
+    launcher.report(line)
 
 
 def _leave_at_once(code: int) -> NoReturn:
@@ -62,6 +65,8 @@ def _leave_at_once(code: int) -> NoReturn:
 
 def _launchers_store() -> TCPStore | None:
     """The launcher's store, which outlives every rank; None if there is none, or if it does not answer."""
+    if launcher.gone():
+        return None
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))

@@ -1,4 +1,4 @@
-"""Stopping a run: signals and a stop file, agreed upon by all ranks.
+"""Stopping a run: signals, a stop file and the end of the launcher, agreed upon by all ranks.
 
 Owns how a request is received and how all ranks agree on it; the loop acts on it (save, leave).
 Invariant: every rank gets the same answer from its n-th call of `agreed`, and no call waits for the device.
@@ -14,27 +14,35 @@ from typing import Any
 import torch
 from torch import distributed
 
+from train.run import launcher
+
 EXIT_CODE = 3
 "exit code of a stopped run under plain python (a launcher replaces any code but 0 by its own); run.json says `stopped`"
 FILE = "stop"
 "touch RUN/stop"
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_REASONS = ("", *(one.name for one in _SIGNALS), "the stop file")
+_FILE_ASKED, _LAUNCHER_GONE = "the stop file", "the end of its launcher"
+_REASONS = ("", *(one.name for one in _SIGNALS), _FILE_ASKED, _LAUNCHER_GONE)
+# What a person asks for: no launcher may start the run again after it. A launcher itself sends SIGTERM, to start all ranks anew
+# when a machine joins; and when the launcher of one machine is gone, those of the others may go on without it.
+_FINAL = (signal.SIGINT.name, signal.SIGUSR1.name, _FILE_ASKED)
 _FILE_SECONDS = 1.0  # between two checks for the stop file, which may be on a network file system
 _TWICE_SECONDS = 1.0  # a launcher repeats the Ctrl-C that its processes received themselves; a person is slower
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and everything up to this moment is saved."""
+    """The run was asked to stop, and everything up to this moment is saved. code: what the process ends with."""
+
+    code = EXIT_CODE
 
 
 class Stops:
     """Requests to stop one run, received within the `with` block.
 
-    They are SIGTERM, SIGINT and SIGUSR1 to any rank, or a file named `stop` in the run's folder. A second SIGINT, at least a
-    second after the first, is a KeyboardInterrupt as usual. processes: the number of ranks; all of them make the same calls in
-    the same order.
+    They are SIGTERM, SIGINT and SIGUSR1 to any rank, a file named `stop` in the run's folder, or the end of a rank's launcher. A
+    second SIGINT, at least a second after the first, is a KeyboardInterrupt as usual. processes: the number of ranks; all of them
+    make the same calls in the same order.
     """
 
     def __init__(self, folder: Path, processes: int):
@@ -74,7 +82,9 @@ class Stops:
         if not self._heard and now - self._looked_at >= _FILE_SECONDS:
             self._looked_at = now
             if self._file.is_file():
-                self._heard = len(_REASONS) - 1
+                self._heard = _REASONS.index(_FILE_ASKED)
+        if not self._heard and launcher.gone():
+            self._heard = _REASONS.index(_LAUNCHER_GONE)
         return self._heard
 
     def agreed(self) -> str | None:
@@ -94,7 +104,14 @@ class Stops:
         self._asked = distributed.all_reduce(word, distributed.ReduceOp.MAX, self._group, async_op=True), word
         return _REASONS[answer] or None
 
-    def obeyed(self) -> None:
-        """Remove the stop file after the stop, so that the same command can go on."""
+    def obeyed(self, reason: str, where: str) -> Stopped:
+        """What to raise when all is saved; removes the stop file, so that the same command can go on.
+
+        reason: as `agreed` gave it; where: completes the message ("stopped by ... ").
+        """
         if self._file.is_file():  # a folder of that name asks for nothing
             self._file.unlink(missing_ok=True)
+        stopped = Stopped(f"stopped by {reason} {where}")
+        if reason in _FINAL and launcher.restarts():
+            stopped.code = 0
+        return stopped

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import re
 import resource
@@ -37,6 +38,8 @@ from train.networks.info import ModelInfo
 from train.networks.weights import read_run
 from train.objectives.caching import _CellProgress, _plan, _Publisher, _shared_list, write_cache
 from train.objectives.targets import CachedTargets, Teacher
+from train.run import launcher
+from train.run.stops import Stopped
 from train.watch.text import size_text
 
 CPU = torch.device("cpu")
@@ -141,6 +144,25 @@ def test_interrupted_and_resumed_it_is_the_same_cache(made: SimpleNamespace, rec
     assert figures["images"] == COUNT + COUNT - BLOCK_ROWS
     assert (folder / "v000/b00000.lc").stat().st_mtime_ns == before
     assert cache_files(folder) == cache_files(made.folder)
+
+
+def test_it_ends_with_its_launcher_and_goes_on(
+    made: SimpleNamespace, records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another parent than the first, as of an orphan, after the first block."""
+    publish = _Publisher.publish
+
+    def orphaned(*arguments) -> None:
+        publish(*arguments)
+        patched.setattr(launcher, "parent", lambda: os.getppid() + 1)
+
+    with monkeypatch.context() as patched:
+        patched.setenv("TORCHELASTIC_RUN_ID", "none")
+        patched.setattr(_Publisher, "publish", orphaned)
+        with pytest.raises(Stopped, match="the end of its launcher"):
+            write(tmp_path, records, 2)
+    folder, figures = write(tmp_path, records, 2)
+    assert 0 < figures["images"] < 2 * COUNT and cache_files(folder) == cache_files(made.folder)
 
 
 def test_nothing_left_to_compute(made: SimpleNamespace, records: Records) -> None:
