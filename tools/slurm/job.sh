@@ -40,7 +40,7 @@ if ((all > 1)); then
         --main_process_ip "$first" --main_process_port $((20000 + SLURM_JOB_ID % 20000)) "${arguments[@]}")
 fi
 
-# Slurm's signal goes to this script alone. A launcher would die of it and leave its processes behind, so a training is asked by
+# Slurm's signal goes to this script alone. A launcher would die of it before its processes have saved, so a training is asked by
 # the file that it looks for.
 asked=
 ask() {
