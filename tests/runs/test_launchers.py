@@ -65,17 +65,8 @@ def sessions(run: Path) -> list[str]:
     return [one["status"] for one in json.loads((run / "run.json").read_text())["sessions"]]
 
 
-@pytest.mark.parametrize(
-    ("processes", "number"),
-    [
-        (1, signal.SIGTERM),
-        (2, signal.SIGKILL),
-        pytest.param(1, signal.SIGKILL, marks=pytest.mark.slow),
-        pytest.param(1, signal.SIGUSR1, marks=pytest.mark.slow),
-        pytest.param(2, signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(2, signal.SIGUSR1, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGKILL)])
 def test_no_process_outlives_its_launcher(processes: int, number: int, tiny: Path, tmp_path: Path) -> None:
     """The run is saved, its lock is free, and the same command ends with the weights of a run that was left alone."""
     given = (tiny_config(tmp_path, tiny), STEPS)
@@ -87,8 +78,7 @@ def test_no_process_outlives_its_launcher(processes: int, number: int, tiny: Pat
     launcher.send_signal(number)
     said, _ = launcher.communicate(timeout=60)
     until(lambda: not alive(work))
-    passed_on = processes == 2 and number == signal.SIGTERM  # torch's launcher does
-    assert f"stopped by {'SIGTERM' if passed_on else 'the end of its launcher'} after step" in said
+    assert "stopped by the end of its launcher after step" in said
     assert sessions(work / "runs/r") == ["stopped"]
     again = run("teacher", *given, "run=r", cwd=work, ranks=processes)
     assert "resumed after step" in again.stdout
