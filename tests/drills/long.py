@@ -265,6 +265,18 @@ def runs_stopped_compiled(folder: Path) -> None:
     require_equal("compiled: 5 kills", wrong)
 
 
+def launchers_killed(folder: Path) -> None:
+    """Launchers of one process and of two, ended by each signal."""
+    from drills.launchers import killed_launcher
+
+    for processes in (1, 2):
+        for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1):
+            work = folder / f"{processes}-{number.name}"
+            work.mkdir(parents=True)
+            killed_launcher(processes, number, tiny_records(work), work)
+            print(f"launchers: {processes} processes, {number.name}: nothing went on, the same weights", flush=True)
+
+
 def memory_stays_flat(folder: Path) -> None:
     """Resident memory over 2,000 steps on each backend, after the end of the first epoch."""
     from drills.run_drills import VARIANTS, prepare, resident_memory, slope
@@ -313,7 +325,7 @@ def new_views_beside_activations() -> None:
         print(f"new views beside activations: {before:.0f} MB after {warm}, {grown:+.2f} MB a view from there")
 
 
-ALL = ("cifar", "imagenet", "startup", "cache", "runs", "compiled", "memory")
+ALL = ("cifar", "imagenet", "startup", "cache", "runs", "compiled", "launchers", "memory")
 
 
 def main() -> None:
@@ -338,6 +350,8 @@ def main() -> None:
             runs_killed(folder / "runs-killed")
         if options.only in (None, "compiled"):
             runs_stopped_compiled(folder / "runs-compiled")
+        if options.only in (None, "launchers"):
+            launchers_killed(folder / "launchers")
         if options.only in (None, "memory"):
             memory_stays_flat(folder / "memory")
             new_views_beside_activations()

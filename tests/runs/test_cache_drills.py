@@ -1,4 +1,4 @@
-"""The short forms of the cache's drills: six kills over two writers, 54 damages. Long forms: tests/drills/long.py --full."""
+"""The short forms of the cache's drills: 10 kills over two writers, 54 damages. Long forms: tests/drills/long.py --full."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ DIVE = "  tau: 3\n  p: 0.5\n  alpha: 0.5\n"
 
 
 @pytest.mark.slow
-def test_two_writers_killed_six_times_leave_the_bytes_of_a_calm_one(tiny: Path, tmp_path: Path) -> None:
+def test_two_writers_killed_ten_times_leave_the_bytes_of_a_calm_one(tiny: Path, tmp_path: Path) -> None:
     run("teacher", tiny_config(tmp_path, tiny, "bsce"), "run=t", "data.seed=1", "schedule.epochs=1", cwd=tmp_path)
-    seen = kill_writers(tmp_path, tiny_config(tmp_path, tiny, "dive", DIVE), views=70, kills=6, seed=0)
-    assert 6 < seen.blocks < 70, "the reader had something to look at"
+    seen = kill_writers(tmp_path, tiny_config(tmp_path, tiny, "dive", DIVE), views=120, kills=10, seed=0)
+    assert 10 < seen.blocks < 120, "the reader had something to look at"
 
 
 def test_every_damage_is_refused_and_named(tmp_path: Path) -> None:

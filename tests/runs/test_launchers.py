@@ -1,47 +1,18 @@
 """Under real launchers: they are killed, they start failed processes again, they report errors, they were asked for more."""
 
-import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
-from helpers import warm
-from helpers.launch import ROOT, run, tiny_config
+from drills.launchers import ACCELERATE, SEVERAL, alive, killed_launcher, launched, sessions, until
+from helpers.launch import ROOT, tiny_config
 
-ACCELERATE = ("accelerate.commands.launch", "--mixed_precision=no", "--dynamo_backend=no", "--num_machines=1")
-SEVERAL = ("--multi_gpu", "--num_processes=2", "--main_process_port=0")
-STEPS = "schedule.epochs=20"
 DOCS = (ROOT / "docs/runs.md").read_text()
-
-
-def launched(launcher: tuple[str, ...], *arguments: object, cwd: Path, python: str = "") -> subprocess.Popen[str]:
-    """train/teacher.py under a launcher, which is a fork of the warm Python. Its processes are too; of another `python` they are
-    its children, as for a user. accelerate's only process always is.
-    """
-    command = [warm.python(), "-m", *launcher, str(ROOT / "train/teacher.py"), *map(str, arguments)]
-    env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python or warm.python()}
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=cwd, env=os.environ | env, text=True, start_new_session=True, **streams)
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def alive(folder: Path) -> list[psutil.Process]:
-    """The processes that run in `folder`."""
-    return [one for one in psutil.process_iter(["cwd"]) if one.info["cwd"] == str(folder)]
 
 
 def ranks(folder: Path) -> list[int]:
@@ -60,31 +31,11 @@ def listens(port: str) -> bool:
         return one.connect_ex(("127.0.0.1", int(port))) == 0
 
 
-def sessions(run: Path) -> list[str]:
-    """How the sessions of a run ended; the last may go on."""
-    return [one["status"] for one in json.loads((run / "run.json").read_text())["sessions"]]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGKILL)])
 def test_no_process_outlives_its_launcher(processes: int, number: int, tiny: Path, tmp_path: Path) -> None:
-    """The run is saved, its lock is free, and the same command ends with the weights of a run that was left alone."""
-    given = (tiny_config(tmp_path, tiny), STEPS)
-    work = tmp_path / "work"
-    work.mkdir()
-    several = SEVERAL if processes > 1 else ("--num_processes=1",)
-    launcher = launched((*ACCELERATE, *several), *given, "run=r", cwd=work, python=sys.executable)
-    until((work / "runs/r/metrics.jsonl").exists)
-    launcher.send_signal(number)
-    said, _ = launcher.communicate(timeout=60)
-    until(lambda: not alive(work))
-    assert "stopped by the end of its launcher after step" in said
-    assert sessions(work / "runs/r") == ["stopped"]
-    again = run("teacher", *given, "run=r", cwd=work, ranks=processes)
-    assert "resumed after step" in again.stdout
-    run("teacher", *given, "run=calm", cwd=work, ranks=processes)
-    weights = [(work / f"runs/{name}/model.safetensors").read_bytes() for name in ("r", "calm")]
-    assert weights[0] == weights[1]
+    """Every signal, of one process and of two: tests/drills/long.py --full --only launchers."""
+    killed_launcher(processes, number, tiny, tmp_path)
 
 
 def test_what_dies_is_started_again_and_what_was_stopped_is_not(

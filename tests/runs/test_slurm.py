@@ -109,7 +109,7 @@ def test_a_job_whose_time_is_up_is_saved_queued_again_and_finished(
     cluster: Callable[..., str], tiny: Path, tmp_path: Path, processes: int
 ) -> None:
     """With the weights of a run that was left alone. Slurm's signal goes to the batch script, as --signal=B:USR1@120 has it."""
-    given = (tiny_config(tmp_path, tiny), "schedule.epochs=24", "save.every_epochs=8")
+    given = (tiny_config(tmp_path, tiny), "schedule.epochs=40", "save.every_epochs=10")
     job = submit(cluster, ROOT / "train/teacher.py", *given, "run=asked", cwd=tmp_path, PROCESSES=str(processes))
     metrics = tmp_path / "runs/asked/metrics.jsonl"
     until(lambda: metrics.exists() and metrics.stat().st_size, "the training does not begin")

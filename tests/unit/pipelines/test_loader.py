@@ -923,10 +923,10 @@ def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def samples(shared_data: Path) -> list[Path]:
-    """A third of the 298 ImageNet files, 5 of them greyscale; tests/studies/parity.py compares all."""
+    """The 298 ImageNet files, 8 of them greyscale."""
     paths = sorted((shared_data / "imagenet-samples").glob("*.JPEG"))
     assert len(paths) == 298
-    return paths[2::3]
+    return paths
 
 
 @pytest.fixture(scope="module")
