@@ -16,6 +16,11 @@ from typing import Literal
 # `accelerate launch` puts this script's folder first; a foreign `models` or `train` must not hide ours.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from train.run.waiting import choose_waiting
+
+if __name__ == "__main__":
+    choose_waiting()  # read when torch is imported
+
 from pipelines.errors import UserError
 from pipelines.files import check_file_place
 from train.config import Config

@@ -111,8 +111,7 @@ def _reach(start, length, size, whole):
 @exact
 def _fill(p, keys, views, widths, heights, stored_widths, stored_heights, out):
     for i in range(len(keys)):
-        box = view_box(p, keys[i], views[i], widths[i], heights[i], stored_widths[i], stored_heights[i])
-        x, y, w, h, flip = box
+        x, y, w, h, flip = view_box(p, keys[i], views[i], widths[i], heights[i], stored_widths[i], stored_heights[i])
         left, top, width, height = np.int64(x), np.int64(y), np.int64(w), np.int64(h)
         if p.kind == RESIZE_CROP or p.kind == CENTER:
             left, width = _reach(x, w, p.size, stored_widths[i])

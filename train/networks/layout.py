@@ -55,6 +55,6 @@ def compile_in_place(network: nn.Module, wanted: bool, mode: str) -> nn.Module:
     return network
 
 
-def compiled(function: Callable[..., Any], wanted: bool, mode: str) -> Callable[..., Any]:
-    """torch.compile of a function, where it is wanted; a number among its arguments that changes is compiled as a variable."""
-    return torch.compile(function, mode=mode) if wanted else function
+def compiled(function: Callable[..., Any], mode: str | None) -> Callable[..., Any]:
+    """torch.compile of a function; with mode None the function as it is."""
+    return function if mode is None else torch.compile(function, mode=mode)

@@ -34,7 +34,7 @@ from pipelines.logits.writer import CacheSize, CacheWriter, Cell
 from train.finite import FiniteLogits
 from train.objectives.targets import Teacher
 from train.run import launcher
-from train.run.stops import Stopped
+from train.run.stops import LAUNCHER_GONE, Stopped
 from train.watch.progress import Bar
 from train.watch.text import size_text
 
@@ -71,7 +71,7 @@ def write_cache(
                 prints.append(fingerprint.on_device(item.pixels))
                 images += len(item.keys)
                 if launcher.gone():
-                    raise Stopped("stopped by the end of its launcher; the blocks that were written are kept")
+                    raise Stopped(f"stopped by {LAUNCHER_GONE}; the blocks that were written are kept")
                 cell = int(item.views[0]), int(np.searchsorted(keys, item.keys[0])) // BLOCK_ROWS
                 if sum(map(len, logits)) == writer.block_size(cell[1]):
                     publisher.publish(

@@ -63,7 +63,7 @@ class Objective:
             raise ValueError("distill.drw_from and distill.diversity_from need the number of steps of an epoch")
         self._targets = targets
         self._finite = FiniteLogits()
-        self._loss = compiled(self._loss_of, compile_mode is not None, compile_mode or "")
+        self._loss = compiled(self._loss_of, compile_mode)
 
     def resident(self) -> "Objective":
         """An objective with the same work on the device and no reads from disk: flat targets replace those of a cache."""

@@ -42,24 +42,18 @@ class Saver:
         copies = {
             group: {name: one.to("cpu", copy=True) for name, one in own.items()} for group, own in tensors.items()
         }
-        self._running = self._thread.submit(self._write, step, copies, state, keep, before_writing)
 
-    def _write(
-        self,
-        step: int,
-        tensors: Mapping[str, Tensors],
-        state: dict[str, Any],
-        keep: Keep,
-        before_writing: Callable[[], None],
-    ) -> None:
-        before_writing()
-        try:
-            save(self._folder, step, tensors, state, keep)
-        except OSError as error:
-            raise UserError(
-                f"cannot save a checkpoint in {self._folder}: {error.strerror}; the earlier ones are intact: "
-                "make room and run the same command again"
-            ) from error
+        def write() -> None:
+            before_writing()
+            try:
+                save(self._folder, step, copies, state, keep)
+            except OSError as error:
+                raise UserError(
+                    f"cannot save a checkpoint in {self._folder}: {error.strerror}; the earlier ones are intact: "
+                    "make room and run the same command again"
+                ) from error
+
+        self._running = self._thread.submit(write)
 
     def wait(self) -> None:
         """Return when every checkpoint is written; raises the error of one that was not."""

@@ -22,8 +22,8 @@ FILE = "stop"
 "touch RUN/stop"
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_FILE_ASKED, _LAUNCHER_GONE = "the stop file", "the end of its launcher"
-_REASONS = ("", *(one.name for one in _SIGNALS), _FILE_ASKED, _LAUNCHER_GONE)
+LAUNCHER_GONE, _FILE_ASKED = "the end of its launcher", "the stop file"
+_REASONS = ("", *(one.name for one in _SIGNALS), _FILE_ASKED, LAUNCHER_GONE)
 # What a person asks for: no launcher may start the run again after it. A launcher itself sends SIGTERM, to start all ranks anew
 # when a machine joins; and when the launcher of one machine is gone, those of the others may go on without it.
 _FINAL = (signal.SIGINT.name, signal.SIGUSR1.name, _FILE_ASKED)
@@ -84,7 +84,7 @@ class Stops:
             if self._file.is_file():
                 self._heard = _REASONS.index(_FILE_ASKED)
         if not self._heard and launcher.gone():
-            self._heard = _REASONS.index(_LAUNCHER_GONE)
+            self._heard = _REASONS.index(LAUNCHER_GONE)
         return self._heard
 
     def agreed(self) -> str | None:

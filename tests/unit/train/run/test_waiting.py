@@ -13,7 +13,7 @@ from train.run import waiting
 from train.run.waiting import choose_waiting, cores_in_use
 
 ROOT = Path(__file__).resolve().parents[4]
-ENTRY_SCRIPTS = ("distill", "teacher", "router", "cache_logits", "evaluate")
+ENTRY_SCRIPTS = ("distill", "teacher", "router", "cache_logits", "evaluate", "predict")
 
 
 @pytest.mark.parametrize(
