@@ -42,9 +42,8 @@ class Moved(NamedTuple):
             stream = torch.cuda.current_stream(self.tensor.device)
             if self.done is not None:
                 stream.wait_event(self.done)
-            self.tensor.record_stream(
-                stream
-            )  # made on another stream: its memory must not be reused before this one is done
+            # It was made on another stream: its memory must not be reused before this one is done.
+            self.tensor.record_stream(stream)
         return self.tensor
 
 

@@ -91,9 +91,7 @@ def head_smoothed(
     log_student_BC = torch.log_softmax(wide(logits_BC), dim=1)
     own_B = log_student_BC.gather(1, labels_B[:, None])[:, 0]
     others_B = (log_student_BC.sum(dim=1) - own_B) / max(1, log_student_BC.shape[1] - 1)
-    head_B = (
-        labels_B == class_counts_C.argmax()
-    )  # the first of equal ones; it stays on the device, nothing waits for it
+    head_B = labels_B == class_counts_C.argmax()  # the first of equal ones, on the device: nothing waits for it
     smoothed_B = torch.lerp(own_B, others_B, eps * head_B.to(own_B.dtype))
     return -_weighted_mean(smoothed_B, labels_B, class_weights_C, shares_B)
 
