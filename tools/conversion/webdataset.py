@@ -15,8 +15,8 @@ from typing import NamedTuple
 from pipelines.errors import UserError, quoted
 from pipelines.records.encoding import Lazy
 from pipelines.records.writing import Streamed
-from tools.conversion.archives import Entry, entries
-from tools.conversion.images import Images
+from tools.conversion.archives import entries
+from tools.conversion.images import Entry, Images
 
 PARTS = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # key and extension, as WebDataset splits a path
 IMAGES = {"jpg", "jpeg", "png", "webp"}
@@ -28,7 +28,6 @@ class Shard(NamedTuple):
 
     images: dict[str, Entry]
     labels: dict[str, int]
-    others: list[str]
 
 
 def _bytes(path: Path, entry: Entry) -> bytes:
@@ -52,8 +51,7 @@ def _json_field(field: str) -> Callable[[bytes], object]:
     return read
 
 
-def _label(path: Path, entry: Entry, read: Callable[[bytes], object], wanted: str) -> int:
-    data = _bytes(path, entry)
+def _label(path: Path, entry: Entry, data: bytes, read: Callable[[bytes], object], wanted: str) -> int:
     try:
         label = read(data)
     except (ValueError, KeyError, TypeError):  # what is no number, no JSON, or lacks the field
@@ -66,7 +64,7 @@ def _label(path: Path, entry: Entry, read: Callable[[bytes], object], wanted: st
 
 def _read_shard(path: Path, field: str | None) -> Shard:
     """Labels: from the .json field asked for, else from .cls, else from the .json field `label`."""
-    shard = Shard({}, {}, [])
+    shard = Shard({}, {})
     described: dict[str, Entry] = {}
     for entry in entries(path):
         parts = PARTS.fullmatch(entry.name)
@@ -77,17 +75,16 @@ def _read_shard(path: Path, field: str | None) -> Shard:
                 raise UserError(f"{path}: {first} and {quoted(entry.name)} have one key; every sample needs one image")
             shard.images[key] = entry
         elif extension == "cls" and field is None:
-            shard.labels[key] = _label(path, entry, _class_number, "a label")
+            shard.labels[key] = _label(path, entry, _bytes(path, entry), _class_number, "a label")
         elif extension == "json":
             described[key] = entry
-        else:
-            shard.others.append(entry.name)
     wanted = field or FIELD
     for key, entry in described.items():
-        if key not in shard.labels and (
-            field or f'"{FIELD}"'.encode() in _bytes(path, entry)
-        ):  # else a description of the image
-            shard.labels[key] = _label(path, entry, _json_field(wanted), f"a label in the field {wanted!r}")
+        if key in shard.labels:
+            continue
+        data = _bytes(path, entry)  # once: a compressed shard is read forward
+        if field or f'"{FIELD}"'.encode() in data:  # else a description of the image
+            shard.labels[key] = _label(path, entry, data, _json_field(wanted), f"a label in the field {wanted!r}")
     return shard
 
 
@@ -112,14 +109,12 @@ def read_shards(paths: Sequence[Path], field: str | None = None) -> Images:
                 raise UserError(f"{path}: {quoted(entry.name)} is a link; write the shard with files alone")
             found[f"{path.name.split('.')[0]}/{entry.name}" if repeated else entry.name] = entry.reader
             labels.append(shard.labels.get(key, -1))
-    others = [name for shard in shards for name in shard.others]
     labelled = any(label >= 0 for label in labels)
     return Images(
         where=where,
         found=found,
         streamed=any(isinstance(reader, Streamed) for reader in found.values()),
         labels=labels if labelled else None,
-        others=others,
         numbered=repeated or all(key.isdigit() for key in keys),
         by_stem=True,
     )

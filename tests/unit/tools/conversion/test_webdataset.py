@@ -1,6 +1,7 @@
 """WebDataset shards: the records of the folder that they were made from, and what is refused in one line."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,21 @@ def test_shards_give_the_records_of_their_folder(tmp_path: Path, label: str, mod
     rows = converted(*words, "--workers", 2 if label == "species" else 0, tmp_path / "a.beton")
     assert_same_records(rows, folder)
     assert rows.class_names == CLASSES
+
+
+def test_a_compressed_shard_is_read_a_few_times_however_many_labels_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For its list of files, for the labels, for the images."""
+    sample = {"jpg": picture(0), "json": b'{"label": 1}'}
+    files = {f"{number}.{kind}": data for number in range(20) for kind, data in sample.items()}
+    path = write_tar(tmp_path / "a.tar", files, "w:gz")
+    opened: list[object] = []
+    monkeypatch.setattr(
+        tarfile, "open", lambda *words, real=tarfile.open, **more: opened.append(1) or real(*words, **more)
+    )
+    records = converted("webdataset", "--shards", path, tmp_path / "a.beton")
+    assert records.labels.tolist() == [1] * 20 and len(opened) == 3
 
 
 def test_a_list_names_images_whatever_their_suffix(tmp_path: Path) -> None:
