@@ -54,8 +54,9 @@ def hidden(name: str) -> bool:
     return name.startswith(".")  # .ipynb_checkpoints is not a class, ._0001.jpg not an image
 
 
-def is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+def is_image(path: str) -> bool:
+    """Whether a file is one by its name, and is not hidden."""
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES and not hidden(os.path.basename(path))
 
 
 def folder_files(folder: Path, seen: dict[Identity, Path]) -> list[tuple[str, Identity | None]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.errors import UserError, printable, quoted
-from pipelines.folders import Identity, folder_files, hidden, is_image
+from pipelines.folders import Identity, folder_files, is_image
 from pipelines.records.writing import Sample
 from tools.conversion.images import Images
 from tools.conversion.listing import Line
@@ -171,7 +171,7 @@ def joined_folder(lines: Sequence[Line], root: Path) -> tuple[list[Sample], Repo
 def _images_below(root: Path) -> list[str]:
     seen: dict[Identity, Path] = {}
     files = (file for file, _ in folder_files(root, seen))
-    return [file for file in files if is_image(file) and not hidden(os.path.basename(file))]
+    return [file for file in files if is_image(file)]
 
 
 def _unlisted(root: Path, found: set[str]) -> list[str]:
@@ -181,7 +181,7 @@ def _unlisted(root: Path, found: set[str]) -> list[str]:
             names = sorted(os.listdir(root / folder))
         except OSError:
             continue  # the images in it are reported where they are read
-        paths = (posixpath.join(folder, name) for name in names if is_image(name) and not hidden(name))
+        paths = (posixpath.join(folder, name) for name in names if is_image(name))
         unlisted += [path for path in paths if path not in found]
     return unlisted
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from pipelines.errors import UserError
-from pipelines.folders import IMAGE_SUFFIXES, folder_files, hidden, is_image
+from pipelines.folders import IMAGE_SUFFIXES, folder_files, is_image
 from pipelines.loader import default_workers
 from pipelines.order import evaluation_shard
 from pipelines.records.reader import Records
@@ -117,7 +117,7 @@ def open_images(path: Path, workers: int | None = None) -> Images:
     workers: processes that read files; None = this process's share of the cores.
     """
     if path.is_dir():
-        names = [name for name, _ in folder_files(path, {}) if is_image(name) and not hidden(os.path.basename(name))]
+        names = [name for name, _ in folder_files(path, {}) if is_image(name)]
         if not names:
             raise UserError(f"{path}: no images in this folder, nor below it ({' '.join(sorted(IMAGE_SUFFIXES))})")
         return ImageFiles(path, names, workers)

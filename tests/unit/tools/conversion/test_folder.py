@@ -100,6 +100,17 @@ def test_a_folder_that_cannot_be_read_is_refused(
         found(root)
 
 
+def test_a_hidden_file_above_the_class_folders_is_no_image(tmp_path: Path) -> None:
+    """As macOS writes them, and as in an archive."""
+    (tmp_path / "Plantae" / "7").mkdir(parents=True)
+    (tmp_path / "Plantae" / "7" / "0.jpg").write_bytes(b"")
+    (tmp_path / "Plantae" / "._0.jpg").write_bytes(b"")
+    assert class_folders(tmp_path, 2) == ["7"]
+    (tmp_path / "Plantae" / "0.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="0.jpg: lies above the class folders"):
+        class_folders(tmp_path, 2)
+
+
 def test_a_file_in_two_classes_is_noted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.link(root / "a" / "0.jpg", root / "a" / "copy.jpg")
     assert len(found(root)) == 4 and capsys.readouterr().err == ""
