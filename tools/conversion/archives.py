@@ -4,7 +4,7 @@ Owns the list of an archive's members and reading one: by its offset where the a
 Nothing is unpacked. Invariant: damage never looks like the end of an archive.
 """
 
-import itertools
+import functools
 import lzma
 import os
 import posixpath
@@ -12,9 +12,8 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tarfile import InvalidHeaderError, ReadError, TarFile, TarInfo, TruncatedHeaderError  # type: ignore[attr-defined]
 from typing import IO, NamedTuple
@@ -22,19 +21,9 @@ from typing import IO, NamedTuple
 from pipelines.errors import UserError, quoted
 from pipelines.folders import hidden, is_image
 from pipelines.records.encoding import Lazy
-from pipelines.records.writing import Sample, Streamed
-from tools.conversion.folder import (
-    SPLITS,
-    class_names_of,
-    label_of,
-    labels_of,
-    note_deeper,
-    note_others,
-    refuse_unfit,
-)
-from tools.conversion.images import Entry, Images, git_lfs_pointer
-from tools.conversion.names import stripped
-from tools.conversion.zips import read_at, zip_entries
+from pipelines.records.writing import Streamed
+from tools.conversion.images import Entry, Forward, Images, InTurn, in_words, read_at, refuse_git_lfs
+from tools.conversion.zips import zip_entries
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip")
 # How a file is packed, by its first bytes, whatever its name.
@@ -89,8 +78,7 @@ def _packing(path: Path) -> str:
     """How an archive is compressed; "" if it is not."""
     with _reading(path), open(path, "rb") as file:
         head = file.read(100)
-    if git_lfs_pointer(head):
-        raise UserError(f"{path}: a pointer of Git LFS, not the file itself; type: git lfs pull")
+    refuse_git_lfs(path, head)
     return next((kind for start, kind in PACKED.items() if head.startswith(start)), "")
 
 
@@ -163,40 +151,9 @@ def _target(name: str, folder: str, member: TarInfo) -> str:
     return posixpath.normpath(posixpath.join(base, member.linkname))
 
 
-class _Stream:
-    """A compressed archive, read forward; asked for a member before the last one, it begins anew."""
-
-    def __init__(self, path: Path, packing: str) -> None:
-        self._path, self._packing = path, packing
-        self._next, self._archive = 0, None
-
-    def read(self, number: int) -> bytes:
-        with _reading(self._path):
-            if self._archive is None or number < self._next:
-                self._archive, self._next = _opened(self._path, self._packing), 0
-            member = next(itertools.islice(_members(self._archive), number - self._next, None), None)
-            self._next = number + 1
-            file = self._archive.extractfile(member) if member else None
-            data = file.read() if file else b""
-            if not member or len(data) < member.size:
-                raise ReadError("unexpected end of data")
-            return data
-
-
-@dataclass(frozen=True)
-class Packed(Streamed):
-    """A file in a compressed archive."""
-
-    stream: _Stream
-    number: int  # among all members
-
-    def read(self) -> bytes:
-        return self.stream.read(self.number)
-
-
 def _packed(path: Path, packing: str) -> Iterator[Entry]:
     print(f"note: going through {path} for its list of files, as it is compressed", file=sys.stderr, flush=True)
-    stream = _Stream(path, packing)
+    stream = Forward(str(path), lambda: _contents(path, packing))
     with _reading(path), _opened(path, packing) as archive:
         for number, member in enumerate(_members(archive)):
             name = posixpath.normpath(member.name.lstrip("/"))
@@ -205,11 +162,27 @@ def _packed(path: Path, packing: str) -> Iterator[Entry]:
                     f"{path}: holds the archive {quoted(name)} and is compressed itself; decompress it first"
                 )
             if member.isfile():
-                yield Entry(name, Packed(stream, number))
+                yield Entry(name, InTurn(stream, number))
             elif member.islnk() or member.issym():
                 yield Entry(name, None, _target(name, "", member))
         while archive.fileobj and archive.fileobj.read(1 << 20):
             pass  # up to the checksum at the end of the compressed file
+
+
+def _contents(path: Path, packing: str) -> Iterator[Callable[[], bytes]]:
+    """What reads each member of a compressed archive."""
+    with _reading(path), _opened(path, packing) as archive:
+        for member in _members(archive):
+            yield functools.partial(_member, path, archive, member)
+
+
+def _member(path: Path, archive: TarFile, member: TarInfo) -> bytes:
+    with _reading(path):
+        file = archive.extractfile(member)
+        data = file.read() if file else b""
+        if len(data) < member.size:
+            raise ReadError("unexpected end of data")
+        return data
 
 
 def inside_archive(path: Path) -> tuple[Path, str] | None:
@@ -223,10 +196,7 @@ def inside_archive(path: Path) -> tuple[Path, str] | None:
 def read_archives(paths: Sequence[Path]) -> Images:
     """The images of one or several archives, each of which may be a folder inside one: data.tar/train."""
     found: dict[str, Lazy | Streamed] = {}
-    links: list[str] = []
     others: list[str] = []
-    streamed = False
-    where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     for path in paths:
         archive, inside = inside_archive(path) or (path, "")
         every: dict[str, Entry] = {}
@@ -237,88 +207,32 @@ def read_archives(paths: Sequence[Path]) -> Images:
             name = _below(entry.name, inside)
             if name is None or any(hidden(part) for part in name.split("/")[:-1]):
                 continue
-            if hidden(posixpath.basename(name)) or not is_image(name):
+            if not is_image(name):
                 others.append(name)
                 continue
             if name in found:
                 raise UserError(f"{path}: {quoted(name)} is in another of the archives too; give each archive once")
-            real = _resolved(entry, every)
-            found[name] = real.reader or Nowhere("a link that leads nowhere in the archive")
-            streamed |= isinstance(real.reader, Streamed)
-            if entry.reader is None:
-                links.append(name)
+            found[name] = entry.reader or _linked(entry, every)
     if not found:
-        raise UserError(f"{where}: no images in it; give an archive of images, and the folder inside it, if any")
-    if streamed:  # what a link names may have been read already
-        found |= dict.fromkeys(links, Nowhere("a link inside a compressed archive"))
-    return Images(where=where, found=found, streamed=streamed, others=others)
+        raise UserError(
+            f"{in_words(paths)}: no images in it; give an archive of images, and the folder inside it, if any"
+        )
+    return Images(where=in_words(paths), found=found, others=others)
 
 
 def _below(name: str, folder: str) -> str | None:
     """A path relative to a folder; None for one that lies elsewhere."""
-    if not folder or folder == ".":
+    if not folder:
         return name
     return name.removeprefix(f"{folder}/") if name.startswith(f"{folder}/") else None
 
 
-def _resolved(entry: Entry, every: dict[str, Entry]) -> Entry:
-    """What a link leads to, through other links."""
+def _linked(entry: Entry, every: dict[str, Entry]) -> Lazy:
+    """What reads the file that a link leads to, through other links."""
     for _ in range(8):
         if entry.reader is not None or entry.target not in every:
             break
         entry = every[entry.target]
-    return entry
-
-
-def _folder(name: str, depth: int) -> str:
-    """The class folder of an image; "" for one that lies above these."""
-    parts = name.split("/")
-    return "/".join(parts[:depth]) if len(parts) > depth else ""
-
-
-def archive_classes(images: Images, depth: int) -> list[str]:
-    """The names of the classes of an archive in label order; depth: as in folder.py."""
-    names = {name.split("/")[0] for name in images.found if "/" in name}
-    inner = {name.split("/")[0] for name in images.found if name.count("/") > 1}
-    if len(names) == 1 and names == inner and depth == 1:
-        (name,) = names
-        raise UserError(
-            f"{images.where}: holds the one folder {name}; if its sub-folders are the classes, type {images.where}/{name}"
-        )
-    if names and all(name.lower() in SPLITS for name in names) and names == inner:
-        example = f"--images {images.where}/{min(names)}"
-        raise UserError(
-            f"{images.where}: holds splits ({', '.join(sorted(names))}), not classes; convert each, such as {example}"
-        )
-    folders = {folder for name in images.found if (folder := _folder(name, depth))}
-    if not folders:
-        raise UserError(f"{images.where}: no sub-folders found; every class needs its own, with its images in it")
-    refuse_unfit(images.where, folders)
-    return list(class_names_of(folders).values())
-
-
-def archive_samples(images: Images, class_names: Sequence[str], prefix: str, depth: int) -> list[Sample]:
-    """Every image below the class folders, in the order of a folder's, or in that in which they can be read."""
-    labels = labels_of(class_names)
-    folder_of = {name: folder for name in images.found if (folder := _folder(name, depth))}
-    loose = [name for name in images.found if depth > 1 and "/" in name and name not in folder_of]
-    if loose:
-        raise UserError(f"{images.where}/{loose[0]}: lies above the class folders; give another --depth")
-    own = class_names_of(set(folder_of.values()))
-    named = list(folder_of)
-    if not images.streamed:
-        rank = {folder: number for number, folder in enumerate(own)}
-
-        def as_in_a_folder(name: str) -> tuple[int, list[str], str]:
-            *inner, file = name.split("/")
-            return rank[folder_of[name]], inner, file
-
-        named.sort(key=as_in_a_folder)
-    samples = []
-    for name in named:
-        folder = folder_of[name]
-        label = label_of(own[folder], labels, f"{images.where}/{folder}")
-        samples.append(Sample(stripped(name, prefix, images.where), label, images.found[name]))
-    note_others(images.others)
-    note_deeper(named, depth)
-    return samples
+    if isinstance(entry.reader, Streamed):  # it may have been passed already
+        return Nowhere("a link inside a compressed archive")
+    return entry.reader or Nowhere("a link that leads nowhere in the archive")

@@ -1,20 +1,21 @@
-"""A source of images: a folder whose sub-folders are the classes.
+"""Sources of images: a folder whose sub-folders are the classes, and an archive of one.
 
-pipelines/folders.py reads the folders. Invariant: names and labels depend on the paths inside the folder, not on the order in
-which the file system lists them.
+pipelines/folders.py reads the folders, archives.py the archives. Invariant: names and labels depend on the paths inside the
+folder, not on the order in which the file system lists them.
 """
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pipelines import class_names as class_lists
 from pipelines.errors import UserError, quoted
-from pipelines.folders import IMAGE_SUFFIXES, Identity, folder_files, hidden, is_image, listed, visit
+from pipelines.folders import IMAGE_SUFFIXES, Identity, folder_files, is_image, listed, visit
 from pipelines.records.writing import Sample
+from tools.conversion.images import Images
 from tools.conversion.names import class_order, stripped
 
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
@@ -37,51 +38,50 @@ def folders_at(root: Path, depth: int) -> list[str]:
     return folders
 
 
-def class_names_of(folders: Iterable[str]) -> dict[str, str]:
+def _class_names(folders: Collection[str]) -> dict[str, str]:
     """{class folder: name of its class}, in label order: the folder's own name, with its path where folders share a name."""
-    paths = list(folders)
-    own = {path: os.path.basename(path) for path in paths}
-    names = own if len(set(own.values())) == len(paths) else {path: path for path in paths}
+    own = {path: os.path.basename(path) for path in folders}
+    names = own if len(set(own.values())) == len(folders) else {path: path for path in folders}
     path_of = {name: path for path, name in names.items()}
     return {path_of[name]: name for name in class_order(path_of)}
 
 
-def _classes(root: Path, depth: int) -> dict[str, str]:
-    folders = folders_at(root, depth)
+def _classes(where: Path | str, folders: Collection[str]) -> dict[str, str]:
+    """As _class_names, of folders that can be classes."""
     if not folders:
-        raise UserError(f"{root}: no sub-folders found; every class needs its own, with its images in it")
-    refuse_unfit(root, folders)
-    return class_names_of(folders)
+        raise UserError(f"{where}: no sub-folders found; every class needs its own, with its images in it")
+    for folder in folders:
+        if why := class_lists.unfit(folder):
+            raise UserError(f"{where}: the folder {folder!r} cannot name a class ({why} in a class list); rename it")
+    return _class_names(folders)
 
 
 def class_folders(root: Path, depth: int = 1) -> list[str]:
     """The names of the classes in label order."""
-    return list(_classes(root, depth).values())
-
-
-def refuse_unfit(root: Path | str, names: Iterable[str]) -> None:
-    for name in names:
-        if why := class_lists.unfit(name):
-            raise UserError(f"{root}: the folder {name!r} cannot name a class ({why} in a class list); rename it")
+    return list(_classes(root, folders_at(root, depth)).values())
 
 
 def refuse_splits(root: Path, names: Sequence[str]) -> None:
     """Refuse a folder of train/ and val/, whose sub-folders in turn are the classes."""
     if all(name.lower() in SPLITS and any(entry.is_folder for entry in listed(root / name)) for name in names):
-        raise UserError(
-            f"{root}: holds splits ({', '.join(names)}), not classes; convert each, such as --images {root / names[0]}, "
-            "or name these folders in --classes if they are classes"
-        )
+        raise _splits(root, names)
 
 
-def labels_of(class_names: Sequence[str]) -> dict[str, int]:
+def _splits(where: Path | str, names: Sequence[str]) -> UserError:
+    return UserError(
+        f"{where}: holds splits ({', '.join(names)}), not classes; convert each, such as --images {where}/{names[0]}, "
+        "or name these folders in --classes if they are classes"
+    )
+
+
+def _labels(class_names: Sequence[str]) -> dict[str, int]:
     labels = {name: label for label, name in enumerate(class_names)}
     if len(labels) < len(class_names):
         raise UserError("--classes names a class twice; every folder needs one label")
     return labels
 
 
-def label_of(folder: str, labels: dict[str, int], where: Path | str) -> int:
+def _label(folder: str, labels: dict[str, int], where: Path | str) -> int:
     if folder not in labels:
         spaced = any(name.strip() == folder for name in labels)
         why = "; the list has spaces around this name" if spaced else ""
@@ -89,14 +89,14 @@ def label_of(folder: str, labels: dict[str, int], where: Path | str) -> int:
     return labels[folder]
 
 
-def note_others(others: Sequence[str]) -> None:
+def _note_others(others: Sequence[str]) -> None:
     """Tell of files that are no images."""
     if others:
         known = " ".join(sorted(IMAGE_SUFFIXES))
         print(f"note: {len(others)} files left out (not {known}), such as {quoted(others[0])}", file=sys.stderr)
 
 
-def note_deeper(names: Sequence[str], depth: int) -> None:
+def _note_deeper(names: Sequence[str], depth: int) -> None:
     """Tell of class folders without images of their own, as iNaturalist's are, whose classes lie a level deeper."""
     if names and all(name.count("/") > depth for name in names):
         print(
@@ -108,25 +108,25 @@ def note_deeper(names: Sequence[str], depth: int) -> None:
 
 def folder_samples(root: Path, class_names: Sequence[str], prefix: str, depth: int = 1) -> list[Sample]:
     """Every image file below the class folders; other files are counted and named."""
-    labels = labels_of(class_names)
+    labels = _labels(class_names)
     samples: list[Sample] = []
     names: list[str] = []
     identities: list[Identity] = []
     others: list[str] = []
     seen: dict[Identity, Path] = {}
     visit(root, seen)
-    for folder, class_name in _classes(root, depth).items():
-        label = label_of(class_name, labels, root / folder)
+    for folder, class_name in _classes(root, folders_at(root, depth)).items():
+        label = _label(class_name, labels, root / folder)
         for file, identity in folder_files(root / folder, seen):
             name = f"{folder}/{file}"
-            if hidden(os.path.basename(file)) or not is_image(file):
+            if not is_image(file):
                 others.append(name)
                 continue
             samples.append(Sample(stripped(name, prefix, str(root)), label, str(root / name)))
             names.append(name)
             identities.append(identity or (0, 0))
-    note_others(others)
-    note_deeper(names, depth)
+    _note_others(others)
+    _note_deeper(names, depth)
     _note_contradictions(samples, identities)
     return samples
 
@@ -143,3 +143,51 @@ def _note_contradictions(samples: Sequence[Sample], identities: Sequence[Identit
     if twice.size:
         one, other = (quoted(samples[position].name) for position in order[twice[0] : twice[0] + 2])
         print(f"note: {twice.size} files lie in two classes, such as {one}, which is {other} too", file=sys.stderr)
+
+
+def _folder(name: str, depth: int) -> str:
+    """The class folder of an image; "" for one that lies above these."""
+    parts = name.split("/")
+    return "/".join(parts[:depth]) if len(parts) > depth else ""
+
+
+def archive_classes(images: Images, depth: int) -> list[str]:
+    """The names of the classes of an archive in label order; depth: as in folders_at."""
+    names = {name.split("/")[0] for name in images.found if "/" in name}
+    inner = {name.split("/")[0] for name in images.found if name.count("/") > 1}
+    if len(names) == 1 and names == inner and depth == 1:
+        (name,) = names
+        raise UserError(
+            f"{images.where}: holds the one folder {name}; if its sub-folders are the classes, type {images.where}/{name}"
+        )
+    if names and all(name.lower() in SPLITS for name in names) and names == inner:
+        raise _splits(images.where, sorted(names))
+    folders = sorted({folder for name in images.found if (folder := _folder(name, depth))})
+    return list(_classes(images.where, folders).values())
+
+
+def archive_samples(images: Images, class_names: Sequence[str], prefix: str, depth: int) -> list[Sample]:
+    """Every image below the class folders, in the order of a folder's, or in that in which they can be read."""
+    labels = _labels(class_names)
+    folder_of = {name: folder for name in images.found if (folder := _folder(name, depth))}
+    loose = [name for name in images.found if depth > 1 and "/" in name and name not in folder_of]
+    if loose:
+        raise UserError(f"{images.where}/{loose[0]}: lies above the class folders; give another --depth")
+    own = _class_names(set(folder_of.values()))
+    named = list(folder_of)
+    if not images.streamed:
+        rank = {folder: number for number, folder in enumerate(own)}
+
+        def as_in_a_folder(name: str) -> tuple[int, list[str], str]:
+            *inner, file = name.split("/")
+            return rank[folder_of[name]], inner, file
+
+        named.sort(key=as_in_a_folder)
+    samples = []
+    for name in named:
+        folder = folder_of[name]
+        label = _label(own[folder], labels, f"{images.where}/{folder}")
+        samples.append(Sample(stripped(name, prefix, images.where), label, images.found[name]))
+    _note_others(images.others)
+    _note_deeper(named, depth)
+    return samples

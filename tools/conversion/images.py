@@ -1,13 +1,19 @@
 """What a source of images hands on when they lie in files of many: each image under its path inside, and what reads it.
 
-Owns the type, and the class names and labels that such a file may bring. Invariant: paths are relative, in their shortest
-spelling, and in an order that depends on the files alone.
+Owns the type, the class names and labels that such a file may bring, and what the readers of such files share. Invariant: paths
+are relative, in their shortest spelling, and in an order that depends on the files alone.
 """
 
-from collections.abc import Mapping
+import functools
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from pathlib import Path
+from typing import IO, NamedTuple
 
+from pipelines.errors import UserError
 from pipelines.records.encoding import Lazy
 from pipelines.records.writing import Streamed
 
@@ -18,17 +24,16 @@ class Images:
 
     where: str  # the files, for messages
     found: Mapping[str, Lazy | Streamed]  # by paths
-    streamed: bool = False  # they can only be read in this order
     labels: list[int] | None = None  # in the same order, where the files give them
     class_names: list[str] | None = None  # of these labels
-    others: list[str] = field(default_factory=list)  # files that are no images
+    others: list[str] = field(default_factory=list)  # an archive's files that are no images
     numbered: bool = False  # the paths are running numbers, which mean nothing elsewhere
     by_stem: bool = False  # a list names an image whatever its suffix
 
-
-def git_lfs_pointer(data: bytes) -> bool:
-    """Whether a file is what a clone without Git LFS holds in place of a large file."""
-    return data.startswith(b"version https://git-lfs")
+    @property
+    def streamed(self) -> bool:
+        """Whether they can only be read in this order."""
+        return any(isinstance(image, Streamed) for image in self.found.values())
 
 
 class Entry(NamedTuple):
@@ -37,3 +42,65 @@ class Entry(NamedTuple):
     name: str  # its path, in the shortest spelling
     reader: Lazy | Streamed | None  # None for a link
     target: str = ""  # of a link
+
+
+class Forward:
+    """Files that can only be read one after another. Asked for one that it has passed, it begins anew.
+
+    begin: gives what returns the bytes of each file, in order; this is called, if at all, before the next one is asked for.
+    """
+
+    def __init__(self, where: str, begin: Callable[[], Iterator[Callable[[], bytes]]]) -> None:
+        self._where, self._begin = where, begin
+        self._next, self._rest = 0, begin()
+
+    def read(self, number: int) -> bytes:
+        if number < self._next:
+            self._next, self._rest = 0, self._begin()
+        contents = next(itertools.islice(self._rest, number - self._next, None), None)
+        self._next = number + 1
+        if contents is None:
+            raise UserError(f"{self._where}: holds fewer files than when they were listed; type the command again")
+        return contents()
+
+
+@dataclass(frozen=True)
+class InTurn(Streamed):
+    """One of these files."""
+
+    source: Forward
+    number: int
+
+    def read(self) -> bytes:
+        return self.source.read(self.number)
+
+
+@functools.lru_cache(maxsize=64)
+def _file(path: str) -> IO[bytes]:
+    """A file of many images, opened once in each process."""
+    return open(path, "rb", buffering=0)
+
+
+def read_at(path: str, offset: int, size: int) -> bytes:
+    """Bytes of an archive. OSError where it ends before."""
+    data = os.pread(_file(path).fileno(), size, offset)
+    if len(data) < size:
+        raise OSError("the archive is truncated")
+    return data
+
+
+def in_words(paths: Sequence[Path]) -> str:
+    """Files, for messages."""
+    return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
+def refuse_repeated(paths: Sequence[Path], kind: str) -> None:
+    path, times = Counter(paths).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{path} is given twice; give each {kind} once")
+
+
+def refuse_git_lfs(path: Path, head: bytes) -> None:
+    """Refuse what a clone without Git LFS holds in place of a large file, by its first bytes."""
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: a pointer of Git LFS, not the file itself; type: git lfs pull")

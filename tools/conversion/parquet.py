@@ -5,21 +5,19 @@ its images a page is held, up to 1024 rows as pyarrow writes them, not the whole
 their order, not on the names of the files.
 """
 
-import itertools
+import functools
 import json
 import posixpath
 import re
 import sys
-from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError, quoted
-from pipelines.records.writing import Streamed
-from tools.conversion.images import Images, git_lfs_pointer
+from tools.conversion.images import Forward, Images, InTurn, in_words, refuse_git_lfs, refuse_repeated
 
 ROWS = 64  # read at a time: some MB of photos
 BUFFER = 1 << 20  # bytes read at a time of a row group, which may be larger than the memory
@@ -52,8 +50,7 @@ def _reading(path: Path) -> Iterator[None]:
 def _opened(path: Path) -> Any:
     with _reading(path):
         with open(path, "rb") as file:
-            if git_lfs_pointer(file.read(100)):
-                raise UserError(f"{path}: a pointer of Git LFS, not the file itself; type: git lfs pull")
+            refuse_git_lfs(path, file.read(100))
         return _pyarrow().parquet.ParquetFile(
             path, pre_buffer=False, buffer_size=BUFFER, page_checksum_verification=True
         )
@@ -99,9 +96,8 @@ def _only(found: list[str], given: str | None, option: str, schema: Any, path: P
     return found[0] if found else None
 
 
-def columns_of(path: Path, image: str | None, label: str | None) -> Columns:
+def _columns(schema: Any, path: Path, image: str | None, label: str | None) -> Columns:
     """Which columns hold images and labels; image, label: the user's own choice."""
-    schema = _opened(path).schema_arrow
     features, types = _features(schema, path), _pyarrow().types
     images = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
     images = images or [name for name in schema.names if _has_bytes(schema.field(name).type)]
@@ -119,8 +115,7 @@ def columns_of(path: Path, image: str | None, label: str | None) -> Columns:
 
 def _check_shards(paths: Sequence[Path]) -> None:
     """Files of several splits are refused; a split of which files are missing is noted."""
-    if len(set(paths)) < len(paths):
-        raise UserError(f"{Counter(paths).most_common(1)[0][0]} is given twice; give each file once")
+    refuse_repeated(paths, "file")
     shards = [shard for path in paths if (shard := SHARD.fullmatch(path.name))]
     splits = sorted({shard[1] for shard in shards})
     if len(splits) > 1:
@@ -129,46 +124,25 @@ def _check_shards(paths: Sequence[Path]) -> None:
         print(f"note: {len(paths)} of the {int(shards[0][3])} files of {splits[0]} are given", file=sys.stderr)
 
 
-class _Rows:
-    """The images of files, one row after another; a row before the last one read begins again with the first file."""
-
-    def __init__(self, paths: Sequence[Path], columns: Columns) -> None:
-        self._paths, self._columns = paths, columns
-        self._next, self._rows = 0, self._walk()
-
-    def _walk(self) -> Generator[bytes | None, None, None]:
-        column = self._columns.image
-        wanted = [f"{column}.bytes" if self._columns.in_struct else column]
-        for path in self._paths:
-            with _reading(path):
-                for batch in _opened(path).iter_batches(ROWS, columns=wanted, use_threads=False):
-                    for value in batch.column(0):
-                        image = value.as_py()
-                        yield (image or {}).get("bytes") if self._columns.in_struct else image
-
-    def read(self, row: int) -> bytes:
-        if row < self._next:
-            self._next, self._rows = 0, self._walk()
-        data = next(itertools.islice(self._rows, row - self._next, None))
-        self._next = row + 1
-        return data or b""
+def _image(value: Any) -> bytes:
+    """The image in a row, a scalar of pyarrow; without bytes it counts as an empty file."""
+    image = value.as_py()
+    return (image["bytes"] if isinstance(image, dict) else image) or b""
 
 
-@dataclass(frozen=True)
-class Row(Streamed):
-    """One image; without bytes it counts as an empty file."""
+def _rows(paths: Sequence[Path], columns: Columns) -> Iterator[Callable[[], bytes]]:
+    """What reads the image of each row."""
+    wanted = [f"{columns.image}.bytes" if columns.in_struct else columns.image]
+    for path in paths:
+        with _reading(path):
+            for batch in _opened(path).iter_batches(ROWS, columns=wanted, use_threads=False):
+                for value in batch.column(0):
+                    yield functools.partial(_image, value)
 
-    rows: _Rows
-    number: int
 
-    def read(self) -> bytes:
-        return self.rows.read(self.number)
-
-
-def _facts(path: Path, columns: Columns) -> tuple[list[str], list[int | None]]:
+def _facts(file: Any, path: Path, columns: Columns) -> tuple[list[str], list[int | None]]:
     """The file name of each row, "" for none, and its label."""
     with _reading(path):
-        file = _opened(path)
         image = file.schema_arrow.field(columns.image).type
         has_path = columns.in_struct and any(field.name == "path" for field in image)
         wanted = [f"{columns.image}.path"] if has_path else []
@@ -198,30 +172,29 @@ def read_parquet(paths: Sequence[Path], image: str | None, label: str | None) ->
     different ones.
     """
     _check_shards(paths)
-    columns = columns_of(paths[0], image, label)
+    columns = _columns(_opened(paths[0]).schema_arrow, paths[0], image, label)
     names, labels = [], []
     for path in paths:
-        other = columns_of(path, image, label)
-        if other != columns:
+        file = _opened(path)
+        if _columns(file.schema_arrow, path, image, label) != columns:
             raise UserError(f"{path}: its columns or classes are not those of {paths[0]}; give files of one data set")
-        files, own = _facts(path, columns)
+        its_names, its_labels = _facts(file, path, columns)
         names += [
-            row_name(file, _class_of(value, columns.class_names)) if file else ""
-            for file, value in zip(files, own, strict=True)
+            row_name(name, _class_of(value, columns.class_names)) if name else ""
+            for name, value in zip(its_names, its_labels, strict=True)
         ]
-        labels += own
+        labels += its_labels
     numbered = not all(names) or len(set(names)) < len(names)
     if numbered:
         print(
             "note: rows have no file names of their own; they are numbered, and no list can name them", file=sys.stderr
         )
         names = [f"{number:08d}" for number in range(len(names))]
-    rows = _Rows(paths, columns)
-    where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    where = in_words(paths)
+    rows = Forward(where, lambda: _rows(paths, columns))
     return Images(
         where=where,
-        found={name: Row(rows, number) for number, name in enumerate(names)},
-        streamed=True,
+        found={name: InTurn(rows, number) for number, name in enumerate(names)},
         labels=None if columns.label is None else [-1 if value is None else value for value in labels],
         class_names=columns.class_names,
         numbered=numbered,

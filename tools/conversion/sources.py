@@ -9,10 +9,17 @@ import numpy as np
 
 from pipelines.errors import UserError, quoted
 from pipelines.records.writing import Sample, Unreadable, check_output
-from tools.conversion.archives import archive_classes, archive_samples, inside_archive, read_archives
+from tools.conversion.archives import inside_archive, read_archives
 from tools.conversion.cifar import Cifar, Split, draw, draw_long_tail, long_tail_counts, read_cifar
 from tools.conversion.demo_images import write_demo
-from tools.conversion.folder import class_folders, folder_samples, folders_at, refuse_splits
+from tools.conversion.folder import (
+    archive_classes,
+    archive_samples,
+    class_folders,
+    folder_samples,
+    folders_at,
+    refuse_splits,
+)
 from tools.conversion.images import Images
 from tools.conversion.joining import (
     Report,

@@ -7,7 +7,6 @@ shards and of the images in them.
 import json
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from pipelines.errors import UserError, quoted
 from pipelines.records.encoding import Lazy
 from pipelines.records.writing import Streamed
 from tools.conversion.archives import entries
-from tools.conversion.images import Entry, Images
+from tools.conversion.images import Entry, Images, in_words, refuse_repeated
 
 PARTS = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # key and extension, as WebDataset splits a path
 IMAGES = {"jpg", "jpeg", "png", "webp"}
@@ -90,14 +89,12 @@ def _read_shard(path: Path, field: str | None) -> Shard:
 
 def read_shards(paths: Sequence[Path], field: str | None = None) -> Images:
     """The images of all shards of a split, with their labels, -1 for none. field: of .json, that holds the label."""
-    if len(set(paths)) < len(paths):
-        raise UserError(f"{Counter(paths).most_common(1)[0][0]} is given twice; give each shard once")
+    refuse_repeated(paths, "shard")
     shards = [_read_shard(path, field) for path in paths]
     keys = [key for shard in shards for key in shard.images]
-    where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     if not keys:
         known = ", ".join(f".{extension}" for extension in sorted(IMAGES))
-        raise UserError(f"{where}: no images in it; WebDataset shards of {known} files expected")
+        raise UserError(f"{in_words(paths)}: no images in it; WebDataset shards of {known} files expected")
     repeated = len(set(keys)) < len(keys)
     if repeated:
         print("note: shards have keys in common, so names begin with the shard's name", file=sys.stderr)
@@ -111,9 +108,8 @@ def read_shards(paths: Sequence[Path], field: str | None = None) -> Images:
             labels.append(shard.labels.get(key, -1))
     labelled = any(label >= 0 for label in labels)
     return Images(
-        where=where,
+        where=in_words(paths),
         found=found,
-        streamed=any(isinstance(reader, Streamed) for reader in found.values()),
         labels=labels if labelled else None,
         numbered=repeated or all(key.isdigit() for key in keys),
         by_stem=True,

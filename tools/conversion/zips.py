@@ -4,33 +4,17 @@ Owns the bytes of a member, whose checksum is compared. Invariant: a member is r
 archive of a million images takes seconds and much memory to load.
 """
 
-import functools
-import os
 import posixpath
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from pipelines.errors import UserError, quoted
-from tools.conversion.images import Entry
+from tools.conversion.images import Entry, read_at
 
 HEADER = 30  # bytes of a member's header in front of its name and extra field, whose lengths are the last four
-
-
-@functools.lru_cache(maxsize=64)
-def _file(path: str) -> IO[bytes]:
-    """An archive, opened once in each process."""
-    return open(path, "rb", buffering=0)
-
-
-def read_at(path: str, offset: int, size: int) -> bytes:
-    """Bytes of an archive. OSError where it ends before."""
-    data = os.pread(_file(path).fileno(), size, offset)
-    if len(data) < size:
-        raise OSError("the archive is truncated")
-    return data
 
 
 class ZipMember(NamedTuple):

@@ -1,5 +1,6 @@
 """Tar archives, packed or not: the records of the folder that they would unpack to, and damage that is never taken for an end."""
 
+import io
 import os
 import random
 import tarfile
@@ -17,6 +18,8 @@ from helpers.image_sources import (
     write_tree,
 )
 
+from pipelines.errors import UserError
+from pipelines.records.writing import Streamed
 from tools import convert
 from tools.conversion.archives import entries, inside_archive, read_archives
 
@@ -134,6 +137,36 @@ def test_links_and_members_that_come_twice(tmp_path: Path) -> None:
     payload = {records.name(i): records.payload(i).tobytes() for i in range(len(records))}
     assert payload["a/0.jpg"] == payload["b/2.jpg"] == payload["b/3.jpg"] != payload["b/1.jpg"]
     assert records.manifest["made"]["skipped"] == ["b/4.jpg", "b/5.jpg"]
+
+
+def test_links_in_a_compressed_archive_are_unreadable_and_those_beside_it_are_not(tmp_path: Path) -> None:
+    """What they lead to may have been passed already."""
+    paths = []
+    for mode in ("", "gz"):
+        paths.append(tmp_path / f"a.tar.{mode}" if mode else tmp_path / "a.tar")
+        with tarfile.open(paths[-1], f"w:{mode}") as archive:
+            for name, data in ((f"{mode}/0.jpg", picture(0)), (f"{mode}/1.jpg", b""), (f"{mode}/2.jpg", b"")):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                if not data:
+                    member.type, member.linkname = tarfile.SYMTYPE, "0.jpg" if "1" in name else "none.jpg"
+                archive.addfile(member, io.BytesIO(data))
+    found = read_archives(paths).found
+    one = found["1.jpg"]
+    assert callable(one) and one() == picture(0)
+    for name, why in (("gz/1.jpg", "inside a compressed archive"), ("gz/2.jpg", "leads nowhere"), ("2.jpg", "nowhere")):
+        image = found[name]
+        with pytest.raises(OSError, match=why):
+            assert callable(image) and image()
+
+
+def test_a_compressed_archive_that_is_replaced_meanwhile(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tgz", {f"a/{number}.jpg": b"x" for number in range(3)}, "w:gz")
+    images = list(read_archives([path]).found.values())
+    write_tar(path, {"a/0.jpg": b"x"}, "w:gz")
+    assert isinstance(images[0], Streamed) and images[0].read() == b"x"
+    with pytest.raises(UserError, match="holds fewer files than when they were listed; type the command again"):
+        assert isinstance(images[2], Streamed) and images[2].read()
 
 
 def test_folders_named_by_numbers_are_classes_in_their_order(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 from helpers.image_sources import write_tree
 
 from pipelines.errors import UserError
+from pipelines.records.writing import Streamed
 from tools.conversion.images import Images
 from tools.conversion.joining import Finder, Report, check_folders, edition, joined, joined_folder, show_report
 from tools.conversion.listing import Line
@@ -19,13 +20,13 @@ def found(file: str, *images: str) -> str | None:
     return Finder(images).find(lines(file)[0])
 
 
-class Nothing:
-    def __call__(self) -> bytes:
+class Nothing(Streamed):
+    def read(self) -> bytes:
         return b""
 
 
-def archive(*names: str, **more: bool) -> Images:
-    return Images(where="a.tar", found={name: Nothing() for name in names}, **more)
+def archive(*names: str, streamed: bool = False) -> Images:
+    return Images(where="a.tar", found={name: Nothing() if streamed else Nothing().read for name in names})
 
 
 def test_a_line_names_the_image_whose_path_ends_as_its_own() -> None:
