@@ -133,12 +133,13 @@ def run_list(args: argparse.Namespace) -> None:
     encoding_of(args)
     check_output(args.out, args.force)
     given = read_classes(args.classes) if args.classes else None
-    if any(inside_archive(root) for root in args.root):
+    others = [root for root in args.root if not inside_archive(root)]
+    if not others:
         _convert_joined(args, given, read_archives(args.root))
         return
+    root = others[0]
     if len(args.root) > 1:
-        raise UserError(f"--root {args.root[1]}: no archive; give one folder, or tar archives alone")
-    (root,) = args.root
+        raise UserError(f"--root {root}: no archive, tar or zip; give one folder, or archives alone")
     listed = read_list(args.list, args.strip_prefix, given, root, args.list_prefix)
     samples, report = joined_folder(listed.lines, root)
     _convert_listed(args, listed, given, samples, report, str(root))

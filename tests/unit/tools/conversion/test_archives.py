@@ -115,9 +115,12 @@ def test_several_archives_are_read_as_one_folder(tmp_path: Path, capsys: pytest.
     common = ["list", "--list", tmp_path / "list.txt", "--root"]
     records = converted(*common, one, two, tmp_path / "a.beton")
     assert [records.name(i) for i in range(2)] == ["a/1.jpg", "a/0.jpg"]
-    assert "a/0.jpg is in another of the archives too" in refused(
-        capsys, *common, one, one, "--out", tmp_path / "b.beton"
-    )
+    out = ["--out", tmp_path / "b.beton"]
+    assert "a/0.jpg is in another of the archives too" in refused(capsys, *common, one, one, *out)
+    for roots in ((one, tmp_path), (tmp_path, one), (tmp_path, tmp_path), (one, tmp_path / "2.tar")):
+        other = next(root for root in roots if root != one)
+        message = refused(capsys, *common, *roots, *out)
+        assert f"--root {other}: no archive, tar or zip; give one folder, or archives alone" in message
 
 
 def test_links_and_members_that_come_twice(tmp_path: Path) -> None:
