@@ -66,9 +66,12 @@ class Encoding:
         return ", ".join(parts) or "files as they are"
 
     def recorded(self) -> dict[str, Any]:
-        """What a manifest says: what decides the pixels, but the bits of grey only where they are not 16."""
-        default = {("grey_bits", 16), ("restarts", True), ("restarts", False)}
-        return {name: value for name, value in asdict(self).items() if (name, value) not in default}
+        """What a manifest says: what decides the pixels, which restart markers do not; the bits of grey where they are not 16."""
+        told = asdict(self)
+        del told["restarts"]
+        if self.grey_bits == 16:
+            del told["grey_bits"]
+        return told
 
 
 AS_THEY_ARE = Encoding()
