@@ -104,14 +104,9 @@ class UnreadableImages(UserError):
 def encode_sample(sample: Sample, encoding: Encoding) -> Stored | Unreadable:
     """What to store for one sample. Raises UserError for a fault of the machine."""
     try:
-        image = sample.image
-        if isinstance(image, (str, os.PathLike)):
-            image = read_file(image)
-        elif isinstance(image, Streamed):
-            image = image.read()
-        elif not isinstance(image, (np.ndarray, bytes)):
-            image = read_lazy(image)
-        return store_array(image) if isinstance(image, np.ndarray) else store_file(image, encoding)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's warnings about odd metadata and large images do not matter here
+            return _encoded(sample, encoding)
     except Broken as error:
         return Unreadable(sample.name, str(error))
     except UserError as error:
@@ -120,15 +115,20 @@ def encode_sample(sample: Sample, encoding: Encoding) -> Stored | Unreadable:
         raise RuntimeError(f"while converting {sample.name}") from error
 
 
+def _encoded(sample: Sample, encoding: Encoding) -> Stored:
+    image = sample.image
+    if isinstance(image, (str, os.PathLike)):
+        image = read_file(image)
+    elif isinstance(image, Streamed):
+        image = image.read()
+    elif not isinstance(image, (np.ndarray, bytes)):
+        image = read_lazy(image)
+    return store_array(image) if isinstance(image, np.ndarray) else store_file(image, encoding)
+
+
 def _sendable(sample: Sample) -> Sample:
     """The sample as another process can have it."""
     return sample._replace(image=sample.image.read()) if isinstance(sample.image, Streamed) else sample
-
-
-def _encode_quietly(sample: Sample, encoding: Encoding) -> Stored | Unreadable:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's warnings about odd metadata and large images do not matter here
-        return encode_sample(sample, encoding)
 
 
 def _work(tasks: Connection, encoding: Encoding) -> None:
@@ -138,7 +138,7 @@ def _work(tasks: Connection, encoding: Encoding) -> None:
         while True:
             for sample in tasks.recv():
                 try:
-                    tasks.send(_encode_quietly(sample, encoding))
+                    tasks.send(encode_sample(sample, encoding))
                 except (UserError, RuntimeError) as error:
                     error.add_note(traceback.format_exc())
                     tasks.send(error)
@@ -191,7 +191,7 @@ class _Worker:
 
 
 def _encode_parallel(samples: Samples, encoding: Encoding, workers: int) -> Generator[Stored | Unreadable, None, None]:
-    """As _encode_quietly, in processes, in the order of the samples, with bounded memory."""
+    """As encode_sample, in processes, in the order of the samples, with bounded memory."""
     team: dict[Any, _Worker] = {}
     ahead = workers * CHUNKS_PER_WORKER * CHUNK
     answers: dict[int, Answer] = {}
@@ -228,7 +228,7 @@ def _encode(samples: Samples, encoding: Encoding, workers: int) -> Generator[Sto
         yield from _encode_parallel(samples, encoding, workers)
     else:
         for sample in samples:
-            yield _encode_quietly(sample, encoding)
+            yield encode_sample(sample, encoding)
 
 
 def check_output(path: Path, force: bool) -> None:

@@ -1,6 +1,5 @@
 """What a conversion would write, told without writing it. Invariant: no file is made, changed or removed."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,9 +27,7 @@ def describe(
     names = [f"{label} {quoted(name)}" for label, name in enumerate(class_names[:3])]
     print(f"first classes: {', '.join(names)}")
     tried = _some(samples)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, as in conversion
-        encoded = [encode_sample(sample, encoding) for sample in tried]
+    encoded = [encode_sample(sample, encoding) for sample in tried]
     bad = [image for image in encoded if isinstance(image, Unreadable)]
     if bad and (not skip_bad or len(bad) == len(tried)):
         raise UnreadableImages(bad, len(tried))
