@@ -21,7 +21,8 @@ from helpers.launch import finish, run, start, tiny_config
 from PIL import Image
 
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 from train.networks.final import why_not_final
 
 DIVE = "  tau: 3\n  p: 0.5\n  alpha: 0.5\n"

@@ -29,7 +29,8 @@ from pipelines.augment.recipe import Recipe
 from pipelines.loader import Loader
 from pipelines.order import Sampling, TrainOrder
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 
 SAMPLES, CLASSES = 437_513, 8142
 IMBALANCE = 500  # largest class to smallest, as in iNaturalist 2018

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from helpers import warm
 
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 from train.run.exits import guard
 
 ROOT = Path(__file__).resolve().parents[2]

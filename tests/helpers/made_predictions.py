@@ -8,7 +8,8 @@ import numpy as np
 
 from pipelines.records.layout import sample_key
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 from tools.reporting.runs import Run
 from train.evaluation.predictions import Predictions
 

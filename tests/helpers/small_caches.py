@@ -14,7 +14,8 @@ from pipelines.logits.folder import Wanted
 from pipelines.logits.identity import cache_identity, view_identity
 from pipelines.logits.writer import Cell
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 
 MANY = BLOCK_ROWS + 37  # samples: two blocks
 FEW = 41

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.records.writing import Sample
+from pipelines.records.workers import Sample
 
 
 class Member(NamedTuple):

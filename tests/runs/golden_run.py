@@ -27,7 +27,8 @@ from helpers.launch import run
 from models import Outputs
 from pipelines.batch import Batch
 from pipelines.files import write_json_atomic
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 from train import assembly
 from train.objectives.objective import Objective
 

@@ -11,7 +11,8 @@ import pytest
 from helpers.launch import run, tiny_config
 from PIL import Image
 
-from pipelines.records.writing import Encoding, Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import Encoding, write_records
 
 DIVE = "  tau: 3\n  p: 0.5\n  alpha: 0.5\n"
 CLASSES = ["ant", "bee", "cat", "dog", "eel"]

@@ -19,7 +19,8 @@ from helpers.recipes import CLASSES, overlay, run_here, write_jpegs
 
 from models.registry import build_model
 from pipelines.errors import UserError
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 from train.config import Config
 from train.settings import flatten, load
 

@@ -11,7 +11,8 @@ from helpers.launch import ROOT, finish, run, start_program, tiny_config
 from models import ModelSpec, load_network
 from models.router import experts_told
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 from train.evaluation.predictions import read
 
 

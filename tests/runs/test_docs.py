@@ -24,7 +24,8 @@ from pipelines.logits.fingerprint import MAX_TOLERANCE, MEAN_TOLERANCE
 from pipelines.logits.identity import FORMAT
 from pipelines.records.layout import sample_key
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 from pipelines.views import ViewDataset
 from tools.reporting.sections import SECTIONS
 

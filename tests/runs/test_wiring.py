@@ -30,7 +30,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from pipelines.loader import default_workers
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 from train.evaluate import EvaluateConfig
 from train.predict import PredictConfig
 from train.settings import keys

@@ -37,7 +37,8 @@ from pipelines.files import write_bytes_atomic
 from pipelines.loader import Loader
 from pipelines.order import with_partners
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 from train.networks.layout import channels_last
 from train.optim import OptimConfig, build_optimizer
 

@@ -33,7 +33,8 @@ from pipelines.files import write_bytes_atomic
 from pipelines.loader import Loader
 from pipelines.records.marking import marked
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, UnreadableImages, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import UnreadableImages, write_records
 
 RECIPE = Recipe(
     crop="center", size=64, short_side=72, flip=False

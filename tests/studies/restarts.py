@@ -27,7 +27,8 @@ from pipelines.batch import Plan
 from pipelines.records.encoding import Encoding
 from pipelines.records.reader import Records
 from pipelines.records.restarts import _walk, cut
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 
 VIEWS, BATCH, PAGE = 8, 64, 4096
 CPU = torch.device("cpu")

@@ -24,7 +24,8 @@ from pipelines.backends.choice import make_backend
 from pipelines.backends.ffcv import FFCVBackend
 from pipelines.records.encoding import Encoding
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 
 STORES = {
     "files as they are": Encoding(),

@@ -21,7 +21,7 @@ from typing import IO, NamedTuple
 from pipelines.errors import UserError, quoted
 from pipelines.folders import hidden, is_image
 from pipelines.records.encoding import Lazy
-from pipelines.records.writing import Streamed
+from pipelines.records.workers import Streamed
 from tools.conversion.images import Entry, Forward, Images, InTurn, in_words, read_at, refuse_git_lfs
 from tools.conversion.zips import zip_entries
 

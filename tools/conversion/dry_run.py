@@ -7,7 +7,8 @@ import numpy as np
 
 from pipelines.errors import UserError, printable, quoted
 from pipelines.records.encoding import Encoding, Stored
-from pipelines.records.writing import Sample, Streamed, Unreadable, UnreadableImages, encode_sample
+from pipelines.records.workers import Sample, Streamed, Unreadable, encode_sample
+from pipelines.records.writing import UnreadableImages
 from train.watch.text import megabytes
 
 TRIED = 32  # images that are read and encoded

@@ -14,7 +14,7 @@ import numpy as np
 from pipelines import class_names as class_lists
 from pipelines.errors import UserError, quoted
 from pipelines.folders import IMAGE_SUFFIXES, Identity, folder_files, is_image, listed, visit
-from pipelines.records.writing import Sample
+from pipelines.records.workers import Sample
 from tools.conversion.images import Images
 from tools.conversion.names import class_order, stripped
 

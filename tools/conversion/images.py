@@ -15,7 +15,7 @@ from typing import IO, NamedTuple
 
 from pipelines.errors import UserError
 from pipelines.records.encoding import Lazy
-from pipelines.records.writing import Streamed
+from pipelines.records.workers import Streamed
 
 
 @dataclass(frozen=True, kw_only=True)

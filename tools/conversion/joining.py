@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from pipelines.errors import UserError, printable, quoted
 from pipelines.folders import Identity, folder_files, is_image
-from pipelines.records.writing import Sample
+from pipelines.records.workers import Sample
 from tools.conversion.images import Images
 from tools.conversion.listing import Line
 

@@ -13,7 +13,8 @@ from pipelines.errors import UserError, printable
 from pipelines.files import write_bytes_atomic
 from pipelines.records.encoding import Note, Stored
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, Unreadable, UnreadableImages, check_output, write_records
+from pipelines.records.workers import Sample, Unreadable
+from pipelines.records.writing import UnreadableImages, check_output, write_records
 from tools.conversion.dry_run import describe
 from tools.conversion.splits import PARTS, split_samples
 from tools.conversion.storage import encoding_of

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.errors import UserError, quoted
-from pipelines.records.writing import Sample, Unreadable, check_output
+from pipelines.records.workers import Sample, Unreadable
+from pipelines.records.writing import check_output
 from tools.conversion.archives import inside_archive, read_archives
 from tools.conversion.cifar import Cifar, Split, draw, draw_long_tail, long_tail_counts, read_cifar
 from tools.conversion.demo_images import write_demo

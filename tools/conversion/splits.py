@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from pipelines.records.layout import hash63, sample_key
-from pipelines.records.writing import Sample
+from pipelines.records.workers import Sample
 
 PARTS = ("train", "val", "test")
 

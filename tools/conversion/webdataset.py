@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pipelines.errors import UserError, quoted
 from pipelines.records.encoding import Lazy
-from pipelines.records.writing import Streamed
+from pipelines.records.workers import Streamed
 from tools.conversion.archives import entries
 from tools.conversion.images import Entry, Images, in_words, refuse_repeated
 

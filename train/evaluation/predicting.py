@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from pipelines.errors import UserError, printable
 from pipelines.files import write_bytes_atomic
 from pipelines.loader import ahead_of
-from pipelines.records.writing import Unreadable
+from pipelines.records.workers import Unreadable
 from train.config import Config
 from train.evaluation.compensation import logit_shift, named_method, read_counts, rule_of
 from train.evaluation.ranking import Ranked, rank, table

@@ -18,7 +18,8 @@ from pipelines.folders import IMAGE_SUFFIXES, folder_files, is_image
 from pipelines.loader import default_workers
 from pipelines.order import evaluation_shard
 from pipelines.records.reader import Records
-from pipelines.records.writing import CHUNK, Sample, Unreadable, UnreadableImages, write_records
+from pipelines.records.workers import CHUNK, Sample, Unreadable
+from pipelines.records.writing import UnreadableImages, write_records
 
 _PART_IMAGES, _PART_BYTES = (
     4096,

@@ -34,7 +34,8 @@ from pipelines.order import with_partners
 from pipelines.records import layout
 from pipelines.records.encoding import Encoding
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 
 needs_ffcv = pytest.mark.skipif(library_path() is None, reason="FFCV is not installed")
 needs_dali = pytest.mark.skipif(not importlib.util.find_spec("nvidia.dali"), reason="DALI is not installed")

@@ -26,7 +26,8 @@ from pipelines.backends.reference import ReferenceBackend
 from pipelines.batch import Plan
 from pipelines.loader import Loader
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 from tools import bench
 from tools.benchmark import baselines as bench_baselines
 from tools.benchmark import report as bench_report

@@ -21,11 +21,11 @@ from PIL import Image
 from pipelines.augment.recipe import Recipe
 from pipelines.errors import UserError
 from pipelines.logits.identity import view_identity
-from pipelines.records import writing
 from pipelines.records.encoding import Encoding
 from pipelines.records.layout import TABLE_START, sample_key
 from pipelines.records.marking import marked
 from pipelines.records.reader import Records
+from pipelines.records.workers import CHUNK, CHUNKS_PER_WORKER
 from tools import convert
 from tools.conversion import demo_images
 from tools.conversion.cifar import read_cifar
@@ -929,4 +929,4 @@ def test_a_killed_worker_is_told_in_one_line(tmp_path: Path, slow_folder: Path) 
 
 def test_chunks_are_smaller_than_the_interrupted_conversion() -> None:
     """The two tests above need workers that are busy when the signal comes."""
-    assert 2 * writing.CHUNK * writing.CHUNKS_PER_WORKER < 300
+    assert 2 * CHUNK * CHUNKS_PER_WORKER < 300

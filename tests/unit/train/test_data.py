@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from helpers.launch import losses, refused, result, run
 
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 
 
 def test_a_class_of_the_test_set_without_training_images_is_named(taught: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from pipelines.libffcv import library_path
 from pipelines.records.encoding import AS_THEY_ARE, Encoding
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 from train.networks.final import load_final, save_final
 
 

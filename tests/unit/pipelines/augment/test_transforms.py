@@ -18,7 +18,8 @@ from pipelines.augment.rotation import angles
 from pipelines.augment.transforms import TRANSFORMS, draw, identity
 from pipelines.batch import Draws, Plan
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 
 
 @pytest.mark.parametrize(

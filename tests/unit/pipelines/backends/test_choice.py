@@ -13,7 +13,8 @@ from pipelines.backends import PixelSource, choice
 from pipelines.backends.choice import available_backends, refusal, resolve_backend
 from pipelines.errors import UserError
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CIFAR, IMAGENET = Recipe(crop="pad_crop", size=32), Recipe(size=32)

@@ -25,7 +25,8 @@ from pipelines.batch import Plan
 from pipelines.errors import UserError
 from pipelines.loader import DataConfig, Loader
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 
 CPU = torch.device("cpu")
 PARAMS = view_params(Recipe(size=24), 3)

@@ -18,7 +18,8 @@ from pipelines.backends.reference import ReferenceBackend
 from pipelines.batch import Boxes, Plan
 from pipelines.errors import UserError
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 
 ROOT = Path(ffcv_backend.__file__).parents[2]
 PARAMS = view_params(Recipe(size=16), 0)

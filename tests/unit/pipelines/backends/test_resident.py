@@ -12,7 +12,8 @@ from pipelines.backends.resident import ResidentBackend, resident_bytes
 from pipelines.batch import Plan
 from pipelines.errors import UserError
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 
 CPU = torch.device("cpu")
 PAD = view_params(Recipe(crop="pad_crop", size=8, pad=2), 0)

@@ -19,7 +19,8 @@ from pipelines.logits.fingerprint import (
     compare,
 )
 from pipelines.records.reader import Records
-from pipelines.records.writing import Encoding, Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import Encoding, write_records
 
 
 def some_crops(count: int, size: int, seed: int = 0) -> torch.Tensor:

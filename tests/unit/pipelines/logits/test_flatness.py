@@ -13,7 +13,7 @@ from pipelines.logits import CacheWriter, LogitCache, flatness
 from pipelines.logits.blocks import BLOCK_ROWS, HEADER
 from pipelines.logits.flatness import TEMPERATURES, entropy, recommend, tail_to_head, thirds, virtual_examples
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample
+from pipelines.records.workers import Sample
 
 COUNTS = np.array([16, 8, 4, 2, 1])
 

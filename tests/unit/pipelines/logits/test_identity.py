@@ -20,7 +20,8 @@ from pipelines.logits.identity import (
     view_identity,
 )
 from pipelines.records.reader import Records
-from pipelines.records.writing import Encoding, Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import Encoding, write_records
 
 
 @pytest.fixture(scope="module")

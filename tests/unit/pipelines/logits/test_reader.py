@@ -43,7 +43,7 @@ from pipelines.logits.blocks import HEADER, open_block
 from pipelines.logits.folder import Wanted, find_cache, misfits, open_folder
 from pipelines.logits.identity import cache_identity, identity_bytes, identity_hash, view_identity
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample
+from pipelines.records.workers import Sample
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,8 @@ from pipelines.records.encoding import AS_THEY_ARE, Encoding, Note, Stored, dama
 from pipelines.records.marking import marked
 from pipelines.records.reader import Records
 from pipelines.records.restarts import lists_segments
-from pipelines.records.writing import Sample, Unreadable, write_records
+from pipelines.records.workers import Sample, Unreadable, encode_sample
+from pipelines.records.writing import write_records
 
 needs_libffcv = pytest.mark.skipif(encoding.decoder_name() != "libffcv", reason="FFCV is not installed")
 both_decoders = pytest.mark.parametrize(
@@ -113,8 +114,8 @@ def test_a_drawing_is_stored_as_it_looks(name: str, drawing: Image.Image) -> Non
 @pytest.mark.parametrize("name", named("reported"))
 def test_what_cannot_be_read_is_reported_in_words(tmp_path: Path, name: str, decoder: str) -> None:
     (tmp_path / name).write_bytes(FILES[name].data)
-    answer = writing.encode_sample(Sample(name, 0, tmp_path / name), AS_THEY_ARE)
-    assert isinstance(answer, writing.Unreadable)
+    answer = encode_sample(Sample(name, 0, tmp_path / name), AS_THEY_ARE)
+    assert isinstance(answer, Unreadable)
     assert FILES[name].words in answer.reason and "0x7f" not in answer.reason and "\n" not in answer.reason
 
 

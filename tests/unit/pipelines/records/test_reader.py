@@ -19,7 +19,8 @@ from pipelines.errors import UserError
 from pipelines.records import layout
 from pipelines.records.layout import rows_digest, sample_key
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 
 CLASSES = ["ant", "bee", "[cat]"]
 

@@ -25,7 +25,8 @@ from pipelines.records import encoding, layout, writing
 from pipelines.records.encoding import Encoding
 from pipelines.records.marking import marked
 from pipelines.records.reader import Records
-from pipelines.records.writing import CHUNK, Sample, Streamed, UnreadableImages, write_records
+from pipelines.records.workers import CHUNK, CHUNKS_PER_WORKER, Sample, Streamed
+from pipelines.records.writing import UnreadableImages, write_records
 
 needs_libffcv = pytest.mark.skipif(encoding.decoder_name() != "libffcv", reason="FFCV is not installed")
 
@@ -365,8 +366,8 @@ def test_work_in_flight_is_bounded(tmp_path: Path) -> None:
             opened_before_first.append(len(os.listdir(notes)))
 
     write_records(tmp_path / "a.beton", samples, ["a"], kind="test", workers=2, progress=progress)
-    bound = 2 * writing.CHUNKS_PER_WORKER * writing.CHUNK
-    assert writing.CHUNK < opened_before_first[0] < bound < 400
+    bound = 2 * CHUNKS_PER_WORKER * CHUNK
+    assert CHUNK < opened_before_first[0] < bound < 400
     assert len(os.listdir(notes)) == 399
 
 

@@ -19,7 +19,7 @@ from helpers.image_sources import (
 )
 
 from pipelines.errors import UserError
-from pipelines.records.writing import Streamed
+from pipelines.records.workers import Streamed
 from tools import convert
 from tools.conversion.archives import entries, inside_archive, read_archives
 

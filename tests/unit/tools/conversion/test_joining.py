@@ -6,7 +6,7 @@ import pytest
 from helpers.image_sources import write_tree
 
 from pipelines.errors import UserError
-from pipelines.records.writing import Streamed
+from pipelines.records.workers import Streamed
 from tools.conversion.images import Images
 from tools.conversion.joining import Finder, Report, check_folders, edition, joined, joined_folder, show_report
 from tools.conversion.listing import Line

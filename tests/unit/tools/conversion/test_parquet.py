@@ -19,7 +19,7 @@ from helpers.image_sources import (
 )
 
 from pipelines.errors import UserError
-from pipelines.records.writing import Streamed
+from pipelines.records.workers import Streamed
 from tools.conversion import parquet
 from tools.conversion.parquet import read_parquet, row_name
 

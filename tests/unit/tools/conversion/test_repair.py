@@ -12,7 +12,8 @@ from pipelines.logits.reader import LogitCache
 from pipelines.records import layout, writing
 from pipelines.records.encoding import Stored
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 from tools.conversion.repair import find_damaged, rebuild
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.records.writing import Sample
+from pipelines.records.workers import Sample
 from tools.conversion.splits import PARTS, held_out, split_samples
 
 

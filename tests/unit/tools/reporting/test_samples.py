@@ -14,7 +14,8 @@ from matplotlib.text import Text
 
 from pipelines.errors import UserError
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 from tools.figures import main
 from tools.reporting.runs import Run
 from tools.reporting.samples import (

@@ -12,7 +12,8 @@ import pytest
 
 from pipelines.errors import UserError
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 from train.evaluation.counting import Kept
 from train.evaluation.predictions import Predictions, describe, read
 from train.objectives.methods import DistillConfig

@@ -32,7 +32,8 @@ from pipelines.logits.fingerprint import Fingerprints
 from pipelines.logits.identity import cache_identity, view_identity
 from pipelines.logits.writer import cache_size
 from pipelines.records.reader import Records
-from pipelines.records.writing import Sample, write_records
+from pipelines.records.workers import Sample
+from pipelines.records.writing import write_records
 from train.networks.final import save_final
 from train.networks.info import ModelInfo
 from train.networks.weights import read_run
