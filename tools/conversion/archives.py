@@ -12,7 +12,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tarfile import InvalidHeaderError, ReadError, TarFile, TarInfo, TruncatedHeaderError  # type: ignore[attr-defined]
@@ -169,7 +169,7 @@ def _packed(path: Path, packing: str) -> Iterator[Entry]:
             pass  # up to the checksum at the end of the compressed file
 
 
-def _contents(path: Path, packing: str) -> Iterator[Callable[[], bytes]]:
+def _contents(path: Path, packing: str) -> Generator[Callable[[], bytes], None, None]:
     """What reads each member of a compressed archive."""
     with _reading(path), _opened(path, packing) as archive:
         for member in _members(archive):

@@ -8,10 +8,10 @@ import functools
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, ClassVar, NamedTuple
 
 from pipelines.errors import UserError
 from pipelines.records.encoding import Lazy
@@ -48,15 +48,25 @@ class Forward:
     """Files that can only be read one after another. Asked for one that it has passed, it begins anew.
 
     begin: gives what returns the bytes of each file, in order; this is called, if at all, before the next one is asked for.
+    Of all of these one at a time is open: a data set may have more shards than a process can have open files.
     """
 
-    def __init__(self, where: str, begin: Callable[[], Iterator[Callable[[], bytes]]]) -> None:
+    _opened: ClassVar["Forward | None"] = None
+
+    def __init__(self, where: str, begin: Callable[[], Generator[Callable[[], bytes], None, None]]) -> None:
         self._where, self._begin = where, begin
         self._next, self._rest = 0, begin()
 
+    def _rewind(self) -> None:
+        self._rest.close()
+        self._next, self._rest = 0, self._begin()
+
     def read(self, number: int) -> bytes:
+        if Forward._opened and Forward._opened is not self:
+            Forward._opened._rewind()
+        Forward._opened = self
         if number < self._next:
-            self._next, self._rest = 0, self._begin()
+            self._rewind()
         contents = next(itertools.islice(self._rest, number - self._next, None), None)
         self._next = number + 1
         if contents is None:

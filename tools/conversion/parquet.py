@@ -10,7 +10,7 @@ import json
 import posixpath
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +130,7 @@ def _image(value: Any) -> bytes:
     return (image["bytes"] if isinstance(image, dict) else image) or b""
 
 
-def _rows(paths: Sequence[Path], columns: Columns) -> Iterator[Callable[[], bytes]]:
+def _rows(paths: Sequence[Path], columns: Columns) -> Generator[Callable[[], bytes], None, None]:
     """What reads the image of each row."""
     wanted = [f"{columns.image}.bytes" if columns.in_struct else columns.image]
     for path in paths:
