@@ -47,8 +47,8 @@ class Entry(NamedTuple):
 class Forward:
     """Files that can only be read one after another. Asked for one that it has passed, it begins anew.
 
-    begin: gives what returns the bytes of each file, in order; this is called, if at all, before the next one is asked for.
-    Of all of these one at a time is open: a data set may have more shards than a process can have open files.
+    begin: yields for each file, in order, a function that returns its bytes, which is called before the next one is asked for,
+    or not at all. Only one Forward is open at a time: a data set may have more shards than a process can have open files.
     """
 
     _opened: ClassVar["Forward | None"] = None
@@ -76,7 +76,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class InTurn(Streamed):
-    """One of these files."""
+    """A file of a Forward."""
 
     source: Forward
     number: int
