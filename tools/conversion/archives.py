@@ -28,6 +28,12 @@ from tools.conversion.zips import zip_entries
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip")
 # How a file is packed, by its first bytes, whatever its name.
 PACKED = {b"\x1f\x8b": "gz", b"\xfd7zXZ\0": "xz", b"BZh": "bz2", b"PK\3\4": "zip"}
+# What tarfile, zipfile and the decompressors raise on damaged bytes; zipfile the last three, on a garbled directory.
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, OSError) + (
+    NotImplementedError,
+    UnicodeError,
+    IndexError,
+)
 AFTER_THE_END = 1 << 20  # bytes of padding after the end mark: writers fill up to their block, of some kB
 
 
@@ -69,7 +75,7 @@ def _reading(path: Path | str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give an archive") from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+    except DAMAGE as error:
         why = quoted(str(error) or type(error).__name__, 160)
         raise UserError(f"{path}: not a readable archive, damaged or truncated ({why}); copy it again") from None
 

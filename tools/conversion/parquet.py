@@ -37,7 +37,7 @@ def _pyarrow() -> Any:
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Turn what pyarrow raises on a damaged file into one line."""
-    raised = (_pyarrow().ArrowException, OSError)
+    raised = (_pyarrow().ArrowException, OSError, UnicodeError)
     try:
         yield
     except FileNotFoundError:
@@ -140,14 +140,13 @@ def _rows(paths: Sequence[Path], columns: Columns) -> Generator[Callable[[], byt
                     yield functools.partial(_image, value)
 
 
-def _facts(file: Any, path: Path, columns: Columns) -> tuple[list[str], list[int | None]]:
+def _facts(file: Any, columns: Columns) -> tuple[list[str], list[int | None]]:
     """The file name of each row, "" for none, and its label."""
-    with _reading(path):
-        image = file.schema_arrow.field(columns.image).type
-        has_path = columns.in_struct and any(field.name == "path" for field in image)
-        wanted = [f"{columns.image}.path"] if has_path else []
-        table = file.read([*wanted, *([columns.label] if columns.label else [])], use_threads=False)
-        rows = file.metadata.num_rows
+    image, is_string = file.schema_arrow.field(columns.image).type, _pyarrow().types.is_string
+    has_path = columns.in_struct and any(field.name == "path" and is_string(field.type) for field in image)
+    wanted = [f"{columns.image}.path"] if has_path else []
+    table = file.read([*wanted, *([columns.label] if columns.label else [])], use_threads=False)
+    rows = file.metadata.num_rows
     paths = [(row or {}).get("path") or "" for row in table[columns.image].to_pylist()] if has_path else [""] * rows
     return paths, table[columns.label].to_pylist() if columns.label else [None] * rows
 
@@ -172,13 +171,16 @@ def read_parquet(paths: Sequence[Path], image: str | None, label: str | None) ->
     different ones.
     """
     _check_shards(paths)
-    columns = _columns(_opened(paths[0]).schema_arrow, paths[0], image, label)
+    with _reading(paths[0]):
+        columns = _columns(_opened(paths[0]).schema_arrow, paths[0], image, label)
     names, labels = [], []
     for path in paths:
-        file = _opened(path)
-        if _columns(file.schema_arrow, path, image, label) != columns:
-            raise UserError(f"{path}: its columns or classes are not those of {paths[0]}; give files of one data set")
-        its_names, its_labels = _facts(file, path, columns)
+        with _reading(path):
+            file = _opened(path)
+            if _columns(file.schema_arrow, path, image, label) != columns:
+                why = f"its columns or classes are not those of {paths[0]}"
+                raise UserError(f"{path}: {why}; give files of one data set")
+            its_names, its_labels = _facts(file, columns)
         names += [
             row_name(name, _class_of(value, columns.class_names)) if name else ""
             for name, value in zip(its_names, its_labels, strict=True)

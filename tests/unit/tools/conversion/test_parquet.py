@@ -189,6 +189,9 @@ def test_damaged_files_are_told_in_one_line(
         message = refused(capsys, "parquet", "--files", *files, *out)
         assert f"{file}: not a readable Parquet file, or damaged (" in message and message.endswith("download it again")
         assert not (tmp_path / "a.beton").exists()
+    for name in (b"n01440764_10", b"image"):  # no UTF-8: a file's name, a column's
+        file.write_bytes(data.replace(name, b"\xff" + name[1:]))
+        assert "or damaged ('utf-8' codec can't decode byte 0xff" in refused(capsys, "parquet", "--files", *files, *out)
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     assert "type: git lfs pull" in refused(capsys, "parquet", "--files", *files, *out)
     assert "no such file; give Parquet files" in refused(capsys, "parquet", "--files", tmp_path / "none", *out)

@@ -53,6 +53,13 @@ def test_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path.write_bytes(data)
         message = refused(capsys, "folder", "--images", path, *out)
         assert f"{path}: not a readable archive, damaged or truncated (" in message
+    directory = whole.rindex(b"PK\1\2")
+    # A version of the format to come; a name said to be UTF-8, which begins with 0xff.
+    for at, byte in ((6, 99), (9, 8)):
+        garbled = bytearray(whole)
+        garbled[directory + at], garbled[directory + 46] = byte, 0xFF
+        path.write_bytes(garbled)
+        assert f"{path}: not a readable archive, damaged or" in refused(capsys, "folder", "--images", path, *out)
     middle = whole.index(imagenet()["n01443537/n01443537_12.JPEG"]) + 300
     path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
     message = refused(capsys, "folder", "--images", path, *out)
