@@ -33,7 +33,9 @@ from train.networks.final import why_not_final
 from train.run.environment import make_accelerator
 from train.run.exits import guard
 from train.run.place import expanded, run_folder
-from train.settings import diff, load, parse_args
+from train.settings import Words, diff, load, parse_args
+
+WORDS = Words("RUN FOLDER|IMAGE|FILE.beton", dry_run=None)
 
 
 @dataclass(kw_only=True)
@@ -56,8 +58,8 @@ class PredictConfig(Config):
 
 
 def main(argv: list[str]) -> None:
-    if not argv or argv[0].startswith("-"):
-        parse_args(["--help"], __doc__ or "", PredictConfig)
+    if not argv or argv[0].startswith("-") or {"--help", "-h"} & set(argv):
+        parse_args(["--help"], __doc__ or "", PredictConfig, WORDS)
     folder = run_folder(argv[0].rstrip("/"))
     if not (folder / "config.yaml").is_file():
         raise UserError(why_not_final(folder))
@@ -66,7 +68,7 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"the images are missing; type: python train/predict.py {argv[0]} FOLDER|IMAGE|FILE.beton [KEY=VALUE ...]"
         )
-    config, options = parse_args([str(folder / "config.yaml"), *settings], __doc__ or "", PredictConfig)
+    config, options = parse_args([str(folder / "config.yaml"), *settings], __doc__ or "", PredictConfig, WORDS)
     if options.dry_run:
         raise UserError("--dry-run: a prediction has nothing to try before it; leave it out")
     out = Path(config.out)

@@ -56,10 +56,10 @@ class Leaf(NamedTuple):
 
 
 class Words(NamedTuple):
-    """What differs between the programs in their --help: the first argument, and what a dry run does."""
+    """What differs between the programs in their --help: the first arguments, and what a dry run does (None: there is none)."""
 
     first: str = "CONFIG.yaml"
-    dry_run: str = "check everything, train nothing, write nothing"
+    dry_run: str | None = "check everything, train nothing, write nothing"
 
 
 _OF_TRAININGS = Words()
@@ -440,11 +440,12 @@ def parse_args(argv: list[str], description: str, cls: type[C], words: Words = _
 
 
 def _usage(description: str, cls: type, words: Words) -> str:
+    flag, line = ("", "") if words.dry_run is None else ("[--dry-run] ", f"  --dry-run        {words.dry_run}\n")
     return (
-        f"usage: {sys.argv[0]} {words.first} [KEY=VALUE ...] [--dry-run] [--print-config] [--help]\n\n"
+        f"usage: {sys.argv[0]} {words.first} [KEY=VALUE ...] {flag}[--print-config] [--help]\n\n"
         f"{description.strip()}\n\n"
         "  --print-config   print all settings, the overrides applied, and stop\n"
-        f"  --dry-run        {words.dry_run}\n\n"
+        f"{line}\n"
         f"Keys, their types and defaults:\n\n{describe(cls)}"
     )
 

@@ -17,6 +17,7 @@ from PIL import Image
 from pipelines.records.reader import Records
 from train.evaluation import predicting, unlabelled
 from train.evaluation.predictions import read
+from train.predict import main
 
 BAD = sorted(name for name, file in odd_files().items() if file.fate == "reported")
 PHOTOS = [f"{CLASSES[i % 5]}/deep/{i}.jpg" for i in range(40)]
@@ -51,6 +52,15 @@ def chances(found: list[dict[str, Any]], row: int) -> dict[str, float]:
     """{class: probability}"""
     one = found[row]
     return {one[f"class{end}"]: float(one[f"probability{end}"]) for end in ("", "_2", "_3", "_4", "_5")}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["t", "--help"], ["t", "images", "-h"]])
+def test_the_help_names_what_is_given(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    shown = capsys.readouterr().out
+    assert left.value.code == 0 and " RUN FOLDER|IMAGE|FILE.beton [KEY=VALUE ...] [--print-config]" in shown
+    assert "\n  top: int = 5\n" in shown and "CONFIG.yaml" not in shown and "--dry-run" not in shown
 
 
 def test_a_folder_is_answered_as_the_records_made_of_it(work: Path) -> None:

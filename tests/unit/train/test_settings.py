@@ -414,6 +414,11 @@ def test_parse_args(recipe, capsys):
         and describe(Evaluation).count("  split: str") == 1
     )
 
+    with pytest.raises(SystemExit):
+        parse_args(["--help"], "Predicts.", Evaluation, Words("RUN", dry_run=None))
+    shown = capsys.readouterr().out
+    assert "RUN [KEY=VALUE ...] [--print-config]" in shown and "--dry-run" not in shown
+
 
 @pytest.mark.parametrize(
     "argv, message",
