@@ -50,6 +50,13 @@ def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | Non
         raise ValueError(f"{given}: needs three numbers in {least:g}..1, of pixels divided by 255")
 
 
+def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 [1, 3, 1, 1] each, on the CPU: with them pixels x of 0..255 are normalised as x * scale + shift."""
+    wide = torch.tensor(std, dtype=torch.float64)
+    scale, shift = 1.0 / (255.0 * wide), -torch.tensor(mean, dtype=torch.float64) / wide
+    return scale.float().view(1, 3, 1, 1), shift.float().view(1, 3, 1, 1)
+
+
 def _jitter_and_normalise(
     pixels: torch.Tensor,
     factors: torch.Tensor,
@@ -81,10 +88,7 @@ class Finish:
         dtype: torch.dtype = torch.float32,
     ):
         check_normalisation(mean, std)
-        wide = torch.float64
-        std_t = torch.tensor(std, dtype=wide)
-        self._scale = (1.0 / (255.0 * std_t)).float().view(1, 3, 1, 1).to(device)
-        self._shift = (-torch.tensor(mean, dtype=wide) / std_t).float().view(1, 3, 1, 1).to(device)
+        self._scale, self._shift = (tensor.to(device) for tensor in scale_and_shift(mean, std))
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._dtype = dtype
         self._jittered = torch.compile(_jitter_and_normalise) if compile else _jitter_and_normalise

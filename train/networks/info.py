@@ -58,7 +58,7 @@ class ModelInfo:
     evaluation: dict[str, Any] = field(default_factory=dict)
     "the measured figures, and what measured them"
     programs: dict[str, Any] = field(default_factory=dict)
-    "{file: what it takes, and how far its logits are from the network's} of programs that were asked for"
+    "{file: its digest, what it takes, and how far its logits are from the network's} of programs that were asked for"
 
     @classmethod
     def of(cls, json: dict[str, Any]) -> "ModelInfo":

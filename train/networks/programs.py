@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from models import ModelSpec
+from pipelines.augment.finish import scale_and_shift
 from pipelines.errors import UserError
+from train.networks.tensor_files import sha256_of
 from train.networks.weights import build, fill
 
 Format = Literal["torch_export", "onnx"]
@@ -45,9 +47,7 @@ class Normalising(nn.Module):
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.network = network
-        wide = torch.tensor(std, dtype=torch.float64)  # as pipelines.augment.finish
-        self.scale = nn.Buffer((1.0 / (255.0 * wide)).float().view(1, 3, 1, 1))
-        self.shift = nn.Buffer((-torch.tensor(mean, dtype=torch.float64) / wide).float().view(1, 3, 1, 1))
+        self.scale, self.shift = map(nn.Buffer, scale_and_shift(mean, std))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images.float() * self.scale + self.shift)
@@ -82,7 +82,7 @@ def write_programs(
     std: Sequence[float],
     size: int,
 ) -> dict[str, Any]:
-    """Write the programs into `folder`; {file: what it takes, what wrote it, how far its logits are from the network's}.
+    """Write the programs into `folder`; {file: digest, what it takes, what wrote it, how far its logits are from the network's}.
 
     UserError where the network cannot be turned into such a program, or that gives other logits.
     """
@@ -105,6 +105,7 @@ def write_programs(
         with open(path, "rb+") as file:
             os.fsync(file.fileno())
         found[path.name] = {
+            "sha256": sha256_of(path.read_bytes()),  # what follows is said of these very bytes
             "input": takes,
             "shape": ["batch", 3, size, size],
             **versions,

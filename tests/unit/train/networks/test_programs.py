@@ -1,5 +1,6 @@
 """Programs of a network: they give its logits for any number of images, or are not written."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -99,6 +100,8 @@ def test_an_export_with_a_program(work: Path) -> None:
     text, meta = (work / "exports/t/README.md").read_text(), json.loads((work / "exports/t/model.json").read_text())
     assert "| uint8 RGB, not normalised, [B, 3, 16, 16] |" in text and "`model.pt2`" in text
     assert meta["programs"]["model.pt2"]["torch"] == torch.__version__
+    written_bytes = (work / "exports/t/model.pt2").read_bytes()
+    assert meta["programs"]["model.pt2"]["sha256"] == hashlib.sha256(written_bytes).hexdigest()
     network, _ = load_network(work / "exports/t")
     module = Normalising(network, meta["mean"], meta["std"]).eval()
     with torch.no_grad():
