@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 
 from models import outputs_of, set_training
@@ -142,7 +143,7 @@ def evaluate(
     if (experts := experts_of_routers(network)) is not None:
         used_n = rows[rows[:, 0] >= 0, -1].cpu().numpy().astype(np.int64)
         found |= experts_used(samples.labels, used_n, train_counts, experts)
-    return Evaluation(found, None if keep == "nothing" else _gather(kept, records.num_classes, accelerator))
+    return Evaluation(found, None if keep == "nothing" else _gather(kept, records.num_classes))
 
 
 def answers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -173,14 +174,10 @@ def forward(network: nn.Module, images: torch.Tensor, batch_size: int) -> tuple[
     return outputs.logits[:count].float(), None if outputs.used is None else outputs.used[:count]
 
 
-def _gather(kept: list[Kept], classes: int, accelerator: Accelerator) -> Kept:
+def _gather(kept: list[Kept], classes: int) -> Kept:
     """What all processes have kept, sorted by key; some may have kept nothing."""
-    shards: list[Any] = [kept]
-    if accelerator.num_processes > 1:
-        shards = [None] * accelerator.num_processes
-        torch.distributed.all_gather_object(shards, kept)
     empty = Kept(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, classes), np.float32))
-    batches = [batch for shard in shards for batch in shard] or [empty]
+    batches: list[Any] = gather_object(kept) or [empty]
     keys, labels, logits = (np.concatenate(column) for column in list(zip(*batches, strict=True))[:3])
     order = np.argsort(keys)
     features = None if batches[0].features is None else np.concatenate([batch.features for batch in batches])[order]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from pipelines.errors import UserError, printable
 from pipelines.files import write_bytes_atomic
@@ -88,7 +88,7 @@ def predict(
                 with explained(subject.spec, loader.recipe.size, f"run {subject.folder}"):
                     found = rank(network, loader, part.positions, config.eval.batch, shift, top, count)
                 answers, own = [(names, found)], len(names)
-            for theirs, bad in _gathered((answers, part.unreadable), accelerator):
+            for theirs, bad in gather_object([(answers, part.unreadable)]):  # of all processes, in their order
                 unreadable += bad
                 for names, found in theirs:
                     write(names, found)
@@ -104,14 +104,6 @@ def _walk(images: Images, accelerator: Accelerator) -> Any:
 
 def _ignored(*_: Any) -> None:
     """What the first process does with this, the others do not."""
-
-
-def _gathered(own: Any, accelerator: Accelerator) -> list[Any]:
-    """What all processes have, in their order."""
-    shares = [own] * accelerator.num_processes
-    if accelerator.num_processes > 1:
-        torch.distributed.all_gather_object(shares, own)
-    return shares
 
 
 def _line(image: Unreadable) -> str:

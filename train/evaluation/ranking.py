@@ -71,9 +71,8 @@ def rank(
 
 def _first(logits: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(classes int64 [B, k], probabilities float64 [B, k]) of logits [B, C]"""
-    classes = logits.sort(dim=1, descending=True, stable=True).indices[
-        :, :top
-    ]  # probabilities may be equal by rounding
+    # By the logits: probabilities may be equal by rounding.
+    classes = logits.sort(dim=1, descending=True, stable=True).indices[:, :top]
     return classes, logits.softmax(dim=1).gather(1, classes)
 
 

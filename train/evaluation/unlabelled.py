@@ -21,10 +21,8 @@ from pipelines.records.reader import Records
 from pipelines.records.workers import CHUNK, Sample, Unreadable
 from pipelines.records.writing import UnreadableImages, write_records
 
-_PART_IMAGES, _PART_BYTES = (
-    4096,
-    2**29,
-)  # what the temporary file of a part holds at most, by the sizes of the image files
+# What the temporary file of a part holds at most, by the sizes of the image files.
+_PART_IMAGES, _PART_BYTES = 4096, 2**29
 
 
 class Part(NamedTuple):
