@@ -21,19 +21,24 @@ from train.run.waiting import choose_waiting
 if __name__ == "__main__":
     choose_waiting()  # read when torch is imported
 
-from pipelines.errors import UserError
 from pipelines.files import write_each
 from train.effects import require_evaluations
 from train.evaluation.outputs import EvaluateConfig, check_places
 from train.evaluation.predictions import describe
-from train.evaluation.subject import assess, figures_file, make_subject, newest_weights, open_split, write_figures
+from train.evaluation.subject import (
+    assess,
+    figures_file,
+    make_subject,
+    newest_weights,
+    open_split,
+    run_to_evaluate,
+    write_figures,
+)
 from train.networks.export import measured, write_export
-from train.networks.final import why_not_final
 from train.networks.programs import Programs
 from train.networks.weights import weights_hash
 from train.run.environment import make_accelerator
 from train.run.exits import guard
-from train.run.place import run_folder
 from train.settings import Words, diff, load, parse_args
 from train.watch.tracking import show_result
 
@@ -43,9 +48,7 @@ WORDS = Words("RUN", "check everything, evaluate one batch, write nothing")
 def main(argv: list[str]) -> None:
     if not argv or argv[0].startswith("-"):
         parse_args(["--help"], __doc__ or "", EvaluateConfig, WORDS)
-    folder = run_folder(argv[0].rstrip("/"))
-    if not (folder / "config.yaml").is_file():
-        raise UserError(why_not_final(folder))
+    folder = run_to_evaluate(argv[0])
     config, options = parse_args([str(folder / "config.yaml"), *argv[1:]], __doc__ or "", EvaluateConfig, WORDS)
     weights = newest_weights(folder, config.weights)
     kind = "" if config.weights == "raw" else f"_{config.weights}"

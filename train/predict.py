@@ -11,7 +11,6 @@ stated. out=FILE.parquet needs the package pyarrow.
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 # `accelerate launch` puts this script's folder first; a foreign `models` or `train` must not hide ours.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -27,12 +26,11 @@ from train.config import Config
 from train.effects import require_predictions
 from train.evaluation.predicting import predict, prior_shift
 from train.evaluation.ranking import check_table
-from train.evaluation.subject import make_subject, newest_weights
+from train.evaluation.subject import Kind, make_subject, newest_weights, run_to_evaluate
 from train.evaluation.unlabelled import open_images
-from train.networks.final import why_not_final
 from train.run.environment import make_accelerator
 from train.run.exits import guard
-from train.run.place import expanded, run_folder
+from train.run.place import expanded
 from train.settings import Words, diff, load, parse_args
 
 WORDS = Words("RUN FOLDER|IMAGE|FILE.beton", dry_run=None)
@@ -48,7 +46,7 @@ class PredictConfig(Config):
     """class distribution of these images, to which the probabilities are corrected: uniform, train (that of the training images),
     or a FILE with a number of images per class (text, one in each line, in the order of the outputs; or records, .beton); null =
     none is stated, the probabilities are the softmax of the logits"""
-    weights: Literal["raw", "ema", "best"] = "raw"
+    weights: Kind = "raw"
     "which weights: those trained last, their moving average, or the checkpoint that save.keep_best kept"
 
     def __post_init__(self) -> None:
@@ -60,9 +58,7 @@ class PredictConfig(Config):
 def main(argv: list[str]) -> None:
     if not argv or argv[0].startswith("-") or {"--help", "-h"} & set(argv):
         parse_args(["--help"], __doc__ or "", PredictConfig, WORDS)
-    folder = run_folder(argv[0].rstrip("/"))
-    if not (folder / "config.yaml").is_file():
-        raise UserError(why_not_final(folder))
+    folder = run_to_evaluate(argv[0])
     images, settings = (argv[1], argv[2:]) if len(argv) > 1 else ("", [])
     if not images or images.startswith("-") or ("=" in images and not Path(images).exists()):
         raise UserError(

@@ -18,11 +18,9 @@ from pipelines.files import read_json
 from pipelines.records.reader import Records
 from train.config import Config
 from train.evaluation.predictions import Predictions, describe, read
-from train.evaluation.subject import Subject, assess, make_subject, newest_weights, open_split
-from train.networks.final import why_not_final
+from train.evaluation.subject import Subject, assess, make_subject, newest_weights, open_split, run_to_evaluate
 from train.networks.weights import weights_hash
 from train.run.environment import make_accelerator
-from train.run.place import run_folder
 from train.settings import load
 
 Split = Literal["test", "val"]
@@ -92,9 +90,7 @@ def _open(
                 f"{given} holds no features; give the run in its place, or add `features` [n, D] to the file"
             )
         return Run(title=path.stem, predictions=found)
-    folder = run_folder(given.rstrip("/"))
-    if not (folder / "config.yaml").is_file():
-        raise UserError(why_not_final(folder))
+    folder = run_to_evaluate(given)
     config = load(Config, folder / "config.yaml", tuple(settings))
     weights = newest_weights(folder)
     hashed = weights_hash(weights.state)

@@ -11,6 +11,7 @@ from typing import Literal
 from pipelines.errors import UserError
 from pipelines.files import check_file_place, check_folder_place
 from train.config import Config
+from train.evaluation.subject import Kind
 from train.networks.export import check_exportable
 from train.networks.programs import Format, Takes, check_formats
 
@@ -19,7 +20,7 @@ from train.networks.programs import Format, Takes, check_formats
 class EvaluateConfig(Config):
     split: Literal["test", "val"] = "test"
     "which records to evaluate: data.test or data.val"
-    weights: Literal["raw", "ema", "best"] = "raw"
+    weights: Kind = "raw"
     "which weights: those trained last, their moving average, or the checkpoint that save.keep_best kept"
     predictions: str | None = field(default=None, metadata={"path": True})
     """file for keys int64 [n], labels int64 [n], logits [n, C] and the names of samples and classes, as numpy .npz; logits in

@@ -25,7 +25,7 @@ from train.config import Config
 from train.data import evaluation_backend, make_loader
 from train.evaluation.cost import flops
 from train.evaluation.counting import Evaluation, evaluate
-from train.networks.final import load_final
+from train.networks.final import load_final, why_not_final
 from train.networks.info import ModelInfo
 from train.networks.layout import channels_last
 from train.networks.probe import explained
@@ -33,6 +33,7 @@ from train.networks.weights import build, fill
 from train.run.checkpoint import load_best, load_latest
 from train.run.facts import Facts
 from train.run.folder import binding
+from train.run.place import run_folder
 from train.settings import Options, diff, load
 from train.watch.tracking import show_result
 
@@ -59,6 +60,14 @@ class Subject(NamedTuple):
     class_names: list[str]
     train_counts: np.ndarray
     step: int | None
+
+
+def run_to_evaluate(given: str) -> Path:
+    """The folder of the run, finished or not, or of the export that was named; UserError where there is none."""
+    folder = run_folder(given.rstrip("/"))
+    if not (folder / "config.yaml").is_file():
+        raise UserError(why_not_final(folder))
+    return folder
 
 
 def newest_weights(folder: Path, kind: Kind = "raw") -> Weights:
