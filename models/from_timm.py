@@ -30,10 +30,9 @@ def import_timm(wanted: str) -> Any:
             raise ValueError(f"{wanted} needs the timm package; type: {INSTALL}") from error
         raise ValueError(f"{wanted} needs timm, which needs {error.name}, which is missing; type: {INSTALL}") from error
     except (ImportError, OSError, RuntimeError) as error:  # of torchvision, where it was built for another torch
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{wanted} needs timm, which does not import ({first}): torchvision was not built for torch {torch.__version__}; "
-            f"type: {INSTALL}"
+            f"{wanted} needs timm, which does not import ({_first_line(error)}): torchvision was not built for torch "
+            f"{torch.__version__}; type: {INSTALL}"
         ) from error
 
 
@@ -48,14 +47,18 @@ def published(name: str) -> Published:
         with torch.random.fork_rng(devices=[]):
             network = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"the weights of {name} cannot be downloaded ({type(error).__name__}: {first[:200]}); where the network allows it "
-            "fetch them once, or give a file of weights, model.init=FILE"
+            f"the weights of {name} cannot be downloaded ({type(error).__name__}: {_first_line(error)[:200]}); where the network "
+            "allows it fetch them once, or give a file of weights, model.init=FILE"
         ) from error
     made = network.pretrained_cfg
     tag = f"{made['architecture']}.{made['tag']}" if made.get("tag") else made["architecture"]
     return Published(tag, network.state_dict(), list(made["mean"]), list(made["std"]), made["input_size"][-1])
+
+
+def _first_line(error: Exception) -> str:
+    """Its message, or its kind where that is empty."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _has_weights(timm: Any, name: str) -> bool:

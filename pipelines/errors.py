@@ -14,6 +14,12 @@ def printable(text: str) -> str:
     return _escaped(" ".join(text.splitlines()))
 
 
+def first_line(error: BaseException) -> str:
+    """What another library says of an error, in one line; the kind of the error where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def quoted(text: object, longest: int = 80) -> str:
     """At most `longest` characters of what was given, for messages; what a terminal would not show, or obey, is escaped."""
     line = _escaped(str(text))

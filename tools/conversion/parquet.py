@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import UserError, quoted
+from pipelines.errors import UserError, first_line, quoted
 from tools.conversion.images import Forward, Images, InTurn, in_words, refuse_git_lfs, refuse_repeated
 
 ROWS = 64  # read at a time: some MB of photos
@@ -43,7 +43,7 @@ def _reading(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give Parquet files, such as data/train-*.parquet") from None
     except raised as error:
-        why = quoted(str(error).splitlines()[0] if str(error) else type(error).__name__, 160)
+        why = quoted(first_line(error), 160)
         raise UserError(f"{path}: not a readable Parquet file, or damaged ({why}); download it again") from None
 
 

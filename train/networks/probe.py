@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from models import ModelSpec, outputs_of, set_training
-from pipelines.errors import UserError
+from pipelines.errors import UserError, first_line
 from train.networks.weights import build
 
 _ONE_VALUE = "more than 1 value per channel"  # torch's error of batch norm in training
@@ -46,7 +46,7 @@ def require_fit(network: nn.Module, spec: ModelSpec, size: int, origin: str, ima
         with torch.random.fork_rng([]):
             logits = outputs_of(network(blank)).logits
     except _SHAPES as error:
-        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        words = first_line(error)
         if images is not None and _ONE_VALUE in words:
             raise UserError(
                 f"optim.batch: {origin} is trained on {images} image at a time (optim.batch over processes and "

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from models import ModelSpec
 from pipelines.augment.finish import scale_and_shift
-from pipelines.errors import UserError
+from pipelines.errors import UserError, first_line
 from train.networks.tensor_files import sha256_of
 from train.networks.weights import build, fill
 
@@ -100,7 +100,7 @@ def write_programs(
                 versions = _WRITERS[one](module, _images(2, size, takes), path)
         except _UNFIT as error:
             raise UserError(
-                f"{origin} cannot be turned into a program ({str(error).strip().splitlines()[0]}); leave format={one} out"
+                f"{origin} cannot be turned into a program ({first_line(error)}); leave format={one} out"
             ) from error
         with open(path, "rb+") as file:
             os.fsync(file.fileno())

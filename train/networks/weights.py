@@ -20,7 +20,7 @@ from torch import nn
 from models import ModelSpec
 from models.tensor_files import has_plain_values, kind_of
 from pipelines import class_names as class_lists
-from pipelines.errors import UserError
+from pipelines.errors import UserError, first_line
 from train.networks.final import load_final
 from train.networks.info import ModelInfo
 from train.networks.tensor_files import check_kinds
@@ -245,8 +245,7 @@ def _read_tensors(path: Path, key: str) -> dict[str, Any]:
             "where they come from: torch.save(model.state_dict(), FILE)"
         ) from error
     except _BROKEN as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{key}={path} is damaged, or no file of weights: {first}") from error
+        raise UserError(f"{key}={path} is damaged, or no file of weights: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{key}={path} holds a {type(content).__name__}, not tensors by name: save model.state_dict()")
     return content

@@ -14,7 +14,7 @@ from typing import NoReturn
 import torch
 from torch.distributed import TCPStore
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, first_line
 from train.run import launcher
 from train.run.endings import exit_code, script
 from train.run.stops import Stopped
@@ -39,7 +39,7 @@ def _until_stopped(main: Callable[[list[str]], int | None], argv: list[str]) -> 
         return stop.code
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"there is not enough memory on the device ({str(error).splitlines()[0]}): give a smaller optim.batch, or a larger "
+            f"there is not enough memory on the device ({first_line(error)}): give a smaller optim.batch, or a larger "
             "optim.accumulate for the same batch in parts; if it happened in an evaluation or a cache, a smaller eval.batch or "
             "cache.batch"
         ) from error

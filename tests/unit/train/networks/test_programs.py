@@ -88,6 +88,17 @@ def test_a_network_that_is_no_program_is_refused(tmp_path: Path, monkeypatch: py
         written(tmp_path, ModelSpec("counting", 5), Programs(["torch_export"]))
 
 
+def test_an_error_without_words_is_told_by_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> dict[str, str]:
+        raise ValueError
+
+    monkeypatch.setitem(programs._WRITERS, "torch_export", failing)
+    with pytest.raises(
+        UserError, match=r"cannot be turned into a program \(ValueError\); leave format=torch_export out"
+    ):
+        written(tmp_path, PLAIN, Programs(["torch_export"]))
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     folder = tmp_path_factory.mktemp("work")
