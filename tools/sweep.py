@@ -56,12 +56,12 @@ def sweep(args: argparse.Namespace) -> int:
         return 0
     folder, threads = RUNS / name, max(1, len(os.sched_getaffinity(0)) // args.jobs)
     try:
-        with claimed(folder):
+        with claimed(folder, "--name"):
             ended = Jobs[Run](folder.absolute(), args.jobs, threads, say, folder=Path.cwd()).run(runs)
     except Stopped as stopped:
         say("stopped; the same command goes on")
         return stopped.code
-    if failed := [name for name, end in ended.items() if end.code != 0]:
+    if failed := [label for label, end in ended.items() if end.code != 0]:
         say(f"failed: {', '.join(failed)}; the same command tries again")
         return 1
     named = " ".join(shlex.quote(f"{name}/{run.name}") for run in runs)

@@ -55,22 +55,25 @@ class Stopped(Exception):
 
 
 @contextmanager
-def claimed(out: Path) -> Iterator[None]:
-    """Make OUT and keep others out of it, for as long as this process or one that it started lives."""
+def claimed(out: Path, option: str = "--out") -> Iterator[None]:
+    """Make OUT and keep others out of it, for as long as this process or one that it started lives.
+
+    option: what named OUT on the command line, for messages.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise UserError(f"cannot write in {out}: {error.strerror}; give another --out") from error
+        raise UserError(f"cannot write in {out}: {error.strerror}; give another {option}") from error
     try:
         os.set_inheritable(handle, True)  # the lock goes with the open file, so that a training holds it too
         try:
             lock(handle, holder=holder_line())
         except Held as held:
-            holder = str(held) or "another tools/reproduce.py"
+            holder = str(held) or "another such command"
             raise UserError(
                 f"{out} is in use by {holder}, or by a training that it left and that is still saving: wait for it, stop it, or "
-                "give another --out"
+                f"give another {option}"
             ) from held
         yield
     finally:

@@ -41,5 +41,8 @@ def test_a_plan_starts_nothing(place: Path, capsys: pytest.CaptureFixture[str]) 
     lines = capsys.readouterr().out.splitlines()
     assert [line.rpartition(" ")[2] for line in lines] == ["run=bsce/seed-0", "run=bsce/seed-1"]
     assert not (place / "runs").exists()
+    (place / "runs").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot write in runs/bsce: .*; give another --name"):
+        main(["bsce.yaml", "seed=0,1"])
     with pytest.raises(UserError, match=r"--name a/b: letters, digits"):
         main(["bsce.yaml", "seed=0,1", "--name", "a/b"])
