@@ -386,6 +386,13 @@ def test_every_module_that_is_named_exists() -> None:
     assert not {path: found for path, found in offenders.items() if found}
 
 
+def test_every_page_is_in_the_index_of_the_pages() -> None:
+    docs = ROOT / "docs"
+    named = re.findall(r"\]\(([\w/]+\.md)\)", (docs / "README.md").read_text())
+    pages = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")} - {"README.md"}
+    assert pages == set(named) and len(named) == len(pages)
+
+
 def test_no_machine_paths() -> None:
     made_up = "/".join(["", "home", "someone", "data"])
     assert machine_paths(f'x = "{made_up}"') and not machine_paths('x = root / "home/someone"; y = "$HOME/tmp/x"')

@@ -19,7 +19,7 @@ from tools.reporting.entries import Entry, entries_of
 from tools.reporting.runs import Run
 from tools.reporting.scores import FIGURES, class_accuracies, scores
 from tools.reporting.section import DASH, GROUPS, WIDE, plot
-from tools.reporting.style import shown, verbatim
+from tools.reporting.style import COLOURS, shown, verbatim
 from tools.reporting.tables import Table, latex, markdown
 from tools.reporting.together import notes_on_counts
 
@@ -116,15 +116,15 @@ def tables(compared: Compared) -> list[Table]:
         rows = []
         for label in compared.classes:
             images = DASH if first.train_counts is None else f"{first.train_counts[label]:,}"
-            cells = [_or_dash(entry.spread(_of_class(label)), 1) for entry in compared.entries]
+            cells = [_or_dash(entry.spread(_of_class(label))) for entry in compared.entries]
             rows.append([str(first.class_names[label]), images, *cells])
         columns = ["class", "training images", *(entry.title for entry in compared.entries)]
         made.append(Table("Accuracy of single classes, %", columns, rows))
     return made
 
 
-def _or_dash(found: Spread, decimals: int) -> str:
-    return DASH if found.mean is None else found.text(decimals)
+def _or_dash(found: Spread) -> str:
+    return DASH if found.mean is None else found.text(1)
 
 
 def _signed(found: Spread) -> str:
@@ -165,7 +165,7 @@ def draw(compared: Compared) -> Figure:
         bars = axes.bar(places, heights, width * 0.92, color=entry.colour, label=shown(entry.title))
         if any(errors):
             axes.errorbar(places, heights, errors, fmt="none", ecolor="0.2", elinewidth=1, capsize=2)
-        if i >= 7:  # the colours begin again
+        if i >= len(COLOURS):  # they begin again
             for bar in bars:
                 bar.set_hatch("//")
     axes.set_xticks(range(len(labels)), labels)
