@@ -13,7 +13,7 @@ from train import loop
 from train.assembly import Assembled, assemble, check_method
 from train.config import Config
 from train.effects import of_training
-from train.evaluation.cost import flops
+from train.evaluation.cost import operations
 from train.evaluation.counting import evaluate
 from train.evaluation.subject import evaluate_only
 from train.finite import FiniteLogits
@@ -86,13 +86,12 @@ class Experiment:
         """The last evaluation, the final weights, the result."""
         training = assembled.training
         try:
-            evaluated = {
-                name: found | _cost(assembled, found)
-                for split in assembled.evaluation
-                for name, found in evaluations(assembled, split, stops).items()
-            }
+            evaluated: dict[str, dict[str, Any]] = {}
+            for split in assembled.evaluation:
+                evaluated |= evaluations(assembled, split, stops)
         except Stopped as request:
             raise stops.obeyed(str(request), "in the last evaluation; all steps are done and saved") from request
+        evaluated = _with_cost(assembled, evaluated)
         result = self._result(assembled, evaluated, fitted)
         figures = {name: headline(found) for name, found in evaluated.items()}
         dashboards.log(fitted.steps, tracking.numbers(figures))
@@ -208,13 +207,16 @@ def headline(figures: dict[str, Any]) -> dict[str, Any]:
     return {name: figures[name] for name in names + ["experts_used"] * ("experts_used" in figures)}
 
 
-def _cost(assembled: Assembled, figures: dict[str, Any]) -> dict[str, int]:
-    """The operations for an image of an evaluation, given what was found there of the experts."""
+def _with_cost(assembled: Assembled, evaluated: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The figures, each with the operations for an image, which are the same for all splits and weights, and counted once."""
+    if not evaluated:
+        return {}
     training = assembled.training
     size, device = training.config.data.recipe.evaluation().size, training.accelerator.device
     network = training.network
     network.eval()
     try:
-        return flops(network, size, device, figures.get("expert_shares"))
+        counted = operations(network, size, device)
     finally:
         set_training(network)
+    return {name: found | counted.figures(found.get("expert_shares")) for name, found in evaluated.items()}

@@ -37,6 +37,11 @@ class Operations(NamedTuple):
         stages = [own + router for own, router in zip(self.experts, [*self.routers, 0], strict=True)]
         return self.shared + sum(share * stage for share, stage in zip(shares, stages, strict=True))
 
+    def figures(self, shares: Sequence[float] | None) -> dict[str, int]:
+        """`flops`, and for a network with routers `flops_routed`; shares: of the images that each expert ran on."""
+        routed = {} if shares is None else {"flops_routed": round(self.routed(shares))}
+        return {"flops": self.without_routing, **routed}
+
 
 @torch.no_grad()
 def operations(network: nn.Module, size: int, device: torch.device) -> Operations:
@@ -68,10 +73,3 @@ def _counted(part: nn.Module, counter: FlopCounterMode, spent: list[int]) -> Exi
     ):
         hooks.callback(handle.remove)
     return hooks
-
-
-def flops(network: nn.Module, size: int, device: torch.device, shares: Sequence[float] | None) -> dict[str, int]:
-    """The figures: `flops`, and for a network with routers `flops_routed`; shares: of the images that each expert ran on."""
-    counted = operations(network, size, device)
-    routed = {} if shares is None else {"flops_routed": round(counted.routed(shares))}
-    return {"flops": counted.without_routing, **routed}

@@ -23,7 +23,7 @@ from pipelines.loader import Loader
 from pipelines.records.reader import Records
 from train.config import Config
 from train.data import evaluation_backend, make_loader
-from train.evaluation.cost import flops
+from train.evaluation.cost import operations
 from train.evaluation.counting import Evaluation, evaluate
 from train.networks.final import load_final, why_not_final
 from train.networks.info import ModelInfo
@@ -171,7 +171,7 @@ def assess(
             batches=batches,
         )
         network.eval()  # the evaluation left it in training mode, in which batch norm refuses one image on a map of one pixel
-        cost = flops(network, size, device, done.figures.get("expert_shares"))
+        cost = operations(network, size, device).figures(done.figures.get("expert_shares"))
     of = {} if subject.step is None else {"step": subject.step}
     return done._replace(figures=done.figures | cost | {"backend": backend} | of)
 

@@ -30,7 +30,7 @@ def some_runs(folder: Path) -> list[Run]:
 
 
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+def runs(tmp_path: Path) -> list[Run]:
     """Seeds are told apart by the method, as made-up settings are otherwise the same."""
     made = some_runs(tmp_path)
     for i, run in enumerate(made):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models import ModelSpec
-from train.evaluation.cost import flops, operations
+from train.evaluation.cost import operations
 
 CPU = torch.device("cpu")
 
@@ -30,13 +30,13 @@ def resnet20(size: int, classes: int, middle: int = 32, last: int = 64) -> tuple
 def test_of_plain_networks(head: str) -> None:
     shared, own = resnet20(32, 10)
     network = build(ModelSpec("resnet20", 10, head))
-    assert flops(network, 32, CPU, None) == {"flops": 2 * (shared + own)}
+    assert operations(network, 32, CPU).figures(None) == {"flops": 2 * (shared + own)}
 
 
 def test_of_experts() -> None:
     shared, own = resnet20(16, 10, 24, 48)
     network = build(ModelSpec("resnet20", 10, "cosine", experts=3))
-    assert flops(network, 16, CPU, None) == {"flops": 2 * (shared + 3 * own)}
+    assert operations(network, 16, CPU).figures(None) == {"flops": 2 * (shared + 3 * own)}
 
 
 def test_of_a_network_with_routers() -> None:
@@ -47,9 +47,10 @@ def test_of_a_network_with_routers() -> None:
     counted = operations(network, 16, CPU)
     assert counted == (2 * shared, [2 * own] * 3, [2 * router] * 2)
     assert (
-        counted.without_routing == flops(build(ModelSpec("resnet20", 10, "cosine", experts=3)), 16, CPU, None)["flops"]
+        counted.without_routing
+        == operations(build(ModelSpec("resnet20", 10, "cosine", experts=3)), 16, CPU).figures(None)["flops"]
     )
-    found = flops(network, 16, CPU, [1.0, 0.5, 0.25])
+    found = operations(network, 16, CPU).figures([1.0, 0.5, 0.25])
     assert found == {
         "flops": 2 * (shared + 3 * own),
         "flops_routed": round(2 * (shared + 1.75 * own + 1.5 * router)),
@@ -61,16 +62,18 @@ def test_of_a_network_with_routers() -> None:
 
 def test_the_number_of_torchvision() -> None:
     """1.814 billion multiply-adds for ResNet-18, by torchvision's documentation of its weights."""
-    assert flops(build(ModelSpec("resnet18", 1000)), 224, CPU, None)["flops"] == pytest.approx(2 * 1.814e9, rel=1e-3)
+    assert operations(build(ModelSpec("resnet18", 1000)), 224, CPU).without_routing == pytest.approx(
+        2 * 1.814e9, rel=1e-3
+    )
 
 
 def test_what_is_compiled_is_not_used() -> None:
     network = build(ModelSpec("resnet20", 10))
-    expected = flops(network, 16, CPU, None)
+    expected = operations(network, 16, CPU).figures(None)
 
     def compiled(graph: object, inputs: object) -> None:
         raise AssertionError("it was compiled")
 
     network.compile(backend=compiled)
     with torch.autocast("cpu", torch.bfloat16):
-        assert flops(network, 16, CPU, None) == expected
+        assert operations(network, 16, CPU).figures(None) == expected
