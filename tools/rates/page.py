@@ -1,6 +1,7 @@
 """What tools/find_lr.py writes and says: the picture of a sweep, its numbers, and the setting to type."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -12,11 +13,20 @@ from train.watch.text import markdown_table
 
 STEM = "lr"
 SOURCE = "learning rate range test (Smith 2017, arXiv 1506.01186)"
+
+
+class Rule(NamedTuple):
+    """What is suggested for an optimizer: in words, and of the rates that were found."""
+
+    words: str
+    of: Callable[[Found], float]
+
+
 # With ResNet-32 on CIFAR-100-LT, batch 128: 0.12 of SGD, whose recipe has 0.1, and 0.0004 of AdamW, for which 0.001 is usual. The
 # other rule gives 0.001 and 0.05: AdamW's steps do not shrink with the gradient, and the loss still falls at rates far too high.
 RULES = {
-    "sgd": "a tenth of the rate with the lowest smoothed loss",
-    "adamw": "the rate at which the smoothed loss falls fastest",
+    "sgd": Rule("a tenth of the rate with the lowest smoothed loss", lambda found: found.minimum / 10),
+    "adamw": Rule("the rate at which the smoothed loss falls fastest", lambda found: found.steepest),
 }
 NOTHING = "the loss did not fall in this range: give another --from and --to, or check data and settings"
 
@@ -28,7 +38,7 @@ def setting(lr: float, optim: OptimConfig) -> str:
 
 def suggested(found: Found, optim: OptimConfig) -> float:
     """The rate by the rule for this optimizer."""
-    return found.steepest if optim.name == "adamw" else found.minimum / 10
+    return RULES[optim.name].of(found)
 
 
 def advice(reading: Reading, optim: OptimConfig) -> str:
@@ -37,7 +47,7 @@ def advice(reading: Reading, optim: OptimConfig) -> str:
         return NOTHING
     return (
         f"type: {setting(suggested(found, optim), optim)}\n"
-        f"  {RULES[optim.name]}; it falls fastest at {setting(found.steepest, optim)}, and is lowest at "
+        f"  {RULES[optim.name].words}; it falls fastest at {setting(found.steepest, optim)}, and is lowest at "
         f"{setting(found.minimum, optim)}\n"
         f"  for optim.name={optim.name} optim.batch={optim.batch}: another batch wants another rate (optim.lr_scale)"
     )
@@ -49,7 +59,7 @@ def as_json(done: Sweep, reading: Reading, optim: OptimConfig, settings: dict[st
     return {
         "type": setting(suggested(found, optim), optim) if found else None,
         "suggestion": suggested(found, optim) if found else None,
-        "rule": RULES[optim.name] if found else NOTHING,
+        "rule": RULES[optim.name].words if found else NOTHING,
         "minimum": found.minimum if found else None,
         "steepest": found.steepest if found else None,
         "diverged": done.diverged,
@@ -66,7 +76,7 @@ def markdown(reading: Reading, optim: OptimConfig, config: str) -> str:
     if (found := reading.found) is None:
         return "\n\n".join([*parts, NOTHING]) + "\n"
     rates = {
-        f"suggested: {RULES[optim.name]}": suggested(found, optim),
+        f"suggested: {RULES[optim.name].words}": suggested(found, optim),
         "where the smoothed loss falls fastest": found.steepest,
         "where it is lowest": found.minimum,
     }
