@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +16,6 @@ from pipelines.records.encoding import AS_THEY_ARE, Encoding
 from pipelines.records.reader import Records
 from pipelines.records.workers import Sample
 from pipelines.records.writing import write_records
-from train import experiment
-from train.evaluation.cost import Operations, operations
 from train.networks.final import load_final, save_final
 
 
@@ -55,23 +52,6 @@ def test_evaluate_gives_the_runs_own_figures_and_predictions(taught: Path) -> No
     assert saved["logits"].dtype == np.float16 and saved["logits"].shape == (37, 5)
     assert (np.diff(saved["keys"]) > 0).all()
     assert (saved["logits"].argmax(1) == saved["labels"]).mean() == pytest.approx(figures["top1"], abs=1 / 37)
-
-
-def test_operations_are_counted_once_for_all_splits_and_weights(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counted = []
-
-    def counting(*given: Any) -> Operations:
-        counted.append(operations(*given))
-        return counted[-1]
-
-    monkeypatch.setattr(experiment, "operations", counting)
-    settings = (f"data.val={tiny / 'test.beton'}", "ema.decay=0.9", "schedule.epochs=1", "run=once")
-    run("teacher", tiny_config(tmp_path, tiny), *settings, cwd=tmp_path)
-    figures = result(tmp_path, "once")
-    (once,) = counted
-    assert {figures[name]["flops"] for name in ("val", "val_ema", "test", "test_ema")} == {once.without_routing}
 
 
 def test_kd_and_ce_run_too(taught: Path, tiny: Path) -> None:

@@ -1,11 +1,16 @@
 """The operations of networks against sums written by hand, and torchvision's published number for ResNet-18."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from helpers.launch import result, run, tiny_config
 from torch import nn
 
 from models import ModelSpec
-from train.evaluation.cost import operations
+from train import experiment
+from train.evaluation.cost import Operations, operations
 
 CPU = torch.device("cpu")
 
@@ -77,3 +82,20 @@ def test_what_is_compiled_is_not_used() -> None:
     network.compile(backend=compiled)
     with torch.autocast("cpu", torch.bfloat16):
         assert operations(network, 16, CPU).figures(None) == expected
+
+
+def test_operations_are_counted_once_for_all_splits_and_weights(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = []
+
+    def counting(*given: Any) -> Operations:
+        counted.append(operations(*given))
+        return counted[-1]
+
+    monkeypatch.setattr(experiment, "operations", counting)
+    settings = (f"data.val={tiny / 'test.beton'}", "ema.decay=0.9", "schedule.epochs=1", "run=once")
+    run("teacher", tiny_config(tmp_path, tiny), *settings, cwd=tmp_path)
+    figures = result(tmp_path, "once")
+    (once,) = counted
+    assert {figures[name]["flops"] for name in ("val", "val_ema", "test", "test_ema")} == {once.without_routing}
