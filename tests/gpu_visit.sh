@@ -8,15 +8,15 @@
 # CIFAR-100 archive; WORK (.kit/visit); PYTHON (python3); JOBS (6) of reproduce.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-all=(tests cifar graphs trace syncs decoders bench exact memory wrapped optimizer experts routing parity others)
+all=(tests cifar recorded graphs trace syncs decoders bench exact memory wrapped optimizer experts routing parity others)
 python=${PYTHON:-python3}
 work=$(mkdir -p "${WORK:-.kit/visit}" && cd "${WORK:-.kit/visit}" && pwd)
 samples=${SAMPLES:-../shared/data/imagenet-samples}
 archive=${ARCHIVE:-../shared/data/cifar-100-python.tar.xz}
 
 declare -A seconds=(
-    [tests]=300 [cifar]=400 [graphs]=240 [trace]=120 [syncs]=120 [decoders]=120 [bench]=300 [exact]=150 [memory]=180
-    [wrapped]=120 [optimizer]=60 [experts]=120 [routing]=90 [parity]=120 [others]=300 [reproduce]=600
+    [tests]=300 [cifar]=400 [recorded]=400 [graphs]=240 [trace]=180 [syncs]=120 [decoders]=120 [bench]=300 [exact]=300
+    [memory]=180 [wrapped]=120 [optimizer]=60 [experts]=120 [routing]=90 [parity]=120 [others]=300 [reproduce]=600
 )
 
 # ---- the size of things: of a visit, or of its rehearsal ----
@@ -24,6 +24,7 @@ declare -A seconds=(
 if [[ -n ${REHEARSE:-} ]]; then
     device=cpu
     fast=(compile=false)
+    recorded=(compile=false) # cuda_graph=true needs a GPU
     images=12 copies=1
     read -ra debug <<<"$(tr '\n' ' ' <configs/debug.txt)"
     cifar_size=("${debug[@]}" data.recipe.size=16 track.ceiling=on)
@@ -34,6 +35,7 @@ if [[ -n ${REHEARSE:-} ]]; then
 else
     device=cuda
     fast=(compile=true compile_mode=reduce-overhead precision=bf16)
+    recorded=(cuda_graph=true compile=true precision=bf16)
     images=1000000 copies=8 # so that an epoch has several batches
     cifar_size=()
     imagenet_size=(optim.batch=256 optim.lr=0.01)
@@ -96,15 +98,28 @@ from helpers.launch import write_tiny; write_tiny(Path('$work/cifar'))" || retur
 # All that is marked gpu: backends, finish, ceiling, copies beside a busy stream, several processes.
 step_tests() { "$python" -m pytest -q -p no:cacheprovider -m gpu --durations=10 tests; }
 
-# The full training, 16,800 steps, with an empty compile cache and again with a warm one. Expected: the second in under 60 s.
-step_cifar() {
-    local name
-    export TORCHINDUCTOR_CACHE_DIR=$work/compiled
-    rm -rf "$work/compiled" "$work"/run_cold "$work"/run_warm
-    for name in cold warm; do
-        time cifar "run_$name" "${fast[@]}" || return
-        cp "$work/run_$name/result.json" "$out/cifar_$name.json"
+cold_and_warm() { # the full training with an empty compile cache and again with a warm one: cold_and_warm NAME SETTINGS...
+    local name=$1 cache
+    shift
+    export TORCHINDUCTOR_CACHE_DIR=$work/compiled_$name
+    rm -rf "$TORCHINDUCTOR_CACHE_DIR" "$work/run_${name}_cold" "$work/run_${name}_warm"
+    for cache in cold warm; do
+        time cifar "run_${name}_$cache" "$@" || return
+        cp "$work/run_${name}_$cache/result.json" "$out/${name}_$cache.json"
     done
+}
+
+# 16,800 steps. Expected: with the warm cache in under 60 s.
+step_cifar() { cold_and_warm cifar "${fast[@]}"; }
+
+# The step as one CUDA graph beside the plain one: equal losses (to the bit), launches and milliseconds; then the full training with
+# it, compiled and not. Expected: with the warm cache in under 60 s, and faster than `cifar`.
+step_recorded() {
+    "$python" tests/studies/device_facts.py --device "$device" recorded || return
+    cold_and_warm recorded "${recorded[@]}" || return
+    rm -rf "$work/run_recorded_plain"
+    time cifar run_recorded_plain "${recorded[@]}" compile=false || return
+    cp "$work/run_recorded_plain/result.json" "$out/recorded_plain.json"
 }
 
 # Whether CUDA graphs are recorded once and nothing is compiled twice: ceiling, training, evaluation, an online teacher.
@@ -123,10 +138,11 @@ step_trace() {
     local name start=100 trace
     [[ -z ${REHEARSE:-} ]] || start=0
     "$python" tests/studies/launches.py --device "$device" || return
-    for name in eager fast; do
+    for name in eager fast recorded; do
         rm -rf "$work/run_trace"
-        local mode=("${fast[@]}")
-        [[ $name == fast ]] || mode=(compile=false)
+        local mode=(compile=false)
+        [[ $name != fast ]] || mode=("${fast[@]}")
+        [[ $name != recorded ]] || mode=("${recorded[@]}")
         # shellcheck disable=SC2046
         cifar run_trace "${mode[@]}" $(short 200) profile.start="$start" profile.steps=5 || return
         for trace in "$work"/run_trace/trace_*.json; do
@@ -166,16 +182,18 @@ step_bench() {
         "${fast[@]:0:1}" "${bench_size[@]}" --json "$out/bench_ffcv.json"
 }
 
-# deterministic=true: the same bits in two runs, and in one that was killed.
-step_exact() {
+# deterministic=true: the same bits in two runs, and in one that was killed; also with the step as one CUDA graph.
+step_exact() { exact compile=false && exact "${recorded[@]}"; }
+
+exact() {
     local run
     rm -rf "$work"/run_exact_*
     for run in a b; do
         # shellcheck disable=SC2046
-        cifar "run_exact_$run" deterministic=true $(short 400) || return
+        cifar "run_exact_$run" "$@" deterministic=true $(short 400) || return
     done
     # shellcheck disable=SC2046
-    cifar run_exact_killed deterministic=true $(short 400) save.every_steps=50 &
+    cifar run_exact_killed "$@" deterministic=true $(short 400) save.every_steps=50 &
     local training=$!
     for _ in $(seq 600); do
         compgen -G "$work/run_exact_killed/checkpoints/step_*" >/dev/null && break
@@ -185,7 +203,7 @@ step_exact() {
     kill -9 $training 2>/dev/null
     wait $training
     # shellcheck disable=SC2046
-    cifar run_exact_killed deterministic=true $(short 400) save.every_steps=50 || return
+    cifar run_exact_killed "$@" deterministic=true $(short 400) save.every_steps=50 || return
     sha256sum "$work"/run_exact_*/model.safetensors
     [[ $(sha256sum "$work"/run_exact_*/model.safetensors | cut -d' ' -f1 | sort -u | wc -l) == 1 ]]
 }
@@ -226,7 +244,7 @@ step_parity() { "$python" tests/studies/parity.py "$work/whole.beton" --device "
 
 # Tests that run on the CPU on every machine, of the modules that differ most between versions of torch and DALI.
 step_others() {
-    local chosen=(tests/unit/train/test_{meters,step,optim,ema}.py tests/unit/pipelines/{test_device,backends/test_dali}.py)
+    local chosen=(tests/unit/train/test_{meters,step,graph,optim,ema}.py tests/unit/pipelines/{test_device,backends/test_dali}.py)
     [[ -n ${REHEARSE:-} ]] || chosen+=(tests/unit/train/{objectives,watch,run} tests/unit/pipelines/test_loader.py)
     "$python" -m pytest -q -p no:cacheprovider "${chosen[@]}"
 }

@@ -33,6 +33,7 @@ from train.data import (
     views_of,
 )
 from train.ema import Ema
+from train.graph import require_one_gpu
 from train.loop import Training
 from train.networks.info import ModelInfo
 from train.networks.initial import Initial, initialise, initialise_all_but
@@ -181,6 +182,7 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
     """All parts of the training of the run in `folder`, which need not exist."""
     say, device = accelerator.print, accelerator.device
     require_packages(list(config.track.trackers))
+    require_one_gpu(config, accelerator)
     config = _with_the_runs_backend(config, folder)
     splits = open_splits(config)
     caches, backend, distill = _caches(config, splits.train, device, say)

@@ -51,6 +51,9 @@ class Config:
     "torch.compile the networks"
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
     "mode of torch.compile; reduce-overhead uses CUDA graphs, which pays where steps are short (CIFAR)"
+    cuda_graph: bool = False
+    """record forward and backward pass, clipping and optimizer as one CUDA graph, which a single launch runs: for steps so short
+    that launching their kernels limits the speed (CIFAR); with or without compile; on one GPU, not in fp16"""
     eval_only: bool = False
     "train nothing: evaluate the finished run, or the newest checkpoint of an unfinished one, on data.val and data.test"
 
@@ -69,6 +72,22 @@ class Config:
             raise ValueError(
                 f"compile_mode={self.compile_mode} with optim.accumulate={self.optim.accumulate}: a CUDA graph's next run "
                 "overwrites the gradients that are being summed; use compile_mode=default, or optim.accumulate=1"
+            )
+
+        if self.cuda_graph:
+            self._check_graph()
+
+    def _check_graph(self) -> None:
+        """ValueError for settings with which a step is not recorded as one CUDA graph."""
+        if self.compile and self.compile_mode in ("reduce-overhead", "max-autotune"):
+            raise ValueError(
+                f"compile_mode={self.compile_mode} with cuda_graph=true: it would record CUDA graphs of its own within that of "
+                "the step; use compile_mode=default or max-autotune-no-cudagraphs, or leave cuda_graph out"
+            )
+        if self.precision == "fp16":
+            raise ValueError(
+                "precision=fp16 with cuda_graph=true: steps with a loss scaler are not recorded; use precision=bf16, or leave "
+                "cuda_graph out"
             )
 
     def _check_mixtures(self) -> None:

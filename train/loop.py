@@ -140,7 +140,14 @@ def fit(
     total, epoch_steps = schedule.total_steps, order.steps_per_epoch
     meters = Meters(accelerator.device)
     train = TrainStep(
-        training.model, optimizer.optimizer, objective, config.optim, accelerator.scaler, meters=meters, ema=ema
+        training.model,
+        optimizer.optimizer,
+        objective,
+        config.optim,
+        accelerator.scaler,
+        meters=meters,
+        ema=ema,
+        graph=config.cuda_graph,
     )
     checkpoint = _newest(folder, config.resume, total, accelerator)
     first, best, unevaluated = 0, None, False

@@ -25,11 +25,11 @@ import torch
 from helpers.launch import run
 
 from models import Outputs
-from pipelines.batch import Batch
 from pipelines.files import write_json_atomic
 from pipelines.records.workers import Sample
 from pipelines.records.writing import write_records
 from train import assembly
+from train.objectives.methods import Given
 from train.objectives.objective import Objective
 
 FIXTURE = ROOT / "tests" / "fixtures" / "golden_run.json"
@@ -91,8 +91,8 @@ def losses(folder: Path, name: str = "student", *overrides: str) -> list[float]:
     found: list[float] = []
 
     class Recording(Objective):
-        def __call__(self, outputs: Outputs, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            loss, parts = super().__call__(outputs, batch, step)
+        def loss(self, outputs: Outputs, given: Given) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            loss, parts = super().loss(outputs, given)
             found.append(float(loss.detach()))
             return loss, parts
 

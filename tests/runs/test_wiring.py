@@ -32,6 +32,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from pipelines.loader import default_workers
 from pipelines.records.workers import Sample
 from pipelines.records.writing import write_records
+from train import assembly
 from train.evaluate import EvaluateConfig
 from train.predict import PredictConfig
 from train.settings import keys
@@ -1277,6 +1278,16 @@ def _(lab: Lab) -> None:
     cells = lab.cache("compile=true", f"compile_mode={MODE}", "cache.dir=compiled")
     assert [one for one in cells.compiled if one[0] != "function"] == [("teacher", MODE)]
     assert lab.t().compiled == [] and lab.cache().compiled == []
+
+
+@wire("cuda_graph")
+def _(lab: Lab) -> None:
+    """It needs a GPU. Where that is not asked, the optimizer has its rate as a tensor of the device, as a graph needs it."""
+    assert "cuda_graph=true needs a GPU" in lab.teacher("cuda_graph=true", *STILL, SHORT, fails=True).out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "require_one_gpu", lambda *_: None)
+        seen = lab.teacher("run=recorded", "cuda_graph=true", SHORT)
+    assert {type(lr) for lr in seen.lrs} == {torch.Tensor} and {type(lr) for lr in lab.t().lrs} == {float}
 
 
 @wire("eval_only")

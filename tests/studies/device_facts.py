@@ -7,6 +7,7 @@
     busy TRACE.json       of a trace (profile.steps): the share of its time in which a kernel ran, and kernels and launches a step
     optimizer             milliseconds of a step of SGD: fused, over lists, one parameter at a time
     wrapped               the step of ResNet-32 compiled with CUDA graphs inside DistributedDataParallel, on one process
+    recorded              the step of ResNet-32 as one CUDA graph beside the plain one: losses of 50 steps, launches, milliseconds
 
 Prints lines of text. Owns these measurements and none of the product's; every part runs on a CPU too, where it tells little.
 """
@@ -14,6 +15,7 @@ Prints lines of text. Owns these measurements and none of the product's; every p
 import argparse
 import collections
 import importlib
+import itertools
 import json
 import os
 import sys
@@ -27,6 +29,7 @@ sys.path[:1] = [str(ROOT), str(ROOT / "tests")]
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,6 +38,7 @@ from pipelines.augment.recipe import Recipe
 from pipelines.batch import Batch
 from pipelines.loader import Loader
 from pipelines.records.reader import Records
+from train.meters import Meters
 from train.networks.layout import DDP_OPTIONS, channels_last, compile_in_place, without_broadcasts
 from train.objectives.methods import DistillConfig
 from train.objectives.objective import Objective
@@ -43,6 +47,7 @@ from train.run.exits import guard
 from train.step import TrainStep
 
 LOADS, SIZES, CLASSES = (0.0, 0.65, 1.0), (1, 16, 64, 256), 100
+LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaMemcpyAsync", "cudaMemsetAsync", "cudaGraphLaunch")
 
 
 def pixels(file: str, device: torch.device) -> None:
@@ -163,10 +168,76 @@ def wrapped(device: torch.device, rounds: int, mode: str | None) -> None:
         torch.distributed.destroy_process_group()
 
 
+def recorded(device: torch.device, steps: int) -> None:
+    """Ends with code 1 where losses differ. They are equal to the bit: the algorithms are deterministic, and a float32 holds the
+    rates, to which a graph rounds them."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    accelerator = Accelerator(mixed_precision="bf16")
+    losses: dict[bool, list[list[float]]] = {}
+    modes = (None, "default") if device.type == "cuda" else (None,)
+    for exact, mode, graph in itertools.product((True, False), modes, (False, True)):
+        torch.use_deterministic_algorithms(exact)
+        torch.backends.cudnn.benchmark = not exact
+        meters = Meters(device)
+        step = _bsce_step(accelerator, device, mode, graph, meters)
+        if exact:
+            found = losses.setdefault(mode is not None, [])
+            found.append([])
+            for number in range(steps):
+                step(_images(number, device), number, 0.5 ** (2 + number % 4))
+                found[-1].append(meters.read(accelerator)["loss"])
+            continue
+        batch = _images(0, device)
+        taken = milliseconds(lambda step=step, batch=batch: step(batch, 0, 0.0), device, steps)
+        launched = _launches(lambda step=step, batch=batch: step(batch, 0, 0.0), device)
+        print(
+            f"resnet32, batch 128, bf16, compile_mode={mode}, cuda_graph={graph}: {taken:.2f} ms a step, "
+            f"{128 / taken * 1e3:,.0f} images/s, {launched} launches",
+            flush=True,
+        )
+    torch.use_deterministic_algorithms(False)
+    apart = {fast: max(abs(a - b) for a, b in zip(*found, strict=True)) for fast, found in losses.items()}
+    print(
+        f"largest difference of a loss in {steps} steps, plain and recorded, by whether it is compiled: {apart} (allowed: 0)"
+    )
+    raise SystemExit(int(any(apart.values())))
+
+
+def _images(number: int, device: torch.device) -> Batch:
+    rng = torch.Generator().manual_seed(number)
+    images = torch.randn(128, 3, 32, 32, generator=rng).to(device, memory_format=torch.channels_last)
+    labels = torch.randint(0, CLASSES, (128,), generator=rng).to(device)
+    return Batch(images.bfloat16(), labels, np.arange(128), np.zeros(128, np.int32), images)
+
+
+def _bsce_step(
+    accelerator: Accelerator, device: torch.device, mode: str | None, graph: bool, meters: Meters
+) -> TrainStep:
+    torch.manual_seed(0)
+    network = channels_last(build_model("resnet32", CLASSES).to(device)).train()
+    config = OptimConfig(batch=128, nesterov=True)
+    sgd = build_optimizer(network, config)
+    compile_in_place(network, mode is not None, mode or "")
+    model, sgd = accelerator.prepare(network, sgd)
+    counts = torch.ones(CLASSES, dtype=torch.int64, device=device)
+    objective = Objective(DistillConfig(method="bsce"), counts, None, compile_mode=mode)
+    return TrainStep(model, sgd.optimizer, objective, config, meters=meters, graph=graph)
+
+
+def _launches(work: Any, device: torch.device) -> int:
+    """What the host asks a GPU for in one call; 0 on a CPU."""
+    with torch.profiler.profile() as seen:
+        work()
+        synchronize(device)
+    events = seen.events()
+    assert events is not None
+    return sum(event.name.startswith(LAUNCHES) for event in events)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
-    parser.add_argument("part", choices=("pixels", "syncs", "busy", "optimizer", "wrapped"))
+    parser.add_argument("part", choices=("pixels", "syncs", "busy", "optimizer", "wrapped", "recorded"))
     parser.add_argument("given", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     device, on_gpu = torch.device(options.device), options.device == "cuda"
@@ -178,6 +249,8 @@ def main() -> None:
         busy(options.given[0])
     elif options.part == "optimizer":
         optimizer(device, 100 if on_gpu else 1)
+    elif options.part == "recorded":
+        recorded(device, 50 if on_gpu else 2)
     else:
         wrapped(device, 50 if on_gpu else 1, "reduce-overhead" if on_gpu else None)
 

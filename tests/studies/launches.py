@@ -148,7 +148,10 @@ def parts(name: str, device: torch.device) -> dict[str, int]:
     plain()
     found[f"optimizer of {name}"] = launches(step_alone, device)
     step = TrainStep(network, optimizer, objective, config, meters=Meters(device))
-    found[f"the whole step of {name} with ce"] = launches(lambda: step(batch, 0, 0.0), device)
+    whole = found[f"the whole step of {name} with ce"] = launches(lambda: step(batch, 0, 0.0), device)
+    recorded = TrainStep(network, optimizer, objective, config, meters=Meters(device), graph=True)
+    more = launches(lambda: recorded(batch, 0, 0.0), device) - whole  # copies into the graph
+    found["the same with cuda_graph=true, beside the one launch of the graph"] = more + found["meters of one part"]
     return found
 
 

@@ -29,6 +29,7 @@ from pipelines.records.reader import Records
 from tools.benchmark.clock import Source, Stream, Timing, endless
 from train.config import Config
 from train.data import make_loader, views_of
+from train.graph import WARM_UP, require_one_gpu
 from train.meters import Meters
 from train.networks.final import save_final
 from train.networks.info import ModelInfo
@@ -87,14 +88,20 @@ class Steps:
         compile_in_place(network, config.compile, config.compile_mode)
         self._model, self._optimizer = accelerator.prepare(network, optimizer)
         set_training(self._model)
-        self._accelerator, self._config = accelerator, config.optim
+        self._accelerator, self._config, self._graph = accelerator, config.optim, config.cuda_graph
 
     def of(self, objective: Objective) -> Callable[[Batch], int]:
         """A function that takes one step and returns the number of images."""
         accelerator = self._accelerator
         meters = Meters(accelerator.device)
         step = TrainStep(
-            self._model, self._optimizer.optimizer, objective, self._config, accelerator.scaler, meters=meters
+            self._model,
+            self._optimizer.optimizer,
+            objective,
+            self._config,
+            accelerator.scaler,
+            meters=meters,
+            graph=self._graph,
         )
 
         def take(batch: Batch) -> int:
@@ -159,12 +166,15 @@ class Ours:
     """
 
     def __init__(self, config: Config, records: Records, pool: np.ndarray, accelerator: Accelerator, folder: Path):
+        require_one_gpu(config, accelerator)
         # The temperature may not be chosen yet; the speed does not depend on it.
         distill = dataclasses.replace(config.distill, tau=config.distill.tau or 1.0)
         self._config = dataclasses.replace(config, distill=distill)
         self._records, self._pool, self._folder = records, pool, folder
         self._views = views_of(config, len(records))
         self._accelerator, self._device = accelerator, accelerator.device
+        # Batches before the clock starts; a graph is recorded in the last.
+        self._warm = WARM_UP + 1 if config.cuda_graph else 2
         self._distils = METHODS[distill.method].targets
         self._cache: Ensemble | None = None
         self.notes: list[str] = []
@@ -254,7 +264,7 @@ class Ours:
             finally:
                 batches.close()
 
-        return Stream(run, self._device)
+        return Stream(run, self._device, self._warm)
 
     # ---- (b) ----
 
@@ -298,7 +308,7 @@ class Ours:
             while True:
                 yield work()
 
-        return Stream(run, self._device)
+        return Stream(run, self._device, self._warm)
 
     # ---- (c), (d), (e) ----
 

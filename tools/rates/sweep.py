@@ -65,6 +65,7 @@ def sweep(training: Training, lrs: np.ndarray) -> Sweep:
         config.optim,
         accelerator.scaler,
         meters=meters,
+        graph=config.cuda_graph,
     )
     set_training(training.model)
     batches = training.loader.stream(training.order.plan(0, len(lrs)))

@@ -7,7 +7,7 @@ Invariant: a loss depends on its arguments alone; what changes during training i
 Shapes: B batch, C classes, E experts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -32,8 +32,8 @@ class Given(NamedTuple):
     "int64 [C]: training images per class, on the device as all tensors here"
     settings: "DistillConfig"
     "with the temperature resolved"
-    step: int
-    "the optimizer step, from 0"
+    step: int | Tensor
+    "the optimizer step, from 0; with cuda_graph=true an int64 scalar on the device, as a number would stay that of the recording"
     margins: Tensor | None = None
     "float32 [C]: LDAM's, in units of the logits; None for a hard term without"
     class_weights: Tensor | None = None
@@ -44,6 +44,8 @@ class Given(NamedTuple):
     "of images mixed from two: the second labels int64 [B], and the shares float32 [B] of the first; None: all have one label"
     shares: Tensor | None = None
     "float32 [B]: what the loss of each sample's label counts; None: 1"
+    by_temperatures: bool = False
+    "whether, in this step, the diversity of experts has a temperature for each class"
 
     @property
     def targets(self) -> Tensor:
@@ -56,6 +58,23 @@ class Given(NamedTuple):
         """The temperature, for a method that has one."""
         assert self.settings.tau is not None
         return self.settings.tau
+
+    def of_batch(self) -> list[Tensor]:
+        """The tensors that are others in every batch; the rest stays from step to step, until something is switched on."""
+        return [self.labels, *([] if self.soft is None else [self.soft]), *(self.mixture or ())]
+
+    def with_batch(self, tensors: Iterator[Tensor]) -> "Given":
+        """The same with the next of these in place of those of `of_batch`, in its order."""
+        labels = next(tensors)
+        soft = None if self.soft is None else next(tensors)
+        mixture = None if self.mixture is None else (next(tensors), next(tensors))
+        return self._replace(labels=labels, soft=soft, mixture=mixture)
+
+    def rest_is_that_of(self, other: "Given") -> bool:
+        """Whether another is the same but for the step and the tensors of the batch, so that the loss is the same program."""
+        changing = ("labels", "soft", "mixture", "step")
+        same = all(getattr(self, name) is getattr(other, name) for name in self._fields if name not in changing)
+        return same and len(self.of_batch()) == len(other.of_batch())
 
 
 Loss = Callable[[Outputs, Given], tuple[Tensor, Parts]]

@@ -76,9 +76,13 @@ class Objective:
 
     def __call__(self, outputs: Outputs, batch: Batch, step: int) -> tuple[torch.Tensor, Parts]:
         """(loss, its named parts) as scalars on the device, of the student's outputs in optimizer step `step`, from 0."""
+        return self.loss(outputs, self.given(batch, step))
+
+    def given(self, batch: Batch, step: int) -> Given:
+        """What the loss needs beside the student's outputs: targets, read or asked for, and what is switched on in this step."""
         soft = self._soft(batch) if self._targets else None
         weights = self._class_weights if self._begun(self._config.drw_from, step) else None
-        given = Given(
+        return Given(
             batch.labels,
             soft,
             self._log_prior,
@@ -89,8 +93,12 @@ class Objective:
             weights,
             self._target_weights,
             self._mixture(batch),
+            by_temperatures=self._begun(self._config.diversity_from, step),
         )
-        return self._loss(outputs, given, self._begun(self._config.diversity_from, step))
+
+    def loss(self, outputs: Outputs, given: Given) -> tuple[torch.Tensor, Parts]:
+        """(loss, its named parts) of the student's outputs; what it does depends on its arguments alone."""
+        return self._loss(outputs, given)
 
     def _soft(self, batch: Batch) -> torch.Tensor:
         """Raw logits of the teacher for the images of a batch, or, of mixtures, mixed from those for their parts."""
@@ -118,11 +126,11 @@ class Objective:
         """Whether the epoch from which on something is switched on has begun; None: it is never."""
         return epoch is not None and self._steps_per_epoch is not None and step >= epoch * self._steps_per_epoch
 
-    def _loss_of(self, outputs: Outputs, given: Given, by_temperatures: bool) -> tuple[torch.Tensor, Parts]:
+    def _loss_of(self, outputs: Outputs, given: Given) -> tuple[torch.Tensor, Parts]:
         """The method's loss, and diversity * Tbar^2 * KL(mean || expert), summed over the experts, where there is a diversity.
 
-        by_temperatures: whether each class has its temperature there, of which Tbar is the mean; else 1. What may be compiled is
-        here, so that the number of the step, which differs at every call, is not.
+        given.by_temperatures: whether each class has its temperature there, of which Tbar is the mean; else 1. What may be
+        compiled is here, so that what looks at the number of the step, which differs at every call, is not.
         """
         loss, parts = self._method.loss(outputs, given)
         config = self._config
@@ -131,7 +139,7 @@ class Objective:
         if outputs.experts is None:
             raise ValueError(f"distill.diversity={config.diversity}: the network has no experts")
         temperatures, mean_temperature = None, 1.0
-        if self._temperatures is not None and by_temperatures:
+        if self._temperatures is not None and given.by_temperatures:
             temperatures, mean_temperature = self._temperatures, self._mean_temperature
         apart, count = experts.divergence(outputs.experts, outputs.logits, temperatures), experts_of(outputs)
         parts = parts or {"hard": loss.detach() / count}

@@ -58,7 +58,7 @@ def measure_ceiling(
     scaler = torch.amp.GradScaler(device.type, enabled=accelerator.scaler is not None)
     random_states = torch.random.fork_rng([device] if device.type == "cuda" else [])
     with random_states, put_back(accelerator.unwrap_model(model), own):
-        step = TrainStep(model, own, objective.resident(), config.optim, scaler)
+        step = TrainStep(model, own, objective.resident(), config.optim, scaler, graph=config.cuda_graph)
         seconds = _seconds_per_step(step, batch)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

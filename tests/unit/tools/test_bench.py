@@ -223,6 +223,7 @@ def test_stock_ffcv_is_measured_too(work: Path, monkeypatch: pytest.MonkeyPatch)
         (["bench.yaml", "data.train=no.beton"], "no such record file"),
         (["bench.yaml", "data.backend=resident"], "it needs raw records"),
         (["bench.yaml", "model.name=resnet21", "--only", "b"], "no model is named 'resnet21'"),
+        (["bench.yaml", "cuda_graph=true"], "cuda_graph=true needs a GPU"),
         ([], "the first argument must be a config file"),
     ],
 )

@@ -84,6 +84,7 @@ def test_refusals_are_one_line_and_a_dry_run_writes_nothing(
         (config, "--out", "lr", "--steps", "3"): "3 given, 20..5000 allowed",
         (config, "--out", "lr", "optim.lrr=1"): "nearest: optim.lr",
         (config, "--out", "lr", "distill.method=kd", "distill.tau=3"): "needs targets",
+        (config, "--out", "lr", "cuda_graph=true"): "cuda_graph=true needs a GPU",
         (config, "--out", str(config)): "--out",
     }.items():
         code, _, err = find(monkeypatch, *words)

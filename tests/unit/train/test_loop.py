@@ -50,14 +50,18 @@ def test_the_images_of_a_bad_step_are_named_and_the_last_good_checkpoint(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss of one step in the second epoch is made NaN; its keys are those that step was given."""
-    seen, add = [], loop.Objective.__call__
+    seen, tell, add = [], loop.Objective.given, loop.Objective.loss
 
-    def spoilt(self, outputs, batch, step):
+    def told(self, batch, step):
         seen.append(batch.keys)
-        loss, parts = add(self, outputs, batch, step)
+        return tell(self, batch, step)
+
+    def spoilt(self, outputs, given):
+        loss, parts = add(self, outputs, given)
         return (loss * float("nan") if len(seen) == 10 else loss), parts
 
-    monkeypatch.setattr(loop.Objective, "__call__", spoilt)
+    monkeypatch.setattr(loop.Objective, "given", told)
+    monkeypatch.setattr(loop.Objective, "loss", spoilt)
     done = run("teacher", tiny_config(tmp_path, tiny), "run=r", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "the loss of step 9 is not finite" in done.stderr
     assert "step_00000007" in done.stderr

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models import Outputs, build_model, set_training
+from models import build_model, set_training
 from pipelines.batch import Batch
 from train.ema import Ema, EmaConfig
 from train.meters import Meters
-from train.objectives.methods import DistillConfig
+from train.objectives.methods import DistillConfig, Given
 from train.objectives.objective import Objective
 from train.optim import OptimConfig, build_optimizer
 from train.step import TrainStep
@@ -75,9 +75,9 @@ def test_the_objective_is_told_the_step_and_meters_and_average_of_it() -> None:
     seen = []
 
     class Recording(Objective):
-        def __call__(self, outputs: Outputs, batch: Batch, step: int):
+        def given(self, batch: Batch, step: int) -> Given:
             seen.append(step)
-            return super().__call__(outputs, batch, step)
+            return super().given(batch, step)
 
     config, model = OptimConfig(batch=B, accumulate=2), network()
     ema, meters = Ema(model, EmaConfig(decay=0.5)), Meters(torch.device("cpu"))
