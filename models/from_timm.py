@@ -38,7 +38,7 @@ def import_timm(wanted: str) -> Any:
 
 def published(name: str) -> Published:
     """The weights of timm's network NAME or NAME.TAG, downloaded unless they are in the cache of huggingface_hub."""
-    timm = import_timm("model.init=timm")
+    timm = import_timm("the download")
     if not _has_weights(timm, name):
         raise ValueError(
             f"timm {timm.__version__} names no weights for {name}; give a file of weights, model.init=FILE"

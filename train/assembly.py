@@ -296,8 +296,8 @@ def _note_on_patience(config: Config, schedule: Schedule) -> str | None:
     if patience < evaluations - 1:
         return None
     return (
-        f"warning: eval.patience={patience} cannot end this training, which has {counted(evaluations, 'evaluation')}; for more "
-        "type eval.every_epochs=1 or eval.every_steps=N"
+        f"warning: eval.patience={patience} cannot end this training, which has {counted(evaluations, 'evaluation')}; type a "
+        "smaller one, or eval.every_steps=N for more evaluations"
     )
 
 

@@ -43,10 +43,18 @@ def _refusal(path: Path, what: str, advice: str = AGAIN) -> UserError:
     return UserError(f"{path}: {what}; {advice}")
 
 
+def _folder_refusal(path: Path) -> UserError:
+    """For a folder in place of a file: it holds records, or images that were not converted yet."""
+    if names := sorted(file.name for file in path.glob("*.beton")):
+        return _refusal(path, "is a folder", f"name the file in it, {' or '.join(names[:4])}")
+    convert = f"python tools/convert.py folder --images {path} --out FILE.beton"
+    return _refusal(path, "is a folder without records", f"convert its images: {convert}")
+
+
 def _map_file(path: Path) -> mmap.mmap:
     """A read-only map of the whole file, long enough to hold header and field descriptors."""
     if path.is_dir():
-        raise _refusal(path, "is a folder", "name the .beton file in it")
+        raise _folder_refusal(path)
     try:
         size = os.stat(path).st_size
         if size < TABLE_START:

@@ -56,7 +56,7 @@ def place(tmp_path: Path) -> Path:
     write_classes(tmp_path / "others", 12, [8] * 10)
     convert = "python tools/convert.py folder --recipe imagenet_lt"
     run_here(f"{convert} --images others --out others.beton", tmp_path)
-    bare = ("data.train=others.beton", "data.val=null", "data.test=null", "save.keep_best=no")
+    bare = ("model.init=null", "data.train=others.beton", "data.val=null", "data.test=null", "save.keep_best=no")
     length = ("eval.patience=null", "schedule.epochs=5", "run=other")
     run("teacher", CONFIG, *SMALL, *bare, *length, cwd=tmp_path)
     return tmp_path

@@ -152,8 +152,10 @@ def test_imagenet_lt_and_inaturalist(
 def test_your_own_images(place: Path) -> None:
     write_jpegs(place, [f"MY_IMAGES/{kind}/{i}.jpg" for kind in ("ant", "bee") for i in range(10)])
     torch.save(build_model("resnet10", 1000).state_dict(), place / "WEIGHTS.pth")
-    _, info, trained, best = run_block(block("Your own images"), place, LARGE)
+    write_jpegs(place, [f"NEW_IMAGES/{i}.jpg" for i in range(3)])
+    _, info, trained, best, _ = run_block(block("Your own images"), place, LARGE)
     assert "ant" in info and "the classifier stays as drawn" in trained and "of its best evaluation" in best
+    assert len((place / "predictions.csv").read_text().splitlines()) == 1 + 3
     found = result(place, "mine")
     assert (found["val"]["samples"], found["test"]["samples"]) == (2, 4) and "test_ema" in found
     assert len(Records(place / "data/mine/train.beton")) == 14

@@ -49,7 +49,10 @@ def _class_names(folders: Collection[str]) -> dict[str, str]:
 def _classes(where: Path | str, folders: Collection[str]) -> dict[str, str]:
     """As _class_names, of folders that can be classes."""
     if not folders:
-        raise UserError(f"{where}: no sub-folders found; every class needs its own, with its images in it")
+        raise UserError(
+            f"{where}: no sub-folders found; every class needs its own, with its images in it; "
+            "train/predict.py takes images without classes as they are"
+        )
     for folder in folders:
         if why := class_lists.unfit(folder):
             raise UserError(f"{where}: the folder {folder!r} cannot name a class ({why} in a class list); rename it")

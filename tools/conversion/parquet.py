@@ -42,6 +42,8 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give Parquet files, such as data/train-*.parquet") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; give the files in it, such as {path}/train-*.parquet") from None
     except raised as error:
         why = quoted(first_line(error), 160)
         raise UserError(f"{path}: not a readable Parquet file, or damaged ({why}); download it again") from None

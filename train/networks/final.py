@@ -24,6 +24,7 @@ from train.networks.info import ModelInfo
 from train.networks.tensor_files import Tensors, encode, read_tensors, sha256_of
 from train.run.lock import status_of
 from train.run.place import run_folder
+from train.watch.text import short_list
 
 
 def save_final(run_dir: Path, model_state: Tensors, info: ModelInfo, ema_state: Tensors | None = None) -> None:
@@ -77,8 +78,8 @@ def why_not_final(folder: Path) -> str:
         )
     if folder.exists():
         return f"{folder} holds no run: no model.json in it; give the name or the folder of a finished run"
-    near = difflib.get_close_matches(
-        folder.name, sorted(path.parent.name for path in folder.parent.glob("*/model.json"))
-    )
-    hint = f"; finished runs with a name like it: {', '.join(near)}" if near else ""
+    there = sorted(path.parent.name for path in folder.parent.glob("*/model.json"))
+    hint = f"; finished runs there: {short_list(there, 5)}" if there else ""
+    if near := difflib.get_close_matches(folder.name, there):
+        hint = f"; finished runs with a name like it: {', '.join(near)}"
     return f"no run '{folder.name}': there is no folder {folder}{hint}"

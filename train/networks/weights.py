@@ -258,6 +258,8 @@ def _refuse_other_files(path: Path, key: str) -> None:
             raise UserError(f"{key}={path} is no regular file; give a file of weights, .safetensors or .pth")
         with open(path, "rb") as file:
             start = file.read(512)
+    except FileNotFoundError as error:
+        raise UserError(f"{key}={path}: there is no such file; give a file of weights, .safetensors or .pth") from error
     except OSError as error:
         raise UserError(f"{key}={path}: cannot be read ({error.strerror})") from error
     if not start:

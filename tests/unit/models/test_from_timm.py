@@ -39,7 +39,9 @@ def test_a_timm_that_does_not_import_is_one_line_that_says_what_to_type(
 def test_without_timm_its_weights_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     spec = ModelSpec("resnet18", 5)
-    with pytest.raises(UserError, match="^model.init=timm: .*needs the timm package; type: bash tools/setup.sh timm$"):
+    with pytest.raises(
+        UserError, match="^model.init=timm: the download needs the timm package; type: bash tools/setup.sh timm$"
+    ):
         initialise(spec.build(), "timm", spec, list("abcde"))
 
 

@@ -298,5 +298,5 @@ def test_early_stopping_needs_images_to_select_by(tiny: Path, tmp_path: Path) ->
     assert "eval.patience=0" in refused(tmp_path, "teacher", config, "eval.patience=0")
     dry = (*given, val, "data.test=null", "--dry-run")
     useless = run("teacher", config, *dry, "eval.every_epochs=1", cwd=tmp_path).stdout
-    assert "eval.patience=2 cannot end this training, which has 3 evaluations" in useless
+    assert "eval.patience=2 cannot end this training, which has 3 evaluations; type a smaller one" in useless
     assert "cannot end" not in run("teacher", config, *dry, "eval.every_steps=5", cwd=tmp_path).stdout

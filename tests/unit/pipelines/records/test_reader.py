@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import shlex
 import sys
 import zlib
@@ -184,7 +185,12 @@ def test_images_never_cross_a_page(tmp_path: Path) -> None:
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.beton: no such record file; write it with tools/convert\.py"):
         Records(tmp_path / "none.beton")
-    with pytest.raises(UserError, match="is a folder; name the .beton file in it"):
+    convert = f"python tools/convert.py folder --images {tmp_path} --out FILE.beton"
+    with pytest.raises(UserError, match=re.escape(f"is a folder without records; convert its images: {convert}")):
+        Records(tmp_path)
+    for name in ("train.beton", "test.beton"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"is a folder; name the file in it, test.beton or train.beton"):
         Records(tmp_path)
 
 

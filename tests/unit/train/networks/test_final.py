@@ -62,6 +62,8 @@ def test_final_weights_that_are_not_there(tmp_path: Path):
     save_final(run, {"w": torch.ones(10)}, INFO)
     with pytest.raises(UserError, match="no run 'bsce_if10-s0'.*; finished runs with a name like it: bsce_if100-s0"):
         load_final(tmp_path / "bsce_if10-s0")
+    with pytest.raises(UserError, match="no run 'mine'.*; finished runs there: bsce_if100-s0$"):
+        load_final(tmp_path / "mine")
     damage(run / "model.safetensors")
     with pytest.raises(UserError, match="model.safetensors is damaged"):
         load_final(run)

@@ -122,8 +122,8 @@ def test_weights_of_which_nothing_fits_are_refused(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("nowhere.pth", "model.init=nowhere.pth: cannot be read .No such file"),
-        ("./nowhere.safetensors", "model.init=nowhere.safetensors: cannot be read"),
+        ("nowhere.pth", "model.init=nowhere.pth: there is no such file; give a file of weights, .safetensors or .pth"),
+        ("./nowhere.safetensors", "model.init=nowhere.safetensors: there is no such file"),
         ("nobody", "model.init=nobody: no run 'nobody': there is no folder runs/nobody"),
     ],
 )

@@ -331,7 +331,7 @@ def test_messages_name_the_setting_that_was_given(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"nothing")
     for source, words in (
         (tmp_path / "a.safetensors", "model.init=.*a.safetensors is damaged, or no file of weights"),
-        (tmp_path / "b.safetensors", "model.init=.*b.safetensors: cannot be read"),
+        (tmp_path / "b.safetensors", "model.init=.*b.safetensors: there is no such file"),
         (tmp_path / "c", "model.init=.*c: no run 'c'"),
     ):
         with pytest.raises(UserError, match=words):
