@@ -307,11 +307,11 @@ def _check_overlaps(config: Config, splits: Splits, say: Say) -> None:
         same = f"data.{split} and data.{other} share {share:.0%} of their images"
         if config.save.keep_best == "val" and "val" in (split, other):
             on_test = "test" in (split, other)
-            how = "; to select on the test split, type save.keep_best=test_split_knowingly" if on_test else ""
+            more = "data.test=null, save.keep_best=test_split_knowingly or " if on_test else ""
             what = "the test split" if on_test else "training images"
             raise UserError(
                 f"save.keep_best=val would select on {what}: {same}; give data.val images of its own (tools/convert.py folder "
-                f"--val SHARE makes them), or leave save.keep_best out{how}"
+                f"--val SHARE makes them), or type {more}save.keep_best=no"
             )
         say(f"warning: {same}")
 
