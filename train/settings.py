@@ -366,6 +366,8 @@ def _rejected(leaf: Leaf, hint: Any) -> UserError:
     items = leaf.value if isinstance(leaf.value, list) else [leaf.value]
     close = [near for item in items for near in difflib.get_close_matches(str(item), choices, n=1)]
     meant = f"; did you mean {leaf.key}={_as_given(close if listed else close[0])}?" if close else ""
+    if listed and leaf.value is None:
+        meant = "; the empty list is []"
     given = quoted(_as_given(leaf.value))
     return UserError(f"{leaf.key}={given} ({leaf.origin}): {leaf.key} takes {type_text(hint)}{meant}")
 

@@ -29,7 +29,7 @@ _NOT_PARTS = {
         "data_wait",
         "peak_memory_gb",
     ),
-    *("first_step_s", "val", "test"),
+    "first_step_s",
 }
 
 
@@ -75,7 +75,14 @@ def section(material: Material) -> Section:
         raise UserError("no run has a metrics.jsonl: exports and files of predictions have none")
     entries = material.entries
     logged = list(
-        dict.fromkeys(name for one in lines.values() for line in one for name in line if name not in _NOT_PARTS)
+        dict.fromkeys(
+            name
+            for one in lines.values()
+            for line in one
+            if "loss" in line  # else an evaluation
+            for name in line
+            if name not in _NOT_PARTS
+        )
     )
     figures = []
     for name, words in {

@@ -84,7 +84,9 @@ def test_a_selection_on_other_images_than_those_of_val(
     val = f"data.val={tmp_path}/{name}"
     line = refused(taught, "teacher", *splits, val, "save.keep_best=val")
     assert words in line and "give data.val images of its own" in line
-    assert ("save.keep_best=test_split_knowingly or save.keep_best=no" in line) == ("test split:" in words or "test split" in words)
+    assert ("save.keep_best=test_split_knowingly or save.keep_best=no" in line) == (
+        "test split:" in words or "test split" in words
+    )
     share = "data.train" if name == "train.beton" else "data.val"
     told = run("teacher", *splits, val, cwd=taught).stdout  # selects nothing: told, on the first screen
     assert "warning: data." in told and share in told

@@ -195,7 +195,9 @@ def test_damaged_files_are_told_in_one_line(
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     assert "type: git lfs pull" in refused(capsys, "parquet", "--files", *files, *out)
     assert "no such file; give Parquet files" in refused(capsys, "parquet", "--files", tmp_path / "none", *out)
-    assert f"is a folder; give the files in it, such as {tmp_path}/" in refused(capsys, "parquet", "--files", tmp_path, *out)
+    assert f"is a folder; give the files in it, such as {tmp_path}/" in refused(
+        capsys, "parquet", "--files", tmp_path, *out
+    )
 
 
 def test_without_pyarrow_the_line_says_what_to_type(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ def logged(steps: int) -> list[dict]:
 
 
 def test_a_section_of_two_methods(tmp_path: Path) -> None:
-    evaluated = [{"step": 5, "epoch": 0.5, "test": {"top1": 0.25}}]
+    evaluated = [{"step": 5, "epoch": 0.5, "test": {"top1": 0.25}, "test_ema": {"top1": 0.3}}]  # as with ema.decay
     one = made_run(
         "a", write(tmp_path / "a", logged(10) + evaluated), files={"result.json": {"epochs": 1, "test": {"top1": 0.5}}}
     )
