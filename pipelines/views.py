@@ -48,6 +48,8 @@ class ViewDataset(Dataset[ViewItem]):
         std: Sequence[float] | None = None,
         backend: str = "reference",
     ) -> None:
+        if not isinstance(records, Records):
+            raise TypeError(f"records is a {type(records).__name__}: give pipelines.records.Records(FILE)")
         if (mean is None) != (std is None):
             raise ValueError("mean and std go together")
         if recipe.mix is not None:  # an item would be one image of the two, and a cache's target that of the mixture

@@ -334,7 +334,7 @@ def load(cls: type[C], path: Path | str, overrides: list[str] | tuple[str, ...] 
             # "???" marks a value that the user of the file must give.
             OmegaConf.update(tree, leaf.key, leaf.value)
         except OmegaConfBaseException as error:
-            raise _rejected(leaf, known[leaf.key].hint) from error
+            raise _rejected(leaf, known[leaf.key]) from error
     try:
         values = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -358,18 +358,18 @@ def _check(values: Any, leaf: Leaf, key: Key) -> None:
         raise UserError(f"{leaf.key}={quoted(_as_given(leaf.value))} ({leaf.origin}): {error}") from error
 
 
-def _rejected(leaf: Leaf, hint: Any) -> UserError:
-    inner, _ = without_none(hint)
+def _rejected(leaf: Leaf, known: Key) -> UserError:
+    inner, _ = without_none(known.hint)
     listed = get_origin(inner) is list
     element = get_args(inner)[0] if listed else inner
     choices = [str(arg) for arg in get_args(element)] if get_origin(element) is Literal else []
     items = leaf.value if isinstance(leaf.value, list) else [leaf.value]
     close = [near for item in items for near in difflib.get_close_matches(str(item), choices, n=1)]
     meant = f"; did you mean {leaf.key}={_as_given(close if listed else close[0])}?" if close else ""
-    if listed and leaf.value is None:
-        meant = "; the empty list is []"
+    if leaf.value is None and known.default is not MISSING:
+        meant = f"; its default is {value_text(known.default)}"
     given = quoted(_as_given(leaf.value))
-    return UserError(f"{leaf.key}={given} ({leaf.origin}): {leaf.key} takes {type_text(hint)}{meant}")
+    return UserError(f"{leaf.key}={given} ({leaf.origin}): {leaf.key} takes {type_text(known.hint)}{meant}")
 
 
 def _build(cls: type[C], values: Any, prefix: str) -> C:

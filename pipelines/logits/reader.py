@@ -153,6 +153,8 @@ class LogitCache:
 
     def keys_of(self, names: Sequence[str]) -> np.ndarray:
         """int64 [B]: the keys of samples by their names; UserError, naming the first, for names that the cache does not know."""
+        if isinstance(names, str):  # a sequence, too: of letters
+            raise TypeError(f"names is the text {names!r}: give a list of names")
         keys = np.array([sample_key(name) for name in names], np.int64)
         unknown = np.flatnonzero(self._keys[self._places(keys)] != keys)
         if len(unknown):
@@ -217,6 +219,8 @@ class LogitCache:
 
         records: those of the same keys and views; pixels: cache.pixels.
         """
+        if len(crops) != len(records):  # numpy would compare one with all
+            raise ValueError(f"{len(crops)} crops and {len(records)} records: one record for each crop")
         stored = Fingerprints(np.ascontiguousarray(records[:, :4]).view("<u4")[:, 0], records[:, 4:FINGERPRINT_BYTES])
         verdict = compare(stored, self._fingerprinter(crops))
         if verdict == "other":

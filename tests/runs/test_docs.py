@@ -90,6 +90,8 @@ def test_a_dataset_and_a_cache_of_ones_own(work: Path, capfd: pytest.CaptureFixt
         some = torch.stack([crops[i].image for i in (0, 7, -1)])
         keys = names["records"].keys[[0, 7, -1]]
         assert names["cache"].check_pixels(some, names["cache"].records(keys, [1, 1, 1]), "close") == "same"
+        with pytest.raises(ValueError, match="3 crops and 2 records: one record for each crop"):
+            names["cache"].check_pixels(some, names["cache"].records(keys[:2], [1, 1]), "close")
         names["teacher"] = network.eval()
         exec(writing, names)
         written = LogitCache("my_caches")

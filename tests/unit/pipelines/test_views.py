@@ -79,6 +79,8 @@ def test_what_makes_no_sense_is_refused_at_once(records: Records, tmp_path: Path
         ViewDataset(records, RECIPE, seed=0, view=0, mean=MEAN)
     with pytest.raises(ValueError, match="view -1: views are counted from 0"):
         ViewDataset(records, RECIPE, seed=0, view=-1)
+    with pytest.raises(TypeError, match=r"records is a str: give pipelines\.records\.Records\(FILE\)"):
+        ViewDataset("a.beton", RECIPE, seed=0, view=0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="pad_crop needs 24x24 images"):
         ViewDataset(records, Recipe(crop="pad_crop", size=24), seed=0, view=0)
 

@@ -152,7 +152,7 @@ WRONG = [  # (text of the override, what the message must hold)
     ("data.mean=[0.5", "data.mean=[0.5 (command line): not valid YAML"),
     ("data.pair=[1]", "data.pair takes [int, int]"),
     ("data.paths=a", "data.paths takes [str, ...]"),
-    ("data.paths=null", "data.paths takes [str, ...]; the empty list is []"),
+    ("data.paths=null", "data.paths takes [str, ...]; its default is []"),
     ("optim=3", "optim=3 (command line): optim is a section; its keys: optim.lr, optim.nesterov, optim.clip"),
     ("optim.lr=.inf", "optim.lr=inf (command line): takes finite numbers"),
     ("optim.lr=1e400", "optim.lr=1e400 (command line): takes finite numbers"),

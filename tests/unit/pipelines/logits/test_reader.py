@@ -103,6 +103,8 @@ def test_keys_by_name(large: Path, many: Records) -> None:
         cache.keys_of([*names, "one.jpg", "two.jpg"])
     with pytest.raises(UserError, match=r"has no sample named two\.jpg: "):
         cache.keys_of(["two.jpg"])
+    with pytest.raises(TypeError, match="names is the text 'two.jpg': give a list of names"):
+        cache.keys_of("two.jpg")
 
 
 def test_what_is_not_there(large: Path, many: Records) -> None:
