@@ -64,8 +64,8 @@ def _leave_at_once(code: int) -> NoReturn:
 
 
 def _launchers_store() -> TCPStore | None:
-    """The launcher's store, which outlives every rank; None if there is none, or if it does not answer."""
-    if launcher.gone():
+    """The launcher's store, which outlives every rank, or else that of rank 0; None if there is none, or no answer."""
+    if launcher.gone() or not (launcher.has_store() or torch.distributed.is_initialized()):
         return None
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

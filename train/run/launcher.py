@@ -34,6 +34,11 @@ def restarts() -> bool:
     return os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 
 
+def has_store() -> bool:
+    """Whether something listens at MASTER_ADDR before the ranks have met: torch's launcher may leave that to rank 0."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "False"
+
+
 def asked_for_several() -> bool:
     """Whether accelerate was asked for several processes, but has started this one alone.
 

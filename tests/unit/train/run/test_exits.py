@@ -1,6 +1,7 @@
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -63,6 +64,22 @@ def test_an_error_is_told_even_if_the_launcher_cannot_be_asked(capsys, monkeypat
 
     assert guard(main) == 2
     assert capsys.readouterr().err == "error: x\n"
+
+
+def test_a_launcher_without_a_store_is_not_asked_for_one(capfd, monkeypatch):
+    """TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: before the ranks meet nothing listens there, and torch prints a stack for each try."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    given = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in (given | {"TORCHELASTIC_USE_AGENT_STORE": "False"}).items():
+        monkeypatch.setenv(name, value)
+
+    def main(argv: list[str]) -> None:
+        raise UserError("x")
+
+    assert guard(main) == 2
+    assert capfd.readouterr().err == "error: x\n"
 
 
 def test_a_rank_ends_with_its_code_whatever_happens_at_the_interpreters_end(tmp_path):
