@@ -67,7 +67,7 @@ def test_an_error_is_told_even_if_the_launcher_cannot_be_asked(capsys, monkeypat
 
 
 def test_a_launcher_without_a_store_is_not_asked_for_one(capfd, monkeypatch):
-    """TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: before the ranks meet nothing listens there, and torch prints a stack for each try."""
+    """TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: before the ranks meet nothing listens there; torch prints a stack for each try."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
