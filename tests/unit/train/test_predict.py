@@ -167,7 +167,10 @@ def test_a_stated_prior_is_bayes_rule(work: Path, run_name: str) -> None:
         (["t", "images", "out=x.txt"], "out=x.txt: a name that ends with .csv or .parquet expected"),
         (["t", "images", "out=none/x.csv"], "out=none/x.csv: cannot write"),
         (["t", "images", "top=0"], "top=0: must be at least 1"),
-        (["t", "images", "prior=flat"], "prior=flat: No such file"),
+        (
+            ["t", "images", "prior=flat"],
+            "prior=flat: no such file; give uniform, train, records (.beton) or a text file",
+        ),
         (["t", "images", "prior=short.txt"], "prior=short.txt has 2 classes, run runs/t has 5"),
         (["t", "images", "prior=zero.txt"], "class 0 has no images; its prior has no logarithm"),
         (["ldam", "images", "prior=uniform"], "not known which class distribution its logits hold"),
