@@ -51,6 +51,7 @@ def test_what_dies_is_started_again_and_what_was_stopped_is_not(
     (folder / "stop").touch()
     said, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 0, said
+    assert "Traceback" not in said and "fault of the program" not in said, said
     assert "resumed after step" in said and said.count("stopped by the stop file after step") == 1
     assert len(sessions(folder)) == 2 and sessions(folder)[-1] == "stopped" and not alive(tmp_path)
 

@@ -6,6 +6,7 @@ launcher would begin it again that a person has stopped (stops.py).
 
 import atexit
 import os
+import re
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -18,6 +19,8 @@ from pipelines.errors import UserError, first_line
 from train.run import launcher
 from train.run.endings import exit_code, script
 from train.run.stops import Stopped
+
+_PEER_DIED = re.compile(r"gloo/transport.*Connection (reset|closed) by peer", re.DOTALL)
 
 
 def guard(main: Callable[[list[str]], int | None]) -> int:
@@ -43,6 +46,13 @@ def _until_stopped(main: Callable[[list[str]], int | None], argv: list[str]) -> 
             "optim.accumulate for the same batch in parts; if it happened in an evaluation or a cache, a smaller eval.batch or "
             "cache.batch"
         ) from error
+    except RuntimeError as error:
+        if torch.distributed.is_initialized() and _PEER_DIED.search(str(error)):
+            raise UserError(
+                "another process of this group has ended before its work was done; its own lines or the launcher's say why, and "
+                "the same command goes on"
+            ) from error
+        raise
 
 
 def _say_once(line: str) -> None:

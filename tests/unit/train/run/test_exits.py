@@ -13,6 +13,7 @@ from helpers import warm
 from helpers.closed import closed
 
 from pipelines.errors import UserError
+from train.run import exits
 from train.run.endings import exit_code
 from train.run.exits import guard
 
@@ -80,6 +81,22 @@ def test_a_launcher_without_a_store_is_not_asked_for_one(capfd, monkeypatch):
 
     assert guard(main) == 2
     assert capfd.readouterr().err == "error: x\n"
+
+
+def test_another_rank_that_died_is_no_fault_of_this_one(monkeypatch):
+    """Gloo's words; tests/runs/test_launchers.py kills a rank."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    gloo = (
+        "[/torch/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:4: Connection reset by peer. This is typically"
+    )
+
+    def main(argv: list[str]) -> None:
+        raise RuntimeError(argv[0])
+
+    with pytest.raises(UserError, match="^another process of this group has ended before its work was done"):
+        exits._until_stopped(main, [gloo])
+    with pytest.raises(RuntimeError, match="^a shape$"):
+        exits._until_stopped(main, ["a shape"])
 
 
 def test_a_rank_ends_with_its_code_whatever_happens_at_the_interpreters_end(tmp_path):
