@@ -1275,6 +1275,7 @@ def _(lab: Lab) -> None:
     assert networks == [("student", MODE), ("teacher", MODE)]
     assert seen.compiled.count(("function", MODE)) == 1  # the loss
     assert seen.compiled.count(("function", None)) == 3  # the finish of training, evaluation, teacher
+    assert "the first steps compile the network" in seen.out
     cells = lab.cache("compile=true", f"compile_mode={MODE}", "cache.dir=compiled")
     assert [one for one in cells.compiled if one[0] != "function"] == [("teacher", MODE)]
     assert lab.t().compiled == [] and lab.cache().compiled == []
