@@ -32,7 +32,7 @@ from tools.conversion.joining import (
     show_report,
 )
 from tools.conversion.listing import Listed, read_list
-from tools.conversion.names import read_classes, stripped
+from tools.conversion.names import read_classes, read_lines, stripped
 from tools.conversion.output import convert, convert_images, convert_parts, part_outputs, refuse
 from tools.conversion.parquet import read_parquet
 from tools.conversion.storage import encoding_of
@@ -136,6 +136,7 @@ def run_list(args: argparse.Namespace) -> None:
     given = read_classes(args.classes) if args.classes else None
     others = [root for root in args.root if not inside_archive(root)]
     if not others:
+        _require_list(args.list)
         _convert_joined(args, given, read_archives(args.root))
         return
     root = others[0]
@@ -183,11 +184,18 @@ def _convert_files(args: argparse.Namespace, read: Callable[[], Images]) -> None
     encoding_of(args)
     check_output(args.out, args.force)
     given = read_classes(args.classes) if args.classes else None
+    if args.list:
+        _require_list(args.list)
     images = read()
     if args.list:
         _convert_joined(args, given, images)
     else:
         convert_images(args.out, *labelled(images, given, args), args)
+
+
+def _require_list(file: Path) -> None:
+    """A list that cannot be read is said at once: to go through a large archive takes an hour."""
+    read_lines(file, "the list")
 
 
 def _convert_joined(args: argparse.Namespace, given: list[str] | None, images: Images) -> None:

@@ -67,6 +67,18 @@ def test_a_compressed_tar_keeps_its_own_order(tmp_path: Path, packing: str) -> N
     assert records.digest == folder.digest
 
 
+def test_a_list_that_is_not_there_is_said_before_the_archive_is_gone_through(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_tar(tmp_path / "a.tar", images(), "w:gz")
+    words = ["list", "--root", path, "--list", tmp_path / "none.txt", "--out", tmp_path / "a.beton"]
+    assert convert.main([*map(str, words)]) == 2
+    said = capsys.readouterr().err
+    assert (
+        said.startswith(f"error: {tmp_path}/none.txt: the list cannot be read: No such file") and said.count("\n") == 1
+    )
+
+
 def test_splits_of_a_compressed_tar(tmp_path: Path) -> None:
     files = {f"ant/{number}.jpg": picture(number) for number in range(6)}
     path = write_tar(tmp_path / "a.tgz", files, "w:gz")
