@@ -90,6 +90,8 @@ def _read_shard(path: Path, field: str | None) -> Shard:
 def read_shards(paths: Sequence[Path], field: str | None = None) -> Images:
     """The images of all shards of a split, with their labels, -1 for none. field: of .json, that holds the label."""
     refuse_repeated(paths, "shard")
+    if folder := next((path for path in paths if path.is_dir()), None):
+        raise UserError(f"{folder} is a folder; give the shards in it, such as {folder}/*.tar")
     shards = [_read_shard(path, field) for path in paths]
     keys = [key for shard in shards for key in shard.images]
     if not keys:

@@ -134,6 +134,8 @@ def test_shards_that_say_too_little(
 ) -> None:
     path = write_tar(tmp_path / "a.tar", files)
     assert words in refused(capsys, "webdataset", "--shards", path, "--out", tmp_path / "a.beton")
+    folder = refused(capsys, "webdataset", "--shards", tmp_path, "--out", tmp_path / "a.beton")
+    assert f"{tmp_path} is a folder; give the shards in it, such as {tmp_path}/*.tar" in folder
 
 
 def test_keys_end_at_the_first_dot(tmp_path: Path) -> None:
