@@ -17,7 +17,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
 
@@ -203,6 +203,7 @@ def _given(node: yaml.Node) -> str:
     return quoted(" ".join((start.buffer or "")[start.pointer : end.pointer].split()))
 
 
+@functools.lru_cache(64)  # a plan of many runs reads the same files again and again; nodes are only read
 def _compose(text: str, what: str) -> yaml.Node | None:
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
@@ -322,12 +323,65 @@ def _empty_tree(cls: type) -> Any:
     return OmegaConf.structured(cls)
 
 
+@functools.cache
+def _defaults(cls: type) -> Any:
+    """The tree of values of an empty file; None where one must be given."""
+    try:
+        return OmegaConf.to_container(_empty_tree(cls), throw_on_missing=True)
+    except MissingMandatoryValue:
+        return None
+
+
+@functools.cache
+def _single(hint: Any) -> type:
+    """A dataclass with the one field `value` of a declared type."""
+    return make_dataclass("Single", [("value", hint)])
+
+
+@functools.lru_cache(4096)
+def _alone(hint: Any, text: str | tuple[str | None, ...] | None) -> Any:
+    """A value converted to its declared type; texts come again in file after file."""
+    tree = copy.deepcopy(_empty_tree(_single(hint)))
+    OmegaConf.update(tree, "value", list(text) if isinstance(text, tuple) else text)
+    return OmegaConf.to_container(tree)["value"]  # pyright: ignore
+
+
+def _is_alone(leaf: Leaf) -> bool:
+    """Whether a setting's value depends on nothing else: `${...}` is read from the tree, ??? marks a missing value, and a
+    mapping adds to the one before it."""
+    items = leaf.value if isinstance(leaf.value, list) else [leaf.value]
+    return all(item is None or (isinstance(item, str) and "${" not in item and item != "???") for item in items)
+
+
 def load(cls: type[C], path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> C:
     """A YAML file with `a.b=c` overrides on top; a UserError names the key at fault and its origin."""
     leaves = list(_file_leaves(cls, Path(path)))
     for override in overrides:
         leaves += _override_leaves(cls, override)
-    known, given, tree = keys(cls), {}, copy.deepcopy(_empty_tree(cls))
+    known, given = keys(cls), {leaf.key: leaf for leaf in leaves}
+    in_tree = _defaults(cls) is None or not all(map(_is_alone, leaves))
+    values = _of_tree(cls, leaves, known, path) if in_tree else _of_each(cls, leaves, known)
+    for leaf in given.values():
+        _check(values, leaf, known[leaf.key])
+    return _build(cls, values, "")
+
+
+def _of_each(cls: type, leaves: list[Leaf], known: dict[str, Key]) -> Any:
+    """The values where none depends on another: what `_of_tree` gives, in a fifth of the time."""
+    values = copy.deepcopy(_defaults(cls))
+    for leaf in leaves:
+        *sections, name = leaf.key.split(".")
+        text = tuple(leaf.value) if isinstance(leaf.value, list) else leaf.value
+        try:
+            value = _alone(known[leaf.key].hint, text)
+        except OmegaConfBaseException as error:
+            raise _rejected(leaf, known[leaf.key]) from error
+        functools.reduce(operator.getitem, sections, values)[name] = copy.copy(value)
+    return values
+
+
+def _of_tree(cls: type, leaves: list[Leaf], known: dict[str, Key], path: Path | str) -> Any:
+    given, tree = {}, copy.deepcopy(_empty_tree(cls))
     for leaf in leaves:
         given[leaf.key] = leaf
         try:
@@ -336,16 +390,13 @@ def load(cls: type[C], path: Path | str, overrides: list[str] | tuple[str, ...] 
         except OmegaConfBaseException as error:
             raise _rejected(leaf, known[leaf.key]) from error
     try:
-        values = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+        return OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} must be given; type {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         key = re.sub(r"\[.*", "", error.full_key or "")
         origin = given[key].origin if key in given else path
         raise UserError(f"{key} ({origin}): {str(error).splitlines()[0]}") from error
-    for leaf in given.values():
-        _check(values, leaf, known[leaf.key])
-    return _build(cls, values, "")
 
 
 def _check(values: Any, leaf: Leaf, key: Key) -> None:

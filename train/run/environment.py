@@ -3,6 +3,7 @@
 Owns the choice of precision and torch's global switches. Invariant: the launcher decides processes and devices, nothing else.
 """
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -43,6 +44,7 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
+@functools.cache  # reading the metadata of all takes 10 ms
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -69,10 +71,11 @@ def git_state(root: Path) -> dict[str, Any]:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+        top, _, revision = git("rev-parse", "--show-toplevel", "HEAD").rpartition("\n")
+        if Path(top).resolve() != root:
             return {}
         return {
-            "git_revision": git("rev-parse", "HEAD"),
+            "git_revision": revision,
             "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
         }
     except (OSError, subprocess.SubprocessError):

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from pipelines.errors import UserError
+from train import settings
 from train.config import Config
 from train.evaluate import EvaluateConfig
 from train.settings import Words, describe, diff, flatten, keys, load, nearest, parse_args, to_yaml, type_text
@@ -118,6 +119,39 @@ def test_values(recipe, key, text, value):
         got = flatten(config)[key]
         assert got == value and type(got) is type(value)
     assert load(Root, recipe(to_yaml(by_line))) == by_line  # what is written equals what was read
+
+
+def _both_ways(cls: type, path: Path, overrides: list[str]) -> list[object]:
+    leaves = list(settings._file_leaves(cls, path))
+    for override in overrides:
+        leaves += settings._override_leaves(cls, override)
+    assert all(map(settings._is_alone, leaves))
+    return [settings._of_each(cls, leaves, keys(cls)), settings._of_tree(cls, leaves, keys(cls), path)]
+
+
+def test_values_read_alone_are_those_of_the_whole_tree(recipe):
+    """What is read with and without OmegaConf's tree is the same; also after another value of the same key."""
+    given = [f"{key}={text}" for key, text, _ in VALUES if not text.startswith("{")]
+    sets = [
+        (Root, recipe("optim: {clip: 3}"), words) for words in ([], given, given[::-1], *([word] for word in given))
+    ]
+    sets += [(Config, path, []) for path in sorted((Path(__file__).parents[3] / "configs").rglob("*.yaml"))]
+    for cls, path, overrides in sets:
+        alone, of_tree = _both_ways(cls, path, overrides)
+        assert alone == of_tree and repr(alone) == repr(of_tree), (path, overrides)
+
+
+def test_what_is_read_can_be_changed_without_changing_what_is_read_next(recipe):
+    for overrides in ([], ["data.mean=[1, 2]"]):
+        first, fresh = (load(Root, recipe(), overrides) for _ in range(2))
+        first.data.mean.append(7.0)
+        first.data.weights["a"] = 1.0
+        assert load(Root, recipe(), overrides) == fresh != first
+
+
+def test_a_mapping_adds_to_the_one_before_it(recipe):
+    path = recipe("data: {weights: {a: 1}}")
+    assert load(Root, path, ["data.weights={b: 2}"]).data.weights == {"a": 1.0, "b": 2.0}
 
 
 @pytest.mark.parametrize("text", ["a: b", "[a", "*x", "@x", "a #b", "%", "&", "{", "a=b", "x\ty", "- a"])
