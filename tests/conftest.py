@@ -6,10 +6,13 @@ under `tmp_path_factory` in a module-scoped fixture; nothing is ever downloaded.
 
 import fcntl
 import os
+import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers import rewritten, warm
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -59,14 +62,20 @@ def pytest_configure(config: pytest.Config) -> None:
     """All tests but those marked `gpu` run on the CPU, so that they mean the same on every machine; programs inherit this.
 
     Where several processes take whole files, pytest-xdist keeps our order instead of starting with the files of most tests. These
-    processes are forks of one warm Python, as the programs are that the tests start: imports are done once for all.
+    processes are forks of one warm Python, as the programs are that the tests start: imports are done once for all. Meanwhile
+    this process rewrites the asserts of the tests for all.
     """
     os.environ["ACCELERATE_USE_CPU"] = "true"
+    rewritten.use()
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
     if set(getattr(config.option, "tx", None) or ()) == {"popen"}:
-        from helpers import warm
-
+        warming = threading.Thread(target=warm.python)
+        warming.start()
+        folder = tempfile.TemporaryDirectory(prefix="rewritten-")
+        config.add_cleanup(folder.cleanup)
+        rewritten.write(config, Path(folder.name))
+        warming.join()
         os.environ[warm.SERVED] = warm.python()
         config.option.tx = [f"popen//python={warm.python()}"] * len(config.option.tx)
 
