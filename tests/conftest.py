@@ -55,12 +55,12 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def warm_workers() -> None:
-    """The processes that convert images are forks of one that has imported what they need: 0.4 s for each of them otherwise.
+    """multiprocessing's processes, such as those that convert images, are forks of one that has imported what they need.
 
-    It begins here, in the root of the repository, from where it imports.
+    That takes up to 2 s in each of them otherwise. It begins here, in the root of the repository, from where it imports.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipelines.records.workers"])
+    context.set_forkserver_preload(["torch", "pipelines.records.workers"])
     with contextlib.chdir(ROOT):
         forkserver.ensure_running()
 

@@ -129,13 +129,11 @@ def test_more_blocks_than_are_kept_open(tmp_path: Path, few: Records, monkeypatc
 
 
 def forked(task: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
-    """A separate process that starts in milliseconds: forked from a server that has imported what it needs."""
+    """A separate process that starts in milliseconds: forked from a server that has imported what it needs (conftest.py)."""
     here = str(Path(__file__).parent)
     if here not in sys.path:  # an entry script, imported by another test, has replaced it by the repository
         sys.path.append(here)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "numba"])
-    process = context.Process(target=task, args=arguments)
+    process = multiprocessing.get_context("forkserver").Process(target=task, args=arguments)
     process.start()
     return process
 
@@ -376,7 +374,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path: Path, many: Records) -> None
         until = time.monotonic() + 30
         seen = len(list(parent.rglob("*.lc")))
         while process.is_alive() and len(list(parent.rglob("*.lc"))) == seen and number and time.monotonic() < until:
-            time.sleep(0.001)
+            time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.04))
         process.kill()
         process.join()
