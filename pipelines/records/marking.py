@@ -29,8 +29,9 @@ from pipelines.records.restarts import (
     SOS,
 )
 
-# MCUs in a segment, at least. Fewer save no decoding time and cost bytes; measured in docs/storage.md.
-_SHORTEST = 3
+# MCUs in a segment, where a row can be divided so. Fewer cost bytes and save hardly any decoding time, and many are decoded for
+# the few that a view shows; measured in docs/storage.md.
+_SHORTEST, _LONGEST = 3, 8
 _DC_CATEGORIES = 12  # of differences between samples of 8 bits, T.81 table F.1
 _LONGEST_CODE = 16
 _BLOCK_ENDS = 128  # more coefficients than a block has
@@ -359,8 +360,10 @@ def _segment(marker: int, body: bytes) -> bytes:
 
 
 def _interval(columns: int) -> int:
-    """MCUs in a segment, a divisor of those in a row."""
-    return next(k for k in range(1, columns + 1) if columns % k == 0 and k >= min(_SHORTEST, columns))
+    """MCUs in a segment, a divisor of those in a row: the smallest that fits, else the largest below, 2 or 1."""
+    divisors = [k for k in range(1, columns + 1) if columns % k == 0]
+    fit = [k for k in divisors if _SHORTEST <= k <= _LONGEST]
+    return fit[0] if fit else max(k for k in divisors if k < _SHORTEST)
 
 
 def marked(data: bytes) -> bytes | None:

@@ -53,6 +53,19 @@ def test_a_part_is_small_and_has_no_comments() -> None:
     assert Image.open(io.BytesIO(jpeg.tobytes())).getexif() == {}
 
 
+@pytest.mark.parametrize(
+    ("mcus", "segment"), [(1, 1), (2, 2), (3, 3), (32, 4), (42, 3), (43, 1), (46, 2), (47, 1), (49, 7), (64, 4), (121, 1)]
+)
+def test_no_segment_is_long(mcus: int, segment: int) -> None:
+    """43 is prime, and 46 has no divisor between 2 and 23."""
+    width = 8 * mcus - 3
+    data = np.frombuffer(with_segments(width, 24, subsampling=0), np.uint8)
+    for x in (0, width // 2):
+        _, (left, _, w, _) = cut(data, width, 24, np.array([x, 0, 1, 1], np.int32))
+        first, last = max(x - MARGIN, 0) // (8 * segment), min(x + MARGIN, width - 1) // (8 * segment)
+        assert (left, w) == (8 * segment * first, min(8 * segment * (last + 1), width) - left)
+
+
 def test_a_box_may_reach_outside() -> None:
     """As those of pad_crop do, which copy; what lies in the image is in the part."""
     data = with_segments(80, 80, subsampling=0)
