@@ -54,7 +54,8 @@ def test_a_part_is_small_and_has_no_comments() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mcus", "segment"), [(1, 1), (2, 2), (3, 3), (32, 4), (42, 3), (43, 1), (46, 2), (47, 1), (49, 7), (64, 4), (121, 1)]
+    ("mcus", "segment"),
+    [(1, 1), (2, 2), (3, 3), (32, 4), (42, 3), (43, 1), (46, 2), (47, 1), (49, 7), (64, 4), (121, 1)],
 )
 def test_no_segment_is_long(mcus: int, segment: int) -> None:
     """43 is prime, and 46 has no divisor between 2 and 23."""
