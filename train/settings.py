@@ -25,7 +25,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from pipelines.errors import UserError, quoted
+from pipelines.errors import UserError, first_line, quoted
 from pipelines.files import home_expanded
 from train.values import checked, has_shape, without_none
 
@@ -215,7 +215,7 @@ def _compose(text: str, what: str) -> yaml.Node | None:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark and "\n" in text else ""
         raise UserError(f"{what}{line}: not valid YAML: {error.problem or error.context}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{what}: not valid YAML: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{what}: not valid YAML: {first_line(error)}") from error
 
 
 def _unknown(key: str, origin: str, cls: type) -> UserError:
@@ -396,7 +396,7 @@ def _of_tree(cls: type, leaves: list[Leaf], known: dict[str, Key], path: Path | 
     except OmegaConfBaseException as error:
         key = re.sub(r"\[.*", "", error.full_key or "")
         origin = given[key].origin if key in given else path
-        raise UserError(f"{key} ({origin}): {str(error).splitlines()[0]}") from error
+        raise UserError(f"{key} ({origin}): {first_line(error)}") from error
 
 
 def _check(values: Any, leaf: Leaf, key: Key) -> None:

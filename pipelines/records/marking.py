@@ -359,11 +359,15 @@ def _segment(marker: int, body: bytes) -> bytes:
     return bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2) + body
 
 
-def _interval(columns: int) -> int:
-    """MCUs in a segment, a divisor of those in a row: the smallest that fits, else the largest below, 2 or 1."""
+def _interval(columns: int, rows: int) -> int:
+    """MCUs in a segment, a divisor of those in a row: the smallest that fits, else the largest below, else the smallest above.
+
+    Each only if a header can list all the segments; `columns` where it cannot even list the rows.
+    """
     divisors = [k for k in range(1, columns + 1) if columns % k == 0]
     fit = [k for k in divisors if _SHORTEST <= k <= _LONGEST]
-    return fit[0] if fit else max(k for k in divisors if k < _SHORTEST)
+    below, above = [k for k in divisors if k < _SHORTEST], [k for k in divisors if k > _LONGEST]
+    return next((k for k in (*fit, *reversed(below), *above) if columns // k * rows <= MOST_SEGMENTS), columns)
 
 
 def marked(data: bytes) -> bytes | None:
@@ -372,7 +376,7 @@ def marked(data: bytes) -> bytes | None:
     if header is None:
         return None
     grid = _grid(header)
-    interval = _interval(grid.columns)
+    interval = _interval(grid.columns, grid.rows)
     segments = grid.columns // interval * grid.rows
     if not 1 < segments <= MOST_SEGMENTS:
         return None

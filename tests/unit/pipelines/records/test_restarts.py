@@ -67,6 +67,14 @@ def test_no_segment_is_long(mcus: int, segment: int) -> None:
         assert (left, w) == (8 * segment * first, min(8 * segment * (last + 1), width) - left)
 
 
+def test_segments_are_as_long_as_their_list_needs() -> None:
+    """1,009 is prime, and one APP10 segment does not list 1,009 x 33 sizes: segments are rows, of which a box needs few."""
+    width, height = 8 * 1009, 8 * 33
+    data = np.frombuffer(with_segments(width, height, "L"), np.uint8)
+    _, place = cut(data, width, height, np.array([5000, 100, 10, 10], np.int32))
+    assert place.tolist() == [0, 96, width, 24]
+
+
 def test_a_box_may_reach_outside() -> None:
     """As those of pad_crop do, which copy; what lies in the image is in the part."""
     data = with_segments(80, 80, subsampling=0)
