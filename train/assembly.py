@@ -204,7 +204,7 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
     if note := _note_on_patience(config, schedule):
         say(note)
     if config.compile:
-        say("compile=true: the first steps compile the network, which takes up to minutes")
+        say("compile=true: the first steps compile the network, which may take minutes")
     network, init = _network(config, splits.train, folder, accelerator)
     ema = Ema(network, config.ema) if config.ema.decay is not None else None
     optimizer = build_optimizer(network, config.optim)
