@@ -6,6 +6,7 @@ Does not interpret what is written. Invariant: a visible name is a complete file
 has a name that `is_temporary` recognises.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -13,6 +14,7 @@ import secrets
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,10 +54,32 @@ def fsync_folder(folder: Path) -> None:
 
 def write_durable(path: Path, data: bytes) -> None:
     """Write a new file that is on the disk when this returns. It is visible while it grows: only for temporary folders."""
-    with open(path, "xb") as file:
+    with _naming(path), open(path, "xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def append(file: FileIO, data: bytes) -> None:
+    """Write all of `data` to an unbuffered file; an OSError names the file.
+
+    A kill leaves all of a line or nothing, as one write is enough; only a disk that fills up takes a part, and refuses the rest.
+    """
+    rest = memoryview(data)
+    with _naming(Path(os.fsdecode(file.name))):
+        while rest:
+            rest = rest[file.write(rest) :]
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of a disk name the file, which the system's own do not once it is open."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            error.filename = os.fspath(path)
+        raise
 
 
 @contextmanager
@@ -63,7 +87,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """A file open for writing that takes the name `path` (replacing what is there) if the block succeeds."""
     temporary = temporary_path(path)
     try:
-        with open(temporary, "xb") as file:
+        with _naming(path), open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -72,8 +72,9 @@ def test_records_cut_short_under_a_training_end_it_with_a_line(backend: str, tin
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_costs_nothing_but_time(tiny: Path, tmp_path: Path) -> None:
-    said = full_disk(tiny, tmp_path)
-    assert "cannot save a checkpoint" in said and "No space left" in said and "make room" in said
+    said = full_disk(tiny, tmp_path)  # what meets the full disk first: a checkpoint or a line of metrics.jsonl
+    assert "No space left" in said and "make room" in said
+    assert f"cannot save a checkpoint in {tmp_path}/disk/r:" in said or "disk/r/metrics.jsonl)" in said, said
 
 
 def test_the_loop_and_a_bare_loop_can_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:

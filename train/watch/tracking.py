@@ -15,15 +15,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.files import write_bytes_atomic
+from pipelines.files import append, write_bytes_atomic
 from train.watch.dashboards import Dashboards
 from train.watch.progress import Bar
 from train.watch.text import percent, short_clock
@@ -97,7 +98,7 @@ class Tracker:
         self._evaluating = False
         self._printed_at, self._printed_epoch = -math.inf, 0
         self._bar_at = -math.inf
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._bar: Bar | None = None
         if is_main:
             kept = _drop_after(run_dir / "metrics.jsonl", resumed_at)
@@ -196,8 +197,7 @@ class Tracker:
     def _write(self, step: int, values: dict[str, Any]) -> None:
         assert self._file is not None
         line = _finite({"step": step, "epoch": round(step / self._steps_per_epoch, 4), **values})
-        # One unbuffered write, so that a kill leaves the whole line or nothing.
-        self._file.write((json.dumps(line, allow_nan=False) + "\n").encode())
+        append(self._file, (json.dumps(line, allow_nan=False) + "\n").encode())
         if self._dashboards is not None:
             self._dashboards.log(step, numbers(line))
 

@@ -2,6 +2,7 @@ import contextlib
 import errno
 import json
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -18,6 +19,7 @@ from pipelines.errors import UserError
 from pipelines.files import (
     Held,
     alone_in,
+    append,
     atomic_writer,
     check_file_place,
     check_folder_place,
@@ -33,6 +35,31 @@ from pipelines.files import (
 )
 
 ROOT = Path(__file__).parents[3]
+
+
+def test_a_line_that_does_not_fit_is_refused_not_cut(tmp_path: Path):
+    """A disk that fills up takes a part of a write without an error; a limit of file size does the same."""
+    path, limits = tmp_path / "lines", resource.getrlimit(resource.RLIMIT_FSIZE)
+    with open(path, "ab", buffering=0) as file:
+        append(file, b"whole\n")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        try:
+            with pytest.raises(OSError) as raised:
+                append(file, b"too long\n")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert raised.value.errno == errno.EFBIG and raised.value.filename == str(path)
+    assert path.read_bytes() == b"whole\ntoo "
+
+
+def test_a_full_disk_is_an_error_with_the_files_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "full").symlink_to("/dev/full")
+    with open(tmp_path / "full", "ab", buffering=0) as file, pytest.raises(OSError, match="No space left.*/full'"):
+        append(file, b"line\n")
+    for write in (write_bytes_atomic, files.write_durable):
+        with open("/dev/full", "wb") as full, pytest.raises(OSError, match="No space left.*/a.json'"):
+            monkeypatch.setattr(files, "open", lambda path, mode, full=full: full, raising=False)
+            write(tmp_path / "a.json", b"{}")
 
 
 def test_replaces_whole_and_leaves_nothing_else(tmp_path: Path):
