@@ -715,6 +715,20 @@ def test_ahead_of_keeps_the_order() -> None:
     assert list(ahead_of((x for x in ()), 3)) == []
 
 
+def test_threads_work_on_the_gpu_of_their_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new thread would open a context on the first GPU, in every process."""
+    chosen: list[tuple[str, torch.device]] = []
+
+    def choose(device: torch.device) -> None:
+        chosen.append((threading.current_thread().name, device))
+
+    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    third = torch.device("cuda", 2)
+    for device in (third, torch.device("cuda"), torch.device("cpu"), None):
+        assert list(ahead_of((x for x in range(3)), 1, device=device)) == [0, 1, 2]
+    assert chosen == [("loader", third)]
+
+
 @pytest.mark.parametrize("error", [KeyError("seven"), UserError("seven"), SystemExit("seven")], ids=repr)
 def test_an_exception_comes_at_its_place(error: BaseException) -> None:
     def work() -> Generator[int, None, None]:
