@@ -196,7 +196,7 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
     _check_overlaps(config, splits, say)
     order = _order(config, splits.train, accelerator)
     notes = (reuse_of_views(config, len(splits.train)), describe_scaling(config.optim))
-    for line in (*notes, _note_on_rest(order, len(splits.train))):
+    for line in (*notes, _note_on_rest(order, len(splits.train)), _note_on_norms(config, accelerator.num_processes)):
         if line:
             say(line)
     schedule = Schedule(config.schedule, scaled_lr(config.optim), order.steps_per_epoch, config.optim.batch)
@@ -370,6 +370,16 @@ def _note_on_rest(order: TrainOrder, images: int) -> str | None:
     return (
         f"an epoch has {counted(order.steps_per_epoch, 'step')} of {order.batch} images: {rest} of {images} are left out of "
         "each, others each time; a smaller optim.batch leaves out fewer"
+    )
+
+
+def _note_on_norms(config: Config, processes: int) -> str | None:
+    """A line on synchronised norms of a compiled network: torch does not compile their messages (its issue 161302)."""
+    if not (config.model.sync_bn and config.compile and processes > 1):
+        return None
+    return (
+        "warning: model.sync_bn=true cuts the compiled network at every norm, where torch runs plain code; compare the speed "
+        "with compile=false"
     )
 
 

@@ -13,7 +13,10 @@ from models.router import experts_told
 from pipelines.records.reader import Records
 from pipelines.records.workers import Sample
 from pipelines.records.writing import write_records
+from train import assembly
+from train.config import Config
 from train.evaluation.predictions import read
+from train.settings import load
 
 
 def walk(folder: Path, name: str, ranks: int, *arguments: object) -> dict[str, np.ndarray]:
@@ -103,6 +106,15 @@ def test_a_batch_that_does_not_split_names_the_nearest(tiny: Path, tmp_path: Pat
 def test_synchronised_batch_norm_needs_a_gpu(tiny: Path, tmp_path: Path) -> None:
     done = run("teacher", tiny_config(tmp_path, tiny), "model.sync_bn=true", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "model.sync_bn=true needs GPUs" in done.stderr
+
+
+def test_synchronised_batch_norm_is_not_compiled(tiny: Path, tmp_path: Path) -> None:
+    def note(processes: int, *given: str) -> str | None:
+        return assembly._note_on_norms(load(Config, tiny_config(tmp_path, tiny), list(given)), processes)
+
+    assert "cuts the compiled network at every norm" in str(note(2, "model.sync_bn=true", "compile=true"))
+    assert note(1, "model.sync_bn=true", "compile=true") is None  # one process sends no messages
+    assert note(2, "model.sync_bn=true") is None and note(2, "compile=true") is None
 
 
 @pytest.mark.gpu
