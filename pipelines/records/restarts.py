@@ -20,9 +20,9 @@ SOF0, SOF1, SOF15 = 0xC0, 0xC1, 0xCF
 APP0, APP10, APP14, APP15 = 0xE0, 0xEA, 0xEE, 0xEF
 NAME = b"DiVEsegs"
 MOST_SEGMENTS = (65_535 - 2 - len(NAME)) // 2  # that one APP10 segment can list
-# Pixels decoded on each side of a box. Chroma is interpolated from the nearest sample outside, which at the edge of a part is
-# missing: one pixel in both directions. And libjpeg interpolates only rows of more than two chroma samples, five pixels.
-MARGIN = 4
+# Pixels decoded beside a box, in a direction in which chroma has fewer samples than pixels: it is interpolated from the nearest
+# sample outside. And libjpeg interpolates only rows of more than two chroma samples: a part has at least five columns, or all.
+MARGIN, FEWEST_COLUMNS = 1, 5
 
 _NAME = np.frombuffer(NAME, np.uint8)
 
@@ -94,10 +94,13 @@ def part(data, width, height, window, out):
     across, down = _mcu_size(data, frame)
     if across == 0 or down == 0 or _u16(data, frame + 5) != height or _u16(data, frame + 7) != width:
         return whole
+    beside, above = MARGIN * np.int64(across > 8), MARGIN * np.int64(down > 8)
     across *= interval  # from here on, of a segment
     columns, rows = -(-width // across), -(-height // down)
-    left, top = max(x - MARGIN, 0) // across, max(y - MARGIN, 0) // down
-    right, bottom = -(-min(x + w + MARGIN, width) // across), -(-min(y + h + MARGIN, height) // down)
+    left, top = max(x - beside, 0) // across, max(y - above, 0) // down
+    right, bottom = -(-min(x + w + beside, width) // across), -(-min(y + h + above, height) // down)
+    if width - left * across < FEWEST_COLUMNS:
+        left = max(left - 1, 0)
     if entries != columns * rows or left >= right or top >= bottom or (right - left) * (bottom - top) == entries:
         return whole
     left_x, top_y = left * across, top * down
@@ -151,22 +154,28 @@ def _mcu_size(data, frame):
 @exact
 def _copy_rectangle(data, scan, table, columns, rows, left, right, top, bottom, out, n):
     """Copy segments and end marker to out[n:]; returns where they end, 0 where the list of sizes does not fit the data."""
-    at, number = scan, 0
-    for i in range(top * columns):
-        at += _u16(data, table + 2 * i) + 2
+    at, number = scan + _length(data, table, 0, top * columns), 0
     for row in range(top, bottom):
-        for column in range(columns):
-            i = row * columns + column
-            end = at + _u16(data, table + 2 * i)
-            if left <= column < right:
-                if end + 2 > len(data) or n + end + 2 - at > len(out):
-                    return 0
-                marker = EOI if i == columns * rows - 1 else RST0 + i % 8
-                if data[end] != 0xFF or data[end + 1] != marker:
-                    return 0
-                n = _copy(data, at, end, out, n)
-                out[n], out[n + 1] = 0xFF, RST0 + number % 8
-                n, number = n + 2, number + 1
-            at = end + 2
+        first = row * columns
+        at += _length(data, table, first, first + left)
+        end = at + _length(data, table, first + left, first + right)
+        if end > len(data) or n + end - at > len(out):
+            return 0
+        n, to = _copy(data, at, end, out, n), n
+        for i in range(first + left, first + right):
+            to += _u16(data, table + 2 * i) + 2
+            if out[to - 2] != 0xFF or out[to - 1] != (EOI if i == columns * rows - 1 else RST0 + i % 8):
+                return 0
+            out[to - 1], number = RST0 + number % 8, number + 1
+        at = end + _length(data, table, first + right, first + columns)
     out[n - 1] = EOI
     return n
+
+
+@exact
+def _length(data, table, first, last):
+    """Bytes of the segments from `first` up to `last`, with their markers."""
+    total = np.int64(0)
+    for i in range(first, last):
+        total += _u16(data, table + 2 * i) + 2
+    return total

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.drawings import noise
-from helpers.odd_files import exif, packed, unpacked
+from helpers.odd_files import exif, jpeg, packed, unpacked
 from PIL import Image
 
+from pipelines import libffcv
 from pipelines.records.marking import marked
 from pipelines.records.restarts import MARGIN, cut, part
 
@@ -46,6 +47,42 @@ def test_a_part_has_the_pixels_of_the_whole(mode: str, subsampling: int, size: t
         np.testing.assert_array_equal(found, whole[box[1] : box[1] + box[3], box[0] : box[0] + box[2]], str(box))
 
 
+FULL, HALF = (1, 1), (2, 2)
+SAMPLINGS = {
+    "444": [FULL, FULL, FULL],
+    "422": [(2, 1), FULL, FULL],
+    "440": [(1, 2), FULL, FULL],
+    "420": [HALF, FULL, FULL],
+    "411": [(4, 1), FULL, FULL],
+    "410": [(4, 2), FULL, FULL],
+    "chroma of two sizes": [HALF, (2, 1), (1, 2)],
+    "halves and quarters": [(4, 1), (2, 1), FULL],
+    "luma of half the pixels": [FULL, HALF, HALF],
+}
+
+
+@pytest.mark.parametrize("rest", [1, 4, 5])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_part_needs_no_more_than_its_margin(sampling: str, rest: int) -> None:
+    """Each pixel of a line and of a column as a box of its own, in a picture whose last MCU has `rest` columns.
+
+    Seventeen MCUs are segments of one each, so that parts may be narrower than libjpeg interpolates.
+    """
+    factors = SAMPLINGS[sampling]
+    width, height = 8 * max(h for h, _ in factors) * 16 + rest, 37
+    data = marked(jpeg(np.asarray(noise(width, height)).transpose(2, 0, 1), factors))
+    assert data is not None
+    source = np.frombuffer(data, np.uint8)
+    decoders = {"Pillow": lambda jpeg, w, h: unpacked(jpeg)}
+    if libffcv.decoder() is not None:
+        decoders["libffcv"] = libffcv.pixels
+    wholes = {name: decode(source, width, height) for name, decode in decoders.items()}
+    for x, y in [(x, 17) for x in range(width - 70, width)] + [(width - 30, y) for y in range(height)]:
+        found, (left, top, w, h) = cut(source, width, height, np.array([x, y, 1, 1], np.int32))
+        for name, decode in decoders.items():
+            assert decode(found, w, h)[y - top, x - left].tolist() == wholes[name][y, x].tolist(), (name, x, y)
+
+
 def test_a_part_is_small_and_has_no_comments() -> None:
     data = np.frombuffer(with_segments(400, 300, exif=exif(6), comment=b"c" * 5000), np.uint8)
     jpeg, place = cut(data, 400, 300, np.array([200, 150, 10, 10], np.int32))
@@ -58,13 +95,13 @@ def test_a_part_is_small_and_has_no_comments() -> None:
     [(1, 1), (2, 2), (3, 3), (32, 4), (42, 3), (43, 1), (46, 2), (47, 1), (49, 7), (64, 4), (121, 1)],
 )
 def test_no_segment_is_long(mcus: int, segment: int) -> None:
-    """43 is prime, and 46 has no divisor between 2 and 23."""
+    """43 is prime, and 46 has no divisor between 2 and 23. Chroma of full size needs no margin."""
     width = 8 * mcus - 3
     data = np.frombuffer(with_segments(width, 24, subsampling=0), np.uint8)
     for x in (0, width // 2):
         _, (left, _, w, _) = cut(data, width, 24, np.array([x, 0, 1, 1], np.int32))
-        first, last = max(x - MARGIN, 0) // (8 * segment), min(x + MARGIN, width - 1) // (8 * segment)
-        assert (left, w) == (8 * segment * first, min(8 * segment * (last + 1), width) - left)
+        start = x // (8 * segment) * 8 * segment
+        assert (left, w) == (start, min(8 * segment, width - start))
 
 
 def test_segments_are_as_long_as_their_list_needs() -> None:
@@ -72,7 +109,7 @@ def test_segments_are_as_long_as_their_list_needs() -> None:
     width, height = 8 * 1009, 8 * 33
     data = np.frombuffer(with_segments(width, height, "L"), np.uint8)
     _, place = cut(data, width, height, np.array([5000, 100, 10, 10], np.int32))
-    assert place.tolist() == [0, 96, width, 24]
+    assert place.tolist() == [0, 96, width, 16]
 
 
 def test_a_box_may_reach_outside() -> None:
@@ -80,7 +117,7 @@ def test_a_box_may_reach_outside() -> None:
     data = with_segments(80, 80, subsampling=0)
     whole = unpacked(data)
     jpeg, (x, y, w, h) = cut(np.frombuffer(data, np.uint8), 80, 80, np.array([50, -4, 40, 20], np.int32))
-    assert (x <= 50 - MARGIN, y, x + w, h >= 16) == (True, 0, 80, True)
+    assert (x <= 50, y, x + w, h >= 16) == (True, 0, 80, True)
     np.testing.assert_array_equal(unpacked(jpeg)[:16, 50 - x :], whole[:16, 50:])
     outside, place = cut(np.frombuffer(data, np.uint8), 80, 80, np.array([200, 0, 8, 8], np.int32))
     assert place.tolist() == [0, 0, 80, 80] and outside.tobytes() == data
