@@ -154,20 +154,20 @@ def _mcu_size(data, frame):
 @exact
 def _copy_rectangle(data, scan, table, columns, rows, left, right, top, bottom, out, n):
     """Copy segments and end marker to out[n:]; returns where they end, 0 where the list of sizes does not fit the data."""
-    at, number = scan + _length(data, table, 0, top * columns), 0
+    at, done, number = scan, np.int64(0), 0
     for row in range(top, bottom):
-        first = row * columns
-        at += _length(data, table, first, first + left)
-        end = at + _length(data, table, first + left, first + right)
+        first, last = row * columns + left, row * columns + right
+        at += _length(data, table, done, first)
+        end = at + _length(data, table, first, last)
         if end > len(data) or n + end - at > len(out):
             return 0
         n, to = _copy(data, at, end, out, n), n
-        for i in range(first + left, first + right):
+        for i in range(first, last):
             to += _u16(data, table + 2 * i) + 2
             if out[to - 2] != 0xFF or out[to - 1] != (EOI if i == columns * rows - 1 else RST0 + i % 8):
                 return 0
             out[to - 1], number = RST0 + number % 8, number + 1
-        at = end + _length(data, table, first + right, first + columns)
+        at, done = end, last
     out[n - 1] = EOI
     return n
 
