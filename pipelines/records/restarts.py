@@ -123,7 +123,7 @@ def cut(data: np.ndarray, width: int, height: int, window: np.ndarray) -> tuple[
 @exact
 def _copy_header(data, scan, size, out):
     """Write the header of a part of this (width, height): where it ends."""
-    out[0], out[1] = 0xFF, SOI
+    out[0], out[1] = data[0], data[1]  # the decoder judges them
     n, at = np.int64(2), np.int64(2)
     while at < scan:
         marker, end = data[at + 1], at + 2 + _u16(data, at + 2)
