@@ -15,14 +15,16 @@ from helpers.launch import ROOT, run, tiny_config
 
 ACCELERATE = ("accelerate.commands.launch", "--mixed_precision=no", "--dynamo_backend=no", "--num_machines=1")
 SEVERAL = ("--multi_gpu", "--num_processes=2", "--main_process_port=0")
-STEPS = "schedule.epochs=20"
+TEACHER, HELD = ROOT / "train/teacher.py", ROOT / "tests/helpers/held.py"  # the second waits in its middle
 
 
-def launched(launcher: tuple[str, ...], *arguments: object, cwd: Path, python: str = "") -> subprocess.Popen[str]:
-    """train/teacher.py under a launcher, which is a fork of the warm Python. Its processes are too; of another `python` they are
+def launched(
+    launcher: tuple[str, ...], *arguments: object, cwd: Path, script: Path = TEACHER, python: str = ""
+) -> subprocess.Popen[str]:
+    """A script under a launcher, which is a fork of the warm Python. Its processes are too; of another `python` they are
     its children, as for a user. accelerate's only process always is.
     """
-    command = [warm.python(), "-m", *launcher, str(ROOT / "train/teacher.py"), *map(str, arguments)]
+    command = [warm.python(), "-m", *launcher, str(script), *map(str, arguments)]
     env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python or warm.python()}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=cwd, env=os.environ | env, text=True, start_new_session=True, **streams)
@@ -47,11 +49,11 @@ def sessions(run: Path) -> list[str]:
 
 def killed_launcher(processes: int, number: int, tiny: Path, folder: Path) -> None:
     """The run is saved, its lock is free, and the same command ends with the weights of a run that was left alone."""
-    given = (tiny_config(folder, tiny), STEPS)
+    given = (tiny_config(folder, tiny), "schedule.epochs=2")
     work = folder / "work"
     work.mkdir()
     several = SEVERAL if processes > 1 else ("--num_processes=1",)
-    launcher = launched((*ACCELERATE, *several), *given, "run=r", cwd=work, python=sys.executable)
+    launcher = launched((*ACCELERATE, *several), *given, "run=r", cwd=work, script=HELD, python=sys.executable)
     until((work / "runs/r/metrics.jsonl").exists)
     launcher.send_signal(number)
     said, _ = launcher.communicate(timeout=60)

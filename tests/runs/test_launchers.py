@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from drills.launchers import ACCELERATE, SEVERAL, alive, killed_launcher, launched, sessions, until
+from drills.launchers import ACCELERATE, HELD, SEVERAL, alive, killed_launcher, launched, sessions, until
 from helpers.launch import ROOT, tiny_config
 
 DOCS = (ROOT / "docs/runs.md").read_text()
@@ -44,7 +44,7 @@ def test_what_dies_is_started_again_and_what_was_stopped_is_not(
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # docs/runs.md says why
     config, folder = tiny_config(tmp_path, tiny), tmp_path / "runs/r"
     torchs = ("torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=2")
-    launcher = launched(torchs, config, "schedule.epochs=2000", "run=r", cwd=tmp_path)
+    launcher = launched(torchs, config, "schedule.epochs=2000", "run=r", cwd=tmp_path, script=HELD)
     until((folder / "checkpoints/latest").exists)
     os.kill(ranks(tmp_path)[1], signal.SIGKILL)
     until(lambda: len(sessions(folder)) == 2)
@@ -69,7 +69,9 @@ def test_a_machine_that_went_comes_back(tiny: Path, tmp_path: Path, monkeypatch:
     def machine(rank: int) -> subprocess.Popen[str]:
         words = options.replace("RANK", str(rank)).split()
         launcher = ("accelerate.commands.launch", *words, *address)
-        return launched(launcher, config, "schedule.epochs=4000", "run=r", cwd=tmp_path, python=sys.executable)
+        return launched(
+            launcher, config, "schedule.epochs=4000", "run=r", cwd=tmp_path, script=HELD, python=sys.executable
+        )
 
     first = machine(0)
     until(lambda: listens(address[3]))  # the address is that of the first

@@ -5,12 +5,12 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from drills.launchers import HELD
 from helpers import warm
 from helpers.launch import ROOT, run, tiny_config
 
@@ -52,7 +52,7 @@ def until(condition: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < deadline, what
-        time.sleep(0.1)
+        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
         other.bind(("", 0))
         ports = one.getsockname()[1], other.getsockname()[1]
     (folder / "slurm.conf").write_text(CONFIG.format(host=socket.gethostname(), folder=folder, ports=ports))
-    programs = (warm.python(), sys.executable)  # the jobs' python is the warm one, and their accelerate the real one
+    (folder / "accelerate").write_text(f'#!/bin/sh\nexec {warm.python()} -m accelerate.commands.accelerate_cli "$@"\n')
+    (folder / "accelerate").chmod(0o755)
+    programs = (warm.python(), folder / "accelerate")  # the jobs' python and accelerate are warm ones
     environment = os.environ | {
         "SLURM_CONF": str(folder / "slurm.conf"),
         "PATH": os.pathsep.join([*(str(Path(program).parent) for program in programs), os.environ["PATH"]]),
@@ -109,8 +111,8 @@ def test_a_job_whose_time_is_up_is_saved_queued_again_and_finished(
     cluster: Callable[..., str], tiny: Path, tmp_path: Path, processes: int
 ) -> None:
     """With the weights of a run that was left alone. Slurm's signal goes to the batch script, as --signal=B:USR1@120 has it."""
-    given = (tiny_config(tmp_path, tiny), "schedule.epochs=40", "save.every_epochs=10")
-    job = submit(cluster, ROOT / "train/teacher.py", *given, "run=asked", cwd=tmp_path, PROCESSES=str(processes))
+    given = (tiny_config(tmp_path, tiny), "schedule.epochs=2")
+    job = submit(cluster, HELD, *given, "run=asked", cwd=tmp_path, PROCESSES=str(processes))
     metrics = tmp_path / "runs/asked/metrics.jsonl"
     until(lambda: metrics.exists() and metrics.stat().st_size, "the training does not begin")
     cluster("scancel", "--batch", "--signal=USR1", job)
