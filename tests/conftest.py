@@ -131,7 +131,7 @@ def _on_its_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with train.beton (118 images, 5 long-tailed classes) and test.beton (37): raw, 16 x 16, learnable.
+    """A folder with train.beton (118 images, 5 long-tailed classes) and test.beton (37): raw, 8 x 8, learnable.
 
     The code that loads them is compiled here, by one process: where none is stored yet that takes 12 seconds, which three would
     spend on the same.

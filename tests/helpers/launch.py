@@ -23,7 +23,7 @@ TINY = """
 data:
   train: {data}/train.beton
   test: {data}/test.beton
-  recipe: {{crop: pad_crop, size: 16, pad: 2}}
+  recipe: {{crop: pad_crop, size: 8, pad: 2}}
   mean: [0.5, 0.5, 0.5]
   std: [0.25, 0.25, 0.25]
 model:
@@ -43,15 +43,15 @@ distill:
 
 
 def write_tiny(folder: Path) -> None:
-    """train.beton (118 images, 5 long-tailed classes) and test.beton (37): raw, 16 x 16, learnable."""
+    """train.beton (118 images, 5 long-tailed classes) and test.beton (37): raw, 8 x 8, learnable."""
     names = [f"class_{c}" for c in range(5)]
     rng = np.random.RandomState(0)
-    looks = rng.randint(0, 256, (5, 16, 16, 3))
+    looks = rng.randint(0, 256, (5, 8, 8, 3))
     for split, counts in (("train", (60, 30, 16, 8, 4)), ("test", (8, 8, 7, 7, 7))):
         samples = []
         for c, count in enumerate(counts):
             for i in range(count):
-                noisy = looks[c] * 0.5 + rng.randint(0, 128, (16, 16, 3))
+                noisy = looks[c] * 0.5 + rng.randint(0, 128, (8, 8, 3))
                 samples.append(Sample(f"{split}/{names[c]}/{i}", c, noisy.astype(np.uint8)))
         write_records(folder / f"{split}.beton", samples, names, kind="test")
 

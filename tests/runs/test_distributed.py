@@ -30,7 +30,7 @@ def walk(folder: Path, name: str, ranks: int, *arguments: object) -> dict[str, n
 def test_two_processes_see_and_compute_what_one_does(tiny: Path, tmp_path: Path) -> None:
     """20 steps in almost three epochs, with two accumulation steps on one process; two ranks count 13 test images as 13."""
     test = Records(tiny / "test.beton")
-    samples = [Sample(test.name(i), int(test.labels[i]), test.payload(i).reshape(16, 16, 3)) for i in range(13)]
+    samples = [Sample(test.name(i), int(test.labels[i]), test.payload(i).reshape(8, 8, 3)) for i in range(13)]
     write_records(tmp_path / "thirteen.beton", samples, list(test.class_names), kind="test")
     config = tiny_config(tmp_path, tiny)
     # Without batch statistics a freshly drawn network has large logits: a small rate keeps them finite.
@@ -72,7 +72,7 @@ def test_experts_class_weights_and_mixtures_have_the_gradients_of_one_process(ti
 def _that_divides(folder: Path, tiny: Path) -> int:
     """A seed with whose routers, as drawn, the run `base` answers some of the test images with fewer experts than others."""
     test, (base, _) = Records(tiny / "test.beton"), load_network(folder / "runs/base")
-    pixels = np.stack([test.payload(i).reshape(16, 16, 3) for i in range(len(test))])
+    pixels = np.stack([test.payload(i).reshape(8, 8, 3) for i in range(len(test))])
     images = torch.tensor((pixels / 255 - 0.5) / 0.25, dtype=torch.float32).permute(0, 3, 1, 2)
     for seed in range(100):
         torch.manual_seed(seed)

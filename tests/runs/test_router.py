@@ -123,7 +123,7 @@ def test_as_a_teacher_from_a_cache_it_is_what_it_is_online(work: Path, tiny: Pat
         ),
         (
             (*ROUTED, "data.recipe.crop=random_resized_crop", "data.recipe.size=12", "model.init=base"),
-            "; type data.recipe.size=16$",
+            "; type data.recipe.size=8$",
         ),
         ((*ROUTED, "distill.diversity=-0.2", "model.init=base"), "router does not train the experts; leave it out"),
         ((*ROUTED, "distill.head_smoothing=0.2", "model.init=base"), "router does not smooth labels"),

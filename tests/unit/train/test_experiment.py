@@ -87,7 +87,7 @@ def test_dry_run_of_an_evaluation_is_one_batch(taught: Path) -> None:
 
 
 def other_classes(folder: Path) -> Path:
-    images = [Sample(f"{i}", i, np.zeros((16, 16, 3), np.uint8)) for i in range(2)]
+    images = [Sample(f"{i}", i, np.zeros((8, 8, 3), np.uint8)) for i in range(2)]
     write_records(folder / "other.beton", images, ["a", "b"], kind="test", force=True)
     return folder / "other.beton"
 
@@ -132,7 +132,7 @@ def test_a_batch_that_leaves_out_many_images_says_so(taught: Path) -> None:
 def test_a_handful_of_images_trains(images: int, tmp_path: Path) -> None:
     """The batch that the refusal names is one that works."""
     rng = np.random.default_rng(0)
-    samples = [Sample(f"{i}", i % 2, rng.integers(0, 256, (16, 16, 3), np.uint8)) for i in range(images)]
+    samples = [Sample(f"{i}", i % 2, rng.integers(0, 256, (8, 8, 3), np.uint8)) for i in range(images)]
     names = ["a", "b"][: min(2, images)]
     write_records(tmp_path / "few.beton", samples, names, kind="test")
     few = ["data.train=few.beton", "data.test=few.beton", "schedule.epochs=1", "run=few"]
@@ -201,7 +201,7 @@ def test_a_run_goes_on_with_the_backend_and_the_records_it_began_with(taught: Pa
     assert figures.items() >= result(taught, "kept")["test"].items()
     unfinish(taught / "runs/kept")
     names = [f"class_{c}" for c in range(5)]
-    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels = np.zeros((8, 8, 3), np.uint8)
     fewer = [Sample(f"train/{i}", i % 5, pixels) for i in range(40)]
     write_records(tmp_path / "train.beton", fewer, names, kind="test", force=True)
     done = run("teacher", config, "run=kept", "schedule.epochs=1", cwd=taught, check=False)

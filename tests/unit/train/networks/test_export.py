@@ -57,7 +57,7 @@ def test_what_is_in_an_export(work: Path, tiny: Path) -> None:
     found, before = meta_of(folder), meta_of(source)
     assert {name: found[name] for name in before} == before
     assert found["weights_hash"] == weights_hash(load_file(folder / "model.safetensors"))
-    assert found["evaluation_recipe"] == {"crop": "center", "size": 16, "flip": False, "short_side": 16}
+    assert found["evaluation_recipe"] == {"crop": "center", "size": 8, "flip": False, "short_side": 8}
     assert found["training"]["facts"]["train"] == Records(tiny / "train.beton").digest
     measured = json.loads((source / "evaluation_test.json").read_text())
     assert len(measured.pop("by_class")) == 5  # the names and counts are in model.json already
@@ -73,7 +73,7 @@ def test_one_call_loads_it(work: Path) -> None:
     images = torch.randn(4, 3, 16, 16)
     with torch.no_grad():
         assert not network.training and torch.equal(network(images), expected(images))
-    assert meta["class_names"] == [f"class_{c}" for c in range(5)] and meta["input_size"] == 16
+    assert meta["class_names"] == [f"class_{c}" for c in range(5)] and meta["input_size"] == 8
     assert weights_hash(load_network(f"{work}/runs/t")[0].state_dict()) == meta["weights_hash"]
 
 

@@ -20,14 +20,14 @@ MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
 PLAIN, ROUTED = ModelSpec("resnet20", 5), ModelSpec("resnet20", 5, head="cosine", experts=2, router=3)
 
 
-def written(folder: Path, spec: ModelSpec, wanted: Programs, size: int = 16) -> tuple[nn.Module, dict]:
+def written(folder: Path, spec: ModelSpec, wanted: Programs, size: int = 8) -> tuple[nn.Module, dict]:
     torch.manual_seed(0)
     network = spec.build().eval()
     return network, write_programs(folder, wanted, spec, network.state_dict(), MEAN, STD, size)
 
 
 def pixels(count: int) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(9))
+    return torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(9))
 
 
 def test_a_program_of_torch_export_is_the_network(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_program_of_torch_export_is_the_network(tmp_path: Path) -> None:
         with torch.no_grad():
             assert torch.allclose(program(pixels(count)), network(images), atol=1e-4)
     (found,) = made.values()
-    assert found["input"] == "uint8" and found["shape"] == ["batch", 3, 16, 16] and found["images_compared"] == 6
+    assert found["input"] == "uint8" and found["shape"] == ["batch", 3, 8, 8] and found["images_compared"] == 6
     assert 0 <= found["largest_difference"] < 1e-4 * found["largest_logit"]
 
 
@@ -109,7 +109,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
 def test_an_export_with_a_program(work: Path) -> None:
     run("evaluate", "t", "export=exports/t", "format=[torch_export]", cwd=work)
     text, meta = (work / "exports/t/README.md").read_text(), json.loads((work / "exports/t/model.json").read_text())
-    assert "| uint8 RGB, not normalised, [B, 3, 16, 16] |" in text and "`model.pt2`" in text
+    assert "| uint8 RGB, not normalised, [B, 3, 8, 8] |" in text and "`model.pt2`" in text
     assert meta["programs"]["model.pt2"]["torch"] == torch.__version__
     written_bytes = (work / "exports/t/model.pt2").read_bytes()
     assert meta["programs"]["model.pt2"]["sha256"] == hashlib.sha256(written_bytes).hexdigest()

@@ -350,13 +350,13 @@ def test_a_cell_that_somebody_else_finished_is_left_out(made, records: Records, 
 def test_two_writers_at_once_share_the_work(tiny: Path, tmp_path: Path) -> None:
     """Each computes a large part, little is computed twice, and the bytes are those of a single writer."""
     train = Records(tiny / "train.beton")
-    recipe, views = Recipe(crop="pad_crop", size=16, pad=2), 24
+    recipe, views = Recipe(crop="pad_crop", size=8, pad=2), 24
 
     def fill(place: Path) -> dict:
         path = (
-            str(tmp_path / "t") if (tmp_path / "t").exists() else save_teacher(tmp_path / "t", [*train.class_names], 16)
+            str(tmp_path / "t") if (tmp_path / "t").exists() else save_teacher(tmp_path / "t", [*train.class_names], 8)
         )
-        teacher = Teacher(read_run(path), train, 16, CPU, "fp32", False)
+        teacher = Teacher(read_run(path), train, 8, CPU, "fp32", False)
         finish = Finish([0.4] * 3, [0.3] * 3, CPU, channels_last=False)
         loader = Loader(train, recipe, seed=0, backend="reference", finish=finish, device=CPU, workers=1)
         identity = cache_identity(view_identity(train, recipe, 0, "reference"), teacher.identity, "u8", 40)
@@ -446,7 +446,7 @@ sys.exit(guard(cache_logits.main))
 def alone(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with a teacher `t` and the cache that one process wrote, five views of 118 images."""
     place = tmp_path_factory.mktemp("alone")
-    save_teacher(place / "runs" / "t", [f"class_{c}" for c in range(5)], 16)
+    save_teacher(place / "runs" / "t", [f"class_{c}" for c in range(5)], 8)
     config = tiny_config(place, tiny, "dive", DIVE)
     launch.run("cache_logits", config, "distill.teacher=t", "data.views=5", "cache.batch=50", cwd=place)
     return place
@@ -488,7 +488,7 @@ rank, world = accelerator.process_index, accelerator.num_processes
 records, device = Records({records!r}), accelerator.device
 order = TrainOrder(records.keys, 3, 24, 5, rank, world)
 finish = Finish([0.5] * 3, [0.5] * 3, device, channels_last=True)
-recipe = Recipe(crop="pad_crop", size=16, pad=2)
+recipe = Recipe(crop="pad_crop", size=8, pad=2)
 loader = Loader(records, recipe, seed=0, backend="reference", finish=finish, device=device, workers=1)
 targets = CachedTargets(Ensemble([LogitCache({cache!r})]), device, "always", "same", 1, lambda line: None)
 found = [(batch.keys, batch.views, targets(batch).numpy()) for batch in loader.stream(order.plan(0, 11))]
@@ -564,7 +564,7 @@ def test_the_students_configuration_chooses_its_cache(alone: Path, tmp_path: Pat
     cached("cache.codec=f32")
     several = trained(check=False)
     assert several.returncode == 2 and "2 caches in" in several.stderr and "(codec f32)" in several.stderr
-    save_teacher(alone / "runs" / "t2", [f"class_{c}" for c in range(5)], 16, seed=2)
+    save_teacher(alone / "runs" / "t2", [f"class_{c}" for c in range(5)], 8, seed=2)
     other = trained("distill.teacher=t2", "data.seed=5", check=False)
     assert other.returncode == 2 and "teacher.weights: another teacher" in other.stderr
     assert trained("distill.teacher=t", "data.seed=5").returncode == 0

@@ -24,7 +24,7 @@ from train.networks.weights import read_run, weights_hash
 from train.objectives.targets import CachedTargets, Teacher
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(crop="pad_crop", size=16, pad=2)
+RECIPE = Recipe(crop="pad_crop", size=8, pad=2)
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 
 
@@ -51,7 +51,7 @@ def network() -> torch.nn.Module:
     torch.manual_seed(0)
     model = build_model("resnet20", 5)
     for _ in range(3):
-        model(torch.randn(16, 3, 16, 16) * 0.7 + 0.3)
+        model(torch.randn(16, 3, 8, 8) * 0.7 + 0.3)
     return model
 
 
@@ -64,7 +64,7 @@ def save(folder: Path, network: torch.nn.Module, records: Records, **meta: Any) 
         "train_counts": records.class_counts.tolist(),
         "mean": MEAN,
         "std": STD,
-        "input_size": 16,
+        "input_size": 8,
         "recipe": {},
         "precision": "fp32",
         "method": "bsce",
@@ -79,7 +79,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, network: torch.nn.Module, reco
 
 
 def teacher_of(
-    run: str, records: Records, size: int = 16, precision: str = "fp32", channels_last: bool = False
+    run: str, records: Records, size: int = 8, precision: str = "fp32", channels_last: bool = False
 ) -> Teacher:
     return Teacher(read_run(run), records, size, CPU, precision, channels_last)
 
@@ -142,7 +142,7 @@ def test_identity_of_a_teacher(run: str, records: Records, network: torch.nn.Mod
     assert teacher.identity == {
         "weights": weights_hash(network.state_dict()),
         "architecture": "resnet20",
-        "input_size": 16,
+        "input_size": 8,
         "mean": MEAN,
         "std": STD,
         "dtype": "float32",
@@ -192,7 +192,7 @@ def test_a_teacher_of_other_classes(records: Records, tmp_path: Path, names, wor
 
 
 def test_a_teacher_of_another_input_size(run: str, records: Records) -> None:
-    with pytest.raises(UserError, match=r"was trained on 16-pixel views, data.recipe.size is 32: make them equal"):
+    with pytest.raises(UserError, match=r"was trained on 8-pixel views, data.recipe.size is 32: make them equal"):
         teacher_of(run, records, size=32)
 
 
