@@ -71,11 +71,13 @@ def run_here(line: str, cwd: Path, extra: Sequence[str] = ()) -> str:
 
 
 def launch(line: str, cwd: Path, extra: Sequence[str] = (), python: str = "") -> subprocess.Popen[str]:
-    """Start a command as typed, with additional arguments, on the CPU, one thread per process; python: not the warm one."""
-    python = python or warm.python()
+    """Start a command as typed, with additional arguments, on the CPU, one thread per process.
+
+    python: the launcher's interpreter; its processes are warm ones in any case.
+    """
     launcher, script, arguments = words_of(line)
     assert launcher[:2] == ["accelerate", "launch"]
-    launcher = [python, "-m", "accelerate.commands.launch", *launcher[2:]]
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python}
+    launcher = [python or warm.python(), "-m", "accelerate.commands.launch", *launcher[2:]]
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHON_EXEC": warm.python()}
     command = [*launcher, script, *arguments, *extra]
     return subprocess.Popen(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -205,7 +205,7 @@ def test_several_gpus_and_machines(place: Path) -> None:
     teacher = block("ImageNet-LT and iNaturalist 2018")[2]
     run_block([teacher], place, LARGE)
     one_machine, machines = (block("Several GPUs and several machines", number) for number in (0, 1))
-    for line, python in zip(one_machine, (sys.executable, ""), strict=True):  # once with interpreters that start anew
+    for line, python in zip(one_machine, (sys.executable, ""), strict=True):  # once with a launcher that starts anew
         process = launch(here(line), place, LARGE, python)
         out, _ = process.communicate(timeout=120)
         assert process.returncode == 0, out

@@ -8,9 +8,10 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from multiprocessing import Pipe
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +52,15 @@ distill: {{method: dive}}
 """
 IDS = ["a.resident", "a.dali", "a.ffcv", "a.reference", "b.step", "b.finish", "b.transfer", "c.training", "d.cache"]
 IDS += ["e.online", "f.pil", "f.pil_whole", "f.ffcv"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm_comparisons() -> Iterator[None]:
+    """The processes of the comparisons are forks of one that has imported torch (tests/conftest.py), not new interpreters."""
+    here = SimpleNamespace(get_context=lambda kind: multiprocessing.get_context("forkserver"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_baselines, "multiprocessing", here)
+        yield
 
 
 @pytest.fixture(scope="module")
