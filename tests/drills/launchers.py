@@ -34,7 +34,7 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.05)  # to look at all processes takes as long
 
 
 def alive(folder: Path) -> list[psutil.Process]:

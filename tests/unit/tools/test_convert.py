@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import warm
 from helpers.cifar_archives import cifar10, cifar100, pack
 from helpers.odd_files import png
 from PIL import Image
@@ -39,8 +40,8 @@ CLASSES = ["ant", "bee", "cat"]
 
 
 def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The script as users start it, from any folder."""
-    command = [sys.executable, str(ROOT / "tools" / "convert.py"), *map(str, arguments)]
+    """The script in a process of its own, from any folder."""
+    command = [warm.python(), str(ROOT / "tools" / "convert.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
 
 
@@ -907,7 +908,7 @@ def test_an_interrupted_conversion_leaves_nothing_and_starts_again(
 
     for path in sorted((slow_folder / "a").iterdir())[8:]:
         path.unlink()
-    assert run(*arguments).returncode == 0
+    assert convert.main([str(argument) for argument in arguments]) == 0
     assert len(Records(out)) == 8 and os.listdir(folder) == ["a.beton"]
 
 

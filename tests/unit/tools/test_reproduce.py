@@ -316,6 +316,9 @@ def test_interrupted_it_goes_on(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(sys, "executable", warm.python())  # which begins the processes
     monkeypatch.setattr(reproduce_jobs, "_POLL_SECONDS", 0.02)
+    start = reproduce_jobs.start_process
+    held = str(ROOT / "tests/helpers/held.py")  # it trains as teacher.py does, and does not end before the signal
+    monkeypatch.setattr(reproduce_jobs, "start_process", lambda command, *more: start([held, *command[1:]], *more))
     watcher = threading.Thread(target=interrupt)
     watcher.start()
     code, screen, errors = call(*command)

@@ -17,9 +17,18 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.clip(rng.integers(-200, 456, (height, width, 3)), 0, 255).astype(np.uint8)
 
 
+def show(source: np.ndarray, window: Box, inside: tuple[float, ...], flip: int, out: np.ndarray) -> None:
+    """crop_resize_flip with arguments of the types that the backends give it: for others it would be compiled again."""
+    left, top, width, height = window
+    source = source.view()
+    source.flags.writeable = False
+    window_types = left, top, np.int32(width), np.int32(height)
+    crop_resize_flip(source, window_types, np.array(inside, np.float64), np.int32(flip), out)
+
+
 def ours(source: np.ndarray, box: Box, size: int, flip: int = 0) -> np.ndarray:
     out = np.full((size, size, 3), 77, np.uint8)
-    crop_resize_flip(source, box, (0.0, 0.0, float(box[2]), float(box[3])), flip, out)
+    show(source, box, (0, 0, box[2], box[3]), flip, out)
     return out
 
 
@@ -113,7 +122,7 @@ def test_a_box_with_fractions_as_pillow_resizes_it(inside: tuple[float, float, f
         left, top = max(0, int(x) - beside), max(0, int(y) - beside)
         right, bottom = min(211, int(x + w) + 1 + beside), min(141, int(y + h) + 1 + beside)
         out = np.empty((32, 32, 3), np.uint8)
-        crop_resize_flip(source, (left, top, right - left, bottom - top), (x - left, y - top, w, h), 0, out)
+        show(source, (left, top, right - left, bottom - top), (x - left, y - top, w, h), 0, out)
         assert np.abs(out.astype(int) - np.asarray(expected)).max() <= 1
         found.append(out)
     np.testing.assert_array_equal(found[0], found[1])
@@ -168,7 +177,7 @@ def test_nothing_beside_the_output_is_written() -> None:
         for box in [(5, 6, 90, 70), (3, 4, size, size), (0, 0, 1, 1), (-3, -2, size, size)]:
             buffer = np.full(length + 65, 77, np.uint8)
             into = buffer[33 : 33 + length].reshape(size, size, 3)
-            crop_resize_flip(source, box, (0.0, 0.0, float(box[2]), float(box[3])), 1, into)
+            show(source, box, (0, 0, box[2], box[3]), 1, into)
             np.testing.assert_array_equal(buffer[33 : 33 + length].reshape(size, size, 3), ours(source, box, size, 1))
             assert (buffer[:33] == 77).all() and (buffer[33 + length :] == 77).all()
 

@@ -172,6 +172,7 @@ def test_dali_never_sees_what_does_not_decode(records: Records, monkeypatch: pyt
     )
     data = records.data.copy()
     data[records.offsets[9] : records.offsets[9] + 200] = 0
+    data.flags.writeable = False  # as a file's: for bytes that can be written all would be compiled once more
     damaged = copy.copy(records)
     damaged.data = data
     for verify, words in (("off", "does not decode|is damaged: CRC-32"), ("first", "is damaged: CRC-32")):
