@@ -68,14 +68,14 @@ def test_cached_loss_of_mixtures_is_the_online_loss(tiny: Path, tmp_path: Path, 
 
 def test_students_with_and_without_experts_of_six(tiny: Path, tmp_path: Path) -> None:
     """One cache of the mean of six experts serves a plain network, and four experts before and after the switch, as online."""
-    network = ("model.name=resnet32", "model.head=cosine", "model.experts=6")
+    network = ("model.head=cosine", "model.experts=6")
     run("teacher", tiny_config(tmp_path, tiny), *network, "run=six", "data.seed=1", "schedule.epochs=1", cwd=tmp_path)
     dive = tiny_config(tmp_path, tiny, "dive", DIVE)
     run("cache_logits", dive, "distill.teacher=six", "cache.codec=f32", cwd=tmp_path)
     caches, teacher = {"f32": tmp_path / "caches"}, f"distill.teacher={tmp_path}/runs/six"
     four = ["model.head=cosine", "model.experts=4", "distill.diversity=-0.2", "distill.diversity_from=1"]
     for form in ([], four):
-        worst = cached_against_online(dive, [teacher, "model.name=resnet32", *form], caches, steps=10)
+        worst = cached_against_online(dive, [teacher, *form], caches, steps=10)
         assert worst["f32"] <= 1e-5, form
 
 
