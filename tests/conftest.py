@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import multiprocessing
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ def warm_workers() -> None:
     That takes up to 2 s in each of them otherwise. It begins here, in the root of the repository, from where it imports.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "pipelines.records.workers"])
+    context.set_forkserver_preload(["torch", "pytest", "pipelines.records.workers", "pipelines.logits"])
     with contextlib.chdir(ROOT):
         forkserver.ensure_running()
 
@@ -87,6 +88,10 @@ def pytest_configure(config: pytest.Config) -> None:
     this process rewrites the asserts of the tests for all.
     """
     os.environ["ACCELERATE_USE_CPU"] = "true"
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # begun in the background by a script, as all programs would be then
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     rewritten.use()
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False

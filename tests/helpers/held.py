@@ -1,7 +1,8 @@
 """train/teacher.py that waits after its tenth step, on all ranks, until one of them is asked to stop.
 
 A test that stops or kills a training in its middle needs neither thousands of steps nor luck then. That it was asked is a file in
-the current directory, so that later starts there do not wait. All that comes before and after is the product's own.
+the current directory, so that later starts there do not wait. After two minutes it goes on unasked, and the test fails. All that
+comes before and after is the product's own.
 """
 
 import sys
@@ -15,6 +16,7 @@ from train.run import stops
 from train.run.exits import guard
 
 ASKED = "asked"
+SECONDS = 120
 
 
 class Held(stops.Stops):
@@ -25,7 +27,8 @@ class Held(stops.Stops):
     def agreed(self) -> str | None:
         self.calls += 1
         if self.calls == 10:
-            while not Path(ASKED).exists() and not self._own():
+            patience = time.monotonic() + SECONDS
+            while not Path(ASKED).exists() and not self._own() and time.monotonic() < patience:
                 time.sleep(0.02)
             Path(ASKED).touch()
         return super().agreed()
