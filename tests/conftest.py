@@ -88,9 +88,8 @@ def pytest_configure(config: pytest.Config) -> None:
     this process rewrites the asserts of the tests for all.
     """
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    if (
-        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    ):  # begun in the background by a script, as all programs would be then
+    # In the background of a script Ctrl-C is ignored, and would be by all programs that the tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     rewritten.use()
     if hasattr(config.option, "loadscopereorder"):
