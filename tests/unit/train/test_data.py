@@ -16,7 +16,7 @@ from pipelines.records.writing import write_records
 
 def test_a_class_of_the_test_set_without_training_images_is_named(taught: Path, tmp_path: Path) -> None:
     names = [f"class_{c}" for c in range(5)]
-    images = [np.full((16, 16, 3), 40 * c, np.uint8) for c in (0, 1, 2)]
+    images = [np.full((8, 8, 3), 40 * c, np.uint8) for c in (0, 1, 2)]
     samples = [Sample(f"train/{c}/{i}", c, images[c]) for i in range(12) for c in (0, 1, 2)]
     write_records(tmp_path / "three.beton", samples, names, kind="test")
     line = refused(taught, "teacher", taught / "bsce.yaml", f"data.train={tmp_path}/three.beton")
@@ -39,7 +39,7 @@ def test_views_of_a_training_in_steps_are_its_begun_epochs(taught: Path) -> None
 def write_images(path: Path, positions: Iterable[int], prefix: str) -> None:
     """Different images by number, two of each class; the same number is the same image under any name."""
     samples = [
-        Sample(f"{prefix}/{i}", i % 5, np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8))
+        Sample(f"{prefix}/{i}", i % 5, np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8))
         for i in positions
     ]
     write_records(path, samples, [f"class_{c}" for c in range(5)], kind="test", force=True)
