@@ -10,6 +10,7 @@ import io
 import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,18 @@ def run_here(line: str, cwd: Path, extra: Sequence[str] = ()) -> str:
         AcceleratorState._reset_state()
 
 
-def launch(line: str, cwd: Path, extra: Sequence[str] = (), python: str = "") -> subprocess.Popen[str]:
-    """Start a command as typed, with additional arguments, on the CPU, one thread per process.
+def launch(line: str, cwd: Path, extra: Sequence[str] = (), as_typed: bool = False) -> subprocess.Popen[str]:
+    """Start a command with additional arguments, on the CPU, one thread per process.
 
-    python: the launcher's interpreter; its processes are warm ones in any case.
+    as_typed: by the installed program `accelerate`, all of whose processes are new interpreters; else they are warm ones.
     """
     launcher, script, arguments = words_of(line)
     assert launcher[:2] == ["accelerate", "launch"]
-    launcher = [python or warm.python(), "-m", "accelerate.commands.launch", *launcher[2:]]
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHON_EXEC": warm.python()}
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    if as_typed:
+        launcher = [str(Path(sys.executable).with_name("accelerate")), *launcher[1:]]
+    else:
+        launcher = [warm.python(), "-m", "accelerate.commands.launch", *launcher[2:]]
+        env["PYTHON_EXEC"] = warm.python()
     command = [*launcher, script, *arguments, *extra]
     return subprocess.Popen(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

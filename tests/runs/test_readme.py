@@ -10,7 +10,6 @@ import shlex
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -205,8 +204,8 @@ def test_several_gpus_and_machines(place: Path) -> None:
     teacher = block("ImageNet-LT and iNaturalist 2018")[2]
     run_block([teacher], place, LARGE)
     one_machine, machines = (block("Several GPUs and several machines", number) for number in (0, 1))
-    for line, python in zip(one_machine, (sys.executable, ""), strict=True):  # once with a launcher that starts anew
-        process = launch(here(line), place, LARGE, python)
+    for line, as_typed in zip(one_machine, (True, False), strict=True):
+        process = launch(here(line), place, LARGE, as_typed)
         out, _ = process.communicate(timeout=120)
         assert process.returncode == 0, out
     port = free_port()
