@@ -374,7 +374,7 @@ def _note_on_rest(order: TrainOrder, images: int) -> str | None:
 
 
 def _note_on_norms(config: Config, processes: int) -> str | None:
-    """A line on synchronised norms of a compiled network: torch does not compile their messages (its issue 161302)."""
+    """A line on synchronised norms of a compiled network: torch 2.13 does not compile their messages."""
     if not (config.model.sync_bn and config.compile and processes > 1):
         return None
     return (
