@@ -77,6 +77,9 @@ class FFCVBackend:
             ) from error
         self._records = records
         self._workers = min(workers, numba.config.NUMBA_NUM_THREADS)  # pyright: ignore[reportAttributeAccessIssue]
+        # Starts numba's threads here, in the main thread as a rule: with one core, TBB waits for ever at exit for a task that
+        # another thread, such as the loader's, has given to it (numba#10556, oneTBB#2056).
+        numba.set_num_threads(self._workers)
         self._columns, self._verifier = records.columns(), Verifier(records, verify, self._workers)
         self._status = np.zeros(0, np.uint8)
         self._decoders = libffcv.Handles(self._workers)

@@ -53,6 +53,20 @@ for thread in threads:
 print(numba.threading_layer())
 """
 
+# A loader on one core, as in a container or a Slurm job with one: its thread loads, the main thread ends.
+ON_ONE_CORE = """
+import os, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+import numba, numpy as np, torch
+from pipelines.augment import Recipe
+from pipelines.loader import Loader
+from pipelines.records import Records
+
+loader = Loader(Records(sys.argv[1]), Recipe(size=16), seed=0, backend="ffcv", finish=None, device=torch.device("cpu"))
+batches = loader.batches(np.arange(6), np.zeros(6, np.int32), 2)
+print(sum(len(batch.images) for batch in batches), numba.config.NUMBA_NUM_THREADS)
+"""
+
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
@@ -112,6 +126,16 @@ def test_streams_take_turns_where_numba_cannot_run_two(records: Records) -> None
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip() == "workqueue"
+
+
+@needs_ffcv
+def test_a_process_of_one_core_ends(records: Records) -> None:
+    """TBB waited for ever at exit, where numba's threads were started by another thread than the main one."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", ON_ONE_CORE, str(records.path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip() == "6 1"
 
 
 def test_a_library_that_does_not_load_is_a_users_error(
