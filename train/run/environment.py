@@ -134,7 +134,19 @@ def make_accelerator(config: Config) -> Accelerator:
             f"{launched} processes were launched, but accelerate counts {accelerator.num_processes}: each "
             "would believe to be the only one. Without a GPU, type ACCELERATE_USE_CPU=true before the command"
         )
+    if config.precision == "bf16" and accelerator.device.type == "cpu" and not _cpu_has_bf16():
+        accelerator.print(
+            "warning: precision=bf16 on a CPU without instructions for it, which may take ten times as long as precision=fp32"
+        )
     return accelerator
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 itself, as far as torch can tell; oneDNN emulates it on others."""
+    tell = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.11 may lack it
+    found = tell()
+    bf16 = ("avx512_bf16", "amx_bf16", "avx_ne_convert")
+    return found.get("architecture") != "x86_64" or any(found.get(name) for name in bf16)
 
 
 def _check_numbers() -> None:

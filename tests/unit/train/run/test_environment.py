@@ -48,6 +48,22 @@ def test_fp16_on_a_cpu():
         make_accelerator(Config(precision="fp16"))
 
 
+@pytest.mark.parametrize(
+    "precision, cpu, warns",
+    [
+        ("bf16", {"architecture": "x86_64", "avx2": True, "avx512_bf16": False}, True),
+        ("bf16", {"architecture": "x86_64", "avx512_bf16": True}, False),
+        ("bf16", {"architecture": "x86_64", "amx_bf16": True}, False),
+        ("bf16", {"architecture": "arm64"}, False),
+        ("fp32", {"architecture": "x86_64"}, False),
+    ],
+)
+def test_bf16_on_a_cpu_that_emulates_it(monkeypatch, capsys, precision, cpu, warns):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
+    make_accelerator(Config(precision=precision))
+    assert ("warning: precision=bf16 on a CPU without instructions" in capsys.readouterr().out) is warns
+
+
 def test_what_accelerate_refuses_is_told(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
