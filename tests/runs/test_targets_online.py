@@ -27,9 +27,10 @@ STRONG = (
 
 @pytest.mark.parametrize("settings", [(), STRONG[:1], STRONG], ids=["plain", "jitter", "strong"])
 def test_cached_loss_is_the_online_loss(tiny: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
-    """Every step of 3 epochs: within 1e-5 from f32, within 1e-2 from u8 (fp32 networks, not compiled).
+    """Every step of 3 epochs: within 1e-5 from f32, within 3e-2 from u8 (fp32 networks, not compiled).
 
-    On CIFAR-100-LT u8 stays within 1e-3 (5.6e-5 measured, tests/drills/long.py); 16 images of 5 classes average few roundings.
+    On CIFAR-100-LT u8 stays within 1e-3 (5.6e-5 measured, tests/drills/long.py). Here 16 images of 5 classes average few
+    roundings, and the logits' range, of which a rounding is a part, varies: 0.0003 to 0.012 with teachers of six seeds.
     """
     run("teacher", tiny_config(tmp_path, tiny, "bsce"), "run=t", "data.seed=1", cwd=tmp_path)
     dive = tiny_config(tmp_path, tiny, "dive", DIVE)
@@ -48,7 +49,7 @@ def test_cached_loss_is_the_online_loss(tiny: Path, tmp_path: Path, settings: tu
         caches[codec] = tmp_path / codec
     worst = cached_against_online(dive, [*recipe, f"distill.teacher={tmp_path}/runs/t"], caches, steps=21)
     assert worst["f32"] <= 1e-5
-    assert 0 < worst["u8"] <= 1e-2
+    assert 0 < worst["u8"] <= 3e-2
 
 
 @pytest.mark.parametrize(("mix", "of"), [("mixup", "image"), ("cutmix", "parts")])

@@ -1,4 +1,6 @@
 import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Optional
@@ -11,6 +13,15 @@ from train import settings
 from train.config import Config
 from train.evaluate import EvaluateConfig
 from train.settings import Words, describe, diff, flatten, keys, load, nearest, parse_args, to_yaml, type_text
+
+
+@pytest.fixture(autouse=True)
+def usual_recursion_limit() -> Iterator[None]:
+    """Other tests import libraries that raise it, above the depth of what is nested too deeply here."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(before)
 
 
 @dataclass(kw_only=True)
