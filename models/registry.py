@@ -34,10 +34,13 @@ class Architecture(NamedTuple):
 
 MODELS: dict[str, Architecture] = {
     # small images (CIFAR)
+    "resnet8": Architecture(resnet_cifar.resnet8, forms=True),
+    "resnet14": Architecture(resnet_cifar.resnet14, forms=True),
     "resnet20": Architecture(resnet_cifar.resnet20, forms=True),
     "resnet32": Architecture(resnet_cifar.resnet32, forms=True),
     "resnet44": Architecture(resnet_cifar.resnet44, forms=True),
     "resnet56": Architecture(resnet_cifar.resnet56, forms=True),
+    "resnet110": Architecture(resnet_cifar.resnet110, forms=True),
     # ImageNet-sized images
     "resnet10": Architecture(resnet.resnet10, forms=True),
     "resnet18": Architecture(resnet.resnet18, torchvision=True, forms=True),

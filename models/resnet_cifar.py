@@ -1,4 +1,4 @@
-"""ResNet-20/32/44/56 for small images, as in the public CIFAR-LT code, plain or with several experts.
+"""ResNet-8/14/20/32/44/56/110 for small images, as in the public CIFAR-LT code, plain or with several experts.
 
 Owns the networks of arXiv 1512.03385, section 4.2, with its parameter-free shortcut ("option A").
 Does not own the ImageNet networks (resnet.py).
@@ -112,6 +112,14 @@ def _network(blocks: int, num_classes: int, form: Form) -> CifarResNet | CifarEx
     return CifarExperts(blocks, num_classes, form)
 
 
+def resnet8(num_classes: int, form: Form = PLAIN) -> CifarResNet | CifarExperts:
+    return _network(1, num_classes, form)
+
+
+def resnet14(num_classes: int, form: Form = PLAIN) -> CifarResNet | CifarExperts:
+    return _network(2, num_classes, form)
+
+
 def resnet20(num_classes: int, form: Form = PLAIN) -> CifarResNet | CifarExperts:
     return _network(3, num_classes, form)
 
@@ -126,3 +134,7 @@ def resnet44(num_classes: int, form: Form = PLAIN) -> CifarResNet | CifarExperts
 
 def resnet56(num_classes: int, form: Form = PLAIN) -> CifarResNet | CifarExperts:
     return _network(9, num_classes, form)
+
+
+def resnet110(num_classes: int, form: Form = PLAIN) -> CifarResNet | CifarExperts:
+    return _network(18, num_classes, form)

@@ -27,7 +27,7 @@ data:
   mean: [0.5, 0.5, 0.5]
   std: [0.25, 0.25, 0.25]
 model:
-  name: resnet20
+  name: resnet8
 optim:
   batch: 16
   lr: 0.05

@@ -9,7 +9,7 @@ from tools.paper.plan import Choice, Task
 
 IF10, IF100 = CIFAR100_LT[10], CIFAR100_LT[100]
 # Of crops of 8 pixels, as the network needs most of the time.
-SMALL = ["model.name=resnet20", "optim.batch=32", "eval.batch=100", "data.recipe.crop=random_resized_crop"]
+SMALL = ["model.name=resnet8", "optim.batch=32", "eval.batch=100", "data.recipe.crop=random_resized_crop"]
 SMALL += ["data.recipe.size=8"]
 
 

@@ -23,7 +23,7 @@ CLASSES = ["ant", "bee", "cat", "dog", "eel"]
 RECIPE = Recipe(crop="pad_crop", size=4, pad=1)
 TEACHER = {
     "weights": "ab" * 32,
-    "architecture": "resnet20",
+    "architecture": "resnet8",
     "input_size": 4,
     "mean": [0.5, 0.5, 0.5],
     "std": [0.25, 0.25, 0.25],

@@ -111,7 +111,7 @@ def commands(path: Path) -> list[str]:
 def test_the_commands_in_the_head_run(path: Path, records: Path, places: Path) -> None:
     """All commands, beginning with the teacher; the last trains this configuration: 2 steps, every image evaluated, saved."""
     place, config = workplace(path, records, places), load(Config, path)
-    extra = [*overlay(config), *(["model.name=resnet20"] if ids(path) in SAME_NETWORK else [])]
+    extra = [*overlay(config), *(["model.name=resnet8"] if ids(path) in SAME_NETWORK else [])]
     for line in commands(path):
         # Routers cannot see more logits than there are classes here.
         run_here(line, place, [*extra, *(["model.router=3"] if "train/router.py" in line else [])])
@@ -125,7 +125,7 @@ def test_the_commands_in_the_head_run(path: Path, records: Path, places: Path) -
     assert list(folder.glob("checkpoints/*")) and (folder / "model.safetensors").exists()
     network = dataclasses.replace(config.model, router=3 if config.model.router else None)
     if ids(path) in SAME_NETWORK:
-        network = dataclasses.replace(network, name="resnet20")
+        network = dataclasses.replace(network, name="resnet8")
     architecture = json.loads((folder / "model.json").read_text())["architecture"]
     assert architecture == network.spec(len(CLASSES)).architecture
 

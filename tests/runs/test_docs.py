@@ -63,7 +63,7 @@ def test_a_loop_of_ones_own(work: Path) -> None:
     """A reader in little more than ten lines, six of them about the cache."""
     loop, setting, *_ = blocks("python")
     torch.manual_seed(0)
-    student = build_model("resnet20", len(CLASSES))
+    student = build_model("resnet8", len(CLASSES))
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     names: dict[str, Any] = {"student": student, "optimizer": torch.optim.SGD(student.parameters(), lr=0.1)}
     with contextlib.chdir(work):
@@ -79,7 +79,7 @@ def test_a_dataset_and_a_cache_of_ones_own(work: Path, capfd: pytest.CaptureFixt
     """A DataLoader with workers reads the targets of the very views; a cache of any module gives back what that says."""
     loop, setting, dataset, writing, _ = blocks("python")
     torch.manual_seed(0)
-    network = build_model("resnet20", len(CLASSES))
+    network = build_model("resnet8", len(CLASSES))
     names: dict[str, Any] = {"student": network, "optimizer": torch.optim.SGD(network.parameters(), lr=0)}
     with contextlib.chdir(work):
         exec(setting, names)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from models import ModelSpec, load_network
 
 SIX = ("model.head=cosine", "model.experts=6")
-SIX_TEXT = "resnet20 head=cosine head_scale=30 experts=6 expert_width=0.75"
+SIX_TEXT = "resnet8 head=cosine head_scale=30 experts=6 expert_width=0.75"
 TWO_STEPS = ("optim.batch=59", "schedule.epochs=1")
 
 
@@ -41,9 +41,9 @@ def test_a_teacher_of_six_experts_and_a_plain_student(work: Path) -> None:
     (identity,) = (work / "caches").glob("*/identity.json")
     assert json.loads(identity.read_text())["teacher"]["architecture"] == SIX_TEXT
     student = meta_of(work / "runs/s")
-    assert student["architecture"] == "resnet20" and student["teachers"][0]["architecture"] == SIX_TEXT
+    assert student["architecture"] == "resnet8" and student["teachers"][0]["architecture"] == SIX_TEXT
     parameters = sum(p.numel() for p in load_network(work / "runs/six")[0].parameters())
-    assert parameters == sum(p.numel() for p in ModelSpec("resnet20", 5, "cosine", experts=6).build().parameters())
+    assert parameters == sum(p.numel() for p in ModelSpec("resnet8", 5, "cosine", experts=6).build().parameters())
 
 
 def test_a_student_of_experts(work: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_student_of_experts(work: Path) -> None:
     rest = next(line for line in done.stdout.splitlines() if line.startswith("not in the network: "))
     assert all(name.startswith(("layer2.", "layer3.", "fc.")) for name in rest.split(" and ")[0][20:].split(", "))
     widths = load_file(work / "runs/three/model_ema.safetensors")["experts.2.fc.weight"].shape
-    assert meta_of(work / "runs/three")["architecture"] == "resnet20 experts=3 expert_width=0.5" and widths == (5, 32)
+    assert meta_of(work / "runs/three")["architecture"] == "resnet8 experts=3 expert_width=0.5" and widths == (5, 32)
 
 
 def test_it_is_evaluated_exported_and_loaded(work: Path) -> None:
@@ -95,12 +95,12 @@ def test_its_weights_as_a_file_are_the_same_teacher(work: Path) -> None:
     (work / "classes.txt").write_text("\n".join(f"class_{i}" for i in range(5)))
     file = ("dive.yaml", "distill.teacher=six.safetensors", "distill.teacher_classes=classes.txt", *TWO_STEPS)
     before = sorted((work / "caches").iterdir())
-    run("cache_logits", *file, "distill.teacher_arch=resnet20 experts=6 head=cosine", cwd=work)
+    run("cache_logits", *file, "distill.teacher_arch=resnet8 experts=6 head=cosine", cwd=work)
     assert sorted((work / "caches").iterdir()) == before  # equal identity: the cache was there
-    plain = refused(work, "cache_logits", *file, "distill.teacher_arch=resnet20")
-    assert "does not fit resnet20 with 5 classes: missing " in plain
-    wrong = refused(work, "cache_logits", *file, "distill.teacher_arch=resnet20 experts=2 layers=3")
-    assert "distill.teacher_arch: 'layers=3' in 'resnet20 experts=2 layers=3' is not understood" in wrong
+    plain = refused(work, "cache_logits", *file, "distill.teacher_arch=resnet8")
+    assert "does not fit resnet8 with 5 classes: missing " in plain
+    wrong = refused(work, "cache_logits", *file, "distill.teacher_arch=resnet8 experts=2 layers=3")
+    assert "distill.teacher_arch: 'layers=3' in 'resnet8 experts=2 layers=3' is not understood" in wrong
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_settings_without_an_effect_are_refused(work: Path, settings: list[str],
 
 def test_a_model_json_that_says_nonsense_is_refused(work: Path, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(
-        json.dumps(meta_of(work / "runs/six") | {"architecture": "resnet20 experts=x"})
+        json.dumps(meta_of(work / "runs/six") | {"architecture": "resnet8 experts=x"})
     )
     with pytest.raises(ValueError, match="model.json is damaged: .*'x' is no int"):
         load_network(tmp_path)

@@ -40,7 +40,7 @@ def test_all_but_the_routers_stays_to_the_bit(work: Path) -> None:
     """Weights, running statistics and counters of batch norm, also in the moving average."""
     base = load_file(work / "runs/base/model.safetensors")
     torch.manual_seed(0)
-    drawn = ModelSpec("resnet20", 5, "cosine", experts=3, router=4).build().state_dict()
+    drawn = ModelSpec("resnet8", 5, "cosine", experts=3, router=4).build().state_dict()
     for name in ("model", "model_ema"):
         state = load_file(work / f"runs/routed/{name}.safetensors")
         assert {key for key in state if not key.startswith("router.")} == set(base)
@@ -53,7 +53,7 @@ def test_all_but_the_routers_stays_to_the_bit(work: Path) -> None:
 
 def test_the_run_holds_the_whole_network(work: Path) -> None:
     meta = json.loads((work / "runs/routed/model.json").read_text())
-    assert meta["architecture"] == "resnet20 head=cosine head_scale=30 experts=3 expert_width=0.75 router=4"
+    assert meta["architecture"] == "resnet8 head=cosine head_scale=30 experts=3 expert_width=0.75 router=4"
     assert (meta["method"], meta["init"]["source"]) == ("router", "base")
     record = json.loads((work / "runs/routed/run.json").read_text())
     assert record["script"] == "train/router.py" and record["facts"]["init"] == meta["init"]["weights"]
@@ -109,7 +109,7 @@ def test_as_a_teacher_from_a_cache_it_is_what_it_is_online(work: Path, tiny: Pat
         ((*EXPERTS, "model.router=6", "model.init=base"), "model.router=6: must be from 1 to 5, the number of classes"),
         (
             (*ROUTED, "model.init=routed"),
-            "model.init=routed is resnet20 .* router=4, with a router already; give the run",
+            "model.init=routed is resnet8 .* router=4, with a router already; give the run",
         ),
         ((*ROUTED, "model.init=nothing"), "model.init=nothing: no run 'nothing'"),
         (
@@ -119,7 +119,7 @@ def test_as_a_teacher_from_a_cache_it_is_what_it_is_online(work: Path, tiny: Pat
         ((*ROUTED, "model.experts=4", "model.init=base"), "which must be the same; type model.experts=3$"),
         (
             ("model.experts=3", "model.router=4", "model.name=resnet32", "data.mean=[0.4,0.5,0.5]", "model.init=base"),
-            "; type data.mean=.0.5,0.5,0.5. model.name=resnet20 model.head=cosine$",
+            "; type data.mean=.0.5,0.5,0.5. model.name=resnet8 model.head=cosine$",
         ),
         (
             (*ROUTED, "data.recipe.crop=random_resized_crop", "data.recipe.size=12", "model.init=base"),
@@ -148,7 +148,7 @@ def test_other_methods_refuse_routers(work: Path) -> None:
 def test_a_network_that_is_no_routed_experts_is_told(work: Path) -> None:
     run("teacher", "bsce.yaml", "run=plain", "schedule.epochs=1", cwd=work)
     said = refused(work, "router", "router.yaml", "run=no", "model.experts=3", "model.router=4", "model.init=plain")
-    assert "model.init=plain is resnet20; router=4: a router decides between experts" in said
+    assert "model.init=plain is resnet8; router=4: a router decides between experts" in said
 
 
 def test_it_learns_which_images_need_another_expert() -> None:

@@ -80,5 +80,5 @@ def test_a_full_disk_costs_nothing_but_time(tiny: Path, tmp_path: Path) -> None:
 def test_the_loop_and_a_bare_loop_can_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """tests/studies/loop_overhead.py measures the figures themselves; they are never asserted."""
     monkeypatch.setattr(loop_overhead, "BATCH", 8)
-    loop_s, bare_s, ratios = loop_overhead.measure("resnet20", steps=3, rounds=2)
+    loop_s, bare_s, ratios = loop_overhead.measure("resnet8", steps=3, rounds=2)
     assert loop_s > 0 and bare_s > 0 and len(ratios) == 2

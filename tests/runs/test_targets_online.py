@@ -114,12 +114,12 @@ def test_students_of_several_teachers(three: Path) -> None:
     found = {name: np.array(losses(three, name)) for name in students}
     assert np.array_equal(found["heavy"], found["alone"])
     # Rounding of 1e-7 in the targets, which training from scratch amplifies.
-    assert np.allclose(found["heavy_p"], found["alone"], rtol=0, atol=0.05), found
+    assert np.allclose(found["heavy_p"], found["alone"], rtol=0, atol=2e-3), found
     for a, b in (("logits", "alone"), ("probabilities", "alone"), ("logits", "probabilities")):
-        assert np.abs(found[a] - found[b]).max() > 0.1, (a, b, found)
+        assert np.abs(found[a] - found[b]).max() > 5e-3, (a, b, found)
     assert "targets: the mean of 3 teachers' probabilities\n" in said["probabilities"]
     assert "teachers' logits, weighted [1e-12, 1.0, 1e-12]" in said["heavy"]
-    assert said["logits"].count(": 3 views of resnet20 ") == 3 and "distill.tau: " in said["chosen"]
+    assert said["logits"].count(": 3 views of resnet8 ") == 3 and "distill.tau: " in said["chosen"]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_students_of_several_teachers(three: Path) -> None:
         (["cache.paths=[c0,c1]", "cache.weights=[1]"], "needs one number for each of the 2 cache.paths"),
         (["cache.paths=[c0,nothing]"], "no logit cache at nothing"),
         (
-            ["distill.teacher_arch=resnet20", "cache.paths=[c0]"],
+            ["distill.teacher_arch=resnet8", "cache.paths=[c0]"],
             "needs distill.teacher=FILE and distill.teacher_classes=FILE",
         ),
         (["distill.teacher_mean=[0,0,0]", "cache.paths=[c0]"], "goes with distill.teacher_arch"),

@@ -415,7 +415,7 @@ def test_the_router() -> None:
     code, weight = found(
         r"a code of (\d+) numbers, `relu\(A_e h_e / \|h_e\| \+ b_e\)`.* with w = (\d+) \(`distill.router_weight`\)"
     )
-    network = ModelSpec("resnet20", 100, "cosine", experts=2, router=30).build()
+    network = ModelSpec("resnet8", 100, "cosine", experts=2, router=30).build()
     assert network.get_parameter("router.codes.0.weight").shape == (int(code), 48)
     assert float(weight) == DistillConfig().router_weight
     (command,) = re.findall(r"^accelerate launch (train/router\.py .*)$", TEXT, re.MULTILINE)

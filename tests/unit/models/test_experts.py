@@ -13,7 +13,7 @@ from models.heads import CosineHead
 from models.resnet_cifar import CifarExperts
 
 
-def spec(name: str = "resnet20", classes: int = 5, experts: int | None = 3, **more: object) -> ModelSpec:
+def spec(name: str = "resnet8", classes: int = 5, experts: int | None = 3, **more: object) -> ModelSpec:
     return ModelSpec(name, classes, **{"head": "cosine", "experts": experts} | more)  # pyright: ignore[reportArgumentType]
 
 
@@ -101,7 +101,7 @@ def test_widths_are_whole_channels() -> None:
 
 @pytest.mark.parametrize(
     ("name", "size", "width"),
-    [("resnet20", 16, 48), ("resnet10", 33, 384), ("resnet50", 33, 1536), ("resnext50_32x4d", 33, 1536)],
+    [("resnet8", 16, 48), ("resnet10", 33, 384), ("resnet50", 33, 1536), ("resnext50_32x4d", 33, 1536)],
 )
 def test_what_it_gives_back(name: str, size: int, width: int) -> None:
     network = seeded(spec(name, 5, 2)).train()
@@ -175,7 +175,7 @@ def test_with_frozen_experts_it_still_says_in_training_what_each_expert_says() -
 # ---- form in memory, compiling ----
 
 
-@pytest.mark.parametrize(("name", "size"), [("resnet20", 17), ("resnet10", 33)])
+@pytest.mark.parametrize(("name", "size"), [("resnet8", 17), ("resnet10", 33)])
 def test_channels_last_gives_the_same_logits(name: str, size: int) -> None:
     network, images = seeded(spec(name, 7)).eval(), torch.randn(2, 3, size, size)
     expected = network(images)

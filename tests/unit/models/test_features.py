@@ -32,7 +32,7 @@ def require_exact(name: str, size: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "width"), [("resnet20", 16, 64), ("resnet10", 32, 512), ("resnet50", 32, 2048)]
+    ("name", "size", "width"), [("resnet8", 16, 64), ("resnet10", 32, 512), ("resnet50", 32, 2048)]
 )
 def test_our_networks(name: str, size: int, width: int) -> None:
     require_exact(name, size, width)
@@ -40,7 +40,7 @@ def test_our_networks(name: str, size: int, width: int) -> None:
 
 def test_those_of_experts_are_side_by_side() -> None:
     torch.manual_seed(0)
-    network = ModelSpec("resnet20", 3, "cosine", experts=2).build().eval()
+    network = ModelSpec("resnet8", 3, "cosine", experts=2).build().eval()
     images = torch.randn(4, 3, 16, 16)
     with torch.no_grad():
         network.train()

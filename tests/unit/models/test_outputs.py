@@ -14,19 +14,19 @@ def test_logits_alone_are_outputs() -> None:
 
 
 def test_in_eval_mode_a_network_returns_its_answer_alone() -> None:
-    network = build_model("resnet20", 5).eval()
+    network = build_model("resnet8", 5).eval()
     assert isinstance(network(torch.randn(2, 3, 16, 16)), torch.Tensor)
 
 
 def test_what_is_trained_is_in_training_mode() -> None:
-    network = build_model("resnet20", 5).eval()
+    network = build_model("resnet8", 5).eval()
     set_training(network)
     assert all(part.training for part in network.modules())
 
 
 def test_a_frozen_trunk_keeps_its_statistics_and_its_weights() -> None:
     torch.manual_seed(0)
-    network = build_model("resnet20", 5)
+    network = build_model("resnet8", 5)
     network.requires_grad_(False)
     head = network.get_submodule("fc").requires_grad_(True)
     network.eval()

@@ -19,7 +19,7 @@ from models.registry import MODELS, Architecture, ModelConfig, ModelSpec, build_
 from models.resnet import BasicBlock, Bottleneck, ResNet, ResNeXtBottleneck
 from models.resnet_cifar import CifarBlock, CifarResNet, shortcut_option_a
 
-CIFAR = ["resnet20", "resnet32", "resnet44", "resnet56"]
+CIFAR = ["resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
 IMAGENET = ["resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d"]
 IN_TORCHVISION = IMAGENET[1:]
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -58,12 +58,15 @@ def test_the_registry_holds_exactly_these_names() -> None:
 @pytest.mark.parametrize(
     ("name", "num_classes", "parameters"),
     [
+        ("resnet8", 100, 81_140),
+        ("resnet14", 100, 178_356),
         ("resnet20", 10, 269_722),
         ("resnet20", 100, 275_572),
         ("resnet32", 10, 464_154),
         ("resnet32", 100, 470_004),
         ("resnet44", 100, 664_436),
         ("resnet56", 100, 858_868),
+        ("resnet110", 100, 1_733_812),
         ("resnet18", 1000, 11_689_512),
         ("resnet34", 1000, 21_797_672),
         ("resnet50", 1000, 25_557_032),
@@ -88,7 +91,7 @@ def test_resnet10_is_resnet18_with_the_first_block_of_each_stage() -> None:
     assert {key: t.shape for key, t in meta_model("resnet10", 1000).state_dict().items()} == expected
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("resnet20", 3), ("resnet32", 5), ("resnet44", 7), ("resnet56", 9)])
+@pytest.mark.parametrize(("name", "blocks"), zip(CIFAR, (1, 2, 3, 5, 7, 9, 18), strict=True))
 def test_names_of_the_cifar_networks(name: str, blocks: int) -> None:
     stages = [f"layer{stage}.{block}." for stage in (1, 2, 3) for block in range(blocks)]
     convolutions = [f"{at}conv{i}.weight" for at in ["", *stages] for i in ((1, 2) if at else (1,))]
@@ -376,7 +379,7 @@ def test_networks_without_other_forms_refuse_them(form: str, monkeypatch: pytest
     monkeypatch.setitem(MODELS, "mine", Architecture(lambda classes: nn.Linear(3, classes)))
     assert isinstance(ModelSpec("mine", 5).build(), nn.Linear)  # a function of the number of classes alone will do
     for name in ("mine", "timm/resnet50"):
-        with pytest.raises(ValueError, match=f"{name} has a linear head and no experts, not {form}; .*: resnet20, "):
+        with pytest.raises(ValueError, match=f"{name} has a linear head and no experts, not {form}; .*: resnet8, "):
             ModelSpec.parse(f"{name} {form}", 5).build()
 
 
@@ -395,7 +398,7 @@ def test_a_misspelt_name_finds_the_one_meant() -> None:
 
 
 def test_a_name_near_to_nothing_lists_all() -> None:
-    with pytest.raises(ValueError, match=r"no model is named 'vit' \(model.name\); allowed: resnet20, "):
+    with pytest.raises(ValueError, match=r"no model is named 'vit' \(model.name\); allowed: resnet8, "):
         build_model("vit", 10)
 
 

@@ -203,9 +203,9 @@ def test_a_router_sees_the_largest_mean_logits_and_a_code_of_directions() -> Non
 
 def test_all_else_has_the_weights_of_its_seed() -> None:
     torch.manual_seed(3)
-    plain = ModelSpec("resnet20", 12, "cosine", experts=3).build().state_dict()
+    plain = ModelSpec("resnet8", 12, "cosine", experts=3).build().state_dict()
     torch.manual_seed(3)
-    network = ModelSpec("resnet20", 12, "cosine", experts=3, router=7).build()
+    network = ModelSpec("resnet8", 12, "cosine", experts=3, router=7).build()
     state = network.state_dict()
     assert {name for name in state if name not in plain} == {
         *(f"router.codes.{i}.{kind}" for i in range(2) for kind in ("weight", "bias")),
@@ -213,7 +213,7 @@ def test_all_else_has_the_weights_of_its_seed() -> None:
     }
     assert all(torch.equal(tensor, state[name]) for name, tensor in plain.items())
     assert experts_of_routers(network) == 3
-    assert experts_of_routers(ModelSpec("resnet20", 12, experts=3).build()) is None
+    assert experts_of_routers(ModelSpec("resnet8", 12, experts=3).build()) is None
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_only_the_router_is_trained() -> None:
     assert with_gradient == {name for name, _ in network.named_parameters() if name.startswith("router.")}
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     with pytest.raises(KeyError, match="CifarResNet has no part router"):
-        freeze_all_but(ModelSpec("resnet20", 3).build(), "router")
+        freeze_all_but(ModelSpec("resnet8", 3).build(), "router")
 
 
 def test_features_are_those_of_all_experts() -> None:

@@ -46,7 +46,7 @@ data:
   backend: reference
   recipe: {{crop: random_resized_crop, size: 16, jitter: [0.4, 0.4, 0.4]}}
   workers: 2
-model: {{name: resnet20}}
+model: {{name: resnet8}}
 optim: {{batch: 4}}
 distill: {{method: dive}}
 """
@@ -133,7 +133,7 @@ def test_every_row_is_measured_or_says_why_not(outputs: tuple[dict, str, str]) -
     assert rows["a.resident"]["absent"] == "it needs raw records, and these are JPEG"
     assert rows["b.transfer"]["absent"] == "none, the device is the CPU"
     assert rows["a.reference"]["note"] == "used in (c), (d), (e)"
-    assert rows["d.cache"]["note"].startswith("temporary: u8") and rows["e.online"]["note"] == "resnet20, untrained"
+    assert rows["d.cache"]["note"].startswith("temporary: u8") and rows["e.online"]["note"] == "resnet8, untrained"
 
 
 def test_ratios_are_quotients_of_the_rows(outputs: tuple[dict, str, str]) -> None:
@@ -178,7 +178,7 @@ def test_a_given_cache_and_teacher_are_used(tmp_path: Path, tiny: Path) -> None:
     code, _, errors = call(tmp_path, *given, "--seconds", 0, "--rounds", 1)
     assert code == 0 and "certified loss" in errors, errors
     cached, online = json.loads((tmp_path / "j.json").read_text())["rows"]
-    assert cached["note"] == "given: f16, views: 1" and online["note"] == "resnet20"
+    assert cached["note"] == "given: f16, views: 1" and online["note"] == "resnet8"
     assert cached["images_per_s"] > 0 and online["images_per_s"] > 0
 
 

@@ -413,7 +413,7 @@ def test_the_flatness_study(in_process: None, tmp_path: Path) -> None:
         *chosen,
         "--epochs-scale",
         0.01,
-        "model.name=resnet20",
+        "model.name=resnet8",
         "optim.batch=4",
     ]
     code, screen, errors = call(*command, "--archive", archive)
@@ -443,7 +443,7 @@ def test_the_flatness_study(in_process: None, tmp_path: Path) -> None:
     assert code == 0 and "start: " not in screen, screen + errors
     assert read(out / "cifar10_flatness.json")["rows"] == report["rows"] and len(files) == 3
     assert (out / "cifar10_flatness.svg").read_bytes() == files[out / "cifar10_flatness.svg"]
-    code, _, errors = call(*command[:-2], "model.name=resnet20", "optim.batch=8", "--table-only")
+    code, _, errors = call(*command[:-2], "model.name=resnet8", "optim.batch=8", "--table-only")
     assert code == 2 and "optim.batch: 4 -> 8" in errors
 
 
@@ -541,9 +541,7 @@ def test_the_page_on_it_names_what_exists() -> None:
     times = " and ".join(", ".join(f"{count / operations[0]:.1f}" for count in operations[1:]).rsplit(", ", 1))
     assert f"3, 4 and 6 experts need {times} times the operations" in " ".join(text.split())
     typed = re.findall(r"^python REPOSITORY/(\S+\.py) REPOSITORY/(\S+) (.+)$", text, re.MULTILINE)
-    tasks = [
-        task for task in table_tasks(small_choice(settings=("precision=bf16",)), (IF100,), (0,)) if task.kind != "data"
-    ]
+    tasks = [task for task in table_tasks(small_choice(settings=()), (IF100,), (0,)) if task.kind != "data"]
     for (script, config, settings), task in zip(typed, tasks[:3], strict=True):
         assert ROOT / script == Path(task.command[0])
         changed = {

@@ -148,8 +148,8 @@ def test_what_an_evaluation_takes() -> None:
 
 def test_the_entry_scripts_say_it(taught: Path) -> None:
     work = taught
-    assert "model.name: resnet20 -> resnet18; leave it out" in refused(work, "evaluate", "t", "model.name=resnet18")
-    assert "test.samples: 37" in run("evaluate", "t", "model.name=resnet20", "eval.batch=9", cwd=work).stdout
+    assert "model.name: resnet8 -> resnet18; leave it out" in refused(work, "evaluate", "t", "model.name=resnet18")
+    assert "test.samples: 37" in run("evaluate", "t", "model.name=resnet8", "eval.batch=9", cwd=work).stdout
     line = refused(work, "teacher", work / "bsce.yaml", "run=typed", "distill.tau=7")
     assert "distill.tau=7.0 goes with distill.method=dive, kd, dkd or bkd" in line
     done = run("teacher", work / "bsce.yaml", "run=typed", "cache.codec=f16", "--dry-run", cwd=work)

@@ -255,7 +255,7 @@ def test_the_same_images_stored_otherwise_are_other_records(tmp_path: Path) -> N
         )
     config = tmp_path / "c.yaml"
     config.write_text(
-        "data: {recipe: {crop: random_resized_crop, size: 16, short_side: 18}}\nmodel: {name: resnet20}\n"
+        "data: {recipe: {crop: random_resized_crop, size: 16, short_side: 18}}\nmodel: {name: resnet8}\n"
         "optim: {batch: 16}\nschedule: {epochs: 1}\ndistill: {method: ce}\n"
     )
     run("teacher", config, "run=r", f"data.train={tmp_path}/whole.beton", cwd=tmp_path)
@@ -323,5 +323,5 @@ def test_batch_norm_over_one_value_is_told_by_the_settings(taught: Path) -> None
     assert "is trained on 1 image at a time" in said and "data.recipe.size=4" in said and "optim.accumulate" in said
     begun = run("teacher", taught / "bsce.yaml", *small, "optim.batch=1", "run=one", cwd=taught, check=False)
     assert begun.returncode == 2 and begun.stderr.startswith(
-        "error: optim.batch: model.name=resnet20 is trained on 1 image"
+        "error: optim.batch: model.name=resnet8 is trained on 1 image"
     )

@@ -80,9 +80,9 @@ def network(kind: str, device: torch.device) -> nn.Module:
     if kind == "dropping":
         model: nn.Module = Dropping()
     elif kind == "experts":
-        model = ModelSpec("resnet20", C, experts=2).build()
+        model = ModelSpec("resnet8", C, experts=2).build()
     else:
-        model = build_model("resnet20", C)
+        model = build_model("resnet8", C)
     set_training(model)
     return model.to(device)
 

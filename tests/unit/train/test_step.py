@@ -20,7 +20,7 @@ B, C = 8, 5
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    model = build_model("resnet20", C)
+    model = build_model("resnet8", C)
     set_training(model)
     return model
 

@@ -106,7 +106,7 @@ def test_numbers_that_are_accepted_train(taught: Path, tmp_path: Path) -> None:
     for number, group in enumerate([*harmless, *([one] for one in sorted(ENDS))]):
         # In a file, where a setting may be of no effect.
         config = tmp_path / f"{number}.yaml"
-        given = [*group, "distill.teacher=t", "model.name=resnet20", "schedule.epochs=1"]
+        given = [*group, "distill.teacher=t", "model.name=resnet8", "schedule.epochs=1"]
         read = to_yaml(load(Everything, taught / "dive.yaml", given)).splitlines(keepends=True)
         config.write_text("".join(line for line in read if line.partition(":")[0] not in OWN))
         done = run("distill", config, f"run={tmp_path}/run{number}", cwd=taught, check=False)
@@ -136,7 +136,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # the command that uses a path; other 
     "data.train": ("teacher", "bsce.yaml", "run=new"),
     "data.val": ("teacher", "bsce.yaml", "run=new"),
     "data.test": ("teacher", "bsce.yaml", "run=new"),
-    "distill.teacher_classes": ("distill", "dive.yaml", WEIGHTS, "distill.teacher_arch=resnet20", "run=new"),
+    "distill.teacher_classes": ("distill", "dive.yaml", WEIGHTS, "distill.teacher_arch=resnet8", "run=new"),
     "run": ("teacher", "bsce.yaml"),
     "predictions": ("evaluate", "t"),
     "features": ("evaluate", "t"),

@@ -33,7 +33,7 @@ def test_info_of_a_complete_cache(cache: Path, many: Records, run: Run) -> None:
         "codec loses": "nothing: f32 keeps every bit",
     }
     assert code == 0 and str(cache) in out and expected.items() <= rows.items()
-    assert f"weights {'ab' * 32}" in rows["teacher"] and "architecture resnet20" in rows["teacher"]
+    assert f"weights {'ab' * 32}" in rows["teacher"] and "architecture resnet8" in rows["teacher"]
     right = sum((logits_of(many.keys, view).argmax(axis=1) == many.labels).sum() for view in range(2))
     assert rows["teacher right"] == f"{right / (2 * MANY):.2%} of 8,266 views, by plain argmax"
     assert "host here" in rows["session 1"] and "time 2023-11-1" in rows["session 1"]

@@ -115,8 +115,8 @@ def test_the_card_says_what_was_measured_and_how_it_was_trained(work: Path) -> N
     assert "| many | - | mean over the 0 classes with more than 100 training images |" in text
     assert "| other settings than the run's | eval.batch: 40 -> 20 |" in text and "| arithmetic | fp32, " in text
     assert "| settings of the loss | tau 3.0, p 0.5, alpha 0.5 |" in text
-    assert meta["teachers"] == [{"source": "exports/t", "architecture": "resnet20", "weights": teacher["weights_hash"]}]
-    assert f"| teacher exports/t | resnet20, weights `{teacher['weights_hash']}` |" in text
+    assert meta["teachers"] == [{"source": "exports/t", "architecture": "resnet8", "weights": teacher["weights_hash"]}]
+    assert f"| teacher exports/t | resnet8, weights `{teacher['weights_hash']}` |" in text
     assert f"| started from | exports/t, weights `{teacher['weights_hash']}` |" in text
     assert "| started from | random weights |" in (work / "exports/t/README.md").read_text()
     assert f"| images | 118 of 5 classes, from 4 to 60 each; digest `{meta['training']['facts']['train']}` |" in text
@@ -136,7 +136,7 @@ def test_the_card_says_what_was_measured_and_how_it_was_trained(work: Path) -> N
     [
         ("resnet50", "network = torchvision.models.resnet50(num_classes=5)"),
         ("timm/resnet18", 'network = timm.create_model("resnet18", num_classes=5)'),
-        ("resnet20", None),
+        ("resnet8", None),
     ],
 )
 def test_the_card_tells_how_to_load_it_elsewhere(work: Path, architecture: str, line: str | None) -> None:

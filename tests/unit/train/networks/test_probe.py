@@ -8,14 +8,14 @@ from models import ModelSpec
 from pipelines.errors import UserError
 from train.networks.probe import explained, require_fit
 
-RESNET = ModelSpec("resnet20", 5)
+RESNET = ModelSpec("resnet8", 5)
 
 
 @pytest.mark.parametrize(("size", "images"), [(4, 2), (16, 1), (4, None), (16, 64)])
 def test_what_fits_moves_no_random_numbers(size: int, images: int | None) -> None:
     network = nn.Sequential(RESNET.build(), nn.Dropout(0.5))
     random = torch.get_rng_state()
-    require_fit(network, RESNET, size, "model.name=resnet20", images)
+    require_fit(network, RESNET, size, "model.name=resnet8", images)
     assert torch.equal(torch.get_rng_state(), random)
 
 
@@ -30,9 +30,9 @@ def test_an_error_of_something_else_stays_what_it_was() -> None:
 
 def test_batch_norm_over_one_value_names_the_settings() -> None:
     with pytest.raises(
-        UserError, match=r"^optim.batch: model.name=resnet20 is trained on 1 image at a time .*size=4 leaves maps"
+        UserError, match=r"^optim.batch: model.name=resnet8 is trained on 1 image at a time .*size=4 leaves maps"
     ):
-        require_fit(RESNET.build(), RESNET, 4, "model.name=resnet20", 1)
+        require_fit(RESNET.build(), RESNET, 4, "model.name=resnet8", 1)
 
 
 class Patches(nn.Module):
@@ -50,7 +50,7 @@ class Patches(nn.Module):
 @pytest.mark.parametrize(
     ("network", "words"),
     [
-        (Patches(5), r"X \(resnet20 with 5 classes\) does not take images of 16x16 pixels \(Input height \(16\)"),
+        (Patches(5), r"X \(resnet8 with 5 classes\) does not take images of 16x16 pixels \(Input height \(16\)"),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5)),
             r"images of 16x16 pixels \(mat1 and mat2 shapes cannot",

@@ -17,7 +17,7 @@ from train.networks import programs
 from train.networks.programs import Normalising, Programs, write_programs
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
-PLAIN, ROUTED = ModelSpec("resnet20", 5), ModelSpec("resnet20", 5, head="cosine", experts=2, router=3)
+PLAIN, ROUTED = ModelSpec("resnet8", 5), ModelSpec("resnet8", 5, head="cosine", experts=2, router=3)
 
 
 def written(folder: Path, spec: ModelSpec, wanted: Programs, size: int = 8) -> tuple[nn.Module, dict]:

@@ -17,7 +17,7 @@ from train.networks.standalone import standalone
 FORMS = [
     ModelSpec("resnet32", 5, head="cosine", head_scale=16, experts=3, expert_width=0.5, router=4),
     ModelSpec("resnet10", 5, experts=2),
-    ModelSpec("resnet20", 5, head="cosine"),
+    ModelSpec("resnet8", 5, head="cosine"),
 ]
 LARGE = ("resnet34", "resnet50", "resnet101", "resnet44", "resnet56")  # of the blocks of others
 PLAIN = [ModelSpec(name, 5) for name in MODELS if name not in LARGE]

@@ -63,7 +63,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
 def save_teacher(folder: Path, class_names: list[str], size: int, seed: int = 0, broken: bool = False) -> str:
     """A finished run of a small untrained network whose batch norm has seen colours and whose classes are balanced."""
     torch.manual_seed(seed)
-    network = build_model("resnet20", len(class_names))
+    network = build_model("resnet8", len(class_names))
     colours = (torch.rand(64, 3, 1, 1) * 4 - 2).expand(-1, -1, size, size) + torch.randn(64, 3, size, size) / 4
     with torch.no_grad():
         for _ in range(20):
@@ -73,7 +73,7 @@ def save_teacher(folder: Path, class_names: list[str], size: int, seed: int = 0,
         if broken:
             bias[1] = torch.finfo().max  # finite, but more of it is not
             network.get_parameter("fc.weight")[1] = 1e38
-    meta = {"architecture": "resnet20", "class_names": class_names, "mean": [0.5] * 3, "std": [0.25] * 3}
+    meta = {"architecture": "resnet8", "class_names": class_names, "mean": [0.5] * 3, "std": [0.25] * 3}
     folder.mkdir(parents=True)
     save_final(folder, network.state_dict(), ModelInfo.of(meta | {"input_size": size, "precision": "fp32"}))
     return str(folder)
@@ -521,7 +521,7 @@ def test_a_file_of_weights_is_the_same_teacher_as_its_run(alone: Path, tmp_path:
     (tmp_path / "other.txt").write_text("\n".join(names[::-1]))
 
     def cached(classes: str, *more: str) -> subprocess.CompletedProcess[str]:
-        teacher = ["distill.teacher=best.pth", "distill.teacher_arch=resnet20", f"distill.teacher_classes={classes}"]
+        teacher = ["distill.teacher=best.pth", "distill.teacher_arch=resnet8", f"distill.teacher_classes={classes}"]
         normalised = ["distill.teacher_mean=[0.5,0.5,0.5]", "distill.teacher_std=[0.25,0.25,0.25]", "data.mean=[0,0,0]"]
         arguments = [alone / "dive.yaml", *teacher, *normalised, "data.views=5", "cache.batch=50", *more]
         return launch.run("cache_logits", *arguments, cwd=tmp_path, check=False)

@@ -49,7 +49,7 @@ def some_batches(records: Records, count: int = 1, size: int = 8) -> list[Batch]
 def network() -> torch.nn.Module:
     """A small network whose running statistics differ from those of any batch."""
     torch.manual_seed(0)
-    model = build_model("resnet20", 5)
+    model = build_model("resnet8", 5)
     for _ in range(3):
         model(torch.randn(16, 3, 8, 8) * 0.7 + 0.3)
     return model
@@ -59,7 +59,7 @@ def save(folder: Path, network: torch.nn.Module, records: Records, **meta: Any) 
     """A finished run's final weights, with the facts that train/experiment.py writes beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     known = {
-        "architecture": "resnet20",
+        "architecture": "resnet8",
         "class_names": list(records.class_names),
         "train_counts": records.class_counts.tolist(),
         "mean": MEAN,
@@ -141,7 +141,7 @@ def test_identity_of_a_teacher(run: str, records: Records, network: torch.nn.Mod
     teacher = teacher_of(run, records)
     assert teacher.identity == {
         "weights": weights_hash(network.state_dict()),
-        "architecture": "resnet20",
+        "architecture": "resnet8",
         "input_size": 8,
         "mean": MEAN,
         "std": STD,
@@ -159,14 +159,14 @@ def test_identities_tell_heads_and_experts_apart(records: Records, tmp_path: Pat
     identities = []
     forms = ("", " head=cosine head_scale=30", " head=cosine head_scale=20", " experts=2 expert_width=0.75")
     for i, form in enumerate(forms):
-        spec = ModelSpec.parse(f"resnet20{form}", 5)
+        spec = ModelSpec.parse(f"resnet8{form}", 5)
         folder = save(tmp_path / str(i), spec.build(), records, architecture=spec.architecture)
         teacher = teacher_of(str(folder), records)
         identities.append(cache_identity({}, teacher.identity | {"weights": ""}, "u8", 64))
-        assert teacher.teachers[0]["architecture"] == f"resnet20{form}"
+        assert teacher.teachers[0]["architecture"] == f"resnet8{form}"
     assert len({identity_hash(identity) for identity in identities}) == 4
     assert differences(identities[0], identities[3]) == {
-        "teacher.architecture": "cache 'resnet20', here 'resnet20 experts=2 expert_width=0.75'"
+        "teacher.architecture": "cache 'resnet8', here 'resnet8 experts=2 expert_width=0.75'"
     }
 
 
@@ -186,7 +186,7 @@ def test_a_teacher_is_named_after_its_run(run: str, records: Records, spelling: 
 )
 def test_a_teacher_of_other_classes(records: Records, tmp_path: Path, names, words: str) -> None:
     theirs = names(list(records.class_names))
-    run = save(tmp_path / "other", build_model("resnet20", len(theirs)), records, class_names=theirs)
+    run = save(tmp_path / "other", build_model("resnet8", len(theirs)), records, class_names=theirs)
     with pytest.raises(UserError, match=rf"distill.teacher=.*other was trained on other classes: {words}"):
         teacher_of(str(run), records)
 
@@ -203,7 +203,7 @@ def test_a_teacher_of_another_input_size(run: str, records: Records) -> None:
 def cache_folder(tmp_path_factory: pytest.TempPathFactory, records: Records) -> Path:
     """Three views of made-up logits, with the fingerprints of the true crops."""
     view = view_identity(records, RECIPE, 0, "reference")
-    identity = cache_identity(view, {"weights": "ab" * 32, "architecture": "resnet20"}, "f32", 118)
+    identity = cache_identity(view, {"weights": "ab" * 32, "architecture": "resnet8"}, "f32", 118)
     writer = CacheWriter(tmp_path_factory.mktemp("caches"), "t", identity, records.rows())
     by_key = np.argsort(records.keys)
     for number in range(3):

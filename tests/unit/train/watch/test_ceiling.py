@@ -137,7 +137,7 @@ def test_nothing_is_compiled_a_second_time(batch: Batch) -> None:
         compiled.append(graph)
         return graph
 
-    accelerator, network = Accelerator(cpu=True), build_model("resnet20", C)
+    accelerator, network = Accelerator(cpu=True), build_model("resnet8", C)
     network.compile(dynamic=False, backend=counted)
     model, optimizer = accelerator.prepare(network, torch.optim.SGD(network.parameters(), lr=0.1))
     objective = Objective(DistillConfig(method="ce"), torch.ones(C, dtype=torch.int64), None)
