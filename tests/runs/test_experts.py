@@ -120,9 +120,7 @@ def test_settings_without_an_effect_are_refused(work: Path, settings: list[str],
 
 
 def test_a_model_json_that_says_nonsense_is_refused(work: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.json").write_text(
-        json.dumps(meta_of(work / "runs/six") | {"architecture": "resnet8 experts=x"})
-    )
+    (tmp_path / "model.json").write_text(json.dumps(meta_of(work / "runs/six") | {"architecture": "resnet8 experts=x"}))
     with pytest.raises(ValueError, match="model.json is damaged: .*'x' is no int"):
         load_network(tmp_path)
     assert "model.json is damaged" in refused(work, "cache_logits", "dive.yaml", f"distill.teacher={tmp_path}")
