@@ -25,6 +25,7 @@ from pipelines.augment.transforms import draw
 from pipelines.backends.choice import make_backend
 from pipelines.backends.contract import Drawn
 from pipelines.batch import Batch, Colours, Draws, Holes, Mix, Plan
+from pipelines.cores import usable_cores
 from pipelines.device import Moved, SideStream, to_device
 from pipelines.errors import UserError
 from pipelines.order import Sampling, with_partners
@@ -82,7 +83,7 @@ class DataConfig:
 
 def default_workers() -> int:
     """This process's share of the machine's cores."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Loader:

@@ -10,7 +10,6 @@ entry script of its method, which resumes a run that was interrupted, and leaves
 """
 
 import argparse
-import os
 import re
 import shlex
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 if __name__ == "__main__":  # replaces this folder, whose module names are generic
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from pipelines.cores import usable_cores
 from pipelines.errors import UserError, quoted
 from tools.command_line import Parser, apart_from_settings, path, whole
 from tools.paper.combinations import Run, planned
@@ -54,7 +54,7 @@ def sweep(args: argparse.Namespace) -> int:
         for run in runs:
             print(shlex.join(["python", *run.command]))
         return 0
-    folder, threads = RUNS / name, max(1, len(os.sched_getaffinity(0)) // args.jobs)
+    folder, threads = RUNS / name, max(1, usable_cores() // args.jobs)
     try:
         with claimed(folder, "--name"):
             ended = Jobs[Run](folder.absolute(), args.jobs, threads, say, folder=Path.cwd()).run(runs)

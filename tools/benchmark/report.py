@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.augment import transforms
+from pipelines.cores import usable_cores
 from pipelines.loader import default_workers
 from pipelines.records.reader import Records
 from tools.benchmark.items import Row
@@ -112,7 +113,7 @@ def facts(config: Config, accelerator: Accelerator, records: Records, pool: np.n
     width, height = np.median(records.stored_widths), np.median(records.stored_heights)
     return {
         "device": device,
-        "cpu": f"{device_name(torch.device('cpu')).removeprefix('cpu: ')}, {len(os.sched_getaffinity(0))} cores, "
+        "cpu": f"{device_name(torch.device('cpu')).removeprefix('cpu: ')}, {usable_cores()} cores, "
         f"{torch.get_num_threads()} threads of torch; load average at the start {os.getloadavg()[0]:.1f}",
         "versions": ", ".join(f"{name} {value}" for name, value in environment.items() if value is not None),
         "code": revision + (" with changes" if changed else ""),

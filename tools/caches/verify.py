@@ -3,13 +3,13 @@
 Changes nothing.
 """
 
-import os
 import shlex
 import sys
 from pathlib import Path
 
 import torch
 
+from pipelines.cores import usable_cores
 from pipelines.errors import UserError
 from pipelines.records.reader import Records
 from tools.caches.check import Bad, Survey, check_blocks, compare_pixels, to_check
@@ -20,7 +20,7 @@ from train.watch.text import counted, short_list
 def checked(found: Survey) -> list[Bad]:
     """Every bad file, after listing them and what does not belong there."""
     with progress_bar("checking blocks", len(to_check(found))) as progress:
-        bad = found.bad + check_blocks(found, len(os.sched_getaffinity(0)), progress)
+        bad = found.bad + check_blocks(found, usable_cores(), progress)
     for one in bad:
         where = f"view {one.cell[0]}, block {one.cell[1]}: " if one.cell else ""
         print(f"bad: {where}{one.why}", file=sys.stderr)

@@ -1,7 +1,6 @@
 """Shows what a record file holds, checks it, and copies it without damaged images. The file itself is not changed."""
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.cores import usable_cores
 from pipelines.errors import UserError
 from pipelines.records.encoding import Encoding
 from pipelines.records.reader import Records
@@ -72,7 +72,7 @@ def run_info(args: argparse.Namespace) -> None:
         table.add_row(name, escape(value.encode("utf-8", "replace").decode()))
     Console().print(table)
     if args.check:
-        damaged = checked(records, len(os.sched_getaffinity(0)))
+        damaged = checked(records, usable_cores())
         if damaged:
             raise records.damaged(damaged[0].position, f"is damaged: {damaged[0].why}")
         print(f"{args.file}: all {len(records)} images are intact")

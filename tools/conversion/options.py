@@ -1,8 +1,8 @@
 """The options of tools/convert.py's commands, and their types; does no work itself."""
 
 import argparse
-import os
 
+from pipelines.cores import usable_cores
 from tools.command_line import Parser, path, whole
 from tools.conversion.storage import RECIPES
 
@@ -25,7 +25,7 @@ def share(text: str) -> float:
 
 def common_options() -> Parser:
     parser = Parser(add_help=False)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     parser.add_argument(
         "--workers", type=whole(0, 1024), default=cores, help="processes that encode (default: %(default)s)"
     )

@@ -4,13 +4,13 @@ The table is written even when trainings failed or were stopped; `--plan` writes
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from pipelines.cores import usable_cores
 from pipelines.errors import UserError
 from pipelines.files import check_file_place, write_bytes_atomic, write_each, write_json_atomic
 from tools.paper.jobs import Ending, Jobs, Stopped, claimed
@@ -85,7 +85,7 @@ def write_report(report: Report, options: argparse.Namespace) -> None:
 
 def reproduce(options: argparse.Namespace) -> int:
     """Do what the options ask for; the exit code: 1 when a task failed, that of the signal when one stopped the trainings."""
-    threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
+    threads = max(1, usable_cores() // options.jobs)
     choice = Choice(options.archive, options.epochs_scale, tuple(options.settings), threads)
     with nullcontext() if options.table_only else claimed(options.out):
         for path in () if options.plan else report_files(options):
