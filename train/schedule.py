@@ -75,15 +75,18 @@ class ScheduleConfig:
         if self.warmup_epochs > epochs:
             raise ValueError(f"schedule.warmup_epochs={self.warmup_epochs}: must be from 0 to {epochs} ({length})")
         if any(not 0 < milestone < epochs for milestone in self.milestones):
-            allowed = f"each must be from 1 to {epochs - 1}" if epochs > 1 else "one epoch has no room for any"
-            raise ValueError(f"schedule.milestones={self.milestones}: {allowed} ({length})")
+            given = f"schedule.milestones={self.milestones}"
+            if epochs > 1:
+                raise ValueError(f"{given}: each must be from 1 to {epochs - 1} ({length})")
+            typed = "schedule.kind=cosine schedule.milestones=[]"
+            raise ValueError(f"{given}: one epoch has no room for any ({length}); type {typed}")
 
     def _check_milestones(self) -> None:
         given = f"schedule.milestones={self.milestones}"
-        if (self.kind == "multistep") != bool(self.milestones):
-            raise ValueError(
-                f"{given} with schedule.kind={self.kind}: multistep needs at least one, the others have none"
-            )
+        if self.kind == "multistep" and not self.milestones:
+            raise ValueError(f"{given}: schedule.kind=multistep has milestones; type schedule.milestones=[N,N]")
+        if self.kind != "multistep" and self.milestones:
+            raise ValueError(f"{given}: schedule.kind={self.kind} has none; type schedule.milestones=[]")
         if sorted(set(self.milestones)) != self.milestones:
             raise ValueError(f"{given}: must increase from one to the next")
 

@@ -93,8 +93,11 @@ def test_steps_outside_the_training_are_refused(step: int) -> None:
         ({"milestones": [-5]}, r"schedule\.milestones"),
         ({"milestones": [160, 120]}, r"schedule\.milestones.*increase"),
         ({"milestones": [120, 120]}, r"schedule\.milestones.*increase"),
-        ({"milestones": []}, r"schedule\.milestones=\[\] with schedule\.kind=multistep"),
-        ({"kind": "cosine"}, r"schedule\.milestones=\[120, 160\] with schedule\.kind=cosine"),
+        ({"milestones": []}, r"schedule\.kind=multistep has milestones; type schedule\.milestones=\[N,N\]"),
+        (
+            {"kind": "cosine"},
+            r"milestones=\[120, 160\]: schedule\.kind=cosine has none; type schedule\.milestones=\[\]$",
+        ),
         ({"kind": "constant"}, r"schedule\.milestones"),
         ({"epochs": 0}, r"schedule\.epochs=0"),
         ({"epochs": -3}, r"schedule\.epochs=-3"),
@@ -181,7 +184,7 @@ def test_a_warm_up_in_steps(per: str) -> None:
         ),
         (
             {"kind": "multistep", "milestones": [1], "steps": 9},
-            r"schedule\.milestones=\[1\]: one epoch has no room for any \(9",
+            r"=\[1\]: one epoch has no room for any \(9 .*; type schedule\.kind=cosine schedule\.milestones=\[\]$",
         ),
     ],
 )
