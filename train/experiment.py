@@ -134,7 +134,7 @@ class Experiment:
         }
 
     def _dry_run(self, assembled: Assembled) -> None:
-        """Run one micro-batch forward and backward, and one evaluation; takes no step and writes no file."""
+        """Run one micro-batch forward and backward, and evaluate one batch of each split; takes no step, writes no file."""
         training = assembled.training
         batches = training.loader.stream(training.order.plan(0, 1))
         try:
@@ -156,8 +156,9 @@ class Experiment:
                 )
         finally:
             batches.close()
-        for split in assembled.evaluation:
-            self.say(f"{split}: {evaluations(assembled, split)[split]['samples']} images evaluated")
+        for split, (loader, _) in assembled.evaluation.items():
+            done = evaluations(assembled, split, batches=1)[split]["samples"]
+            self.say(f"{split}: {done} of {len(loader.records)} images evaluated")
         memory = tracking.peak_memory(self.accelerator.device) / 1e9
         self.say(
             f"dry run: loss {float(loss.detach()):.4f} on one batch, peak memory {memory:.1f} GB; "
@@ -185,19 +186,22 @@ def progress(assembled: Assembled, stops: Stops) -> loop.Evaluated:
     return loop.Evaluated(figures, list(figures.values())[-1]["top1"] if keep_best != "no" else None)
 
 
-def evaluations(assembled: Assembled, split: str, stops: Stops | None = None) -> dict[str, dict[str, Any]]:
-    """{SPLIT: figures} of the weights, and {SPLIT_ema: figures} of their average, if there is one."""
-    found, ema = {split: _evaluated(assembled, split, stops)}, assembled.training.ema
+def evaluations(
+    assembled: Assembled, split: str, stops: Stops | None = None, batches: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """{SPLIT: figures} of the weights, and {SPLIT_ema: figures} of their average, if there is one; batches: as in `evaluate`."""
+    found, ema = {split: _evaluated(assembled, split, stops, batches)}, assembled.training.ema
     if ema:
         with ema.applied():
-            found[f"{split}_ema"] = _evaluated(assembled, split, stops)
+            found[f"{split}_ema"] = _evaluated(assembled, split, stops, batches)
     return found
 
 
-def _evaluated(assembled: Assembled, split: str, stops: Stops | None) -> dict[str, Any]:
+def _evaluated(assembled: Assembled, split: str, stops: Stops | None, batches: int | None) -> dict[str, Any]:
     training, counts = assembled.training, assembled.splits.train.class_counts
     loader, backend = assembled.evaluation[split]
-    done = evaluate(training.model, loader, training.config.eval.batch, counts, training.accelerator, stops=stops)
+    batch, accelerator = training.config.eval.batch, training.accelerator
+    done = evaluate(training.model, loader, batch, counts, accelerator, stops=stops, batches=batches)
     return done.figures | {"backend": backend}
 
 

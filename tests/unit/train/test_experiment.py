@@ -70,9 +70,10 @@ def test_accumulation_takes_the_same_rows(taught: Path) -> None:
     assert losses(taught, "whole") != losses(taught, "halves")
 
 
-def test_dry_run_writes_nothing(taught: Path) -> None:
-    done = run("distill", taught / "dive.yaml", "cache.paths=[caches]", "run=dry", "--dry-run", cwd=taught)
-    assert "dry run: loss" in done.stdout and "37 images evaluated" in done.stdout
+def test_dry_run_is_one_batch_and_writes_nothing(taught: Path) -> None:
+    dry = ("eval.batch=16", "ema.decay=0.9", "run=dry", "--dry-run")
+    done = run("distill", taught / "dive.yaml", "cache.paths=[caches]", *dry, cwd=taught)
+    assert "dry run: loss" in done.stdout and "test: 16 of 37 images evaluated" in done.stdout
     assert not (taught / "runs/dry").exists()
 
 
