@@ -270,7 +270,8 @@ def test_the_table_covers_all_code() -> None:
     ours = [
         path for path in ROOT.rglob("*.py") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
     ]
-    assert {path.relative_to(ROOT).parts[0] for path in ours} == {*PACKAGES, "tests"}
+    written = {"exports"}  # by commands of the pages: an export holds its own load.py
+    assert {path.relative_to(ROOT).parts[0] for path in ours} - written == {*PACKAGES, "tests"}
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     folders = {".".join(path.relative_to(ROOT).parent.parts) for package in PACKAGES for path in sources(package)}
