@@ -13,6 +13,7 @@ from pipelines.errors import UserError
 from train.loop import Training
 from train.meters import Meters, NotFinite
 from train.step import TrainStep
+from train.watch.progress import progress_bar
 
 DIVERGED = 4.0  # the sweep ends where the mean loss of the last steps is so many times the lowest such mean
 LAST = 5  # steps in that mean
@@ -55,7 +56,7 @@ def rates(low: float, high: float, steps: int) -> np.ndarray:
 
 
 def sweep(training: Training, lrs: np.ndarray) -> Sweep:
-    """Train one step at each rate, until the loss diverges or is not finite."""
+    """Train one step at each rate, until the loss diverges or is not finite; shows its progress."""
     config, accelerator = training.config, training.accelerator
     meters, losses = Meters(accelerator.device), []
     step = TrainStep(
@@ -70,12 +71,14 @@ def sweep(training: Training, lrs: np.ndarray) -> Sweep:
     set_training(training.model)
     batches = training.loader.stream(training.order.plan(0, len(lrs)))
     try:
-        for number, lr in enumerate(lrs):
-            step(next(batches), number, float(lr))
-            training.objective.require_finite(training.loader, accelerator)
-            losses.append(meters.read(accelerator)["loss"])
-            if diverges(losses):
-                break
+        with progress_bar("steps", len(lrs)) as done:
+            for number, lr in enumerate(lrs):
+                step(next(batches), number, float(lr))
+                training.objective.require_finite(training.loader, accelerator)
+                losses.append(meters.read(accelerator)["loss"])
+                done()
+                if diverges(losses):
+                    break
     except NotFinite:
         pass
     finally:
