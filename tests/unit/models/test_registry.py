@@ -91,7 +91,7 @@ def test_resnet10_is_resnet18_with_the_first_block_of_each_stage() -> None:
     assert {key: t.shape for key, t in meta_model("resnet10", 1000).state_dict().items()} == expected
 
 
-@pytest.mark.parametrize(("name", "blocks"), zip(CIFAR, (1, 2, 3, 5, 7, 9, 18), strict=True))
+@pytest.mark.parametrize(("name", "blocks"), list(zip(CIFAR, (1, 2, 3, 5, 7, 9, 18), strict=True)))
 def test_names_of_the_cifar_networks(name: str, blocks: int) -> None:
     stages = [f"layer{stage}.{block}." for stage in (1, 2, 3) for block in range(blocks)]
     convolutions = [f"{at}conv{i}.weight" for at in ["", *stages] for i in ((1, 2) if at else (1,))]
