@@ -33,6 +33,7 @@ _MOST_COMPILERS = 32  # torch's own limit
 def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
     """Everything outside the settings that may change results or speed between two sessions of a run, as a flat dictionary."""
     versions = {name: _version(name) for name in PACKAGES}
+    versions["torch"] = str(torch.__version__)  # names the build, such as +cu130, which the metadata of PyPI's does not
     return {
         "host": platform.node(),
         "device": device_name(accelerator.device),
