@@ -43,7 +43,7 @@ def _quota(folder: Path) -> float | None:
         if (folder / "cpu.max").exists():
             time, period = (folder / "cpu.max").read_text().split()
         else:
-            time, period = (float((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-        return float(time) / float(period) if time not in ("max", -1) else None
+            time, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        return None if time in ("max", "-1") else float(time) / float(period)
     except (OSError, ValueError):
         return None

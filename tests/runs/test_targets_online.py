@@ -27,10 +27,9 @@ STRONG = (
 
 @pytest.mark.parametrize("settings", [(), STRONG[:1], STRONG], ids=["plain", "jitter", "strong"])
 def test_cached_loss_is_the_online_loss(tiny: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
-    """Every step of 3 epochs: within 1e-5 from f32, within 3e-2 from u8 (fp32 networks, not compiled).
+    """Every step of 3 epochs: within 1e-5 from f32, within 1e-2 from u8 (fp32 networks, not compiled).
 
-    On CIFAR-100-LT u8 stays within 1e-3 (5.6e-5 measured, tests/drills/long.py). Here 16 images of 5 classes average few
-    roundings, and the logits' range, of which a rounding is a part, varies: 0.0003 to 0.012 with teachers of six seeds.
+    On CIFAR-100-LT u8 stays within 1e-3 (5.6e-5 measured, tests/drills/long.py); 16 images of 5 classes average few roundings.
     """
     run("teacher", tiny_config(tmp_path, tiny, "bsce"), "run=t", "data.seed=1", cwd=tmp_path)
     dive = tiny_config(tmp_path, tiny, "dive", DIVE)
@@ -49,7 +48,7 @@ def test_cached_loss_is_the_online_loss(tiny: Path, tmp_path: Path, settings: tu
         caches[codec] = tmp_path / codec
     worst = cached_against_online(dive, [*recipe, f"distill.teacher={tmp_path}/runs/t"], caches, steps=21)
     assert worst["f32"] <= 1e-5
-    assert 0 < worst["u8"] <= 3e-2
+    assert 0 < worst["u8"] <= 1e-2
 
 
 @pytest.mark.parametrize(("mix", "of"), [("mixup", "image"), ("cutmix", "parts")])
@@ -85,6 +84,8 @@ def three(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with three teachers, a cache of each in c0, c1, c2, and a student's dive.yaml."""
     folder = tmp_path_factory.mktemp("three")
     bsce, dive = tiny_config(folder, tiny), tiny_config(folder, tiny, "dive", DIVE)
+    for config in (bsce, dive):  # students of a deeper network differ more
+        config.write_text(config.read_text().replace("resnet8", "resnet20"))
     for i in range(3):
         run("teacher", bsce, f"run=t{i}", f"seed={i}", "data.seed=1", f"schedule.epochs={i + 1}", cwd=folder)
         run("cache_logits", dive, f"distill.teacher=t{i}", f"cache.dir=c{i}", "cache.codec=f32", cwd=folder)
@@ -114,12 +115,12 @@ def test_students_of_several_teachers(three: Path) -> None:
     found = {name: np.array(losses(three, name)) for name in students}
     assert np.array_equal(found["heavy"], found["alone"])
     # Rounding of 1e-7 in the targets, which training from scratch amplifies.
-    assert np.allclose(found["heavy_p"], found["alone"], rtol=0, atol=2e-3), found
+    assert np.allclose(found["heavy_p"], found["alone"], rtol=0, atol=0.05), found
     for a, b in (("logits", "alone"), ("probabilities", "alone"), ("logits", "probabilities")):
-        assert np.abs(found[a] - found[b]).max() > 5e-3, (a, b, found)
+        assert np.abs(found[a] - found[b]).max() > 0.1, (a, b, found)
     assert "targets: the mean of 3 teachers' probabilities\n" in said["probabilities"]
     assert "teachers' logits, weighted [1e-12, 1.0, 1e-12]" in said["heavy"]
-    assert said["logits"].count(": 3 views of resnet8 ") == 3 and "distill.tau: " in said["chosen"]
+    assert said["logits"].count(": 3 views of resnet20 ") == 3 and "distill.tau: " in said["chosen"]
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def make_accelerator(config: Config) -> Accelerator:
         )
     if config.precision == "bf16" and accelerator.device.type == "cpu" and not _cpu_has_bf16():
         accelerator.print(
-            "warning: precision=bf16 on a CPU without instructions for it, which may take ten times as long as precision=fp32"
+            "warning: precision=bf16 takes many times as long as fp32 on this CPU, which emulates it; type precision=fp32"
         )
     return accelerator
 
