@@ -7,6 +7,7 @@ on all, and its logits are left out for the others.
 Shapes: B batch, C classes, D features of one expert, E experts.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -46,9 +47,10 @@ class Router(nn.Module):
 
     def after_each(self, experts_BEC: Tensor, features: Sequence[Tensor]) -> Tensor:
         """[B, E - 1]: logits for going on after each expert but the last, for all images, as they are trained."""
-        wide = torch.promote_types(experts_BEC.dtype, torch.float32)
-        sums = experts_BEC.to(wide).cumsum(1)
-        return torch.stack([self(i, sums[:, i] / (i + 1), features[i]) for i in range(len(self.codes))], dim=1)
+        experts = experts_BEC.to(torch.promote_types(experts_BEC.dtype, torch.float32)).unbind(1)
+        # As in use, one after the other: `cumsum` is refused on a GPU with deterministic=true, too.
+        sums = itertools.accumulate(experts[: len(self.codes)])
+        return torch.stack([self(i, sum_BC / (i + 1), features[i]) for i, sum_BC in enumerate(sums)], dim=1)
 
     def answer(self, experts: Sequence[nn.Module], shared: Tensor) -> Outputs:
         """logits[B, C], the mean over the experts used, and `used`; shared: what the trunk gives."""

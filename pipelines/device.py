@@ -11,6 +11,15 @@ import numpy as np
 import torch
 
 
+def work_on(device: torch.device | None) -> None:
+    """Let this thread work on the GPU of its process.
+
+    A new thread works on the first GPU, where it would open a context of half a gigabyte for every process.
+    """
+    if device is not None and device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """A copy on the device, made without blocking the step: from pageable memory CUDA would synchronise."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))

@@ -26,7 +26,7 @@ from pipelines.backends.choice import make_backend
 from pipelines.backends.contract import Drawn
 from pipelines.batch import Batch, Colours, Draws, Holes, Mix, Plan
 from pipelines.cores import usable_cores
-from pipelines.device import Moved, SideStream, to_device
+from pipelines.device import Moved, SideStream, to_device, work_on
 from pipelines.errors import UserError
 from pipelines.order import Sampling, with_partners
 from pipelines.records.reader import Records
@@ -229,9 +229,7 @@ def ahead_of(
 
     def run() -> None:
         try:
-            if device is not None and device.type == "cuda" and device.index is not None:
-                # A new thread works on the first GPU, where every process would open a context of half a gigabyte.
-                torch.cuda.set_device(device)
+            work_on(device)
             with contextlib.closing(source):
                 for item in source:
                     offer("result", item)

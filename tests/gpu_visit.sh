@@ -15,7 +15,7 @@ samples=${SAMPLES:-../shared/data/imagenet-samples}
 archive=${ARCHIVE:-../shared/data/cifar-100-python.tar.xz}
 
 declare -A seconds=(
-    [tests]=300 [cifar]=400 [recorded]=400 [graphs]=240 [trace]=180 [syncs]=120 [decoders]=120 [bench]=300 [exact]=300
+    [tests]=300 [cifar]=400 [recorded]=400 [graphs]=240 [trace]=180 [syncs]=120 [decoders]=120 [bench]=300 [exact]=420
     [memory]=180 [wrapped]=120 [optimizer]=60 [experts]=120 [routing]=90 [parity]=120 [others]=300 [reproduce]=600
 )
 
@@ -50,10 +50,10 @@ short() { # settings of a training of some steps, which evaluates and saves at i
 eval.every_epochs=0 save.every_epochs=1000"
 }
 
-cifar() { # a teacher on CIFAR-100-LT: cifar RUN SETTINGS...
+cifar() { # a teacher on CIFAR-100-LT: cifar RUN SETTINGS...; with `in_place=exec`, in place of this shell
     local run=$1
     shift
-    "$python" train/teacher.py configs/cifar100_lt/bsce_if100.yaml data.train="$work/cifar/train.beton" \
+    ${in_place:-} "$python" train/teacher.py configs/cifar100_lt/bsce_if100.yaml data.train="$work/cifar/train.beton" \
         data.test="$work/cifar/test.beton" run="$work/$run" "${cifar_size[@]}" "$@"
 }
 
@@ -187,13 +187,13 @@ step_exact() { exact compile=false && exact "${recorded[@]}"; }
 
 exact() {
     local run
-    rm -rf "$work"/run_exact_*
-    for run in a b; do
+    rm -rf "$work"/run_exact_* "$work"/compiled_exact_*
+    for run in a b; do # compiled separately: nothing that is timed may choose a kernel
         # shellcheck disable=SC2046
-        cifar "run_exact_$run" "$@" deterministic=true $(short 400) || return
+        TORCHINDUCTOR_CACHE_DIR=$work/compiled_exact_$run cifar "run_exact_$run" "$@" deterministic=true $(short 400) || return
     done
     # shellcheck disable=SC2046
-    cifar run_exact_killed "$@" deterministic=true $(short 400) save.every_steps=50 &
+    in_place=exec cifar run_exact_killed "$@" deterministic=true $(short 400) save.every_steps=50 & # so that the signal reaches it
     local training=$!
     for _ in $(seq 600); do
         compgen -G "$work/run_exact_killed/checkpoints/step_*" >/dev/null && break

@@ -207,7 +207,7 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
         say("compile=true: the first steps compile the network, which may take minutes")
     network, init = _network(config, splits.train, folder, accelerator)
     ema = Ema(network, config.ema) if config.ema.decay is not None else None
-    optimizer = build_optimizer(network, config.optim)
+    optimizer = build_optimizer(network, config.optim, scaled=accelerator.scaler is not None)
     compile_in_place(network, config.compile, config.compile_mode)
     model, optimizer = accelerator.prepare(network, optimizer)
     model = without_broadcasts(model)

@@ -54,7 +54,12 @@ def main(argv: list[str]) -> None:
     accelerator = make_accelerator(config)
     if idle := of_cache_writer(config, options):
         accelerator.print(idle)
-    torch.backends.cudnn.benchmark = False  # it chooses by timing, and a block's bytes must not depend on that
+    # A block's bytes must not depend on which kernels were faster when they were timed.
+    torch.backends.cudnn.benchmark = False
+    if config.compile:
+        from torch._inductor import config as inductor  # here, because it takes long to import
+
+        inductor.deterministic = True  # no size of a reduction, no padding is chosen by timing
     records = Records(config.data.train)
     teacher = make_teacher(config, records, accelerator)
     recipe, device = asked_recipe(config), accelerator.device

@@ -89,8 +89,11 @@ def describe_scaling(config: OptimConfig) -> str | None:
     return f"learning rate {scaled_lr(config):g} = optim.lr {config.lr:g} x {factor} (optim.lr_scale={config.lr_scale})"
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer over the model's trainable parameters: a group with weight decay and, if it is not empty, one without."""
+def build_optimizer(model: nn.Module, config: OptimConfig, scaled: bool = False) -> torch.optim.Optimizer:
+    """The optimizer over the model's trainable parameters: a group with weight decay and, if it is not empty, one without.
+
+    scaled: a GradScaler will skip the steps whose gradients overflow (precision=fp16).
+    """
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     undecayed: set[str] = set()
     for pattern in config.no_decay:
@@ -112,7 +115,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     fused = _fused(list(named.values()))
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(config.betas[0], config.betas[1]), fused=fused)
-    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+    # A first step that is skipped would leave the momentum of torch's fused SGD what its memory held, and all later steps would
+    # add it. Without `fused` the scaler itself skips the step, for which the host waits for the device.
+    return torch.optim.SGD(
+        groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=None if scaled else fused
+    )
 
 
 def _fused(parameters: list[nn.Parameter]) -> bool | None:

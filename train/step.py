@@ -121,6 +121,8 @@ class _RecordedUpdate:
         for group in optimizer.param_groups if device.type == "cuda" else ():
             if "capturable" in group:  # AdamW asks for it, though its fused update is the same
                 group["capturable"] = True
+        # It would warn of the calls before the recording, which torch.cuda.graph wants.
+        optimizer._warned_capturable_if_run_uncaptured = True  # pyright: ignore[reportAttributeAccessIssue]
 
     def __call__(self, micros: Sequence[Micro], lr: float) -> Losses:
         self._lr.fill_(lr)

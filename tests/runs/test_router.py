@@ -135,13 +135,13 @@ def test_what_does_not_fit_is_refused(work: Path, settings: tuple[str, ...], wor
         raise AssertionError(refused(work, "router", "router.yaml", "run=no", *settings))
 
 
-def test_other_methods_refuse_routers(work: Path) -> None:
+def test_other_methods_refuse_routers(work: Path, tiny: Path) -> None:
     said = refused(work, "teacher", "bsce.yaml", "run=no", *ROUTED)
     assert "model.router=4: bsce does not train routers" in said and "train/router.py CONFIG model.init=RUN" in said
     with pytest.raises(UserError, match="trains the router of a network, and this one has none"):  # in every program
         load(Config, work / "router.yaml")
     assert "use train/router.py" in refused(work, "teacher", "router.yaml", "run=no", *ROUTED)
-    said = refused(work, "distill", "dive.yaml", "run=no", "distill.hard=router")
+    said = refused(work, "distill", tiny_config(work, tiny, "dive"), "run=no", "distill.hard=router")
     assert "distill.hard" in said and "ce|bsce|ldam" in said
 
 

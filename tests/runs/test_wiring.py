@@ -26,6 +26,7 @@ from helpers.launch import run
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
+from torch._inductor import config as inductor
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -92,6 +93,7 @@ class Seen:
     passes: list[Pass] = field(default_factory=list, repr=False)
     steps: list[Step] = field(default_factory=list, repr=False)
     compiled: list[tuple[str, Any]] = field(default_factory=list)
+    timed: set[bool] = field(default_factory=set)  # whether kernels were chosen by timing
     pools: set[int | None] = field(default_factory=set)
 
     @property
@@ -217,6 +219,7 @@ class Lab:
             AcceleratorState._reset_state(True)
             torch.use_deterministic_algorithms(False)
             torch.utils.deterministic.fill_uninitialized_memory = True  # pyright: ignore
+            inductor.deterministic = False
         seen.code, seen.out = done.returncode, done.stdout + done.stderr
         assert bool(seen.code) == fails, f"{command} ended with {seen.code}:\n{seen.out}"
         self._made[command] = seen
@@ -230,6 +233,7 @@ class Lab:
         def compile_module(module: nn.Module, *_: Any, **options: Any) -> None:
             whose = "student" if next(module.parameters()).requires_grad else "teacher"
             self._seen.compiled.append((whose, options.get("mode")))  # and continue without compiling
+            self._seen.timed.add(not inductor.deterministic)
 
         def compile_function(function: Any, *_: Any, **options: Any) -> Any:
             self._seen.compiled.append(("function", options.get("mode")))
@@ -1278,6 +1282,7 @@ def _(lab: Lab) -> None:
     assert "the first steps compile the network" in seen.out
     cells = lab.cache("compile=true", f"compile_mode={MODE}", "cache.dir=compiled")
     assert [one for one in cells.compiled if one[0] != "function"] == [("teacher", MODE)]
+    assert (seen.timed, cells.timed) == ({True}, {False})  # a block's bytes do not depend on the time
     assert lab.t().compiled == [] and lab.cache().compiled == []
 
 

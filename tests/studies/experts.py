@@ -186,6 +186,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
+    torch.backends.cudnn.allow_tf32 = False  # as in trainings
     for name in options.network:
         for experts in options.experts:
             print(measure(name, experts, options), flush=True)

@@ -90,7 +90,8 @@ def launches(work: Callable[[], Any], device: torch.device) -> int:
     events = seen.events()
     assert events is not None
     if on_gpu:
-        return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in events)
+        on_device = (event for event in events if event.device_type == torch.autograd.DeviceType.CUDA)
+        return sum(not event.is_user_annotation for event in on_device)  # such as the name of the optimizer's step
     return sum(_kernels(event) for event in events if event.cpu_parent is None)
 
 

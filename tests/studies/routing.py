@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     options = parser.parse_args()
+    torch.backends.cudnn.allow_tf32 = False  # as in trainings
     for name in options.network:
         for experts in options.experts:
             for share in options.share:

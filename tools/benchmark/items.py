@@ -84,7 +84,7 @@ class Steps:
         network = channels_last(network)
         if (part := METHODS[config.distill.method].part) is not None:
             freeze_all_but(network, part)
-        optimizer = build_optimizer(network, config.optim)
+        optimizer = build_optimizer(network, config.optim, scaled=accelerator.scaler is not None)
         compile_in_place(network, config.compile, config.compile_mode)
         self._model, self._optimizer = accelerator.prepare(network, optimizer)
         set_training(self._model)

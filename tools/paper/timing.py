@@ -26,6 +26,7 @@ from tools.paper.jobs import Jobs
 from tools.paper.plan import SWITCHES, Choice, Task, is_done
 from train.data import epochs_of, views_of
 from train.run.environment import device_name
+from train.watch.text import counted
 
 _EPOCHS = {"cpu": 1, "cuda": 20}  # long enough that all chains train at the same time, and for clocks to settle
 
@@ -90,7 +91,7 @@ def measured(
         kept = read_json(path)
         if kept["key"] == key and kinds <= set(kept["costs"]):
             return _costs(kept["costs"])
-    say(f"measuring this device by {slots} short training{'s' if slots > 1 else ''}")
+    say(f"measuring this device by {counted(len(tasks), 'short run')}" + f", {slots} at a time" * (slots > 1))
     place = out / "timing"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()

@@ -25,7 +25,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from pipelines.batch import Batch, Plan
-from pipelines.device import SideStream, to_host
+from pipelines.device import SideStream, to_host, work_on
 from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.logits.blocks import BLOCK_ROWS
@@ -153,7 +153,7 @@ class _Publisher:
 
     def __init__(self, writer: CacheWriter, device: torch.device):
         self._writer, self._beside = writer, SideStream(device)
-        self._pool = ThreadPoolExecutor(1, "writer")
+        self._pool = ThreadPoolExecutor(1, "writer", initializer=work_on, initargs=(device,))
         self._last: tuple[Future, Future[int], int] | None = None
         self.waited = 0.0
         "seconds for which the teacher waited for a block to be written"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.nondeterministic import Refused
 from torch import Tensor, nn
 
 from models.registry import MODELS, Architecture, ModelConfig, ModelSpec, build_model, model_names
@@ -226,10 +227,32 @@ def test_channels_last_gives_the_same_logits(name: str, size: int) -> None:
 def test_gradient_reaches_every_parameter(name: str) -> None:
     model = seeded_model(name, 3).train()
     size = 16 if name in CIFAR else 33
-    F.cross_entropy(model(torch.randn(4, 3, size, size)), torch.tensor([0, 1, 2, 0])).backward()
+    with Refused() as refused:
+        F.cross_entropy(model(torch.randn(4, 3, size, size)), torch.tensor([0, 1, 2, 0])).backward()
+    assert refused.found == set(), "a deterministic GPU refuses"
     without = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["resnet32", "resnet50"])
+def test_a_deterministic_gpu_gives_the_same_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    model = seeded_model(name, 3).train().to("cuda", memory_format=torch.channels_last)
+    images = torch.randn(32, 3, 32 if name in CIFAR else 224, 32 if name in CIFAR else 224, device="cuda")
+    images, found = images.to(memory_format=torch.channels_last), []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(5):
+            model.zero_grad()
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = F.cross_entropy(model(images), torch.arange(32, device="cuda") % 3)
+            loss.backward()
+            found.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for later in found[1:] for a, b in zip(found[0], later, strict=True))
 
 
 @pytest.mark.parametrize("name", ["resnet32", "resnet18"])

@@ -236,7 +236,7 @@ def test_plan_runs_and_writes_no_training(done: tuple[Path, str], archive: Path,
     assert not (out / "runs" / "bsce_if10-e1-s7").exists() and (out / "cifar100_lt.md").read_bytes() == table
     timing.write_text(json.dumps(own | {"key": own["key"] | {"settings": ["optim.batch=64"]}}))
     code, screen, _ = call(*command, "--plan")
-    assert code == 0 and "measuring this device by 1 short training\n" in screen and read(timing)["key"] == own["key"]
+    assert code == 0 and "measuring this device by 3 short runs\n" in screen and read(timing)["key"] == own["key"]
     timing.write_text("{")
     assert call(*command, "--plan")[0] == 0 and read(timing)["key"] == own["key"]
 
@@ -420,7 +420,7 @@ def test_the_flatness_study(in_process: None, tmp_path: Path) -> None:
     assert code == 0, screen + errors
     names = [f"ce_kind_3_kind_1_10_5_eps{eps}-e1-s2" for eps in ("0.4", "0")]
     lines = screen.splitlines()
-    measured = lines[lines.index("measuring this device by 1 short training") + 1 :]
+    measured = lines[lines.index("measuring this device by 1 short run") + 1 :]
     assert [line[7:] for line in measured if line.startswith("start: ")] == ["ce_kind_3_kind_1_10_5_eps0-s0", *names]
     assert read(out / "timing.json")["costs"].keys() == {"teacher", "device"}, "no cache and no student to be timed"
     assert re.search(r"images/s of each: hard labels [\d,.]+; start-up and compilation \d+ s$", screen, re.MULTILINE)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipelines.errors import UserError
 from train.optim import OptimConfig, build_optimizer, describe_scaling, scaled_lr
@@ -70,6 +71,16 @@ def test_two_steps_equal_sgd_by_hand(nesterov: bool, no_decay: list[str], undeca
         optimizer.step()
     for name, parameter in model.named_parameters():
         np.testing.assert_allclose(parameter.detach().numpy(), expected[name], rtol=1e-12, atol=1e-14)
+
+
+def test_a_gpu_gets_the_fused_update_unless_steps_are_skipped() -> None:
+    """A momentum that torch's fused SGD begins in a skipped step is whatever memory held; AdamW's means begin at 0."""
+    with FakeTensorMode():
+        model = nn.ParameterList([torch.empty(3, device="cuda")])
+        sgd, adamw = settings(), settings(name="adamw")
+        kinds = ((sgd, False), (sgd, True), (adamw, False), (adamw, True))
+        found = [build_optimizer(model, config, scaled).param_groups[0]["fused"] for config, scaled in kinds]
+    assert found == [True, None, True, True]
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -1,5 +1,8 @@
 """The training step against a loop written by hand: accumulated, clipped, averaged, with a frozen trunk."""
 
+import math
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -25,14 +28,14 @@ def network() -> nn.Module:
     return model
 
 
-def batch(number: int) -> Batch:
+def batch(number: int, device: str = "cpu") -> Batch:
     rng = torch.Generator().manual_seed(number)
-    images = torch.randn(B, 3, 8, 8, generator=rng)
-    return Batch(images, torch.arange(B) % C, np.arange(B), np.zeros(B, np.int32), torch.zeros(B, 8, 8, 3))
+    images, labels = torch.randn(B, 3, 8, 8, generator=rng).to(device), (torch.arange(B) % C).to(device)
+    return Batch(images, labels, np.arange(B), np.zeros(B, np.int32), torch.zeros(B, 8, 8, 3))
 
 
-def objective() -> Objective:
-    return Objective(DistillConfig(method="ce"), torch.ones(C, dtype=torch.int64), None)
+def objective(device: str = "cpu") -> Objective:
+    return Objective(DistillConfig(method="ce"), torch.ones(C, dtype=torch.int64, device=device), None)
 
 
 @pytest.mark.parametrize("settings", [{}, {"accumulate": 2}, {"clip": 0.1}, {"accumulate": 4, "clip": 0.1}])
@@ -101,3 +104,23 @@ def test_a_frozen_trunk_is_not_moved() -> None:
     step(batch(0), 0, 0.1)
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved == {"fc.weight", "fc.bias"}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_first_step_that_overflows_leaves_nothing_behind(device: str, name: Literal["sgd", "adamw"]) -> None:
+    """Only running statistics have seen its images, on which nothing depends in training mode."""
+    config, found = OptimConfig(name=name, batch=B, lr=0.01), []
+    for overflows in (False, True):
+        model = network().to(device)
+        scaler = torch.amp.GradScaler(device, 2.0**11 if overflows else 2.0**10)
+        step = TrainStep(model, build_optimizer(model, config, scaled=True), objective(device), config, scaler)
+        if overflows:
+            torch.full((1 << 20,), 7e8, device=device)  # what memory holds that is taken next
+            skipped = batch(0, device)
+            step(skipped._replace(images=skipped.images * math.inf), 0, 0.01)
+            assert scaler.get_scale() == 2**10
+        for number in (1, 2):
+            step(batch(number, device), number, 0.01)
+        found.append([parameter.detach().clone() for parameter in model.parameters()])
+    assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(*found, strict=True))

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from models.registry import build_model
 from pipelines.augment.finish import Finish
 from pipelines.augment.recipe import Recipe
+from pipelines.device import SideStream
 from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.logits import CacheWriter, Ensemble, LogitCache
@@ -274,6 +275,19 @@ def test_at_most_one_block_waits_to_be_written() -> None:
         publisher.wait()
         assert slow.begun == [(0, 0), (1, 0)]
         assert (publisher.rows, publisher.right) == (8, 6) and publisher.waited >= 0.1
+
+
+def test_the_writing_thread_works_on_the_gpu_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would open a context on the first GPU otherwise, in every process."""
+    chosen: list[tuple[str, torch.device]] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: chosen.append((threading.current_thread().name, gpu)))
+    monkeypatch.setattr("train.objectives.caching.SideStream", lambda device: SideStream(CPU))
+    slow, third = SlowWriter(), torch.device("cuda", 2)
+    slow.gate.set()
+    with _Publisher(slow, third) as publisher:  # type: ignore[arg-type]
+        publisher.publish((0, 0), *BLOCK)
+        publisher.publish((1, 0), *BLOCK)
+    assert chosen == [("writer_0", third)]
 
 
 def test_an_error_of_the_thread_reaches_the_caller() -> None:

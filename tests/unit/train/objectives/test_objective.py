@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers.nondeterministic import Refused
 from helpers.small_caches import RECIPE
 
 from models import Outputs
@@ -385,10 +386,27 @@ def test_soft_targets_that_are_not_finite_are_told_by_sample(few: Records) -> No
     Objective(DistillConfig(method="ce"), COUNTS, None).require_finite(loader, accelerator)
 
 
-# ---- compiled ----
+# ---- deterministic ----
 
 TWO_EXPERTS = torch.randn(B, 2, C, generator=generator)
 ROUTER = torch.randn(B, 1, generator=generator)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_loss_has_an_operation_that_a_deterministic_gpu_refuses(method: str) -> None:
+    config = DistillConfig(method=method, **({"tau": 3.0} if "tau" in METHODS[method].settings else {}))
+    soft = (lambda batch: TEACHER) if METHODS[method].targets else None
+    each, router = TWO_EXPERTS.clone().requires_grad_(), ROUTER.clone().requires_grad_()
+    with Refused() as refused:
+        loss, _ = Objective(config, COUNTS, soft, 1.0, 4)(Outputs(each.mean(1), experts=each, router=router), BATCH, 0)
+        loss.backward()
+    assert refused.found == set()
+    with refused:
+        each.cumsum(1)
+    assert refused.found == {"cumsum"}
+
+
+# ---- compiled ----
 
 
 @pytest.mark.parametrize("experts", [False, True])
