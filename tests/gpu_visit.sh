@@ -27,7 +27,7 @@ if [[ -n ${REHEARSE:-} ]]; then
     recorded=(compile=false) # cuda_graph=true needs a GPU
     images=12 copies=1
     read -ra debug <<<"$(tr '\n' ' ' <configs/debug.txt)"
-    cifar_size=("${debug[@]}" data.recipe.size=16 track.ceiling=on)
+    cifar_size=("${debug[@]}" data.recipe.size=8 model.name=resnet8 track.ceiling=on)
     imagenet_size=("${debug[@]}" data.recipe.size=64 model.name=resnet10 track.ceiling=on)
     bench_size=(--images 8 --seconds 0.1 --rounds 1 --only b,c optim.batch=4 data.recipe.size=64 model.name=resnet10)
     study_size=(--rounds 1 --batch 10 --experts 2 --network resnet32)

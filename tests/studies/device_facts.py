@@ -172,7 +172,8 @@ def recorded(device: torch.device, steps: int) -> None:
     """Ends with code 1 where losses differ. They are equal to the bit: the algorithms are deterministic, and a float32 holds the
     rates, to which a graph rounds them."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    accelerator = Accelerator(mixed_precision="bf16")
+    precision = "bf16" if device.type == "cuda" else "fp32"
+    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
     losses: dict[bool, list[list[float]]] = {}
     modes = (None, "default") if device.type == "cuda" else (None,)
     for exact, mode, graph in itertools.product((True, False), modes, (False, True)):
@@ -191,7 +192,7 @@ def recorded(device: torch.device, steps: int) -> None:
         taken = milliseconds(lambda step=step, batch=batch: step(batch, 0, 0.0), device, steps)
         launched = _launches(lambda step=step, batch=batch: step(batch, 0, 0.0), device)
         print(
-            f"resnet32, batch 128, bf16, compile_mode={mode}, cuda_graph={graph}: {taken:.2f} ms a step, "
+            f"resnet32, batch 128, {precision}, compile_mode={mode}, cuda_graph={graph}: {taken:.2f} ms a step, "
             f"{128 / taken * 1e3:,.0f} images/s, {launched} launches",
             flush=True,
         )
