@@ -27,6 +27,7 @@ IMPORTED = [
     *("torch.distributed.run", "accelerate.commands.launch", "torch._dynamo", "scipy.linalg", "tools.logits"),
     *(f"train.{script}" for script in ("teacher", "distill", "router", "cache_logits", "evaluate")),
 ]
+WHERE_THERE = ["torch._inductor.compile_fx", "matplotlib.pyplot", "sklearn.manifold", "nvidia.dali.plugin.pytorch"]
 
 
 @functools.cache
@@ -193,6 +194,9 @@ def server(address: str) -> None:
     sys.path[0] = ROOT
     for name in IMPORTED:
         importlib.import_module(name)
+    for name in WHERE_THERE:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     _first_uses()
     gc.freeze()  # otherwise each fork copies every page at its end, when it looks for garbage
     serving = Server(address)

@@ -92,30 +92,6 @@ def refusal(path: Path, data: bytes | bytearray) -> str:
     return message
 
 
-@pytest.fixture(scope="module")
-def ffcv() -> Any:
-    """The package, imported without its side effect: it sets torch to one thread."""
-    torch = pytest.importorskip("torch")
-    threads = torch.get_num_threads()
-    package = pytest.importorskip("ffcv", reason="FFCV is not installed")
-    torch.set_num_threads(threads)
-    return package
-
-
-def test_dtypes_are_ffcvs(ffcv: Any) -> None:
-    types = ffcv.types
-    from ffcv.fields import IntField, RGBImageField
-
-    fields = [RGBImageField()] + [IntField() for _ in layout.FIELD_NAMES[1:]]
-    assert types.get_metadata_type(fields) == layout.TABLE
-    assert types.HeaderType == layout.HEADER
-    assert types.FieldDescType == layout.FIELD
-    assert types.ALLOC_TABLE_TYPE == layout.ALLOCATION
-    assert types.CURRENT_VERSION == layout.FFCV_VERSION
-    handlers = [types.TYPE_ID_HANDLER[type_id] for type_id in layout.FIELD_TYPES]
-    assert handlers == [RGBImageField] + [IntField] * 6
-
-
 def test_columns_names_and_payloads(tmp_path: Path) -> None:
     opened = Records(write(tmp_path / "a.beton", images=40))
     rng = np.random.default_rng(1)
@@ -199,17 +175,6 @@ def test_foreign_files(tmp_path: Path) -> None:
     assert "truncated or no record file: it has 0 bytes" in refusal(path, b"")
     assert "FFCV version 2 expected, 20550 found" in refusal(path, b"FP" * 10_000)
     assert "FFCV version 2 expected, 0 found" in refusal(path, bytes(10_000))
-
-
-def test_stock_ffcv_file(tmp_path: Path, ffcv: Any) -> None:
-    from ffcv.fields import IntField, RGBImageField
-
-    path = tmp_path / "stock.beton"
-    pixels = np.zeros((4, 4, 3), np.uint8)
-    stock = ffcv.DatasetWriter(str(path), {"image": RGBImageField(), "label": IntField()}, num_workers=1)
-    stock.from_indexed_dataset([(pixels, 0), (pixels, 1)])
-    message = refusal(path, path.read_bytes())
-    assert "an FFCV file, but not one of ours" in message and "image, label found" in message
 
 
 def test_ffcv_file_with_our_fields_but_no_footer(tmp_path: Path, intact: bytes) -> None:

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import warm
 from helpers.drawings import picture
-from helpers.odd_files import odd_files, unpacked, write_odd_files
+from helpers.odd_files import odd_files, write_odd_files
 from helpers.tar_members import TarSamples
 from PIL import Image
 
@@ -27,8 +26,6 @@ from pipelines.records.marking import marked
 from pipelines.records.reader import Records
 from pipelines.records.workers import CHUNK, CHUNKS_PER_WORKER, Sample, Streamed
 from pipelines.records.writing import UnreadableImages, write_records
-
-needs_libffcv = pytest.mark.skipif(encoding.decoder_name() != "libffcv", reason="FFCV is not installed")
 
 
 def jpegs(folder: Path, count: int, side: int = 40) -> list[Path]:
@@ -497,63 +494,3 @@ def test_a_full_disk_is_an_error_in_words(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "a.beton cannot be written: File too large" in done.stdout
     assert os.listdir(tmp_path) == []
-
-
-# The stock FFCV Loader
-
-STOCK_LOADER = """
-import sys
-import numpy as np
-from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
-from ffcv.loader import Loader, OrderOption
-from ffcv.pipeline.compiler import Compiler
-
-raw, jpeg, out = sys.argv[1:]
-found = {}
-for os_cache in (True, False):
-    Compiler.set_enabled(os_cache)  # compiling takes seconds; with its own cache, only the pages come from elsewhere
-    loaders = {
-        "raw": Loader(raw, 5, 1, os_cache, drop_last=False),
-        "jpeg": Loader(
-            jpeg, 5, 1, os_cache, drop_last=False,
-            pipelines={"image": [CenterCropRGBImageDecoder((48, 48), ratio=1.0)],
-                       "key": None, "width": None, "height": None, "source": None, "crc": None},
-        ),
-    }
-    for kind, loader in loaders.items():
-        batches = [[np.array(column) for column in batch] for batch in loader]
-        names = loader.reader.field_names if kind == "raw" else ["image", "label"]
-        for name, column in zip(names, zip(*batches)):
-            found[f"{kind}-{os_cache}-{name}"] = np.concatenate(column)
-np.savez(out, **found)
-"""
-
-
-@needs_libffcv
-def test_the_stock_ffcv_loader_reads_our_files(tmp_path: Path) -> None:
-    """In a separate process: FFCV sets torch to one thread, and a fault in its threads hangs the caller."""
-    rng = np.random.default_rng(0)
-    arrays = rng.integers(0, 256, (13, 800, 900, 3), np.uint8)  # 2 MB each, three fit on a page
-    samples = [Sample(f"r{number}", number % 4, array) for number, array in enumerate(arrays)]
-    write_records(tmp_path / "raw.beton", samples, list("abcd"), kind="test")
-    files = [tmp_path / f"{number}.jpg" for number in range(13)]
-    for number, file in enumerate(files):
-        image = picture(48, 48, number)
-        (image.convert("L") if number == 4 else image).save(file, quality=90)
-    samples = [Sample(file.name, number % 4, file) for number, file in enumerate(files)]
-    write_records(tmp_path / "jpeg.beton", samples, list("abcd"), kind="test")
-
-    paths = [str(tmp_path / name) for name in ("raw.beton", "jpeg.beton", "found.npz")]
-    subprocess.run([warm.python(), "-c", STOCK_LOADER, *paths], check=True, timeout=300)
-    found = np.load(tmp_path / "found.npz")
-    raw, jpeg = Records(tmp_path / "raw.beton"), Records(tmp_path / "jpeg.beton")
-    assert len(set(raw.offsets // layout.PAGE_SIZE)) == 5
-    for os_cache in (True, False):
-        assert (found[f"raw-{os_cache}-image"] == arrays).all()
-        columns = {"label": raw.labels, "key": raw.keys, "width": raw.widths, "height": raw.heights}
-        columns |= {"source": raw.sources, "crc": raw.crcs}
-        for name, column in columns.items():
-            assert (found[f"raw-{os_cache}-{name}"].squeeze(1) == column).all(), name
-        assert (found[f"jpeg-{os_cache}-label"].squeeze(1) == jpeg.labels).all()
-        for position, pixels in enumerate(found[f"jpeg-{os_cache}-image"]):
-            assert np.abs(pixels - unpacked(jpeg.payload(position))).mean() < 2, position
