@@ -27,7 +27,9 @@ IMPORTED = [
     *("torch.distributed.run", "accelerate.commands.launch", "torch._dynamo", "scipy.linalg", "tools.logits"),
     *(f"train.{script}" for script in ("teacher", "distill", "router", "cache_logits", "evaluate")),
 ]
-WHERE_THERE = ["torch._inductor.compile_fx", "matplotlib.pyplot", "sklearn.manifold", "nvidia.dali.plugin.pytorch"]
+WHERE_THERE = [
+    *("torch._inductor.compile_fx", "tools.reporting.sections", "sklearn.manifold", "nvidia.dali.plugin.pytorch"),
+]
 
 
 @functools.cache
