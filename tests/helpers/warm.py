@@ -28,7 +28,10 @@ IMPORTED = [
     *(f"train.{script}" for script in ("teacher", "distill", "router", "cache_logits", "evaluate")),
 ]
 WHERE_THERE = [
-    *("torch._inductor.compile_fx", "tools.reporting.sections", "sklearn.manifold", "nvidia.dali.plugin.pytorch"),
+    "torch._inductor.compile_fx",
+    "tools.reporting.sections",
+    "sklearn.manifold",
+    "nvidia.dali.plugin.pytorch",
 ]
 
 

@@ -173,9 +173,8 @@ def needs_more(experts_BEC: Tensor, labels_B: Tensor) -> Tensor:
 
     A prediction is the argmax of the sum of the logits of the experts so far (RIDE, Wang et al. 2021, arXiv 2010.01809).
     """
-    sums = list(
-        itertools.accumulate(wide(experts_BEC).unbind(1))
-    )  # `cumsum` is refused on a GPU with deterministic=true
+    # `cumsum` of them is refused on a GPU with deterministic=true.
+    sums = list(itertools.accumulate(wide(experts_BEC).unbind(1)))
     right_BE = torch.stack(sums, dim=1).argmax(2) == labels_B[:, None]
     right_later_BE = right_BE.flip(1).cumsum(1).flip(1) > 0  # after this expert or a later one
     return ~right_BE[:, :-1] & right_later_BE[:, 1:]

@@ -10,7 +10,7 @@ import torch
 from helpers.launch import refused, run, tiny_config
 
 from pipelines.records.reader import Records
-from train import loop
+from train import assembly, experiment, loop
 from train.loop import due
 from train.run.checkpoint import Keep, load_latest, save
 
@@ -70,6 +70,34 @@ def test_the_images_of_a_bad_step_are_named_and_the_last_good_checkpoint(
     assert {image["view"] for image in found["images"]} == {1}
     records = Records(tiny / "train.beton")
     assert all(records.name(int((records.keys == image["key"]).argmax())) == image["name"] for image in found["images"])
+
+
+def test_a_loss_scaler_changes_no_step_and_is_resumed(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of fp16, which there is on a GPU alone. A power of two changes no bit of a gradient; it doubles every ten steps."""
+    config, scalers, told = tiny_config(tmp_path, tiny), [], []
+    make, build = experiment.make_accelerator, assembly.build_optimizer
+
+    def scaling(config):
+        accelerator = make(config)
+        accelerator.scaler = torch.amp.GradScaler("cpu", 2.0 ** (8 + len(scalers)), growth_interval=10)
+        scalers.append(accelerator.scaler)
+        return accelerator
+
+    def building(*given, **more):
+        told.append(more)
+        return build(*given, **more)
+
+    run("teacher", config, "run=plain", cwd=tmp_path)
+    monkeypatch.setattr(experiment, "make_accelerator", scaling)
+    monkeypatch.setattr(assembly, "build_optimizer", building)
+    run("teacher", config, "run=scaled", "save.every_epochs=1", "save.keep_last=9", cwd=tmp_path)
+    run("teacher", config, "run=again", "resume=runs/scaled/checkpoints/step_00000014", cwd=tmp_path)
+    weights = [(tmp_path / f"runs/{name}/model.safetensors").read_bytes() for name in ("plain", "scaled", "again")]
+    assert weights[0] == weights[1] == weights[2]
+    assert [scaler.get_scale() for scaler in scalers] == [2.0**10, 2.0**10]  # 7 steps alone would have left it at 2^9
+    assert told == [{"scaled": True}] * 2
 
 
 def test_switches_of_the_loss_are_functions_of_the_step(tiny: Path, tmp_path: Path) -> None:
