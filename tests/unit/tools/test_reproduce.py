@@ -185,6 +185,10 @@ def test_the_table_is_of_all_that_is_finished(done: tuple[Path, str], archive: P
         "cifar100-lt", *options, "--imbalance", 100, "--seeds", 1, "--methods", "ce", "--table-only"
     )
     assert code == 0 and read(out / "cifar100_lt.json")["rows"] == before, screen + errors
+    copied = out.parent / "copied"  # from another machine, without data and caches
+    shutil.copytree(out / "runs", copied / "runs")
+    code, screen, errors = call("cifar100-lt", "--out", copied, *options[2:], "--seeds", 1, "--table-only")
+    assert code == 0 and read(copied / "cifar100_lt.json")["rows"] == before, screen + errors
     call("cifar100-lt", *options, "--seeds", 4, 4, 1, "--table-only")
     (ce,) = [row for row in read(out / "cifar100_lt.json")["rows"] if (row["method"], row["imbalance"]) == ("ce", 10)]
     assert (ce["runs"], ce["finished"], ce["state"], ce["top1"]["std"]) == (2, 1, "1 of 2 seeds", None)
