@@ -39,7 +39,7 @@ LONGEST = (  # the files that take longest, longest first, after six with which 
     "unit/train/test_experiment.py",
     "runs/test_wiring.py",
     "runs/test_configs.py",
-    "unit/pipelines/records/test_stock_ffcv.py",
+    "unit/pipelines/records/test_layout.py",
     "unit/pipelines/logits/test_reader.py",
     "runs/test_finetune.py",
     "unit/train/test_predict.py",

@@ -1,6 +1,6 @@
-"""FFCV's own package beside our files: it reads them, their layout is its own, and of its files we say what they are.
+"""The layout of records is FFCV's: its own package has the same, and reads our files; of its files we say what they are.
 
-It runs in one separate process: importing it takes seconds and sets torch to one thread, and a fault in its threads hangs the
+The package runs in one separate process: importing it takes seconds and sets torch to one thread, and a fault in its threads hangs the
 caller.
 """
 
