@@ -1,7 +1,7 @@
 """The layout of records is FFCV's: its own package has the same, and reads our files; of its files we say what they are.
 
-The package runs in one separate process: importing it takes seconds and sets torch to one thread, and a fault in its threads hangs the
-caller.
+The package runs in one separate process: importing it takes seconds and sets torch to one thread, and a fault in its threads
+hangs the caller.
 """
 
 import pickle
