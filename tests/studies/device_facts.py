@@ -208,7 +208,8 @@ def _images(number: int, device: torch.device) -> Batch:
     rng = torch.Generator().manual_seed(number)
     images = torch.randn(128, 3, 32, 32, generator=rng).to(device, memory_format=torch.channels_last)
     labels = torch.randint(0, CLASSES, (128,), generator=rng).to(device)
-    return Batch(images.bfloat16(), labels, np.arange(128), np.zeros(128, np.int32), images)
+    given = images.bfloat16() if device.type == "cuda" else images
+    return Batch(given, labels, np.arange(128), np.zeros(128, np.int32), images)
 
 
 def _bsce_step(
