@@ -27,7 +27,7 @@ IMPORTED = [
     *("torch.distributed.run", "accelerate.commands.launch", "torch._dynamo", "scipy.linalg", "tools.logits"),
     *(f"train.{script}" for script in ("teacher", "distill", "router", "cache_logits", "evaluate")),
 ]
-WHERE_THERE = [
+OPTIONAL = [  # imported where they are installed
     "torch._inductor.compile_fx",
     "tools.reporting.sections",
     "sklearn.manifold",
@@ -199,7 +199,7 @@ def server(address: str) -> None:
     sys.path[0] = ROOT
     for name in IMPORTED:
         importlib.import_module(name)
-    for name in WHERE_THERE:
+    for name in OPTIONAL:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     _first_uses()

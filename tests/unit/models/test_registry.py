@@ -240,7 +240,8 @@ def test_gradient_reaches_every_parameter(name: str) -> None:
 def test_a_deterministic_gpu_gives_the_same_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     model = seeded_model(name, 3).train().to("cuda", memory_format=torch.channels_last)
-    images = torch.randn(32, 3, 32 if name in CIFAR else 224, 32 if name in CIFAR else 224, device="cuda")
+    size = 32 if name in CIFAR else 224
+    images = torch.randn(32, 3, size, size, device="cuda")
     images, found = images.to(memory_format=torch.channels_last), []
     torch.use_deterministic_algorithms(True)
     try:

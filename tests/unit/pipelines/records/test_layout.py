@@ -31,7 +31,7 @@ import numpy as np
 from ffcv import DatasetWriter, types
 from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
-from ffcv.loader import Loader, OrderOption
+from ffcv.loader import Loader
 from ffcv.pipeline.compiler import Compiler
 
 os.chdir(sys.argv[1])
