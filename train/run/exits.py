@@ -28,8 +28,11 @@ def guard(main: Callable[[list[str]], int | None]) -> int:
     launcher.parent()
     code = script(lambda argv: exit_code(lambda: _until_stopped(main, argv), say=_say_once))
     if torch.distributed.is_initialized():
+        # Held to the very end: else a network that is let go later frees the group, and joins gloo's threads with the lock of the
+        # interpreter, which they may need.
+        group = torch.distributed.group.WORLD
         if code == 0:
-            torch.distributed.destroy_process_group()
+            torch.distributed.destroy_process_group(group)
         _leave_at_once(code)
     return code
 

@@ -124,6 +124,36 @@ def test_a_rank_ends_with_its_code_whatever_happens_at_the_interpreters_end(tmp_
     assert (done.returncode, done.stdout) == (7, "not flushed yet\natexit ran\n"), done.stderr
 
 
+def test_no_network_that_is_let_go_late_frees_the_group(tmp_path):
+    """That would join gloo's threads with the interpreter's lock held, which they may need: 1 in 500 times it hung."""
+    (tmp_path / "ends.py").write_text(
+        textwrap.dedent(
+            f"""
+            import atexit, sys, torch
+            import torch.distributed.nn  # imported later, its defaults hold the group that there is
+            from pathlib import Path
+            sys.path[0] = {str(ROOT)!r}
+            from train.run.exits import guard
+            alive = []
+            @atexit.register
+            def last():
+                alive.clear()
+                names = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
+                print(any("gloo_runloop" in name for name in names))
+            torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+            def main(argv):
+                alive.append(torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(8, 8)))
+                return 0
+            sys.exit(guard(main))
+            """
+        )
+    )
+    done = subprocess.run(
+        [warm.python(), tmp_path / "ends.py"], text=True, capture_output=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
 def test_a_half_written_library_of_torch_compile_is_deleted(capsys, tmp_path):
     """A real load: the code looks for the loader's own message."""
     torn = tmp_path / "kernel.so"

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from helpers.launch import run, tiny_config
+from helpers.one_rank import group_of_one
 from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -168,14 +169,11 @@ def test_among_several_processes_the_measured_steps_talk_as_those_of_the_trainin
     batch: Batch, tmp_path: Path
 ) -> None:
     accelerator, model, optimizer, objective = trained(batch)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
+    with group_of_one(tmp_path):
         spread = DistributedDataParallel(model)
         before = copy.deepcopy(everything(model, optimizer))
         assert measure_ceiling(settings(accumulate=2), accelerator, spread, optimizer, objective, batch)
         assert all(torch.equal(a, b) for a, b in zip(before, everything(model, optimizer), strict=True))
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def test_a_cache_is_not_asked(batch: Batch) -> None:
