@@ -24,7 +24,6 @@ import torch
 
 from pipelines.backends import pixel_source, resolve_backend
 from pipelines.errors import UserError
-from pipelines.loader import default_workers
 from pipelines.logits import CacheWriter
 from pipelines.logits.identity import cache_identity, view_identity
 from pipelines.logits.writer import cache_folder, cache_size
@@ -38,8 +37,6 @@ from train.run.environment import make_accelerator
 from train.run.exits import guard
 from train.settings import parse_args
 from train.watch.text import size_text
-
-_CERTIFYING = 4  # threads that certify a block during the teacher's forward passes; more gain little
 
 
 def main(argv: list[str]) -> None:
@@ -76,8 +73,7 @@ def main(argv: list[str]) -> None:
     if options.dry_run:
         accelerator.print(f"dry run: would write {views} views of {len(records)} samples into {config.cache.dir}")
         return
-    workers = min(_CERTIFYING, config.data.workers or default_workers())
-    writer = CacheWriter(config.cache.dir, teacher.name, identity, records.rows(), workers)
+    writer = CacheWriter(config.cache.dir, teacher.name, identity, records.rows())
     accelerator.print(
         f"writing {writer.folder}: {len(writer.missing(views))} of {size.blocks} blocks missing, "
         f"{size_text(size.bytes)} in the end"

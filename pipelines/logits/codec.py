@@ -5,7 +5,6 @@ true logits, what share of a teacher's information (KL to uniform) the stored fo
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -14,7 +13,9 @@ from pipelines.errors import UserError
 
 CODECS = ("u8", "f16", "f32")
 TEMPERATURES = (1.0, 2.0, 3.0, 6.0, 9.0, 20.0)  # of the certificate; T = tau / p
-_CHUNK = 1 << 16  # logits certified at a time: few enough for their float64 copies to stay in the CPU cache
+# Logits certified at a time. On a CPU so few that torch shares no sum among threads, and that their float64 copies stay in the
+# core's cache.
+_CHUNK, _CPU_CHUNK = 1 << 23, (1 << 15) - 1
 
 
 def payload_bytes(codec: str, classes: int) -> int:
@@ -22,27 +23,25 @@ def payload_bytes(codec: str, classes: int) -> int:
     return {"u8": 8 + classes, "f16": 2 * classes, "f32": 4 * classes}[codec]
 
 
-def encode(logits: np.ndarray, codec: str) -> np.ndarray:
-    """uint8 [n, payload_bytes] of finite float32 logits [n, C]; UserError when the codec cannot hold them."""
+def encode(logits: torch.Tensor, codec: str) -> torch.Tensor:
+    """uint8 [n, payload_bytes] of finite float32 logits [n, C], on their device; UserError when the codec cannot hold them."""
     n, classes = logits.shape
-    with np.errstate(over="ignore"):
-        if codec != "u8":
-            stored = np.ascontiguousarray(logits, np.float16 if codec == "f16" else np.float32)
-            _require_finite(stored, logits, codec)
-            return stored.view(np.uint8).reshape(n, payload_bytes(codec, classes))
-        low = logits.min(axis=1)
-        step = (logits.max(axis=1) - low) / np.float32(255)
+    if codec != "u8":
+        stored = logits.to(torch.float16 if codec == "f16" else torch.float32).contiguous()
+        _require_finite(stored, logits, codec)
+        return stored.view(torch.uint8).reshape(n, payload_bytes(codec, classes))
+    low = logits.amin(dim=1, keepdim=True)
+    # By a tensor: a GPU divides by a number as it multiplies by the reciprocal, which rounds otherwise.
+    step = (logits.amax(dim=1, keepdim=True) - low) / torch.full_like(low, 255)
     _require_finite(step, logits, codec)
-    safe = np.where(step > 0, step, np.float32(1))
-    codes = np.rint((logits - low[:, None]) / safe[:, None]).clip(0, 255).astype(np.uint8)
-    head = np.stack([low, step], axis=1).astype(np.float32).view(np.uint8)
-    return np.concatenate([head, codes], axis=1)
+    codes = ((logits - low) / torch.where(step > 0, step, 1)).round().clamp(0, 255).to(torch.uint8)
+    return torch.cat([torch.cat([low, step], dim=1).view(torch.uint8), codes], dim=1)
 
 
-def _require_finite(stored: np.ndarray, logits: np.ndarray, codec: str) -> None:
-    if not np.isfinite(stored).all():
+def _require_finite(stored: torch.Tensor, logits: torch.Tensor, codec: str) -> None:
+    if not stored.isfinite().all():
         raise UserError(
-            f"the teacher's logits reach {np.abs(logits).max():g}, more than cache.codec={codec} holds: use cache.codec=f32"
+            f"the teacher's logits reach {float(logits.abs().max()):g}, more than cache.codec={codec} holds: use cache.codec=f32"
         )
 
 
@@ -61,38 +60,35 @@ def _packed(rows: torch.Tensor) -> torch.Tensor:
     return rows.clone(memory_format=torch.contiguous_format)
 
 
-def certificate(true: np.ndarray, payload: np.ndarray, codec: str, workers: int = 1) -> np.ndarray:
+def certificate(true: torch.Tensor, payload: torch.Tensor, codec: str) -> torch.Tensor:
     """float64 [T, 3], one row per TEMPERATURES: sums over rows of KL(true || stored), KL(true || uniform) and a bound.
 
     The bound is Hoeffding's: KL(true || stored) <= r^2 / (8 T^2) where r is the range of a row's errors (u8: its step).
-    workers: threads; the sums are added in the order of the rows whatever their number.
+    true, float32 [n, C], and payload lie on one device, and so do the sums: with thousands of classes this is the work of several
+    cores, and nothing to a GPU. On a CPU the bits do not depend on the number of threads, up to 32,767 classes.
     """
-    rows = max(1, _CHUNK // true.shape[1])
-
-    def sums_from(start: int) -> np.ndarray:
-        part = slice(start, start + rows)
-        stored = decode(torch.from_numpy(payload[part]), codec).numpy()
-        return _chunk_sums(true[part].astype(np.float64), stored.astype(np.float64))
-
-    with ThreadPoolExecutor(workers) as pool:
-        return sum(pool.map(sums_from, range(0, len(true), rows)), np.zeros((len(TEMPERATURES), 3)))
+    rows = max(1, (_CHUNK if true.is_cuda else _CPU_CHUNK) // true.shape[1])
+    sums = torch.zeros(len(TEMPERATURES), 3, dtype=torch.float64, device=true.device)
+    for part, stored in zip(true.split(rows), payload.split(rows), strict=True):
+        sums += _chunk_sums(part.double(), decode(stored, codec).double())
+    return sums
 
 
-def _chunk_sums(true: np.ndarray, stored: np.ndarray) -> np.ndarray:
+def _chunk_sums(true: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
     errors = true - stored
-    squares = (np.ptp(errors, axis=1) ** 2).sum()
-    true = true - true.max(axis=1, keepdims=True)
-    stored = stored - stored.max(axis=1, keepdims=True)
+    squares = ((errors.amax(dim=1) - errors.amin(dim=1)) ** 2).sum()
+    true = true - true.amax(dim=1, keepdim=True)
+    stored = stored - stored.amax(dim=1, keepdim=True)
     errors = true - stored
-    sums = np.empty((len(TEMPERATURES), 3))
+    sums = true.new_empty(len(TEMPERATURES), 3)
     for i, temperature in enumerate(TEMPERATURES):
-        weights = np.exp(true / temperature)
-        total = weights.sum(axis=1)
-        stored_total = np.exp(stored / temperature).sum(axis=1)
-        mean_error = np.einsum("nc,nc->n", weights, errors) / total
-        mean_true = np.einsum("nc,nc->n", weights, true) / total
-        sums[i, 0] = (mean_error / temperature + np.log(stored_total / total)).sum()
-        sums[i, 1] = (mean_true / temperature - np.log(total / true.shape[1])).sum()
+        weights = (true / temperature).exp()
+        total = weights.sum(dim=1)
+        stored_total = (stored / temperature).exp().sum(dim=1)
+        mean_error = (weights * errors).sum(dim=1) / total
+        mean_true = (weights * true).sum(dim=1) / total
+        sums[i, 0] = (mean_error / temperature + (stored_total / total).log()).sum()
+        sums[i, 1] = (mean_true / temperature - (total / true.shape[1]).log()).sum()
         sums[i, 2] = squares / (8 * temperature**2)
     return sums
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
+from pipelines.device import to_host
 from pipelines.errors import UserError
 from pipelines.files import alone_in, is_temporary, read_json, write_bytes_atomic, write_json_atomic
 from pipelines.logits.blocks import BLOCK_ROWS, BlockKind, block_path, missing_cells, open_block, write_block
@@ -68,14 +70,9 @@ def cache_size(identity: dict[str, Any], samples: int, views: int) -> CacheSize:
 
 
 class CacheWriter:
-    """Creates or continues `parent/name-<12 hex>`; rows: ROW[N] sorted by key, of the dataset in the identity.
+    """Creates or continues `parent/name-<12 hex>`; rows: ROW[N] sorted by key, of the dataset in the identity."""
 
-    workers: threads that certify a block.
-    """
-
-    def __init__(
-        self, parent: str | Path, name: str, identity: dict[str, Any], rows: np.ndarray, workers: int = 1
-    ) -> None:
+    def __init__(self, parent: str | Path, name: str, identity: dict[str, Any], rows: np.ndarray) -> None:
         self.folder = cache_folder(parent, name, identity)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +86,6 @@ class CacheWriter:
             ) from error
         self.identity, self.rows, self.kind = open_folder(self.folder)
         self.blocks = -(-len(rows) // BLOCK_ROWS)
-        self._workers = workers
 
     def block_rows(self, block: int) -> slice:
         """Rows of the index that a block covers."""
@@ -112,25 +108,28 @@ class CacheWriter:
         """Whether a cell is visible, which means complete."""
         return block_path(self.folder, *cell).exists()
 
-    def write(self, cell: Cell, logits: np.ndarray, prints: Fingerprints) -> int:
-        """Encode, certify and publish the float32 logits [n, C] of a cell's rows, in index order.
+    def write(self, cell: Cell, logits: torch.Tensor | np.ndarray, prints: Fingerprints) -> int:
+        """Encode, certify and publish the float32 logits [n, C] of a cell's rows, in index order, on whose device that is done.
 
         Returns the number of rows whose largest logit is that of the label.
         """
         rows = self.rows[self.block_rows(cell[1])]
+        logits = torch.as_tensor(logits).float()
         if logits.shape != (len(rows), self.kind.classes):
-            raise ValueError(f"logits {logits.shape} for a block of {len(rows)} rows, {self.kind.classes} classes")
-        bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+            raise ValueError(
+                f"logits {tuple(logits.shape)} for a block of {len(rows)} rows, {self.kind.classes} classes"
+            )
+        bad = np.flatnonzero(~to_host(logits.isfinite().all(dim=1)))
         if len(bad):
             raise UserError(
                 f"the teacher gives NaN or infinite logits for sample {rows['key'][bad[0]]} (view {cell[0]}); "
                 "nothing of this block was written: check the teacher, or use precision=fp32"
             )
-        right = int((logits.argmax(axis=1) == rows["label"]).sum())
+        right = int((to_host(logits.argmax(dim=1)) == rows["label"]).sum())
         payload = encode(logits, self.kind.codec)
-        sums = certificate(logits, payload, self.kind.codec, self._workers)
+        sums = certificate(logits, payload, self.kind.codec)
         with self._writing():
-            write_block(self.folder, self.kind, *cell, rows["key"], prints, payload, sums, right)
+            write_block(self.folder, self.kind, *cell, rows["key"], prints, to_host(payload), to_host(sums), right)
         return right
 
     def finish(self, views: int, session: dict[str, Any] | None) -> float:

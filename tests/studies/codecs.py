@@ -77,7 +77,7 @@ def table(true: np.ndarray) -> str:
     """Markdown: bytes of a record and loss at each temperature."""
     classes = true.shape[1]
     forms = {
-        codec: (payload_bytes(codec, classes), decode(torch.from_numpy(encode(true, codec)), codec).numpy())
+        codec: (payload_bytes(codec, classes), decode(encode(torch.from_numpy(true), codec), codec).numpy())
         for codec in CODECS
     }
     forms |= {f"top-{k}": (min(k, classes) * 6 + 4, top_k(true, k)) for k in TOP_K}

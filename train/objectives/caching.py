@@ -25,7 +25,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from pipelines.batch import Batch, Plan
-from pipelines.device import SideStream, to_host, work_on
+from pipelines.device import SideStream, work_on
 from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.logits.blocks import BLOCK_ROWS
@@ -154,7 +154,7 @@ class _Publisher:
     def __init__(self, writer: CacheWriter, device: torch.device):
         self._writer, self._beside = writer, SideStream(device)
         self._pool = ThreadPoolExecutor(1, "writer", initializer=work_on, initargs=(device,))
-        self._last: tuple[Future, Future[int], int] | None = None
+        self._last: tuple[Future[Fingerprints], Future[int], int] | None = None
         self.waited = 0.0
         "seconds for which the teacher waited for a block to be written"
         self.rows, self.right = 0, 0
@@ -174,13 +174,16 @@ class _Publisher:
         self.wait()
         computed = self._beside.now()
 
-        def arrive() -> tuple[np.ndarray, Fingerprints]:
+        def arrive() -> Fingerprints:
             with self._beside.after(computed):  # and not after the batches of the next block
                 check()
-                return to_host(logits), on_host(prints)
+                return on_host(prints)
 
-        arrived = self._pool.submit(arrive)
-        written = self._pool.submit(lambda: self._writer.write(cell, *arrived.result()))
+        def write() -> int:
+            with self._beside.after(computed):
+                return self._writer.write(cell, logits, arrived.result())
+
+        arrived, written = self._pool.submit(arrive), self._pool.submit(write)
         self._last = arrived, written, len(logits)
 
     def wait(self) -> None:

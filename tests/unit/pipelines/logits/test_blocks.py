@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.errors import UserError
 from pipelines.logits.blocks import (
@@ -34,9 +35,15 @@ def kind_of(codec: str = "u8") -> BlockKind:
     return BlockKind(bytes(range(32)), bytes(range(32, 64)), CLASSES, codec)
 
 
+def encoded(codec: str) -> tuple[np.ndarray, np.ndarray]:
+    """Payload and certificate of LOGITS."""
+    logits = torch.from_numpy(LOGITS)
+    payload = encode(logits, codec)
+    return payload.numpy(), certificate(logits, payload, codec).numpy()
+
+
 def write(folder: Path, codec: str = "u8", view: int = VIEW, block: int = BLOCK) -> Path:
-    payload = encode(LOGITS, codec)
-    sums = certificate(LOGITS, payload, codec)
+    payload, sums = encoded(codec)
     write_block(folder, kind_of(codec), view, block, KEYS, PRINTS, payload, sums, RIGHT)
     return block_path(folder, view, block)
 
@@ -52,12 +59,12 @@ def test_what_was_written_is_read(tmp_path: Path, codec: str) -> None:
     path = write(tmp_path, codec)
     assert path.relative_to(tmp_path) == Path("v002/b00005.lc")
     found = open_block(tmp_path, kind_of(codec), VIEW, BLOCK, ROWS)
-    payload = encode(LOGITS, codec)
+    payload, sums = encoded(codec)
     assert path.stat().st_size == kind_of(codec).block_bytes(ROWS)
     assert np.array_equal(found.records[:, :4].copy().view("<u4")[:, 0], PRINTS.hashes)
     assert np.array_equal(found.records[:, 4:FINGERPRINT_BYTES], PRINTS.thumbs)
     assert np.array_equal(found.records[:, FINGERPRINT_BYTES:], payload)
-    assert np.array_equal(found.certificate, certificate(LOGITS, payload, codec))
+    assert np.array_equal(found.certificate, sums)
     assert found.right == RIGHT
     assert damaged_records(tmp_path, kind_of(codec)) == []
 
@@ -65,10 +72,10 @@ def test_what_was_written_is_read(tmp_path: Path, codec: str) -> None:
 def test_the_layout_byte_by_byte(tmp_path: Path) -> None:
     """Two rows of three classes, packed by hand: caches outlive the code that wrote them."""
     kind = kind_of("f16")._replace(classes=3)
-    keys, logits = np.array([5, 2**62]), np.array([[1, 2, 3], [-1, 0, 0.5]], np.float32)
+    keys, logits = np.array([5, 2**62]), torch.tensor([[1, 2, 3], [-1, 0, 0.5]])
     prints = Fingerprints(np.array([7, 2**32 - 1], np.uint32), np.arange(32, dtype=np.uint8).reshape(2, 16))
     sums = np.arange(18, dtype=np.float64).reshape(6, 3)
-    write_block(tmp_path, kind, 1, 0, keys, prints, encode(logits, "f16"), sums, 1)
+    write_block(tmp_path, kind, 1, 0, keys, prints, encode(logits, "f16").numpy(), sums, 1)
     head = b"DiVElc02" + struct.pack("<6I", 1, 0, 2, 3, 1, 26) + bytes(range(64))
     records = [
         struct.pack("<I", 7) + bytes(range(16)) + struct.pack("<3e", 1, 2, 3),

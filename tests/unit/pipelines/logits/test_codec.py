@@ -18,10 +18,19 @@ def some_logits(rows: int, classes: int, scale: float = 4.0, offset: float = 0.0
     return (np.random.default_rng(seed).normal(offset, scale, (rows, classes))).astype(np.float32)
 
 
+def encoded(logits: np.ndarray, codec: str) -> torch.Tensor:
+    return encode(torch.from_numpy(logits), codec)
+
+
+def certified(logits: np.ndarray, codec: str) -> np.ndarray:
+    """The sums of the certificate of `encoded`."""
+    return certificate(torch.from_numpy(logits), encoded(logits, codec), codec).numpy()
+
+
 def stored(logits: np.ndarray, codec: str) -> np.ndarray:
-    payload = encode(logits, codec)
-    assert payload.dtype == np.uint8 and payload.shape == (len(logits), payload_bytes(codec, logits.shape[1]))
-    return decode(torch.from_numpy(payload), codec).numpy()
+    payload = encoded(logits, codec)
+    assert payload.dtype == torch.uint8 and payload.shape == (len(logits), payload_bytes(codec, logits.shape[1]))
+    return decode(payload, codec).numpy()
 
 
 def kl(true: np.ndarray, other: np.ndarray | None, temperature: float) -> np.ndarray:
@@ -71,15 +80,15 @@ def test_u8_of_huge_and_tiny_ranges(scale: float, offset: float) -> None:
 def test_constant_rows_are_exact(codec: str) -> None:
     logits = np.repeat(np.array([[0.0], [-3.5], [1024.0], [2.0**-14]], np.float32), 7, axis=1)
     assert np.array_equal(stored(logits, codec), logits)
-    sums = certificate(logits, encode(logits, codec), codec)
+    sums = certified(logits, codec)
     assert [certified_loss(sums, t) for t in (0.1, 1.0, 5.0, 1e4)] == [0.0] * 4
 
 
 def test_u8_bytes_are_the_documented_ones() -> None:
     """float32 low and step, little-endian, then one byte per class: caches outlive the code."""
     low, high = np.float32(-1.0), np.float32(254.0)
-    payload = encode(np.array([[-1.0, 254.0, 99.0, 99.4, 99.6, 0.49]], np.float32), "u8")
-    assert payload.tobytes() == struct.pack("<ff", low, (high - low) / 255) + bytes([0, 255, 100, 100, 101, 1])
+    payload = encode(torch.tensor([[-1.0, 254.0, 99.0, 99.4, 99.6, 0.49]]), "u8")
+    assert payload.numpy().tobytes() == struct.pack("<ff", low, (high - low) / 255) + bytes([0, 255, 100, 100, 101, 1])
 
 
 def test_rows_are_decoded_one_by_one() -> None:
@@ -87,10 +96,10 @@ def test_rows_are_decoded_one_by_one() -> None:
     logits = some_logits(30, 17)
     order = np.random.default_rng(1).integers(0, 30, 50)
     for codec in CODECS:
-        payload = encode(logits, codec)
-        whole = decode(torch.from_numpy(payload), codec)
-        assert torch.equal(decode(torch.from_numpy(payload[order]), codec), whole[order])
-        wide = torch.from_numpy(np.concatenate([np.zeros((30, 5), np.uint8), payload], axis=1))
+        payload = encoded(logits, codec)
+        whole = decode(payload, codec)
+        assert torch.equal(decode(payload[order], codec), whole[order])
+        wide = torch.cat([torch.zeros(30, 5, dtype=torch.uint8), payload], dim=1)
         assert torch.equal(decode(wide[:, 5:], codec), whole)
         for i in range(30):
             assert torch.equal(decode(wide[i : i + 1, 5:], codec), whole[i : i + 1])
@@ -118,9 +127,7 @@ def test_u8_loses_less_than_seven_hundredths_of_a_percent() -> None:
 def test_certificate_is_the_sum_by_definition(codec: str, classes: int) -> None:
     """A thousand classes, more rows than are certified at a time; some very confident, some nearly flat."""
     logits = some_logits(150, classes) * np.geomspace(0.01, 5, 150, dtype=np.float32)[:, None]
-    payload = encode(logits, codec)
-    other = decode(torch.from_numpy(payload), codec).numpy()
-    sums = certificate(logits, payload, codec)
+    other, sums = stored(logits, codec), certified(logits, codec)
     assert sums.dtype == np.float64 and sums.shape == (len(TEMPERATURES), 3)
     ranges = np.ptp(logits.astype(np.float64) - other, axis=1)
     for (lost, information, bound), temperature in zip(sums, TEMPERATURES, strict=True):
@@ -132,13 +139,31 @@ def test_certificate_is_the_sum_by_definition(codec: str, classes: int) -> None:
         assert not sums[:, [0, 2]].any()
 
 
-@pytest.mark.parametrize("classes", (5, 1000, 8142))
+@pytest.mark.parametrize("classes", (5, 1000, 8142, 32_767))
 def test_a_certificate_does_not_depend_on_the_number_of_threads(classes: int) -> None:
     """To the bit, as it is part of a block's bytes."""
-    logits = some_logits(700 if classes < 100 else 150, classes)
-    payload = encode(logits, "u8")
-    alone = certificate(logits, payload, "u8")
-    assert all(np.array_equal(certificate(logits, payload, "u8", workers), alone) for workers in (2, 3, 8))
+    logits = some_logits({5: 20_000, 1000: 150}.get(classes, 10), classes)
+    alone = certified(logits, "u8")
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 3):
+            torch.set_num_threads(threads)
+            assert np.array_equal(certified(logits, "u8"), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_gpu_encodes_the_same_bytes(codec: str) -> None:
+    """More logits than are certified at a time; some rows constant."""
+    logits = torch.from_numpy(some_logits(1200, 8142))
+    logits[::100] = 2.5
+    payload = encode(logits.cuda(), codec)
+    assert torch.equal(payload.cpu(), encode(logits, codec))
+    sums = certificate(logits.cuda(), payload, codec)
+    torch.testing.assert_close(sums.cpu(), certificate(logits, payload.cpu(), codec), rtol=1e-9, atol=1e-12)
+    assert torch.equal(sums, certificate(logits.cuda(), payload, codec))
 
 
 def hostile_logits(kind: str, codec: str) -> np.ndarray:
@@ -162,9 +187,7 @@ def hostile_logits(kind: str, codec: str) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["normal", "tie", "spike", "pit", "scales"])
 def test_certified_loss_is_never_too_small(kind: str, codec: str) -> None:
     logits = hostile_logits(kind, codec)
-    payload = encode(logits, codec)
-    other = decode(torch.from_numpy(payload), codec).numpy()
-    sums = certificate(logits, payload, codec)
+    other, sums = stored(logits, codec), certified(logits, codec)
     for temperature in TEMPERATURES:
         found = true_loss(logits, other, temperature)
         assert certified_loss(sums, temperature) == pytest.approx(found, rel=1e-6, abs=1e-12)
@@ -177,13 +200,13 @@ def test_certified_loss_is_not_absurdly_large() -> None:
     """For a realistic teacher, u8 keeps within 1 % wherever it is certified, also between the certified temperatures."""
     for classes, scale in ((5, 4.0), (100, 6.0), (1000, 3.0)):
         logits = some_logits(100, classes, scale)
-        sums = certificate(logits, encode(logits, "u8"), "u8")
+        sums = certified(logits, "u8")
         assert all(0 < certified_loss(sums, t) < 0.01 for t in (*TEMPERATURES, *ELSEWHERE) if t >= 0.3)
 
 
 def test_f32_loses_nothing_at_any_temperature() -> None:
     logits = some_logits(9, 30)
-    sums = certificate(logits, encode(logits, "f32"), "f32")
+    sums = certified(logits, "f32")
     assert [certified_loss(sums, t) for t in (0.01, 1.0, 5.0, 20.0, 1e6)] == [0.0] * 5
 
 
@@ -192,7 +215,7 @@ def test_a_teacher_that_says_almost_nothing() -> None:
     logits = np.full((10, 20), 3.0, np.float32)
     logits[:, 0] = np.nextafter(np.float32(3), np.float32(4))
     for codec in ("u8", "f16"):
-        sums = certificate(logits, encode(logits, codec), codec)
+        sums = certified(logits, codec)
         assert all(certified_loss(sums, t) >= 0 for t in (0.5, 1.0, 5.0, 20.0))
 
 
@@ -200,6 +223,6 @@ def test_a_teacher_that_says_almost_nothing() -> None:
 def test_logits_that_a_codec_cannot_hold_are_refused(codec: str, value: float) -> None:
     logits = np.array([[0.0, 1.0, 2.0], [value, -value, 1.0]], np.float32)
     with pytest.raises(UserError, match=f"cache.codec={codec} holds: use cache.codec=f32"):
-        encode(logits, codec)
+        encoded(logits, codec)
     assert np.array_equal(stored(logits, "f32"), logits)
     assert np.isfinite(stored(np.array([[65504.0, -65504.0]], np.float32), codec)).all()
