@@ -8,7 +8,7 @@
 # CIFAR-100 archive; WORK (.kit/visit); PYTHON (python3); JOBS (6) of reproduce.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-all=(tests cifar recorded graphs trace syncs decoders bench exact memory wrapped optimizer experts routing parity others)
+all=(tests cifar recorded graphs trace syncs decoders bench exact caching memory wrapped optimizer experts routing parity others)
 python=${PYTHON:-python3}
 work=$(mkdir -p "${WORK:-.kit/visit}" && cd "${WORK:-.kit/visit}" && pwd)
 samples=${SAMPLES:-../shared/data/imagenet-samples}
@@ -16,7 +16,7 @@ archive=${ARCHIVE:-../shared/data/cifar-100-python.tar.xz}
 
 declare -A seconds=(
     [tests]=300 [cifar]=400 [recorded]=400 [graphs]=240 [trace]=180 [syncs]=120 [decoders]=120 [bench]=300 [exact]=420
-    [memory]=180 [wrapped]=120 [optimizer]=60 [experts]=120 [routing]=90 [parity]=120 [others]=300 [reproduce]=600
+    [caching]=180 [memory]=180 [wrapped]=120 [optimizer]=60 [experts]=120 [routing]=90 [parity]=120 [others]=300 [reproduce]=600
 )
 
 # ---- the size of things: of a visit, or of its rehearsal ----
@@ -31,6 +31,7 @@ if [[ -n ${REHEARSE:-} ]]; then
     imagenet_size=("${debug[@]}" data.recipe.size=64 model.name=resnet10 track.ceiling=on)
     bench_size=(--images 8 --seconds 0.1 --rounds 1 --only b,c optim.batch=4 data.recipe.size=64 model.name=resnet10)
     study_size=(--rounds 1 --batch 10 --experts 2 --network resnet32)
+    cache_size=(--rounds 1 --network resnet8)
     export ACCELERATE_USE_CPU=true
 else
     device=cuda
@@ -41,6 +42,7 @@ else
     imagenet_size=(optim.batch=256 optim.lr=0.01)
     bench_size=(--images 6000 --seconds 4 --only b,c optim.batch=256)
     study_size=(--precision bf16 --rounds 3 --batch 128)
+    cache_size=(--rounds 3)
 fi
 
 short() { # settings of a training of some steps, which evaluates and saves at its end alone: short STEPS
@@ -231,6 +233,9 @@ step_memory() {
     cp "$work/run_large_student/result.json" "$out/memory.json"
     return $code
 }
+
+# What writing a cache costs the teacher, with up to 8,142 classes.
+step_caching() { "$python" tests/studies/cache_speed.py --device "$device" --part write "${cache_size[@]}"; }
 
 step_wrapped() { "$python" tests/studies/device_facts.py --device "$device" wrapped; }
 

@@ -1,6 +1,6 @@
 """What a logit cache costs: the writer against the bare teacher, a block's encoding, and reading per record.
 
-    python tests/studies/cache_speed.py [--device cuda] [--rounds N] [--part write|encode|read]
+    python tests/studies/cache_speed.py [--device cuda] [--rounds N] [--part write|encode|read] [--network NAME]
 
 Prints Markdown tables. Images are on the device already and files in a temporary folder, so neither decoding nor a slow
 disk is measured. Each figure is the median of its rounds, the two sides of a comparison are measured in turns.
@@ -239,13 +239,14 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--part", choices=("write", "encode", "read"))
+    parser.add_argument("--network", default="resnet32", help="the teacher of 32 px")
     options = parser.parse_args()
     device, rounds = options.device, options.rounds
     if options.part in (None, "write"):
         print("| teacher | alone, images/s | writing, images/s | cost |\n|---|---|---|---|")
-        writing(device, rounds, "resnet32", 32, 100, "fp32", blocks=2)
+        writing(device, rounds, options.network, 32, 100, "fp32", blocks=2)
         if device.type == "cuda":
-            writing(device, rounds, "resnet32", 32, 100, "bf16", blocks=8)
+            writing(device, rounds, options.network, 32, 100, "bf16", blocks=8)
             writing(device, rounds, "resnext50_32x4d", 224, 1000, "bf16", blocks=4)
             writing(device, rounds, "resnet50", 224, 8142, "bf16", blocks=4)
     if options.part in (None, "encode"):
