@@ -118,7 +118,11 @@ def open_split(subject: Subject, config: Config, split: str) -> Records:
     """The records of data.val or data.test; their classes must be those of the run."""
     path = getattr(config.data, split)
     if path is None:
-        raise UserError(f"run {subject.folder} has no data.{split}; type data.{split}=FILE.beton")
+        other = "val" if split == "test" else "test"
+        has_other = (
+            f", or split={other} (in tools/: --split {other})" if getattr(config.data, other) is not None else ""
+        )
+        raise UserError(f"run {subject.folder} has no data.{split}; type data.{split}=FILE.beton{has_other}")
     records = Records(path)
     if list(records.class_names) != subject.class_names:
         raise UserError(

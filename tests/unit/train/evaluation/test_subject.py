@@ -186,7 +186,9 @@ def test_nothing_to_evaluate(work: Path, tiny: Path) -> None:
     done = run("teacher", work / "bsce.yaml", *settings, cwd=work, check=False)
     assert done.returncode == 2 and "neither data.val nor data.test is set" in done.stderr
     done = run("evaluate", "blind", cwd=work, check=False)
-    assert done.returncode == 2 and "run runs/blind has no data.test; type data.test=FILE.beton" in done.stderr
+    assert done.returncode == 2 and "run runs/blind has no data.test; type data.test=FILE.beton\n" in done.stderr
+    done = run("evaluate", "blind", f"data.val={tiny}/test.beton", cwd=work, check=False)
+    assert "type data.test=FILE.beton, or split=val (in tools/: --split val)\n" in done.stderr
     run("evaluate", "blind", f"data.test={tiny}/test.beton", cwd=work)
     assert figures_of(work / "runs/blind")["samples"] == 37
 
