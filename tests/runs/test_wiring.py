@@ -399,8 +399,8 @@ def threads() -> int:
 @wire("data.workers")
 def _(lab: Lab) -> None:
     assert threads() in by_reference(lab).pools and threads() not in lab.t().pools
-    few = 2 if default_workers() == 3 else 3  # cache_logits certifies blocks with this many threads, at most four
-    assert few in lab.cache(f"data.workers={few}", "cache.dir=few_workers").pools and few not in lab.cache().pools
+    decoding = lab.cache("data.backend=reference", f"data.workers={threads()}", "cache.dir=workers")
+    assert threads() in decoding.pools and threads() not in lab.cache().pools
 
 
 def plain(lab: Lab) -> Seen:
