@@ -114,7 +114,7 @@ class CacheWriter:
         Returns the number of rows whose largest logit is that of the label.
         """
         rows = self.rows[self.block_rows(cell[1])]
-        logits = torch.as_tensor(logits).float()
+        logits = (torch.tensor(logits) if isinstance(logits, np.ndarray) else logits.detach()).float()
         if logits.shape != (len(rows), self.kind.classes):
             raise ValueError(
                 f"logits {tuple(logits.shape)} for a block of {len(rows)} rows, {self.kind.classes} classes"

@@ -266,6 +266,19 @@ def test_more_views_extend_a_cache_and_fewer_do_not_shrink_it(tmp_path: Path, fe
     assert np.array_equal(LogitCache(small).certificate, np.asarray(summed))
 
 
+def test_logits_of_any_kind_give_the_same_bytes(tmp_path: Path, few: Records) -> None:
+    """An array, which may be read-only, and tensors: of float64, and of a network that was not told to compute no gradients."""
+    keys = np.sort(few.keys)
+    logits, prints = logits_of(keys, 0), prints_of(keys, 0)
+    logits.flags.writeable = False
+    blocks = set()
+    for number, given in enumerate((logits, torch.tensor(logits).double(), torch.tensor(logits, requires_grad=True))):
+        writer = CacheWriter(tmp_path / str(number), "t", identity_of(few), few.rows())
+        assert writer.write((0, 0), given, prints) == (logits.argmax(axis=1) == writer.rows["label"]).sum()
+        blocks.add((writer.folder / "v000/b00000.lc").read_bytes())
+    assert len(blocks) == 1
+
+
 def test_two_writers_at_once(tmp_path: Path, many: Records, large: Path) -> None:
     """Interleaved, from both ends, both writing one cell: the bytes are the same, and each may declare the cache complete."""
     a, b = (CacheWriter(tmp_path, "t", identity_of(many), many.rows()) for _ in range(2))
