@@ -119,10 +119,10 @@ def open_split(subject: Subject, config: Config, split: str) -> Records:
     path = getattr(config.data, split)
     if path is None:
         other = "val" if split == "test" else "test"
-        has_other = (
-            f", or split={other} (in tools/: --split {other})" if getattr(config.data, other) is not None else ""
-        )
-        raise UserError(f"run {subject.folder} has no data.{split}; type data.{split}=FILE.beton{has_other}")
+        choice = f"data.{split}=FILE.beton"
+        if getattr(config.data, other) is not None:
+            choice += f", or split={other} (in tools/: --split {other})"
+        raise UserError(f"run {subject.folder} has no data.{split}; type {choice}")
     records = Records(path)
     if list(records.class_names) != subject.class_names:
         raise UserError(

@@ -125,7 +125,7 @@ def test_a_rank_ends_with_its_code_whatever_happens_at_the_interpreters_end(tmp_
 
 
 def test_no_network_that_is_let_go_late_frees_the_group(tmp_path):
-    """That would join gloo's threads with the interpreter's lock held, which they may need: 1 in 500 times it hung."""
+    """That would join gloo's threads with the interpreter's lock held, which they may need; a loop hung within 500 rounds."""
     (tmp_path / "ends.py").write_text(
         textwrap.dedent(
             f"""
