@@ -64,8 +64,8 @@ def certificate(true: torch.Tensor, payload: torch.Tensor, codec: str) -> torch.
     """float64 [T, 3], one row per TEMPERATURES: sums over rows of KL(true || stored), KL(true || uniform) and a bound.
 
     The bound is Hoeffding's: KL(true || stored) <= r^2 / (8 T^2) where r is the range of a row's errors (u8: its step).
-    true, float32 [n, C], and payload lie on one device, and so do the sums: a row of 8,142 classes takes a core a millisecond, for
-    which a fast GPU would wait. On a CPU the bits do not depend on the number of threads, up to 32,767 classes.
+    true, float32 [n, C], and payload lie on one device, and so do the sums: a row of 8,142 classes takes a core a millisecond,
+    for which a fast GPU would wait. On a CPU the bits do not depend on the number of threads, up to 32,767 classes.
     """
     rows = max(1, (_CHUNK if true.is_cuda else _CPU_CHUNK) // true.shape[1])
     sums = torch.zeros(len(TEMPERATURES), 3, dtype=torch.float64, device=true.device)
