@@ -1,6 +1,5 @@
 """Block files: the promised bytes, and every damage refused with the name of the file."""
 
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.opened import opened_below
 
 from pipelines.errors import UserError
 from pipelines.logits.blocks import (
@@ -107,10 +107,10 @@ def test_bytes_are_the_same_every_time_and_nothing_else_is_left(tmp_path: Path) 
 
 def test_open_blocks_hold_no_file_descriptors(tmp_path: Path) -> None:
     """A run of 90 views of ImageNet-LT opens 2610 blocks; the usual limit is 1024 descriptors."""
-    write(tmp_path)
-    before = len(os.listdir("/proc/self/fd"))
+    with open(write(tmp_path)):
+        assert opened_below(tmp_path) == 1
     found = [open_block(tmp_path, kind_of(), VIEW, BLOCK, ROWS) for _ in range(40)]
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert opened_below(tmp_path) == 0
     assert np.array_equal(found[0].records, found[39].records)
 
 

@@ -1,12 +1,12 @@
 """WebDataset shards: the records of the folder that they were made from, and what is refused in one line."""
 
 import json
-import os
 import tarfile
 from pathlib import Path
 
 import pytest
 from helpers.image_sources import assert_same_records, converted, imagenet, picture, refused, write_tar, write_tree
+from helpers.opened import opened_below
 
 from pipelines.records.workers import Streamed
 from tools.conversion.webdataset import read_shards
@@ -65,12 +65,11 @@ def test_compressed_shards_may_be_more_than_files_can_be_open(tmp_path: Path) ->
         write_tar(tmp_path / f"{number}.tar", {f"{number}.jpg": picture(0), f"{number}.cls": b"0"}, "w:gz")
         for number in range(20)
     ]
-    before = len(os.listdir("/proc/self/fd"))
     images = read_shards(paths)
-    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert opened_below(tmp_path) <= 1
     for image in images.found.values():
         assert isinstance(image, Streamed) and image.read() == picture(0)
-    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert opened_below(tmp_path) <= 1
 
 
 def test_a_list_names_images_whatever_their_suffix(tmp_path: Path) -> None:
