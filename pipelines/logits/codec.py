@@ -13,9 +13,9 @@ from pipelines.errors import UserError
 
 CODECS = ("u8", "f16", "f32")
 TEMPERATURES = (1.0, 2.0, 3.0, 6.0, 9.0, 20.0)  # of the certificate; T = tau / p
-# Logits certified at a time. On a CPU so few that torch shares no sum among threads, and that their float64 copies stay in the
-# core's cache.
-_CHUNK, _CPU_CHUNK = 1 << 23, (1 << 15) - 1
+# Logits certified at a time. On a GPU so few that the teacher beside it keeps its memory (150 MB). On a CPU so few that torch
+# shares no sum among threads, and that their float64 copies stay in the core's cache.
+_CHUNK, _CPU_CHUNK = 1 << 21, (1 << 15) - 1
 
 
 def payload_bytes(codec: str, classes: int) -> int:
@@ -30,7 +30,7 @@ def encode(logits: torch.Tensor, codec: str) -> torch.Tensor:
         stored = logits.to(torch.float16 if codec == "f16" else torch.float32).contiguous()
         _require_finite(stored, logits, codec)
         return stored.view(torch.uint8).reshape(n, payload_bytes(codec, classes))
-    low = logits.amin(dim=1, keepdim=True)
+    low = logits.amin(dim=1, keepdim=True) + 0.0  # a smallest logit of 0 has no sign, whichever of 0 and -0 came first
     # By a tensor: a GPU divides by a number as it multiplies by the reciprocal, which rounds otherwise.
     step = (logits.amax(dim=1, keepdim=True) - low) / torch.full_like(low, 255)
     _require_finite(step, logits, codec)

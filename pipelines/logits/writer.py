@@ -109,12 +109,15 @@ class CacheWriter:
         return block_path(self.folder, *cell).exists()
 
     def write(self, cell: Cell, logits: torch.Tensor | np.ndarray, prints: Fingerprints) -> int:
-        """Encode, certify and publish the float32 logits [n, C] of a cell's rows, in index order, on whose device that is done.
+        """Encode, certify and publish the float32 logits [n, C] of a cell's rows, in index order.
 
+        Those on a CUDA device are encoded and certified there, all others by the CPU.
         Returns the number of rows whose largest logit is that of the label.
         """
         rows = self.rows[self.block_rows(cell[1])]
-        logits = (torch.tensor(logits) if isinstance(logits, np.ndarray) else logits.detach()).float()
+        if isinstance(logits, np.ndarray):
+            logits = torch.from_numpy(np.array(logits, np.float32, order="C"))
+        logits = (logits if logits.is_cuda else logits.cpu()).detach().float().contiguous()
         if logits.shape != (len(rows), self.kind.classes):
             raise ValueError(
                 f"logits {tuple(logits.shape)} for a block of {len(rows)} rows, {self.kind.classes} classes"

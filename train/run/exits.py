@@ -26,7 +26,13 @@ _PEER_DIED = re.compile(r"gloo/transport.*Connection (reset|closed) by peer", re
 def guard(main: Callable[[list[str]], int | None]) -> int:
     """Run an entry script's `main(argv)` and return its exit code: `sys.exit(guard(main))`."""
     launcher.parent()
-    code = script(lambda argv: exit_code(lambda: _until_stopped(main, argv), say=_say_once))
+    try:
+        code = script(lambda argv: exit_code(lambda: _until_stopped(main, argv), say=_say_once))
+    except Exception as fault:
+        if not torch.distributed.is_initialized():
+            raise
+        sys.excepthook(type(fault), fault, fault.__traceback__)  # as the interpreter would at its end, which a rank must not wait for
+        code = 1
     if torch.distributed.is_initialized():
         # Held to the very end: else a network that is let go later frees the group, and joins gloo's threads with the lock of the
         # interpreter, which they may need.
@@ -68,7 +74,8 @@ def _leave_at_once(code: int) -> NoReturn:
     """End this rank without shutting down the interpreter, during which torch 2.13 aborts one time in ten.
 
     Gloo's threads outlive their group and may still hold the last tensors. A thread that needs the interpreter while it
-    shuts down is unwound by force, through C++ code that does not allow it.
+    shuts down is unwound by force, through C++ code that does not allow it. After a fault the shutdown would also wait for
+    an operation that other ranks have not joined yet, and the launcher would learn of the fault only then.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -62,9 +62,9 @@ class Dashboards:
         purge_step = 0 if resumed_at is None else resumed_at + 1
         board = TensorBoardTracker("tensorboard", self._folder, purge_step=purge_step)
         board.start()
+        self._tensorboard = board
         lines = "".join(f"    {key}: {value}\n" for key, value in self._settings.items())  # indented: code, in Markdown
         board.log({"settings": lines}, step=resumed_at or 0)
-        self._tensorboard = board
 
     def _start_wandb(self, resumed_at: int | None) -> None:
         import wandb
@@ -82,8 +82,8 @@ class Dashboards:
             raise UserError(
                 f"track.trackers: wandb does not start: {words}; type wandb login, or WANDB_MODE=offline before the command"
             ) from error
-        board.store_init_configuration(self._settings)
         self._wandb = board
+        board.store_init_configuration(self._settings)
 
     def _to_wandb(self, step: int, figures: Figures) -> None:
         assert self._wandb is not None

@@ -84,6 +84,14 @@ def test_constant_rows_are_exact(codec: str) -> None:
     assert [certified_loss(sums, t) for t in (0.1, 1.0, 5.0, 1e4)] == [0.0] * 4
 
 
+@pytest.mark.parametrize("classes", [3, 9, 40, 1000])
+def test_a_smallest_logit_of_zero_has_no_sign(classes: int) -> None:
+    """Which of 0 and -0 is the minimum depends on the kernel, a block's bytes must not."""
+    logits = torch.ones(2, classes)
+    logits[0, :2], logits[1, :2] = torch.tensor([0.0, -0.0]), torch.tensor([-0.0, 0.0])
+    assert not encode(logits, "u8")[:, :4].any()
+
+
 def test_u8_bytes_are_the_documented_ones() -> None:
     """float32 low and step, little-endian, then one byte per class: caches outlive the code."""
     low, high = np.float32(-1.0), np.float32(254.0)
@@ -156,9 +164,15 @@ def test_a_certificate_does_not_depend_on_the_number_of_threads(classes: int) ->
 @pytest.mark.gpu
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_gpu_encodes_the_same_bytes(codec: str) -> None:
-    """More logits than are certified at a time; some rows constant."""
+    """More logits than are certified at a time; rows that are constant, huge, tiny, half-way between two codes, or of zeros."""
     logits = torch.from_numpy(some_logits(1200, 8142))
     logits[::100] = 2.5
+    places = torch.arange(8142)
+    hard = torch.stack(
+        [logits[1] * 1e-38, logits[1] * 1e-42, (places % 511) / 2, torch.where(places % 2 == 0, 0.0, -0.0)]
+    )
+    hard = hard if codec == "f16" else torch.cat([hard, logits[1:2] * 1e36])
+    assert torch.equal(encode(hard.cuda(), codec).cpu(), encode(hard, codec))
     payload = encode(logits.cuda(), codec)
     assert torch.equal(payload.cpu(), encode(logits, codec))
     sums = certificate(logits.cuda(), payload, codec)

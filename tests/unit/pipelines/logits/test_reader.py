@@ -267,12 +267,15 @@ def test_more_views_extend_a_cache_and_fewer_do_not_shrink_it(tmp_path: Path, fe
 
 
 def test_logits_of_any_kind_give_the_same_bytes(tmp_path: Path, few: Records) -> None:
-    """An array, which may be read-only, and tensors: of float64, and of a network that was not told to compute no gradients."""
+    """Arrays, which may be read-only or lie in memory in any way, and tensors: of float64, with gradients, by columns."""
     keys = np.sort(few.keys)
     logits, prints = logits_of(keys, 0), prints_of(keys, 0)
     logits.flags.writeable = False
     blocks = set()
-    for number, given in enumerate((logits, torch.tensor(logits).double(), torch.tensor(logits, requires_grad=True))):
+    tensor = torch.tensor(logits)
+    arrays = logits, np.ascontiguousarray(logits[::-1])[::-1], logits.astype(">f4"), np.asfortranarray(logits)
+    tensors = tensor.double(), tensor.clone().requires_grad_(), tensor.T.contiguous().T
+    for number, given in enumerate((*arrays, *tensors)):
         writer = CacheWriter(tmp_path / str(number), "t", identity_of(few), few.rows())
         assert writer.write((0, 0), given, prints) == (logits.argmax(axis=1) == writer.rows["label"]).sum()
         blocks.add((writer.folder / "v000/b00000.lc").read_bytes())

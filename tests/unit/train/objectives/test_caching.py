@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -288,6 +289,32 @@ def test_the_writing_thread_works_on_the_gpu_of_its_process(monkeypatch: pytest.
         publisher.publish((0, 0), *BLOCK)
         publisher.publish((1, 0), *BLOCK)
     assert chosen == [("writer_0", third)]
+
+
+def published(folder: Path, records: Records, device: torch.device) -> dict[str, bytes]:
+    """The files of a cache whose teacher, on `device`, has much to do before and after each block."""
+    writer, numbers = writer_of(folder, records, teacher_of(folder, records)), torch.Generator().manual_seed(0)
+    with _Publisher(writer, device) as publisher:
+        for cell in sorted(writer.missing(3)):
+            rows = writer.block_size(cell[1])
+            logits, prints = (
+                torch.randn(rows, CLASSES, generator=numbers),
+                torch.randint(256, (rows, 17), generator=numbers),
+            )
+            publisher.wait()
+            if device.type == "cuda":
+                torch.cuda._sleep(50_000_000)
+            publisher.publish(cell, logits.to(device) + 0, prints.to(device) + 0, lambda: None)
+            torch.full((rows, CLASSES), math.nan, device=device)  # takes what is free of the block's memory
+        publisher.wait()
+    return cache_files(writer.folder)
+
+
+@pytest.mark.gpu
+def test_a_block_is_written_as_a_busy_gpu_computed_it(records: Records, tmp_path: Path) -> None:
+    """The thread that writes waits until it is computed, on a stream of its own."""
+    found = published(tmp_path / "gpu", records, torch.device("cuda", 0))
+    assert found == published(tmp_path / "cpu", records, CPU)
 
 
 def test_an_error_of_the_thread_reaches_the_caller() -> None:

@@ -99,8 +99,12 @@ def test_another_rank_that_died_is_no_fault_of_this_one(monkeypatch):
         exits._until_stopped(main, ["a shape"])
 
 
-def test_a_rank_ends_with_its_code_whatever_happens_at_the_interpreters_end(tmp_path):
-    """Gloo's threads abort some ranks at exit (1 in 10 measured); here every exit of the interpreter does."""
+@pytest.mark.parametrize(("ending", "code"), [("return 7", 7), ("raise ValueError('a shape')", 1)])
+def test_a_rank_ends_with_its_code_whatever_happens_at_the_interpreters_end(tmp_path, ending, code):
+    """Gloo's threads abort some ranks at exit (1 in 10 measured); here every exit of the interpreter does.
+
+    After a fault, whose traceback is printed as usual, they would also make it wait for the other ranks.
+    """
     (tmp_path / "ends.py").write_text(
         textwrap.dedent(
             f"""
@@ -115,13 +119,14 @@ def test_a_rank_ends_with_its_code_whatever_happens_at_the_interpreters_end(tmp_
             torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
             def main(argv):
                 print("not flushed yet")
-                return 7
+                {ending}
             sys.exit(guard(main))
             """
         )
     )
     done = subprocess.run([sys.executable, tmp_path / "ends.py"], text=True, capture_output=True, check=False)
-    assert (done.returncode, done.stdout) == (7, "not flushed yet\natexit ran\n"), done.stderr
+    assert (done.returncode, done.stdout) == (code, "not flushed yet\natexit ran\n"), done.stderr
+    assert ("Traceback" in done.stderr and "ValueError: a shape" in done.stderr) == (code == 1)
 
 
 def test_no_network_that_is_let_go_late_frees_the_group(tmp_path):
