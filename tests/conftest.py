@@ -89,6 +89,12 @@ def pytest_configure(config: pytest.Config) -> None:
     this process rewrites the asserts of the tests for all.
     """
     os.environ["ACCELERATE_USE_CPU"] = "true"
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
+        os.environ.pop(name, None)  # rich would write for a terminal, or for another one
+    if not hasattr(config, "workerinput"):
+        home = tempfile.TemporaryDirectory(prefix="huggingface-")  # without the user's answers to `accelerate config`
+        config.add_cleanup(home.cleanup)
+        os.environ["HF_HOME"] = home.name
     # Looking for garbage takes a twentieth of the time otherwise: among all objects of torch, after every 700 new ones.
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)

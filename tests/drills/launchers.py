@@ -30,7 +30,7 @@ def launched(
     return subprocess.Popen(command, cwd=cwd, env=os.environ | env, text=True, start_new_session=True, **streams)
 
 
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
+def until(condition: Callable[[], object], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -56,7 +56,7 @@ def killed_launcher(processes: int, number: int, tiny: Path, folder: Path) -> No
     launcher = launched((*ACCELERATE, *several), *given, "run=r", cwd=work, script=HELD, python=sys.executable)
     until((work / "runs/r/metrics.jsonl").exists)
     launcher.send_signal(number)
-    said, _ = launcher.communicate(timeout=60)
+    said, _ = launcher.communicate(timeout=300)
     until(lambda: not alive(work))
     passed_on = processes == 2 and number == signal.SIGTERM  # torch's launcher does
     assert f"stopped by {'SIGTERM' if passed_on else 'the end of its launcher'} after step" in said

@@ -154,7 +154,7 @@ def cut_short(backend: str, tiny: Path, folder: Path) -> subprocess.CompletedPro
     """A training whose records are cut to half under it; put back, the same command ends as an undisturbed run.
 
     Returns how it ended. A byte that is touched between the check and the cut would end it by SIGBUS, which is rare: then the run
-    says so, and is tried again.
+    says so, and is tried again; so it is where a busy machine made the cut after the last batch.
     """
     shutil.copytree(tiny, folder / "data")
     records = folder / "data/train.beton"
@@ -171,9 +171,9 @@ def cut_short(backend: str, tiny: Path, folder: Path) -> subprocess.CompletedPro
         ended = finish(process)
         with open(records, "r+b") as file:
             file.write(whole)
-        if ended.returncode != -signal.SIGBUS:
+        if ended.returncode not in (0, -signal.SIGBUS):
             break
-        assert "ended without a word" in why_not_final(cut)
+        assert ended.returncode == 0 or "ended without a word" in why_not_final(cut)
     assert json.loads((cut / "run.json").read_text())["status"] == "error", ended
     assert "resumed after step" in run("teacher", *arguments, f"run={cut}", cwd=folder).stdout
     assert different(outcome(folder / "calm"), outcome(cut)) == []
@@ -228,16 +228,21 @@ def full_disk(tiny: Path, folder: Path) -> str:
     run(script, *arguments, f"run={folder}/calm", cwd=folder)
     with SmallDisk(folder / "disk", 64) as disk:
         ballast = disk / "ballast"
-        process = start(script, *arguments, f"run={disk}/r", "schedule.epochs=3", "save.every_steps=1", cwd=folder)
-        while process.poll() is None and not (disk / "r/checkpoints/step_00000002").exists():
-            time.sleep(0.002)
-        with open(ballast, "wb", buffering=0) as file:  # with a buffer, closing it would fail on the full disk, too
-            try:
-                while True:
-                    file.write(bytes(1 << 16))
-            except OSError:
-                pass
-        failed = finish(process)
+        for _ in range(3):
+            shutil.rmtree(disk / "r", ignore_errors=True)
+            ballast.unlink(missing_ok=True)
+            process = start(script, *arguments, f"run={disk}/r", "schedule.epochs=3", "save.every_steps=1", cwd=folder)
+            while process.poll() is None and not (disk / "r/checkpoints/step_00000002").exists():
+                time.sleep(0.002)
+            with open(ballast, "wb", buffering=0) as file:  # with a buffer, closing it would fail on the full disk, too
+                try:
+                    while True:
+                        file.write(bytes(1 << 16))
+                except OSError:
+                    pass
+            failed = finish(process)
+            if failed.returncode != 0:  # it ended before the disk was full: a busy machine
+                break
         assert failed.returncode == 2, failed
         ballast.unlink()
         again = run(script, *arguments, f"run={disk}/r", "schedule.epochs=3", "save.every_steps=1", cwd=folder)

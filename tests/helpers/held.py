@@ -1,7 +1,7 @@
 """train/teacher.py that waits after its tenth step, on all ranks, until one of them is asked to stop.
 
 A test that stops or kills a training in its middle needs neither thousands of steps nor luck then. That it was asked is a file in
-the current directory, so that later starts there do not wait. After two minutes it goes on unasked, and the test fails. All that
+the current directory, so that later starts there do not wait. After ten minutes it goes on unasked, and the test fails. All that
 comes before and after is the product's own.
 """
 
@@ -16,7 +16,7 @@ from train.run import stops
 from train.run.exits import guard
 
 ASKED = "asked"
-SECONDS = 120
+SECONDS = 600
 
 
 class Held(stops.Stops):

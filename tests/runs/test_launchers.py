@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from drills.launchers import ACCELERATE, HELD, SEVERAL, alive, killed_launcher, launched, sessions, until
 from helpers.launch import ROOT, tiny_config
+from helpers.ports import free_port
 
 DOCS = (ROOT / "docs/runs.md").read_text()
 
@@ -18,12 +19,6 @@ DOCS = (ROOT / "docs/runs.md").read_text()
 def ranks(folder: Path) -> list[int]:
     """Those of torch's launcher among them, in the order of their ranks."""
     return sorted(one.pid for one in alive(folder) if "-u" in one.cmdline())
-
-
-def free_port() -> str:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return str(one.getsockname()[1])
 
 
 def listens(port: str) -> bool:
@@ -49,7 +44,7 @@ def test_what_dies_is_started_again_and_what_was_stopped_is_not(
     os.kill(ranks(tmp_path)[1], signal.SIGKILL)
     until(lambda: len(sessions(folder)) == 2)
     (folder / "stop").touch()
-    said, _ = launcher.communicate(timeout=60)
+    said, _ = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, said
     assert "Traceback" not in said and "fault of the program" not in said, said
     assert "resumed after step" in said and said.count("stopped by the stop file after step") == 1
@@ -78,13 +73,13 @@ def test_a_machine_that_went_comes_back(tiny: Path, tmp_path: Path, monkeypatch:
     second = machine(1)
     until((folder / "checkpoints/latest").exists)
     second.kill()
-    second.communicate(timeout=60)
+    second.communicate(timeout=300)
     until(lambda: sessions(folder) == ["stopped"])
     second = machine(1)
     until(lambda: len(sessions(folder)) == 2)
     (folder / "stop").touch()
     for one in (first, second):
-        said, _ = one.communicate(timeout=60)
+        said, _ = one.communicate(timeout=300)
         assert one.returncode == 0, said
     assert sessions(folder) == ["stopped", "stopped"] and not alive(tmp_path)
 
@@ -94,7 +89,7 @@ def test_of_two_processes_one_tells_an_error_and_the_launcher_ends_with_it(tmp_p
     launcher = launched(
         (*ACCELERATE, *SEVERAL), ROOT / "configs/cifar100_lt/bsce_if100.yaml", "optim.lrr=1", cwd=tmp_path
     )
-    said, _ = launcher.communicate(timeout=60)
+    said, _ = launcher.communicate(timeout=300)
     line = "error: unknown key 'optim.lrr' (command line); nearest: optim.lr"
     assert launcher.returncode == 1 and said.splitlines().count(line) == 1, said
     assert f"traceback : {line}" in said.partition("Root Cause")[2]
@@ -104,6 +99,6 @@ def test_several_processes_that_accelerate_does_not_start(tmp_path: Path) -> Non
     """With --quiet nothing of accelerate's own stands around the line."""
     one = ("accelerate.commands.launch", "--quiet", "--cpu", "--num_processes=2", *ACCELERATE[1:])
     launcher = launched(one, ROOT / "configs/cifar100_lt/bsce_if100.yaml", cwd=tmp_path)
-    said, _ = launcher.communicate(timeout=60)
+    said, _ = launcher.communicate(timeout=300)
     assert launcher.returncode == 1 and said.startswith("error: accelerate launch was asked for several processes")
     assert "type accelerate launch --multi_gpu --num_processes N" in said and said.count("\n") == 1

@@ -8,7 +8,6 @@ import json
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import torch
 from helpers.cifar_archives import COARSE, FORMS, member, pack
 from helpers.launch import ROOT
+from helpers.ports import free_port
 from helpers.recipes import DEBUG, SMALL, launch, run_here, words_of, write_jpegs
 
 from models.registry import build_model
@@ -184,12 +184,6 @@ def test_a_loop_of_your_own() -> None:
     assert "```python" in (ROOT / "docs/logit_cache.md").read_text()
 
 
-def free_port() -> str:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return str(one.getsockname()[1])
-
-
 def here(line: str, port: str = "") -> str:
     """A command for several GPUs, changed to two processes on this machine."""
     line = re.sub(r"--num_processes \d+", "--num_processes 2", line)
@@ -206,11 +200,11 @@ def test_several_gpus_and_machines(place: Path) -> None:
     one_machine, machines = (block("Several GPUs and several machines", number) for number in (0, 1))
     for line, as_typed in zip(one_machine, (True, False), strict=True):
         process = launch(here(line), place, LARGE, as_typed)
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=300)
         assert process.returncode == 0, out
     port = free_port()
     started = [launch(here(line, port), place, [*LARGE, "run=two-machines"]) for line in machines]
-    ended = [process.communicate(timeout=120)[0] for process in started]
+    ended = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], ended
     losses = []
     for name in ("dive_x50-s0", "two-machines"):

@@ -122,7 +122,7 @@ def test_stopped_again_in_the_evaluation_that_was_cut_short(
     assert files_of(folder) == calm
 
 
-def _when(sign: Callable[[], bool], act: Callable[[], object], seconds: float = 60) -> None:
+def _when(sign: Callable[[], bool], act: Callable[[], object], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not sign():
         assert time.monotonic() < deadline
@@ -138,12 +138,15 @@ def control_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def test_control_c_twice_leaves_at_once_but_a_launchers_echo_does_not(tmp_path: Path, control_c: None) -> None:
+def test_control_c_twice_leaves_at_once_but_a_launchers_echo_does_not(
+    tmp_path: Path, control_c: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stops, "_TWICE_SECONDS", 60)  # a busy machine may take a second from one line to the next
     with Stops(tmp_path, 1) as heard:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         assert heard.agreed() == "SIGINT"
-        heard._interrupted_at -= 2  # two seconds later
+        heard._interrupted_at -= 61
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)

@@ -49,7 +49,7 @@ def test_boxes_do_not_depend_on_the_first_caller(tmp_path: Path) -> None:
     columns = json.dumps([column.tolist() for column in (keys, views, widths, heights)])
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", CALLED_FROM_FASTMATH]
-    done = subprocess.run(command, input=columns, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, input=columns, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.array(json.loads(done.stdout)), box_rows(expected))
 

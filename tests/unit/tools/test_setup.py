@@ -140,7 +140,7 @@ def test_the_developers_extra_brings_a_browser(clone: Clone) -> None:
     """Where there is none; the others do without. A failure is remembered, and told every time."""
     for place in ("/usr/local/bin", "/usr/bin", "/bin"):  # all that the set-up needs, without the browsers
         for program in Path(place).iterdir():
-            if program.name not in (*STAND_INS, *NAMES) and not (clone.bin / program.name).exists():
+            if program.name not in (*STAND_INS, *NAMES) and not os.path.lexists(clone.bin / program.name):
                 (clone.bin / program.name).symlink_to(program)
     (clone.bin / "chromium").unlink()
     alone = {"PATH": str(clone.bin)}

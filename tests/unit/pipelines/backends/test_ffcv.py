@@ -123,7 +123,7 @@ def test_streams_take_turns_where_numba_cannot_run_two(records: Records) -> None
     """Without the lock numba ends the process: "Concurrent access has been detected"."""
     environment = os.environ | {"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", TWO_STREAMS, str(records.path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip() == "workqueue"
 
@@ -133,7 +133,7 @@ def test_a_process_of_one_core_ends(records: Records) -> None:
     """TBB waited for ever at exit, where numba's threads were started by another thread than the main one."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", ON_ONE_CORE, str(records.path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip() == "6 1"
 
@@ -157,7 +157,7 @@ def test_the_library_is_found_without_importing_ffcv() -> None:
         "import sys; from pipelines.libffcv import library_path; from pipelines.backends import ffcv; "
         "assert library_path().is_file(); sys.exit('ffcv' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300)
     assert done.returncode == 0
 
 

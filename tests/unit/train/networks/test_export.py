@@ -101,7 +101,7 @@ def test_loading_needs_nothing_of_the_trainer(work: Path) -> None:
         "import sys; from models import load_network; load_network(sys.argv[1]);"
         "sys.exit(any(name.partition('.')[0] in ('train', 'pipelines', 'accelerate') for name in sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(work / "exports/t")], cwd=ROOT, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, str(work / "exports/t")], cwd=ROOT, timeout=300)
     assert done.returncode == 0
 
 

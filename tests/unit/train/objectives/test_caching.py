@@ -46,6 +46,7 @@ from train.run.stops import Stopped
 from train.watch.text import size_text
 
 CPU = torch.device("cpu")
+SECONDS = 60  # for what takes none, on a busy machine too
 RECIPE = Recipe(crop="pad_crop", size=8, pad=1)
 COUNT, CLASSES, BATCH = BLOCK_ROWS + 39, 5, 600  # two blocks, neither a multiple of a batch
 DIVE = "  tau: 3\n  p: 0.5\n  alpha: 0.5\n"
@@ -248,12 +249,13 @@ class SlowWriter:
     """Simulates a slow disk; `gate` lets a write end."""
 
     def __init__(self) -> None:
-        self.gate = threading.Event()
+        self.busy, self.gate = threading.Event(), threading.Event()
         self.begun: list[tuple[int, int]] = []
 
     def write(self, cell: tuple[int, int], logits: np.ndarray, prints: Fingerprints) -> int:
         self.begun.append(cell)
-        assert self.gate.wait(20)
+        self.busy.set()
+        assert self.gate.wait(SECONDS)
         if cell[0] == 2:
             raise UserError("the disk is full")
         return int(logits[0, 0])
@@ -262,20 +264,30 @@ class SlowWriter:
 BLOCK = torch.full((4, CLASSES), 3.0), torch.zeros(4, 17, dtype=torch.int64), lambda: None
 
 
-def test_at_most_one_block_waits_to_be_written() -> None:
+def test_at_most_one_block_waits_to_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next block may be computed meanwhile, the one after it only when the first is on the disk."""
+    now, asked = [0.0], threading.Event()
+
+    def clock() -> float:
+        then = now[0]
+        asked.set()
+        return then
+
+    monkeypatch.setattr("train.objectives.caching.time", SimpleNamespace(perf_counter=clock))
     slow = SlowWriter()
     with _Publisher(slow, CPU) as publisher:  # type: ignore[arg-type]
         publisher.publish((0, 0), *BLOCK)
         second = threading.Thread(target=publisher.publish, args=((1, 0), *BLOCK))
         second.start()
-        second.join(0.1)
+        assert asked.wait(SECONDS) and slow.busy.wait(SECONDS)
+        second.join(0.1)  # enough time to go on, if it did
         assert second.is_alive() and slow.begun == [(0, 0)]
+        now[0] += 5
         slow.gate.set()
         second.join()
         publisher.wait()
         assert slow.begun == [(0, 0), (1, 0)]
-        assert (publisher.rows, publisher.right) == (8, 6) and publisher.waited >= 0.1
+        assert (publisher.rows, publisher.right, publisher.waited) == (8, 6, 5)
 
 
 def test_the_writing_thread_works_on_the_gpu_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,7 +403,7 @@ def test_a_cell_that_somebody_else_finished_is_left_out(made, records: Records, 
 def test_two_writers_at_once_share_the_work(tiny: Path, tmp_path: Path) -> None:
     """Each computes a large part, little is computed twice, and the bytes are those of a single writer."""
     train = Records(tiny / "train.beton")
-    recipe, views = Recipe(crop="pad_crop", size=8, pad=2), 24
+    recipe, views = Recipe(crop="pad_crop", size=8, pad=2), 60
 
     def fill(place: Path) -> dict:
         path = (

@@ -104,7 +104,12 @@ def test_processes_that_accelerate_does_not_see(monkeypatch):
         make_accelerator(Config())
 
 
-def test_git_state(tmp_path):
+def test_git_state(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("GIT_")]:  # a hook of git's runs with its repository's
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)  # the user's may sign commits
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+
     def git(*arguments: str) -> None:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
         subprocess.run(["git", *identity, "-C", str(tmp_path), *arguments], check=True, capture_output=True)
@@ -126,8 +131,11 @@ def test_git_state(tmp_path):
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git checkout")
 def test_the_revision_is_that_of_the_code() -> None:
-    revision = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    assert describe_environment(Accelerator(cpu=True))["git_revision"] == revision.stdout.strip()
+    revision = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    found = describe_environment(Accelerator(cpu=True)).get("git_revision")
+    assert found == (revision.stdout.strip() if revision.returncode == 0 else None)
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"])

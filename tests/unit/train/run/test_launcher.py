@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from train.run import launcher
 
 ROOT = Path(__file__).parents[4]
-NAMES = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID")
+NAMES = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID", *launcher._SIZES)
 SINGLE = {"ACCELERATE_DYNAMO_MODE": "default"}
 ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 PARENT = """
