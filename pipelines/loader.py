@@ -44,7 +44,7 @@ class DataConfig:
     test: str | None = field(default=None, metadata={"path": True})
     "test records"
     backend: Literal["auto", "ffcv", "dali", "resident", "reference"] = "auto"
-    "what decodes and crops; auto = the cache's; else resident for raw images that fit, dali on a GPU, ffcv, reference"
+    "what decodes and crops; auto = the cache's; on a GPU resident for raw images that fit, dali for JPEG; else ffcv, reference"
     recipe: Recipe = field(default_factory=Recipe)
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     "per-channel mean of the pixels, 0..1"

@@ -106,14 +106,16 @@ def ended(slurm: Callable[..., str], job: str, folder: Path) -> str:
     return "".join(path.read_text() for path in sorted(folder.glob(f"slurm-{job}*.out")))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("processes", "name", "place"), [(1, "runs/asked", "runs/asked"), (2, "~/asked", "asked")])
 def test_a_job_whose_time_is_up_is_saved_queued_again_and_finished(
-    cluster: Callable[..., str], tiny: Path, tmp_path: Path, processes: int
+    cluster: Callable[..., str], tiny: Path, tmp_path: Path, processes: int, name: str, place: str
 ) -> None:
     """With the weights of a run that was left alone. Slurm's signal goes to the batch script, as --signal=B:USR1@120 has it."""
     given = (tiny_config(tmp_path, tiny), "schedule.epochs=2")
-    job = submit(cluster, HELD, *given, "run=asked", cwd=tmp_path, PROCESSES=str(processes))
-    metrics = tmp_path / "runs/asked/metrics.jsonl"
+    more = {"PROCESSES": str(processes), "HOME": str(tmp_path)}
+    job = submit(cluster, HELD, *given, f"run={name}", cwd=tmp_path, **more)
+    asked = tmp_path / place
+    metrics = asked / "metrics.jsonl"
     until(lambda: metrics.exists() and metrics.stat().st_size, "the training does not begin")
     cluster("scancel", "--batch", "--signal=USR1", job)
     until(
@@ -123,12 +125,12 @@ def test_a_job_whose_time_is_up_is_saved_queued_again_and_finished(
     said = ended(cluster, job, tmp_path)
     assert f"job {job}: its time is almost up" in said and f"job {job}: saved, it queues again" in said, said
     assert "stopped by the stop file after step" in said and "resumed after step" in said
-    record = json.loads((tmp_path / "runs/asked/run.json").read_text())
+    record = json.loads((asked / "run.json").read_text())
     assert [session["status"] for session in record["sessions"]] == ["stopped", "finished"]
     assert record["sessions"][0]["environment"]["world_size"] == processes
     run("teacher", *given, "run=calm", cwd=tmp_path, ranks=processes)
-    asked, calm = ((tmp_path / f"runs/{name}/model.safetensors").read_bytes() for name in ("asked", "calm"))
-    assert asked == calm
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (asked, tmp_path / "runs/calm")]
+    assert weights[0] == weights[1]
 
 
 def test_an_array_of_students_from_one_cache(cluster: Callable[..., str], tiny: Path, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ arguments=("${@//\{task\}/${SLURM_ARRAY_TASK_ID:-}}")
 folder= # of the run; none for a cache, which is never half-written
 for one in "${arguments[@]}"; do
     case $one in
-    run=/* | run=./* | run=../*) folder=${one#run=} ;;
+    run=/* | run=./* | run=../* | run=runs/*) folder=${one#run=} ;;
+    run=\~/*) folder=$HOME${one#run=\~} ;;
     run=*) folder=runs/${one#run=} ;;
     esac
 done
