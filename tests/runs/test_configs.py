@@ -75,7 +75,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder that is emptied at the end: checkpoints of large networks take gigabytes, and pytest keeps three sessions."""
+    """A folder that is emptied at the end: checkpoints of large networks take gigabytes, and pytest keeps the last session."""
     folder = tmp_path_factory.mktemp("places")
     yield folder
     shutil.rmtree(folder)

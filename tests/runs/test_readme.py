@@ -85,7 +85,7 @@ def test_settings_in_the_text_exist() -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
-    """A working directory laid out like a clone; emptied afterwards, because pytest keeps three sessions."""
+    """A working directory laid out like a clone; emptied afterwards, because pytest keeps the last session."""
     for name in ("configs", "tools", "train"):
         (tmp_path / name).symlink_to(ROOT / name)
     yield tmp_path

@@ -106,7 +106,7 @@ def ended(slurm: Callable[..., str], job: str, folder: Path) -> str:
     return "".join(path.read_text() for path in sorted(folder.glob(f"slurm-{job}*.out")))
 
 
-@pytest.mark.parametrize(("processes", "name", "place"), [(1, "runs/asked", "runs/asked"), (2, "~/asked", "asked")])
+@pytest.mark.parametrize(("processes", "name", "place"), [(1, "runs/asked", "runs/asked"), (2, "~/mine", "mine")])
 def test_a_job_whose_time_is_up_is_saved_queued_again_and_finished(
     cluster: Callable[..., str], tiny: Path, tmp_path: Path, processes: int, name: str, place: str
 ) -> None:
