@@ -18,7 +18,7 @@ from torch import nn
 from models import resnet, resnet_cifar
 from models.experts import Form
 from models.from_timm import import_timm
-from models.heads import CosineHead
+from models.heads import CosineHead, LinearHead
 
 
 class Architecture(NamedTuple):
@@ -148,7 +148,7 @@ class ModelSpec:
         return _build_timm(self.name, self.num_classes) if of_timm else MODELS[self.name].build(self.num_classes)
 
     def _form(self) -> Form:
-        head = nn.Linear if self.head == "linear" else partial(CosineHead, scale=self.head_scale)
+        head = LinearHead if self.head == "linear" else partial(CosineHead, scale=self.head_scale)
         return Form(head, self.experts, self.expert_width, self.router)
 
 

@@ -176,8 +176,8 @@ def fit(
 
     def evaluation(done: int) -> Best | None:
         assert evaluate is not None
+        require_finite_so_far()  # before the clock of the training stops: it waits for the steps that a GPU has still to do
         with tracker.evaluating():
-            require_finite_so_far()
             _require_finite_update(done - 1, network, optimizer, accelerator)
             figures, score = evaluate()
             tracker.event(done, **figures)

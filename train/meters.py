@@ -27,16 +27,18 @@ class Meters:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._unread: list[tuple[int, list[str], torch.Tensor]] = []  # step, names, their values
+        self._unread: list[
+            tuple[int, list[str], torch.Tensor, float]
+        ] = []  # step, names, their values, their share of the step
         self._sums: dict[str, Any] = {}  # numpy scalars
-        self._count = 0
+        self._count = 0.0
         self._bad_step = _NEVER
 
-    def add(self, step: int, loss: torch.Tensor, parts: dict[str, torch.Tensor]) -> None:
-        """Add one (micro-)batch of step number `step`."""
+    def add(self, step: int, loss: torch.Tensor, parts: dict[str, torch.Tensor], share: float = 1.0) -> None:
+        """Add a batch of step number `step`, or a micro-batch, which is a share of it: each step counts the same."""
         # A copy: the loss of a CUDA graph is overwritten by its next run.
-        self._unread.append((step, ["loss", *parts], torch.stack([loss.detach(), *parts.values()])))
-        self._count += 1
+        self._unread.append((step, ["loss", *parts], torch.stack([loss.detach(), *parts.values()]), share))
+        self._count += share
         if len(self._unread) == _MOST_UNREAD:
             self._sum_up()
 
@@ -44,14 +46,14 @@ class Meters:
         """Wait for what was added, and add it to the sums."""
         if not self._unread:
             return
-        values = torch.cat([row for _, _, row in self._unread]).cpu().numpy()
+        values = torch.cat([row for _, _, row, _ in self._unread]).cpu().numpy()
         with np.errstate(all="ignore"):
-            for step, names, _ in self._unread:
+            for step, names, _, share in self._unread:
                 row, values = values[: len(names)], values[len(names) :]
                 if not np.isfinite(row[0]):
                     self._bad_step = min(self._bad_step, step)
                 for name, value in zip(names, row, strict=True):
-                    self._sums[name] = self._sums.get(name, 0 * value) + value
+                    self._sums[name] = self._sums.get(name, 0 * value) + share * value
         self._unread = []
 
     def require_finite(self, accelerator: Accelerator) -> None:
@@ -71,14 +73,14 @@ class Meters:
         self._sums, self._count = {}, 0
         return dict(zip(names, means.tolist(), strict=True))
 
-    def state(self, accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], int]:
+    def state(self, accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], float]:
         """(sums of every process {name: [processes]}, the number of steps they cover): what the next `read` will need."""
         self._sum_up()
         own = {name: torch.from_numpy(np.stack([value])).to(self._device) for name, value in self._sums.items()}
         sums = {name: accelerator.gather(value) for name, value in own.items()}
         return sums, self._count  # type: ignore[return-value]
 
-    def restore(self, sums: dict[str, torch.Tensor], count: int, accelerator: Accelerator) -> None:
+    def restore(self, sums: dict[str, torch.Tensor], count: float, accelerator: Accelerator) -> None:
         """Give each process its own sums; on another number of processes, their mean, which keeps the mean over all."""
         for name, values in sums.items():
             same = len(values) == accelerator.num_processes

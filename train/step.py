@@ -58,7 +58,7 @@ class TrainStep:
         losses = self._update(micros, lr)
         if self._meters:
             for loss, named in losses:
-                self._meters.add(number, loss, named)
+                self._meters.add(number, loss, named, 1 / self._parts)
         if self._ema:
             self._ema.update(number + 1)
 

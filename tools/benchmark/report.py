@@ -79,7 +79,7 @@ def _ratio(title: str, over: Row, under: Row, figure: str) -> Ratio:
 
 
 def limits(rows: list[Row], backend: str, on_cpu: bool) -> tuple[str, str] | None:
-    """(data, step or transfer; the sentence that says why); None when a row it needs was not measured.
+    """(the part, such as data, step or transfer; the sentence that says why); None when a row it needs was not measured.
 
     The part with the fewest images/s by itself is the limit. The speed of training checks that against all parts together.
     """
@@ -89,13 +89,15 @@ def limits(rows: list[Row], backend: str, on_cpu: bool) -> tuple[str, str] | Non
     trained = speed.get("c.training")
     if trained is None or not {"data", "step", "finish"} <= alone.keys():
         return None
-    device = 1 / (1 / alone["step"] + 1 / alone.pop("finish"))  # one after the other on the same device
+    figures = ", ".join(f"{name} {value:,.0f}" for name, value in alone.items())
+    device = 1 / (1 / alone["step"] + 1 / alone["finish"])  # one after the other on the same device
     if on_cpu:
         promised, how = 1 / (1 / alone["data"] + 1 / device), "loader, finish and step taking turns on the cores"
     else:
-        promised, how = min(device, *alone.values()), "the slowest of loader, transfer, and finish with step"
+        del alone["step"], alone["finish"]
+        alone["finish with step"] = device
+        promised, how = min(alone.values()), "the slowest of loader, transfer, and finish with step"
     least = min(alone, key=lambda name: alone[name])
-    figures = ", ".join(f"{name} {value:,.0f}" for name, value in alone.items())
     absent = [row.absent for row in rows if row.id == "b.transfer" and row.absent]
     transfer = f" (transfer: {absent[0]})" if absent else ""
     return least, (

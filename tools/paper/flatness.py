@@ -191,8 +191,8 @@ def verdict(pair: Pair, points: Sequence[Point]) -> dict[str, Any]:
     first, last = points[0], points[-1]
     head, tail = (_change(first, last, group) for group in ("head", "tail"))
     rank = spearman([(point.eps, value) for point in points for value in point.by_seed("tail").values()])
-    steady = abs(head) <= HEAD_WITHIN
-    rises = tail >= TAIL_RISES and rank >= CORRELATION
+    steady = round(abs(head), 9) <= HEAD_WITHIN  # as differences of decimals, both carry an error of some 1e-14
+    rises = round(tail, 9) >= TAIL_RISES and round(rank, 9) >= CORRELATION
     claims = {
         (True, True): "the claim holds",
         (True, False): "the claim holds in part, as the tail does not rise",

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 from pipelines.errors import UserError
 from pipelines.files import read_json
+from pipelines.records.layout import ROW
 from pipelines.records.reader import Records
 from tools.paper.jobs import Ending
 from tools.paper.plan import ANY_SAMPLES, Task, is_done
 from tools.paper.timing import epochs_done
 from train.data import views_of
 from train.run.lock import ENDED_SILENTLY, status_of
+from train.watch.text import clock
 
 GROUPS = ("top1", "many", "medium", "few")
 PUBLISHED_TRAIN_MD5 = "16019d7e3df5f24257cddd939b257f8d"  # of the file `train` in the published cifar-100-python.tar.gz
@@ -124,12 +126,17 @@ def _cost(figures: Mapping[str, Any], experts: int | None) -> dict[str, float]:
 
 
 class CacheFacts(NamedTuple):
-    """A cache on the disk; seconds: of all sessions that wrote it."""
+    """A cache on the disk; seconds: of the sessions that ended by themselves, which wrote all of it if `timed_whole`."""
 
     name: str
     views: int
     megabytes: float
     seconds: float
+    timed_whole: bool
+
+    @property
+    def written_in(self) -> str:
+        return clock(self.seconds) if self.timed_whole else f"more than {clock(self.seconds)}"
 
 
 def cache_facts(task: Task, out: Path) -> CacheFacts | None:
@@ -138,8 +145,10 @@ def cache_facts(task: Task, out: Path) -> CacheFacts | None:
     for done in (out / task.folder).glob("*/done.json"):
         if read_json(done)["views"] >= views:
             size = sum(path.stat().st_size for path in done.parent.rglob("*") if path.is_file())
-            seconds = sum(session["seconds"] for session in read_json(done.with_name("made.json"))["sessions"])
-            return CacheFacts(task.name, views, size / 1e6, seconds)
+            sessions = read_json(done.with_name("made.json"))["sessions"]
+            seconds, images = (sum(session[name] for session in sessions) for name in ("seconds", "images"))
+            samples = done.with_name("index.bin").stat().st_size // ROW.itemsize
+            return CacheFacts(task.name, views, size / 1e6, seconds, images >= views * samples)
     return None
 
 

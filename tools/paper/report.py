@@ -260,7 +260,12 @@ def _study_line(
     if row.wall_s.mean is None:
         return [title, *texts, str(views), row.state, *[""] * 7]
     written = spread([cache.seconds for cache in caches]).mean
-    size = [] if written is None else [clock(written), f"{spread([cache.megabytes for cache in caches]).mean:,.0f} MB"]
+    bound = "" if all(cache.timed_whole for cache in caches) else "more than "
+    size = (
+        []
+        if written is None
+        else [bound + clock(written), f"{spread([cache.megabytes for cache in caches]).mean:,.0f} MB"]
+    )
     speed = [clock(row.wall_s.mean), row.images_per_s.text(0)]
     return [title, *texts, str(views), *row.groups, *speed, *(size or ["", ""])]
 
@@ -319,7 +324,7 @@ def full_report(
     facts = environment_facts(runs) | facts
     data = {"facts": facts, "rows": rows, "runs": [run.as_json() for run in runs]}
     data["caches"] = [cache._asdict() for cache in caches]
-    lines = [(f"`{one.name}`", str(one.views), f"{one.megabytes:,.0f} MB", clock(one.seconds)) for one in caches]
+    lines = [(f"`{one.name}`", str(one.views), f"{one.megabytes:,.0f} MB", one.written_in) for one in caches]
     cache_tables = [Table("Caches", ("cache", "views", "size", "written in"), lines)] if lines else []
     return Report(title, facts, [*tables, _runs_table(runs, groups), *cache_tables], list(notes), data, figures)
 

@@ -20,6 +20,7 @@ import torch
 
 from pipelines.errors import UserError
 from pipelines.files import read_json, write_json_atomic
+from pipelines.logits.blocks import BLOCK_ROWS
 from pipelines.records.reader import Records
 from tools.paper.datasets import Dataset
 from tools.paper.jobs import Jobs
@@ -163,9 +164,10 @@ def epochs_done(task: Task, out: Path) -> float:
     return 0.0
 
 
-def views_done(task: Task, out: Path) -> int:
-    """How many views of a cache have been begun."""
-    return max((len(list(cache.glob("v*"))) for cache in (out / task.folder).glob("*")), default=0)
+def views_done(task: Task, out: Path, rows: int) -> float:
+    """How many views' worth of a cache of `rows` images is on the disk; its blocks are written in any order."""
+    blocks = max((len(list(cache.glob("v*/b*.lc"))) for cache in (out / task.folder).glob("*")), default=0)
+    return blocks / -(-rows // BLOCK_ROWS)
 
 
 def rows_of(tasks: Sequence[Task], out: Path) -> dict[str, Rows]:
@@ -178,10 +180,10 @@ def rows_of(tasks: Sequence[Task], out: Path) -> dict[str, Rows]:
 
 
 def expected_seconds(task: Task, out: Path, costs: Costs, rows: Rows) -> float:
-    """The seconds that a task still needs after its last whole epoch or view."""
+    """The seconds that a task still needs after its last whole epoch or block."""
     config, cost = task.settings, costs.kinds[task.work]
     if task.kind == "cache":
-        left = max(0, views_of(config, rows.train) - views_done(task, out))
+        left = max(0, views_of(config, rows.train) - views_done(task, out, rows.train))
         return cost.start_s + left * rows.train * cost.image_s
     batch, epochs = config.optim.batch, epochs_of(config, rows.train)
     image_s = cost.image_s

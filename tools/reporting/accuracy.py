@@ -128,11 +128,11 @@ def neighbours(classes: int) -> int:
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """The mean over `width` neighbours, of those that are no NaN; NaN where all are."""
+    """The mean over `width` neighbours, of those that are there and no NaN; NaN where none is."""
     known = ~np.isnan(values)
     window = np.ones(width)
-    padded = np.pad(np.where(known, values, 0), width // 2, mode="edge")
-    there = np.pad(known.astype(float), width // 2, mode="edge")
+    padded = np.pad(np.where(known, values, 0), width // 2)
+    there = np.pad(known.astype(float), width // 2)
     sums, counts = (np.convolve(row, window, mode="valid") for row in (padded, there))
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 

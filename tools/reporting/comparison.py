@@ -21,7 +21,7 @@ from tools.reporting.scores import FIGURES, class_accuracies, scores
 from tools.reporting.section import DASH, GROUPS, WIDE, plot
 from tools.reporting.style import COLOURS, shown, verbatim
 from tools.reporting.tables import Table, latex, markdown
-from tools.reporting.together import notes_on_counts
+from tools.reporting.together import notes_on_checkpoints, notes_on_counts, notes_on_records
 
 SHOWN = ("top1", *GROUPS)
 TITLE = "Runs side by side"
@@ -46,6 +46,8 @@ class Compared(NamedTuple):
     classes: list[int]
     unknown: list[str]
     "students whose teacher was not given"
+    elsewhere: list[str]
+    "students whose teacher was evaluated on other records"
 
 
 # ---- measuring ----
@@ -56,19 +58,21 @@ def measure(runs: Sequence[Run], split: str, classes: Sequence[str] = ()) -> Com
     names = list(runs[0].predictions.class_names)
     labels = list(dict.fromkeys(label_named(one, names) for one in classes))
     by_weights = {run.predictions.weights: run for run in runs if run.predictions.weights}
-    entries, unknown = entries_of(runs), []
+    entries, unknown, elsewhere = entries_of(runs), [], []
     gains: dict[str, Gain | None] = {}
     for entry in entries:
         pairs = []
         for run in entry.runs:
             taught_by = _teachers(run)
             teacher = by_weights.get(taught_by[0]) if len(taught_by) == 1 else None
-            if teacher is not None:
+            if teacher is not None and teacher.predictions.records != run.predictions.records:
+                elsewhere.append(run.title)
+            elif teacher is not None:
                 pairs.append((run, teacher))
             elif taught_by:
                 unknown.append(run.title)
         gains[entry.title] = _gain(pairs) if pairs else None
-    return Compared(entries, split, gains, labels, unknown)
+    return Compared(entries, split, gains, labels, unknown, elsewhere)
 
 
 def _teachers(run: Run) -> list[str]:
@@ -148,6 +152,13 @@ def notes(compared: Compared) -> list[str]:
             f"The teacher of {', '.join(compared.unknown)} is not among these runs, or there are several; name it beside them "
             "to have the gain."
         )
+    if compared.elsewhere:
+        found.append(
+            f"The teacher of {', '.join(compared.elsewhere)} was evaluated on other records; evaluate both on the same to have "
+            "the gain."
+        )
+    runs = [run for entry in compared.entries for run in entry.runs]
+    found += [f"{note}." for note in (*notes_on_checkpoints(runs), *notes_on_records(runs))]
     runs = [run for entry in compared.entries for run in entry.runs]
     return [*found, *(f"In tables, {note}." for note in notes_on_counts(runs))]
 

@@ -56,11 +56,12 @@ def pairs(entry: Entry, most: int = PAIRS) -> list[Pair]:
     wrong = labels != answers
     both, images = np.unique(labels[wrong] * classes + answers[wrong], return_counts=True)
     of_class = np.bincount(labels, minlength=classes)
+    plain = list(map(str, first.class_names))
+    names = [name if plain.count(name) == 1 else f"{name} (label {label})" for label, name in enumerate(plain)]
     found = []
     for place in np.argsort(-images, kind="stable")[:most]:
         true, predicted = divmod(int(both[place]), classes)
-        names = str(first.class_names[true]), str(first.class_names[predicted])
-        found.append(Pair(*names, int(images[place]), images[place] / of_class[true]))
+        found.append(Pair(names[true], names[predicted], int(images[place]), images[place] / of_class[true]))
     return found
 
 

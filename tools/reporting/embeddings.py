@@ -24,7 +24,7 @@ from tools.reporting.output import check_place, write_all
 from tools.reporting.runs import Run, open_runs
 from tools.reporting.style import COLOURS, MARKERS, fitting, shown, verbatim
 from tools.reporting.tables import Table, markdown
-from tools.reporting.together import group_of_each, known_counts, notes_on_counts, same_images
+from tools.reporting.together import group_of_each, known_counts, notes_on_checkpoints, notes_on_counts, same_images
 
 NAME = "embeddings"
 CLASSES = 10
@@ -135,7 +135,7 @@ def measure(
         seed=seed,
         perplexity=used,
         normalised=normalise,
-        notes=[*notes, *notes_on_counts(runs)],
+        notes=[*notes, *notes_on_counts(runs), *notes_on_checkpoints(runs)],
     )
 
 
@@ -178,8 +178,13 @@ def named(given: Sequence[str], names: Sequence[str], tested: np.ndarray) -> lis
 
 def label_named(given: str, names: Sequence[str]) -> int:
     """The label of a class that --classes gives by name or, where no class has that name, by label."""
-    if given in names:
-        return list(names).index(given)
+    labels = [label for label, name in enumerate(names) if name == given]
+    if len(labels) > 1:
+        raise UserError(
+            f"--classes {quoted(given)}: {len(labels)} classes have this name; give a label: {', '.join(map(str, labels))}"
+        )
+    if labels:
+        return labels[0]
     if given.isdecimal() and len(given) < 10 and int(given) < len(names):
         return int(given)
     lower = {name.lower(): name for name in names}

@@ -12,6 +12,7 @@ from tools.reporting.runs import Run
 from tools.reporting.scores import FIGURES, scores
 from tools.reporting.section import DASH, Material, Section
 from tools.reporting.tables import Table
+from tools.reporting.together import notes_on_checkpoints, notes_on_records
 from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE
 from train.run.lock import status_of
 
@@ -30,8 +31,7 @@ def section(material: Material) -> Section:
     notes = [
         *same,
         *_of_seeds(material.entries),
-        *_of_checkpoints(material.runs),
-        *_of_records(material.runs),
+        *(f"{note}." for note in (*notes_on_checkpoints(material.runs), *notes_on_records(material.runs))),
         *_of_trainings(material),
     ]
     return Section(title="Runs", intro=_intro(material), tables=tables, notes=notes)
@@ -161,19 +161,6 @@ def _of_seeds(entries: Sequence[Entry]) -> Iterator[str]:
                 f"{entry.title} is {len(entry.runs)} runs: mean ± standard deviation (n − 1) over the seeds "
                 f"{', '.join(map(str, entry.seeds))}. The settings that differ among them: {', '.join(entry.varies)}."
             )
-
-
-def _of_checkpoints(runs: Sequence[Run]) -> Iterator[str]:
-    for run in runs:
-        if run.step is not None:
-            yield f"{run.title} is unfinished: its figures are those of its newest checkpoint, after step {run.step:,}."
-
-
-def _of_records(runs: Sequence[Run]) -> Iterator[str]:
-    digests = {run.title: run.predictions.records for run in runs}
-    if len(set(digests.values())) > 1:
-        told = ", ".join(f"{title} {digest[:12] or 'not known'}" for title, digest in digests.items())
-        yield f"These runs were not evaluated on the same records, or it is not known (digests: {told}); compare with care."
 
 
 def _of_trainings(material: Material) -> Iterator[str]:

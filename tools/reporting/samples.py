@@ -24,7 +24,7 @@ from tools.reporting.output import check_place, write_all
 from tools.reporting.runs import Run, open_runs
 from tools.reporting.style import DPI, GROUP_COLOURS, GROUP_LETTERS, fitting, shown, verbatim
 from tools.reporting.tables import Table, markdown
-from tools.reporting.together import group_of_each, known_counts, notes_on_counts, same_images
+from tools.reporting.together import group_of_each, known_counts, notes_on_checkpoints, notes_on_counts, same_images
 from train.evaluation.metrics import FEW_BELOW, MANY_ABOVE
 from train.watch.text import percent
 
@@ -122,7 +122,7 @@ def measure(
         number=number,
         seed=seed,
         drawn_from=tuple(groups) if counts is not None else (),
-        notes=notes_on_counts(runs),
+        notes=[*notes_on_counts(runs), *notes_on_checkpoints(runs)],
     )
 
 

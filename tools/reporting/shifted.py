@@ -20,6 +20,7 @@ from tools.reporting.output import check_place, write_all
 from tools.reporting.runs import Run, open_runs
 from tools.reporting.style import COLOURS, LINES, MARKERS
 from tools.reporting.tables import Table, markdown
+from tools.reporting.together import notes_on_checkpoints
 from train.evaluation.compensation import Rule, compensated_answers, read_counts, rule_of
 from train.evaluation.shifted import ShiftedAccuracy, ShiftedSet, by_frequency, shifted_accuracy, shifted_sets
 
@@ -40,12 +41,13 @@ class Line(NamedTuple):
 
 
 class Shifted(NamedTuple):
-    """lines: all runs without, then all with PC; rules: by run; test_counts: int64 [C], of the whole split."""
+    """lines: all runs without, then all with PC; rules: by run; test_counts: int64 [C], of the whole split; notes: on runs."""
 
     sets: list[ShiftedSet]
     lines: list[Line]
     rules: dict[str, Rule]
     test_counts: np.ndarray
+    notes: list[str]
 
 
 # ---- measuring ----
@@ -84,7 +86,7 @@ def measure(
         with_pc = [compensated_answers(logits, rule, train, one.counts) == labels for one in sets]
         accuracies = [shifted_accuracy(right, labels, one.counts) for right, one in zip(with_pc, sets, strict=True)]
         compensated.append(Line(run.title, True, accuracies))
-    return Shifted(sets, [*without, *compensated], own_rules, test_counts)
+    return Shifted(sets, [*without, *compensated], own_rules, test_counts, notes_on_checkpoints(runs))
 
 
 def _train_counts(run: Run, given: np.ndarray | None) -> np.ndarray:
@@ -106,9 +108,9 @@ def _rule(run: Run, given: Mapping[str, Rule]) -> Rule:
     rule = rule or given.get(run.title)
     if rule is None:
         raise UserError(
-            f"{run.title} does not say how it was trained, or has no rule (margins, class weights), on which post-compensation "
-            f"depends; type --balanced {run.title} "
-            f"(balanced softmax: its loss adds log prior to the logits) or --softmax {run.title} (plain cross-entropy)"
+            f"{run.title} does not say how it was trained, or has no rule (margins, class weights, smoothed labels), on which "
+            f"post-compensation depends; type --balanced {run.title} (balanced softmax, DiVE) or --softmax {run.title} (plain "
+            "cross-entropy)"
         )
     return rule
 
@@ -192,7 +194,7 @@ def notes(measured: Shifted) -> list[str]:
     short = [one.name for one in measured.sets if one.imbalance > one.counts.max()]
     if short:
         found.append(f"With {fewest} images of a class, the imbalance of {', '.join(short)} is {fewest} at most.")
-    return found
+    return [*found, *(f"{note}." for note in measured.notes)]
 
 
 def as_json(measured: Shifted) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from pipelines.errors import UserError
 from tools.reporting.accuracy import seconds
 from tools.reporting.curves import curve, lines_of
@@ -35,9 +37,9 @@ def section(material: Material) -> Section:
     return Section(
         title="Speed and time",
         intro=(
-            "Images per second of the whole run, evaluations and the first step left out; an unfinished run's are those of its "
-            "last logging step. The ceiling is the training step alone, on a batch that stays on the device. Wall time is "
-            "that of all sessions that have ended."
+            "Images per second, waiting and memory are those of the last session, evaluations and the first step left out; an "
+            "unfinished run's are those of its last logging step. The ceiling is the training step alone, on a batch that stays "
+            "on the device. Wall time is that of all sessions that have ended."
         ),
         tables=[Table("Speed and time", _COLUMNS, [_row(run, lines[run.title]) for run in trained])],
         figures=[picture] if picture else [],
@@ -78,7 +80,7 @@ def _picture(entries: Sequence[Entry], lines: dict[str, list[dict[str, Any]]]) -
         for run in entry.runs:
             if found := curve(lines[run.title], "images_per_s"):
                 axes.plot(*found, entry.line, color=entry.colour, linewidth=1.2)
-                drawn.append(f"{run.title} {found.values.mean():,.0f} in the mean")
+                drawn.append(f"{run.title} {np.median(found.values):,.0f} in the median")
     if not drawn:
         return None
     axes.set_ylim(bottom=0)

@@ -49,6 +49,26 @@ def known_counts(runs: Sequence[Run]) -> np.ndarray | None:
     return next((run.predictions.train_counts for run in runs if run.predictions.train_counts is not None), None)
 
 
+def notes_on_checkpoints(runs: Sequence[Run]) -> list[str]:
+    """Which runs were still in training when they were evaluated."""
+    return [
+        f"{run.title} is unfinished: its figures are those of its newest checkpoint, after step {run.step:,}"
+        for run in runs
+        if run.step is not None
+    ]
+
+
+def notes_on_records(runs: Sequence[Run]) -> list[str]:
+    """What readers must know of runs that were evaluated on different records."""
+    digests = {run.title: run.predictions.records for run in runs}
+    if len(set(digests.values())) < 2:
+        return []
+    told = ", ".join(f"{title} {digest[:12] or 'not known'}" for title, digest in digests.items())
+    return [
+        f"These runs were not evaluated on the same records, or it is not known (digests: {told}); compare with care"
+    ]
+
+
 def notes_on_counts(runs: Sequence[Run]) -> list[str]:
     """What readers must know of runs that were trained on different numbers of images."""
     knowing = [(run.title, counts) for run in runs if (counts := run.predictions.train_counts) is not None]

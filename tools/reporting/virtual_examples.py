@@ -15,6 +15,7 @@ from pipelines.logits import Ensemble, LogitCache
 from pipelines.logits.flatness import virtual_examples
 from pipelines.logits.folder import open_folder
 from pipelines.logits.identity import identity_hash
+from pipelines.records.reader import Records
 from tools.caches.flatness import group_means
 from tools.reporting.entries import Entry
 from tools.reporting.runs import Run
@@ -79,12 +80,26 @@ def of_teacher(run: Run) -> Virtual:
     caches = [_cache(run, path, facts.caches) for path in config.cache.paths]
     power = config.distill.p if "p" in METHODS[config.distill.method].settings else 1
     temperature = facts.tau / power
-    rows = open_folder(caches[0].folder).rows
+    rows = _trained_on(run, open_folder(caches[0].folder).rows)
     every = -(-len(rows) * caches[0].classes // _MOST)
     keys = rows["key"][::every]
     source = Ensemble(caches, config.cache.weights, config.cache.average)
     raw, soft = (every * virtual_examples(source.at(t), keys, [t])[0] for t in (1.0, temperature))
     return Virtual(temperature, np.bincount(rows["label"], minlength=caches[0].classes), raw, soft, every)
+
+
+def _trained_on(run: Run, rows: np.ndarray) -> np.ndarray:
+    """The rows of a cache's index that the run was trained on: a student may take a part of its cache."""
+    counts = run.predictions.train_counts
+    if counts is None or np.array_equal(np.bincount(rows["label"], minlength=len(counts)), counts):
+        return rows
+    assert run.config is not None and run.config.data.train is not None
+    records = Records(Path(run.config.data.train))
+    if not np.array_equal(records.class_counts, counts):
+        raise UserError(
+            f"{run.title} was trained on a part of its cache, and {run.config.data.train} holds other images now"
+        )
+    return rows[np.isin(rows["key"], records.keys)]
 
 
 def _cache(run: Run, path: str, hashes: Sequence[str]) -> LogitCache:

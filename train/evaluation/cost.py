@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.experts import Experts
@@ -50,6 +51,8 @@ def operations(network: nn.Module, size: int, device: torch.device) -> Operation
     spent: dict[nn.Module, list[int]] = {}
     with ExitStack() as stack:
         stack.enter_context(all_experts(network))
+        # Attention as matrix products: of torch's other forms of it the counter knows only those of GPUs.
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         counter = stack.enter_context(FlopCounterMode(display=False))
         if isinstance(experts, Experts) and isinstance(router, Router):
             for part in (*experts, router):

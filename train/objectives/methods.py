@@ -365,13 +365,14 @@ def settings_of(distill: "DistillConfig") -> tuple[str, ...]:
 def prior_left_out(distill: "DistillConfig") -> bool | None:
     """Whether the logits leave out the training prior, as balanced softmax makes them, or hold it, as cross-entropy does.
 
-    None: neither exactly, after margins, class weights, or targets that were balanced; or not known, where only a part of the
-    network was trained.
+    None: neither exactly, after margins, class weights, targets that were balanced, or label smoothing that was not spread as
+    the prior is; or not known, where only a part of the network was trained.
     """
     if METHODS[distill.method].part is not None:
         return None
     hard, found = METHODS[hard_part(distill)], settings_of(distill)
-    neither = METHODS[distill.method].mixed or "margin" in found
+    smoothed = distill.head_smoothing or (distill.label_smoothing and not hard.prior)
+    neither = METHODS[distill.method].mixed or "margin" in found or smoothed
     return None if neither or ("drw_from" in found and distill.drw_from is not None) else hard.prior
 
 

@@ -130,7 +130,7 @@ class Run:
         if (self.folder / "result.json").exists():
             self._result = read_object(self.folder / "result.json")
             if self._record.get("status") == "running":  # killed between the two files of `finish`
-                self._set_status("finished")
+                self._set_status("finished", ended=self._last_sign_of_life(self._record["sessions"][-1]["started"]))
             return
         self._start_session(script, accelerator)
 
@@ -214,9 +214,10 @@ class Run:
         finally:
             self._let_go()
 
-    def _set_status(self, status: Status, message: str = "") -> None:
+    def _set_status(self, status: Status, message: str = "", ended: str = "") -> None:
+        """ended: when the session did, unless now."""
         self._record["status"] = status
-        self._record["sessions"][-1] |= {"status": status, "message": message, "ended": now()}
+        self._record["sessions"][-1] |= {"status": status, "message": message, "ended": ended or now()}
         self._write_record()
 
     def _write_record(self) -> None:

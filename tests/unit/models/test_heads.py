@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.heads import CosineHead
+from models.heads import CosineHead, LinearHead
 
 
 def head(features: int = 5, classes: int = 4, scale: float = 30) -> CosineHead:
@@ -71,3 +71,18 @@ def test_it_is_computed_in_float32_under_autocast() -> None:
         found = made(x)
     assert found.dtype == torch.float32 and torch.equal(found, made(x))
     assert made(x.bfloat16()).dtype == torch.float32
+
+
+def test_a_linear_head_answers_in_full_precision_and_trains_in_that_of_the_network() -> None:
+    """Equal logits in bfloat16 would count for the first class, which is the most frequent one where classes are sorted."""
+    torch.manual_seed(0)
+    made, x = LinearHead(64, 100), torch.randn(2000, 64)
+    plain = torch.nn.Linear(64, 100)
+    plain.load_state_dict(made.state_dict())
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert made.train()(x).dtype == torch.bfloat16 and torch.equal(made(x), plain(x))
+        logits = made.eval()(x)
+    top = logits.topk(2).values
+    assert logits.dtype == torch.float32 and torch.equal(logits, plain(x)) and bool((top[:, 0] > top[:, 1]).all())
+    assert made.to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16, "without autocast as the caller has it"
+    assert made.to("meta")(x.to("meta")).shape == (2000, 100)

@@ -384,7 +384,8 @@ def rows_at(**speeds: float) -> list[Row]:
 @pytest.mark.parametrize(
     ("data", "step", "transfer", "trained", "least", "share"),
     [
-        (5000, 1000, 50000, 970, "step", "97.0% of step alone"),
+        (5000, 1000, 50000, 940, "finish with step", "98.7% of finish with step alone"),
+        (10000, 1025, 50000, 970, "finish with step", "99.5% of finish with step alone"),
         (800, 1000, 50000, 760, "data", "95.0% of data alone"),
         (5000, 1000, 500, 490, "transfer", "98.0% of transfer alone"),
     ],
@@ -393,7 +394,10 @@ def test_the_slowest_part_limits(data: int, step: int, transfer: int, trained: i
     rows = rows_at(a_dali=data, a_ffcv=10, b_step=step, b_finish=20000, b_transfer=transfer, c_training=trained)
     found = bench_report.limits(rows, "dali", on_cpu=False)
     assert found is not None and found[0] == least and share in found[1]
-    assert f"data {data:,}, step {step:,}, transfer {transfer:,}" in found[1] and f"from disk {trained:,}" in found[1]
+    assert (
+        f"data {data:,}, step {step:,}, finish 20,000, transfer {transfer:,}" in found[1]
+        and f"from disk {trained:,}" in found[1]
+    )
 
 
 def test_on_a_cpu_the_parts_take_turns() -> None:
@@ -401,7 +405,9 @@ def test_on_a_cpu_the_parts_take_turns() -> None:
     rows.append(Row("b.transfer", "transfer", absent="none, the device is the CPU"))
     found = bench_report.limits(rows, "ffcv", on_cpu=True)
     assert found is not None and found[0] == "step"
-    assert "step 100 (transfer: none, the device is the CPU); training" in found[1]
+    assert "step 100, finish 300 (transfer: none, the device is the CPU); training" in found[1]
     assert "60.0% of step alone and 100.0% of what" in found[1], "3 + 10 + 3 ms an image"
+    slow = bench_report.limits(rows_at(a_ffcv=800, b_step=1000, b_finish=500, c_training=230), "ffcv", on_cpu=True)
+    assert slow is not None and slow[0] == "finish"
     assert bench_report.limits([rows[0], *rows[2:]], "ffcv", on_cpu=True) is None, "the step was not measured"
     assert bench_report.limits(rows, "dali", on_cpu=True) is None, "its loader was not measured"

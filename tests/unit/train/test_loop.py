@@ -1,5 +1,6 @@
 """The training loop: what is periodic, what is saved and resumed, and how a bad step ends it."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -328,3 +329,27 @@ def test_early_stopping_needs_images_to_select_by(tiny: Path, tmp_path: Path) ->
     useless = run("teacher", config, *dry, "eval.every_epochs=1", cwd=tmp_path).stdout
     assert "eval.patience=2 cannot end this training, which has 3 evaluations; type a smaller one" in useless
     assert "cannot end" not in run("teacher", config, *dry, "eval.every_steps=5", cwd=tmp_path).stdout
+
+
+def test_waiting_for_the_last_steps_is_training_and_not_evaluation(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU may be many steps behind; left out of the training's time, they would raise its images per second."""
+    inside, seen = [False], []
+    evaluating, require_finite = loop.Tracker.evaluating, loop.Meters.require_finite
+
+    @contextlib.contextmanager
+    def flagged(self):
+        with evaluating(self):
+            inside[0] = True
+            yield
+            inside[0] = False
+
+    def noted(self, accelerator):
+        seen.append(inside[0])
+        require_finite(self, accelerator)
+
+    monkeypatch.setattr(loop.Tracker, "evaluating", flagged)
+    monkeypatch.setattr(loop.Meters, "require_finite", noted)
+    run("teacher", tiny_config(tmp_path, tiny), "run=r", "schedule.epochs=1", "eval.every_steps=3", cwd=tmp_path)
+    assert len(seen) > 2 and not any(seen)

@@ -16,6 +16,16 @@ def test_meters_average_between_reads() -> None:
     assert meters.read(accelerator) == {"loss": 5.0, "kl": 0.0}
 
 
+def test_each_step_counts_the_same_however_it_is_divided() -> None:
+    """A resumed run may take its steps in other parts than the session before."""
+    meters, accelerator = Meters(torch.device("cpu")), Accelerator(cpu=True)
+    for _ in range(10 * 4):
+        meters.add(0, torch.tensor(4.0), {}, share=1 / 4)
+    for _ in range(40):
+        meters.add(1, torch.tensor(2.0), {})
+    assert meters.read(accelerator) == {"loss": pytest.approx(2.4)}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sums_are_those_of_adding_step_by_step_whenever_they_are_read(dtype: torch.dtype) -> None:
     """To the bit, also where a checkpoint is saved and loaded in between."""

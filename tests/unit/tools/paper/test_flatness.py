@@ -120,6 +120,7 @@ def test_the_arithmetic_of_the_page(tmp_path: Path) -> None:
     ("head", "tail", "words", "holds"),
     [
         ((97, 96.1), (70, 71.1), "the claim holds: ", True),
+        ((97.8, 96.8), (70, 71), "the claim holds: ", True),  # 96.8 - 97.8 is a little less than -1
         ((97, 95.9), (70, 75), "holds in part, as the head is not steady", False),
         ((97, 98.1), (70, 75), "holds in part, as the head is not steady", False),
         ((97, 97), (70, 70.9), "holds in part, as the tail does not rise", False),

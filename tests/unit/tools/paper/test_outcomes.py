@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 from helpers.paper_runs import IF100, small_choice, write_run
+from helpers.small_caches import FEW, make_cache
 
+from pipelines.records.reader import Records
 from tools.paper import outcomes as reproduce_outcomes
-from tools.paper.outcomes import outcome, spread
-from tools.paper.plan import table_tasks
+from tools.paper.outcomes import cache_facts, outcome, spread
+from tools.paper.plan import study_tasks, table_tasks
 from train.watch.text import clock
 
 
@@ -46,3 +48,15 @@ def test_a_run_that_ended_without_a_word_is_told(tmp_path: Path) -> None:
         (folder / "run.json").write_text(json.dumps({"status": status}))
         found = outcome(task, tmp_path)
         assert (found.state, found.words) == ("unfinished", f"epoch 0 of {task.settings.schedule.epochs}{words}")
+
+
+@pytest.mark.parametrize(("images", "said"), [(200 * FEW, "0:00:20"), (200 * FEW - 1, "more than 0:00:20")])
+def test_a_cache_tells_if_a_session_that_wrote_it_left_no_time(
+    tmp_path: Path, few: Records, images: int, said: str
+) -> None:
+    """One that was stopped or killed."""
+    task = next(task for task in study_tasks(small_choice(settings=()), [0], None) if task.kind == "cache")
+    made = make_cache(tmp_path / task.folder, few, views=200)
+    (made / "made.json").write_text(json.dumps({"sessions": [{"seconds": 20.0, "images": images}]}))
+    found = cache_facts(task, tmp_path)
+    assert found is not None and found.written_in == said

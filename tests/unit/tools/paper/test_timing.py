@@ -31,9 +31,14 @@ def test_what_is_left_of_a_task(tmp_path: Path) -> None:
     assert half == pytest.approx(100 + batch["bsce"] / 4 + 5 * 1000 * 0.01)
     cache = next(task for task in study_tasks(small_choice(settings=()), [0], None) if task.kind == "cache")
     assert expected_seconds(cache, tmp_path, costs, rows) == pytest.approx(50 + 200 * 1300 * 0.01)
-    for view in range(150):
-        (tmp_path / cache.folder / "one" / f"v{view:03}").mkdir(parents=True)
+    for view in range(200):  # blocks are written in any order: soon all views are begun
+        block = tmp_path / cache.folder / "one" / f"v{view:03}" / "b00000.lc"
+        block.parent.mkdir(parents=True)
+        if view % 4:
+            block.touch()
     assert expected_seconds(cache, tmp_path, costs, rows) == pytest.approx(50 + 50 * 1300 * 0.01)
+    large = Rows(2 * 4096 + 1, 1000)  # three blocks a view
+    assert expected_seconds(cache, tmp_path, costs, large) == pytest.approx(50 + 150 * large.train * 0.01)
 
 
 def test_networks_with_experts_have_costs_of_their_own(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_the_time_of_a_run_is_that_of_all_its_sessions(tmp_path: Path) -> None:
 def test_a_running_mean_leaves_out_what_is_not_known() -> None:
     values = np.array([1.0, np.nan, 3.0, 8.0, np.nan, np.nan, np.nan])
     assert np.array_equal(running_mean(values, 3), [1, 2, 5.5, 5.5, 8, np.nan, np.nan], equal_nan=True)
+    assert running_mean(np.array([30.0, 30.0, 30.0, 0.0]), 3)[-1] == 15, "no class counts twice"
     assert [neighbours(classes) for classes in (5, 100, 1000)] == [3, 3, 31]
 
 

@@ -65,6 +65,22 @@ def test_seeds_are_one_line_and_gains_are_of_pairs(runs: list[Run]) -> None:
     assert any("The teacher of other is not among these runs" in note for note in notes(compared))
 
 
+def test_a_teacher_on_other_records_and_an_unfinished_run_are_told(runs: list[Run]) -> None:
+    """No gain is the difference of two test sets."""
+    changed = [
+        replace(run, predictions=replace(run.predictions, records="others")) if run.title == "bsce-s0" else run
+        for run in runs
+    ]
+    compared = measure([*changed[:-1], replace(changed[-1], step=500)], "test")
+    gain = next(gain for title, gain in compared.gains.items() if title.startswith("dive"))
+    assert compared.elsewhere == ["dive-s0"] and gain is not None and gain.teachers == ["bsce-s1"]
+    said = " ".join(notes(compared))
+    assert (
+        "The teacher of dive-s0 was evaluated on other records" in said and "not evaluated on the same records" in said
+    )
+    assert "other is unfinished: its figures are those of its newest checkpoint, after step 500." in said
+
+
 def test_named_classes(runs: list[Run]) -> None:
     compared = measure(runs, "test", ["fox", "1"])
     table = tables(compared)[-1]

@@ -1,5 +1,7 @@
 """Confusion against counts made by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers.report_runs import made_run, material, predictions
@@ -25,6 +27,17 @@ def test_the_pairs_confused_most() -> None:
     first, second, *others = pairs(runs().entries[0])
     assert first == ("eel", "ant", 2, 1.0) and second == ("ant", "bee", 1, 0.5) and len(others) == 4 - 0
     assert all(pair.true != pair.predicted for pair in (first, second, *others))
+
+
+def test_pairs_of_classes_with_one_name_have_their_labels() -> None:
+    names = ["ant", "crane", "crane", "dog", "eel", "fox"]
+    found = predictions(np.eye(6)[[2, 1, 3]], np.array([1, 2, 0]))
+    (entry,) = material(made_run("a", predictions=replace(found, class_names=np.array(names)))).entries
+    assert {(pair.true, pair.predicted) for pair in pairs(entry)} == {
+        ("crane (label 1)", "crane (label 2)"),
+        ("crane (label 2)", "crane (label 1)"),
+        ("ant", "dog"),
+    }
 
 
 def test_pairs_need_no_training_images() -> None:

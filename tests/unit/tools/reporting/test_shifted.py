@@ -1,6 +1,7 @@
 """Table 2 for any runs: figures, page and picture of made-up predictions, and what has to be said of foreign ones."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,10 @@ def test_the_tables_and_the_json_hold_the_same() -> None:
 
 
 def test_the_notes_name_the_rules_and_what_does_not_fit() -> None:
+    half = replace(PAIR[1], step=500)
+    assert notes(measure([PAIR[0], half], [4]))[-1].startswith(
+        "mine is unfinished: its figures are those of its newest"
+    )
     (said,) = [note for note in notes(measure(PAIR, [4])) if note.startswith("PC")]
     assert "log p_train + log p_test) for plain; argmax(f + log p_test) for mine." in said
     assert not [note for note in notes(measure(PAIR, [4])) if "not balanced" in note or "at most" in note]

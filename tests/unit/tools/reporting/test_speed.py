@@ -25,7 +25,7 @@ def test_finished_and_unfinished_runs(tmp_path: Path) -> None:
         ["done", "1,234", "1.2%", "88%", "1.50 GB", "1:02:03", "2", "2", "cuda: H"],
         ["half", "20", "–", "–", "–", "1:02:03", "2", "2", "cuda: H"],
     ]
-    assert "file" in made.notes[0] and "15 in the mean" in made.figures[0].alt
+    assert "file" in made.notes[0] and "15 in the median" in made.figures[0].alt
 
 
 def test_files_alone_have_none() -> None:

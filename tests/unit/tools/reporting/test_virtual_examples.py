@@ -2,29 +2,33 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from helpers.report_runs import COUNTS, config, made_run, material, predictions
-from helpers.small_caches import make_cache
+from helpers.small_caches import make_cache, make_records, some_samples
 
 from pipelines.errors import UserError
 from pipelines.logits import LogitCache
+from pipelines.logits.folder import open_folder
 from pipelines.logits.identity import identity_hash
 from pipelines.records.reader import Records
 from tools.reporting.virtual_examples import of_run, of_teacher, section
 
 
-def student(folder: Path, cache: LogitCache, path: Path, digest: str | None = None):
+def student(folder: Path, cache: LogitCache, path: Path, digest: str | None = None, train: Records | None = None):
+    """train: the records that it was trained on, where they are not those of the cache."""
     settings = config(method="dive", tau=3.0, p=0.5)
     settings = replace(settings, cache=replace(settings.cache, paths=[str(path)]))
+    counts = np.bincount(open_folder(cache.folder).rows["label"], minlength=cache.classes)
+    if train is not None:
+        settings, counts = replace(settings, data=replace(settings.data, train=str(train.path))), train.class_counts
     facts = {"tau": 3.0, "caches": [digest or identity_hash(cache.identity).hex()], "backend": "ffcv"}
     (folder / "checkpoints").mkdir(parents=True)
-    run = made_run(
-        "dive", folder, files={"run.json": {"facts": facts, "sessions": []}, "result.json": {}}, config=settings
-    )
-    return run
+    files = {"run.json": {"facts": facts, "sessions": []}, "result.json": {}}
+    return made_run("dive", folder, files=files, config=settings, predictions=SimpleNamespace(train_counts=counts))
 
 
 def test_of_a_cache(tmp_path: Path, few: Records) -> None:
@@ -34,6 +38,18 @@ def test_of_a_cache(tmp_path: Path, few: Records) -> None:
     assert found.temperature == 6 and found.counts.tolist() == few.class_counts.tolist()
     for temperature, values in ((1, found.raw), (6, found.soft)):
         assert values == pytest.approx(torch.softmax(logits / temperature, dim=1).sum(dim=0).numpy(), rel=1e-5)
+
+
+def test_a_part_of_a_cache(tmp_path: Path, few: Records) -> None:
+    """A student may be trained on a part of its cache's images: what others would have been taught is not its own."""
+    cache = LogitCache(make_cache(tmp_path / "caches", few))
+    samples = [sample for sample in some_samples(len(few)) if sample.label % 2 or sample.name.endswith("3")]
+    part = make_records(tmp_path / "part.beton", samples)
+    assert 0 < len(part) < len(few) and set(part.keys) < set(few.keys)
+    found = of_teacher(student(tmp_path / "run", cache, cache.folder, train=part))
+    logits = cache.gather(part.keys, np.zeros(len(part.keys), np.int32))
+    assert found.counts.tolist() == part.class_counts.tolist()
+    assert found.soft == pytest.approx(torch.softmax(logits / 6, dim=1).sum(dim=0).numpy(), rel=1e-5)
 
 
 def test_a_cache_that_is_not_at_hand(tmp_path: Path, few: Records) -> None:

@@ -99,3 +99,14 @@ def test_operations_are_counted_once_for_all_splits_and_weights(
     figures = result(tmp_path, "once")
     (once,) = counted
     assert {figures[name]["flops"] for name in ("val", "val_ema", "test", "test_ema")} == {once.without_routing}
+
+
+def test_attention_is_counted_on_every_device() -> None:
+    """Two products of [tokens, width] matrices for each head; torch's counter knows the fused forms of GPUs alone."""
+
+    class Attends(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            tokens = images.reshape(1, 3, 16, 4)  # one image, three heads
+            return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+    assert operations(Attends().eval(), 8, CPU) == Operations(2 * 2 * 3 * 16 * 16 * 4, [], [])

@@ -362,6 +362,16 @@ def test_whether_the_logits_hold_the_training_prior() -> None:
     assert {name: prior_left_out(DistillConfig(method=name)) for name in METHODS} == held
 
 
+def test_smoothed_labels_hold_the_prior_only_where_they_are_smoothed_by_it() -> None:
+    """An image without information, of classes with 5000 and 500 images, half of the first one's labels being smoothed: the
+    logits are not the logarithm of the shares any more."""
+    assert prior_left_out(DistillConfig(method="ce", head_smoothing=0.4)) is None
+    assert prior_left_out(DistillConfig(method="ce", label_smoothing=0.1)) is None
+    assert prior_left_out(DistillConfig(method="kd", label_smoothing=0.1)) is None
+    assert prior_left_out(DistillConfig(method="bsce", label_smoothing=0.1)) is True
+    assert prior_left_out(DistillConfig(method="dive", label_smoothing=0.1)) is True
+
+
 def test_words_of_a_card_name_the_hard_term() -> None:
     dive = METHODS["dive"].words
     for hard in (None, "bsce"):
