@@ -143,12 +143,12 @@ def cache_facts(task: Task, out: Path) -> CacheFacts | None:
     """What a cache holds and cost; None when it is missing or unfinished."""
     views = views_of(task.settings, ANY_SAMPLES)
     for done in (out / task.folder).glob("*/done.json"):
-        if read_json(done)["views"] >= views:
+        if (written := read_json(done)["views"]) >= views:
             size = sum(path.stat().st_size for path in done.parent.rglob("*") if path.is_file())
             sessions = read_json(done.with_name("made.json"))["sessions"]
-            seconds, images = (sum(session[name] for session in sessions) for name in ("seconds", "images"))
+            seconds, images = (sum(session.get(name, 0) for session in sessions) for name in ("seconds", "images"))
             samples = done.with_name("index.bin").stat().st_size // ROW.itemsize
-            return CacheFacts(task.name, views, size / 1e6, seconds, images >= views * samples)
+            return CacheFacts(task.name, views, size / 1e6, seconds, images >= written * samples)
     return None
 
 

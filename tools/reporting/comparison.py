@@ -57,18 +57,19 @@ def measure(runs: Sequence[Run], split: str, classes: Sequence[str] = ()) -> Com
     """classes: names or labels. UserError for a class that there is not."""
     names = list(runs[0].predictions.class_names)
     labels = list(dict.fromkeys(label_named(one, names) for one in classes))
-    by_weights = {run.predictions.weights: run for run in runs if run.predictions.weights}
+    given = {(run.predictions.weights, run.predictions.records): run for run in runs if run.predictions.weights}
+    weights = {run.predictions.weights for run in runs}
     entries, unknown, elsewhere = entries_of(runs), [], []
     gains: dict[str, Gain | None] = {}
     for entry in entries:
         pairs = []
         for run in entry.runs:
             taught_by = _teachers(run)
-            teacher = by_weights.get(taught_by[0]) if len(taught_by) == 1 else None
-            if teacher is not None and teacher.predictions.records != run.predictions.records:
-                elsewhere.append(run.title)
-            elif teacher is not None:
+            teacher = given.get((taught_by[0], run.predictions.records)) if len(taught_by) == 1 else None
+            if teacher is not None:
                 pairs.append((run, teacher))
+            elif len(taught_by) == 1 and taught_by[0] in weights:
+                elsewhere.append(run.title)
             elif taught_by:
                 unknown.append(run.title)
         gains[entry.title] = _gain(pairs) if pairs else None
@@ -159,7 +160,6 @@ def notes(compared: Compared) -> list[str]:
         )
     runs = [run for entry in compared.entries for run in entry.runs]
     found += [f"{note}." for note in (*notes_on_checkpoints(runs), *notes_on_records(runs))]
-    runs = [run for entry in compared.entries for run in entry.runs]
     return [*found, *(f"In tables, {note}." for note in notes_on_counts(runs))]
 
 

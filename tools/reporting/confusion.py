@@ -3,6 +3,7 @@
 Images are pooled over the runs of an entry. Invariant: the shares of a row are of all images of that row, and add up to one.
 """
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -57,7 +58,8 @@ def pairs(entry: Entry, most: int = PAIRS) -> list[Pair]:
     both, images = np.unique(labels[wrong] * classes + answers[wrong], return_counts=True)
     of_class = np.bincount(labels, minlength=classes)
     plain = list(map(str, first.class_names))
-    names = [name if plain.count(name) == 1 else f"{name} (label {label})" for label, name in enumerate(plain)]
+    times = Counter(plain)
+    names = [name if times[name] == 1 else f"{name} (label {label})" for label, name in enumerate(plain)]
     found = []
     for place in np.argsort(-images, kind="stable")[:most]:
         true, predicted = divmod(int(both[place]), classes)

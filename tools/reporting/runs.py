@@ -17,6 +17,7 @@ from pipelines.errors import UserError
 from pipelines.files import read_json
 from pipelines.records.reader import Records
 from train.config import Config
+from train.evaluation.compensation import named_method
 from train.evaluation.predictions import Predictions, describe, read
 from train.evaluation.subject import Subject, assess, make_subject, newest_weights, open_split, run_to_evaluate
 from train.networks.weights import weights_hash
@@ -102,6 +103,8 @@ def _open(
     if may_keep and kept.is_file() and place is not None:
         records = Records(place)
         found = _fitting(read(kept), hashed, records)
+        if found is not None:
+            found = replace(found, method=named_method(config.distill))  # an earlier version may have kept another
     if found is None or (features and found.features is None):
         accelerator = make_accelerator(config)
         subject = make_subject(folder, weights, config, accelerator)

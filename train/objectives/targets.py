@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from models.registry import TIMM_PREFIX
 from pipelines.augment.finish import Finish
 from pipelines.batch import Batch
 from pipelines.errors import UserError
@@ -69,6 +70,14 @@ class Teacher:
             "memory_format": "channels_last" if channels_last else "contiguous",
             "kind": source.kind,
         }
+        if (
+            self._dtype != torch.float32
+            and not source.spec.name.startswith(TIMM_PREFIX)
+            and source.spec.head == "linear"
+        ):
+            self.identity["head"] = (
+                "float32"  # caches of earlier versions hold logits rounded to the network's precision
+            )
         # as in CachedTargets, for the student's model card: where each teacher came from and the hash of its weights
         self.teachers = [{"source": source.origin, "architecture": source.spec.architecture, "weights": weights}]
 

@@ -130,7 +130,7 @@ class Run:
         if (self.folder / "result.json").exists():
             self._result = read_object(self.folder / "result.json")
             if self._record.get("status") == "running":  # killed between the two files of `finish`
-                self._set_status("finished", ended=self._last_sign_of_life(self._record["sessions"][-1]["started"]))
+                self._set_status("finished", ended=_time_of(self.folder / "result.json"))
             return
         self._start_session(script, accelerator)
 
@@ -183,8 +183,7 @@ class Run:
     def _last_sign_of_life(self, started: str) -> str:
         """The time at which a killed session last wrote figures; its start if it wrote none."""
         metrics = self.folder / "metrics.jsonl"
-        written = text_of(datetime.fromtimestamp(metrics.stat().st_mtime, UTC)) if metrics.exists() else started
-        return max(started, written)
+        return max(started, _time_of(metrics)) if metrics.exists() else started
 
     def result(self) -> dict[str, Any] | None:
         """The result of the finished run; None while it is unfinished."""
@@ -264,3 +263,8 @@ def binding(changes: list[str], free: tuple[str, ...] = FREE_KEYS) -> list[str]:
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
+
+
+def _time_of(path: Path) -> str:
+    """When a file was last written."""
+    return text_of(datetime.fromtimestamp(path.stat().st_mtime, UTC))

@@ -143,9 +143,8 @@ def test_facts_outlive_the_session(accelerator):
 def test_killed_between_result_and_status(accelerator):
     with Run.open(Config(), "a", SCRIPT, accelerator) as run:
         (run.folder / "result.json").write_text('{"top1": 1}')
-        (run.folder / "metrics.jsonl").touch()
         later = datetime.fromisoformat(record(run.folder)["sessions"][0]["started"]).timestamp() + 3600
-        os.utime(run.folder / "metrics.jsonl", (later, later))
+        os.utime(run.folder / "result.json", (later, later))
         run._let_go()  # no end is recorded
     assert record(run.folder)["status"] == "running"
     assert Run.open(Config(), "a", SCRIPT, accelerator).result() == {"top1": 1}
