@@ -43,8 +43,8 @@ def prior_shift(prior: str | None, distill: DistillConfig, train_counts: np.ndar
     rule = rule_of(named_method(distill))
     if rule is None:
         raise UserError(
-            f"prior={prior}: {origin} was trained by {distill.method} (margins, class weights, smoothed labels or mixed targets): "
-            "it is not known which class distribution its logits hold; leave prior out"
+            f"prior={prior}: {origin} was trained by {distill.method} (margins, class weights, smoothed labels or mixed "
+            "targets), after which it is not known which class distribution its logits hold; leave prior out"
         )
     named = {"uniform": np.ones(len(train_counts), np.int64), "train": train_counts}
     if prior not in named and not Path(prior).exists():
