@@ -89,7 +89,7 @@ def test_the_objective_is_told_the_step_and_meters_and_average_of_it() -> None:
     step = TrainStep(model, build_optimizer(model, config), recording, config, meters=meters, ema=ema)
     step(batch(0), 7, 0.1)
     step(batch(1), 8, 0.1)
-    assert seen == [7, 7, 8, 8] and meters._count == 4
+    assert seen == [7, 7, 8, 8] and meters._count == 2, "two steps, of two micro-batches each"
     assert any(not torch.equal(before[name], tensor) for name, tensor in ema.state_dict().items())
 
 
