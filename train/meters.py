@@ -27,9 +27,8 @@ class Meters:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._unread: list[
-            tuple[int, list[str], torch.Tensor, float]
-        ] = []  # step, names, their values, their share of the step
+        # step, names, their values, their share of the step
+        self._unread: list[tuple[int, list[str], torch.Tensor, float]] = []
         self._sums: dict[str, Any] = {}  # numpy scalars
         self._count = 0.0
         self._bad_step = _NEVER

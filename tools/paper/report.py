@@ -260,14 +260,12 @@ def _study_line(
     if row.wall_s.mean is None:
         return [title, *texts, str(views), row.state, *[""] * 7]
     written = spread([cache.seconds for cache in caches]).mean
-    bound = "" if all(cache.timed_whole for cache in caches) else "more than "
-    size = (
-        []
-        if written is None
-        else [bound + clock(written), f"{spread([cache.megabytes for cache in caches]).mean:,.0f} MB"]
-    )
+    size = ["", ""]
+    if written is not None:
+        bound = "" if all(cache.timed_whole for cache in caches) else "more than "
+        size = [bound + clock(written), f"{spread([cache.megabytes for cache in caches]).mean:,.0f} MB"]
     speed = [clock(row.wall_s.mean), row.images_per_s.text(0)]
-    return [title, *texts, str(views), *row.groups, *speed, *(size or ["", ""])]
+    return [title, *texts, str(views), *row.groups, *speed, *size]
 
 
 def _given_teacher(folder: Path) -> str:

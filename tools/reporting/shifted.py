@@ -109,8 +109,8 @@ def _rule(run: Run, given: Mapping[str, Rule]) -> Rule:
     if rule is None:
         raise UserError(
             f"{run.title} does not say how it was trained, or has no rule (margins, class weights, smoothed labels), on which "
-            f"post-compensation depends; type --balanced {run.title} (balanced softmax, DiVE) or --softmax {run.title} (plain "
-            "cross-entropy)"
+            f"post-compensation depends; type --balanced {run.title} (balanced softmax: its loss adds log prior to "
+            f"the logits) or --softmax {run.title} (plain cross-entropy)"
         )
     return rule
 

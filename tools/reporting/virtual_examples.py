@@ -95,11 +95,12 @@ def _trained_on(run: Run, rows: np.ndarray) -> np.ndarray:
         return rows
     assert run.config is not None and run.config.data.train is not None
     records = Records(Path(run.config.data.train))
-    if not np.array_equal(records.class_counts, counts):
+    own = rows[np.isin(rows["key"], records.keys)]
+    if not np.array_equal(np.bincount(own["label"], minlength=len(counts)), counts):
         raise UserError(
             f"{run.title} was trained on a part of its cache, and {run.config.data.train} holds other images now"
         )
-    return rows[np.isin(rows["key"], records.keys)]
+    return own
 
 
 def _cache(run: Run, path: str, hashes: Sequence[str]) -> LogitCache:

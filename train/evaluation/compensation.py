@@ -27,8 +27,10 @@ def rule_of(method: str) -> Rule | None:
 
 
 def named_method(distill: DistillConfig) -> str:
-    """The method as predictions name it; empty where other settings (a hard term, class weights,
-    smoothed labels) give its logits another rule, or none."""
+    """The method as predictions name it; empty where other settings give its logits another rule, or none.
+
+    Such are a hard term, class weights and smoothed labels.
+    """
     own = dataclasses.replace(distill, hard=None, drw_from=None, head_smoothing=0.0, label_smoothing=0.0)
     return distill.method if prior_left_out(distill) == prior_left_out(own) else ""
 

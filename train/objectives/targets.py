@@ -70,14 +70,10 @@ class Teacher:
             "memory_format": "channels_last" if channels_last else "contiguous",
             "kind": source.kind,
         }
-        if (
-            self._dtype != torch.float32
-            and not source.spec.name.startswith(TIMM_PREFIX)
-            and source.spec.head == "linear"
-        ):
-            self.identity["head"] = (
-                "float32"  # caches of earlier versions hold logits rounded to the network's precision
-            )
+        ours = source.spec.head == "linear" and not source.spec.name.startswith(TIMM_PREFIX)
+        if ours and self._dtype != torch.float32:
+            # Caches of earlier versions hold logits that were rounded to the network's precision.
+            self.identity["head"] = "float32"
         # as in CachedTargets, for the student's model card: where each teacher came from and the hash of its weights
         self.teachers = [{"source": source.origin, "architecture": source.spec.architecture, "weights": weights}]
 

@@ -31,9 +31,8 @@ def guard(main: Callable[[list[str]], int | None]) -> int:
     except Exception as fault:
         if not torch.distributed.is_initialized():
             raise
-        sys.excepthook(
-            type(fault), fault, fault.__traceback__
-        )  # as the interpreter would at its end, which a rank must not wait for
+        # As the interpreter would at its end, which a rank must not wait for.
+        sys.excepthook(type(fault), fault, fault.__traceback__)
         code = 1
     if torch.distributed.is_initialized():
         # Held to the very end: else a network that is let go later frees the group, and joins gloo's threads with the lock of the

@@ -309,10 +309,8 @@ def published(folder: Path, records: Records, device: torch.device) -> dict[str,
     with _Publisher(writer, device) as publisher:
         for cell in sorted(writer.missing(3)):
             rows = writer.block_size(cell[1])
-            logits, prints = (
-                torch.randn(rows, CLASSES, generator=numbers),
-                torch.randint(256, (rows, 17), generator=numbers),
-            )
+            logits = torch.randn(rows, CLASSES, generator=numbers)
+            prints = torch.randint(256, (rows, 17), generator=numbers)
             publisher.wait()
             if device.type == "cuda":
                 torch.cuda._sleep(50_000_000)

@@ -363,8 +363,7 @@ def test_whether_the_logits_hold_the_training_prior() -> None:
 
 
 def test_smoothed_labels_hold_the_prior_only_where_they_are_smoothed_by_it() -> None:
-    """An image without information, of classes with 5000 and 500 images, half of the first one's labels being smoothed: the
-    logits are not the logarithm of the shares any more."""
+    """Otherwise the logits are not the logarithm of the prior where an image tells nothing, and to subtract it favours others."""
     assert prior_left_out(DistillConfig(method="ce", head_smoothing=0.4)) is None
     assert prior_left_out(DistillConfig(method="ce", label_smoothing=0.1)) is None
     assert prior_left_out(DistillConfig(method="kd", label_smoothing=0.1)) is None
