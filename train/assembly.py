@@ -122,6 +122,16 @@ def check_method(config: Config, script: str) -> None:
             "distill.tau=null chooses a temperature for the teacher's logits as they are, and distill.zscore=true changes them: "
             "type distill.tau=2, for example"
         )
+    if "bkd_beta" in method.settings and config.distill.tau is None and config.distill.bkd_beta:
+        raise UserError(
+            f"distill.tau=null chooses a temperature at which the teacher's own predictions are flat, and {name} weights them "
+            "anew: type distill.tau=2, for example"
+        )
+    if len(config.cache.paths) > 1 and config.cache.average == "probabilities" and config.distill.zscore:
+        raise UserError(
+            "cache.average=probabilities has no logits that distill.zscore=true could standardise: use cache.average=logits, or "
+            "distill.zscore=false"
+        )
     if not config.cache.paths and config.distill.teacher is None:
         raise UserError(
             f"{name} needs targets: cache.paths=[FOLDER] (from train/cache_logits.py), or distill.teacher=RUN to ask it online"
@@ -154,6 +164,12 @@ def _check_sampling(config: Config) -> None:
     if config.data.sampling != "class_balanced":
         return
     distill, why = config.distill, "corrects by the class counts what this sampling has evened out already"
+    if config.data.recipe.mix is not None:
+        raise UserError(
+            f"data.sampling=class_balanced: data.recipe.mix={config.data.recipe.mix} takes every image's partner from all "
+            "images, whatever their classes, so that half of the labels would not be balanced; use data.sampling=instance, or "
+            "data.recipe.mix=null"
+        )
     if METHODS[hard_part(distill)].prior:
         name = distill.method if distill.hard is None else f"distill.hard={distill.hard}"
         raise UserError(
@@ -164,6 +180,10 @@ def _check_sampling(config: Config) -> None:
         raise UserError(
             f"data.sampling=class_balanced: distill.drw_from={distill.drw_from} {why}; use data.sampling=instance, or leave "
             "distill.drw_from out"
+        )
+    if distill.bkd_beta and "bkd_beta" in settings_of(distill):
+        raise UserError(
+            f"data.sampling=class_balanced: {distill.method} {why}; use data.sampling=instance, or distill.bkd_beta=0"
         )
 
 

@@ -23,6 +23,7 @@ if __name__ == "__main__":
 
 from pipelines.files import write_each
 from train.effects import require_evaluations
+from train.evaluation.compensation import named_method
 from train.evaluation.outputs import EvaluateConfig, check_places
 from train.evaluation.predictions import describe
 from train.evaluation.subject import (
@@ -68,7 +69,8 @@ def main(argv: list[str]) -> None:
 
     whole = None
     if done.kept is not None:
-        whole = describe(done.kept, records, subject.train_counts, config.distill, weights_hash(weights.state))
+        method = named_method(config.distill, config.data.sampling)
+        whole = describe(done.kept, records, subject.train_counts, method, weights_hash(weights.state))
 
     def save_predictions() -> None:
         if whole is not None and config.predictions is not None:

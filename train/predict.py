@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
         check_file_place(out, f"out={out}")
     found = open_images(expanded(images), config.data.workers)
     subject = make_subject(folder, weights, config, accelerator)
-    shift = prior_shift(config.prior, config.distill, subject.train_counts, f"run {folder}")
+    shift = prior_shift(config.prior, config, subject.train_counts, f"run {folder}")
     done = predict(subject, found, config, accelerator, shift, config.top, out)
     if accelerator.is_main_process:
         print(done)

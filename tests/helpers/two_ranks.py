@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
     samples = evaluations(assembled, "test")["test"]["samples"]
     if accelerator.is_main_process:
         assert first.kept is not None
-        described = describe(first.kept, loader.records, counts, config.distill, "")
+        described = describe(first.kept, loader.records, counts, config.distill.method, "")
         described.save(Path(argv[0]).with_suffix(".predictions.npz"))
         figures = json.dumps(first.figures)
         np.savez(argv[0], keys=keys, views=views, gradients=gradients, samples=samples, figures=figures)

@@ -135,6 +135,10 @@ def test_students_of_several_teachers(three: Path) -> None:
         (["cache.paths=[c0,c1]", "cache.weights=[1]"], "needs one number for each of the 2 cache.paths"),
         (["cache.paths=[c0,nothing]"], "no logit cache at nothing"),
         (
+            ["cache.paths=[c0,c1]", "cache.average=probabilities", "distill.zscore=true"],
+            "cache.average=probabilities has no logits that distill.zscore=true could standardise",
+        ),
+        (
             ["distill.teacher_arch=resnet8", "cache.paths=[c0]"],
             "needs distill.teacher=FILE and distill.teacher_classes=FILE",
         ),

@@ -95,6 +95,7 @@ def _open(
     config = load(Config, folder / "config.yaml", tuple(settings))
     weights = newest_weights(folder)
     hashed = weights_hash(weights.state)
+    method = named_method(config.distill, config.data.sampling)
     # The split's records are opened without the network where kept predictions will do.
     place = getattr(config.data, split)
     kept = folder / f"predictions_{split}.npz"
@@ -104,7 +105,7 @@ def _open(
         records = Records(place)
         found = _fitting(read(kept), hashed, records)
         if found is not None:
-            found = replace(found, method=named_method(config.distill))  # an earlier version may have kept another
+            found = replace(found, method=method)  # an earlier version may have kept another
     if found is None or (features and found.features is None):
         accelerator = make_accelerator(config)
         subject = make_subject(folder, weights, config, accelerator)
@@ -114,7 +115,7 @@ def _open(
             records = open_split(subject, config, split)
             done = assess(subject, records, config, accelerator, keep="features" if features else "logits")
             assert done.kept is not None
-            found = describe(done.kept, records, subject.train_counts, config.distill, hashed)
+            found = describe(done.kept, records, subject.train_counts, method, hashed)
             if may_keep:
                 _keep(found, kept, say)
     return Run(title=folder.name, predictions=found, folder=folder, config=config, records=records, step=weights.step)

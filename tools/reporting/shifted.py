@@ -108,9 +108,9 @@ def _rule(run: Run, given: Mapping[str, Rule]) -> Rule:
     rule = rule or given.get(run.title)
     if rule is None:
         raise UserError(
-            f"{run.title} does not say how it was trained, or has no rule (margins, class weights, smoothed labels), on which "
-            f"post-compensation depends; type --balanced {run.title} (balanced softmax: its loss adds log prior to "
-            f"the logits) or --softmax {run.title} (plain cross-entropy)"
+            f"{run.title} does not say how it was trained, or has no rule of its own (margins, class weights, smoothed labels, a "
+            f"teacher's targets), on which post-compensation depends; type --balanced {run.title} (balanced softmax: its loss "
+            f"adds log prior to the logits) or --softmax {run.title} (plain cross-entropy)"
         )
     return rule
 

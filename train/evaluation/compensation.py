@@ -6,7 +6,6 @@ gives without.
 Shapes: n test images, C classes.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Literal
 
@@ -26,13 +25,23 @@ def rule_of(method: str) -> Rule | None:
     return None if left_out is None else "balanced" if left_out else "softmax"
 
 
-def named_method(distill: DistillConfig) -> str:
+def rule_of_training(distill: DistillConfig, sampling: str) -> Rule | None:
+    """The rule of a network trained with these settings and data.sampling; None where none is exact.
+
+    The prior of a training that drew every class equally often is uniform, so logits that hold it leave out that of the images.
+    """
+    left_out = prior_left_out(distill)
+    if left_out is None:
+        return None
+    return "balanced" if left_out or sampling == "class_balanced" else "softmax"
+
+
+def named_method(distill: DistillConfig, sampling: str) -> str:
     """The method as predictions name it; empty where other settings give its logits another rule, or none.
 
-    Such are a hard term, class weights and smoothed labels.
+    Such are a hard term, class weights, smoothed labels and a sampling.
     """
-    own = dataclasses.replace(distill, hard=None, drw_from=None, head_smoothing=0.0, label_smoothing=0.0)
-    return distill.method if prior_left_out(distill) == prior_left_out(own) else ""
+    return distill.method if rule_of_training(distill, sampling) == rule_of(distill.method) else ""
 
 
 def logit_shift(rule: Rule, train_counts: np.ndarray, test_counts: np.ndarray) -> np.ndarray:

@@ -19,12 +19,11 @@ from pipelines.files import write_bytes_atomic
 from pipelines.loader import ahead_of
 from pipelines.records.workers import Unreadable
 from train.config import Config
-from train.evaluation.compensation import logit_shift, named_method, read_counts, rule_of
+from train.evaluation.compensation import logit_shift, read_counts, rule_of_training
 from train.evaluation.ranking import Ranked, rank, table
 from train.evaluation.subject import Subject, evaluation_loader
 from train.evaluation.unlabelled import Images
 from train.networks.probe import explained
-from train.objectives.methods import DistillConfig
 from train.watch.progress import progress_bar
 from train.watch.text import counted
 
@@ -33,18 +32,18 @@ _SHOWN = 20  # unreadable images that are listed on the screen
 Answered = tuple[list[str], Ranked]
 
 
-def prior_shift(prior: str | None, distill: DistillConfig, train_counts: np.ndarray, origin: str) -> np.ndarray:
+def prior_shift(prior: str | None, config: Config, train_counts: np.ndarray, origin: str) -> np.ndarray:
     """What is added to the logits, float64 [C], for images of the class distribution `prior`, as in PredictConfig.
 
-    distill: the settings of the training, which decide what the logits hold. UserError where the correction is not defined.
+    config: with the settings of the training, which decide what the logits hold. UserError where the correction is not defined.
     """
     if prior is None:
         return np.zeros(len(train_counts))
-    rule = rule_of(named_method(distill))
+    rule = rule_of_training(config.distill, config.data.sampling)
     if rule is None:
         raise UserError(
-            f"prior={prior}: {origin} was trained by {distill.method} (margins, class weights, smoothed labels or mixed "
-            "targets), after which it is not known which class distribution its logits hold; leave prior out"
+            f"prior={prior}: {origin} was trained by {config.distill.method} (margins, class weights, smoothed labels or a "
+            "teacher's targets), after which it is not known which class distribution its logits hold; leave prior out"
         )
     named = {"uniform": np.ones(len(train_counts), np.int64), "train": train_counts}
     if prior not in named and not Path(prior).exists():

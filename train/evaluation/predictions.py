@@ -20,9 +20,7 @@ import numpy as np
 from pipelines.errors import UserError, quoted
 from pipelines.files import atomic_writer
 from pipelines.records.reader import Records
-from train.evaluation.compensation import named_method
 from train.evaluation.counting import Kept
-from train.objectives.methods import DistillConfig
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,10 +69,8 @@ class Predictions:
             np.savez(file, **known)  # pyright: ignore[reportArgumentType]
 
 
-def describe(
-    kept: Kept, records: Records, train_counts: np.ndarray, distill: DistillConfig, weights: str
-) -> Predictions:
-    """What an evaluation on `records` kept, with all that is known beside it; distill: the settings of its training."""
+def describe(kept: Kept, records: Records, train_counts: np.ndarray, method: str, weights: str) -> Predictions:
+    """What an evaluation on `records` kept, with all that is known beside it; method: as `compensation.named_method` says."""
     places = np.argsort(records.keys)
     positions = places[np.searchsorted(records.keys, kept.keys, sorter=places)]
     return Predictions(
@@ -85,7 +81,7 @@ def describe(
         names=_texts(records.name(int(position)) for position in positions),
         class_names=_texts(records.class_names),
         train_counts=np.asarray(train_counts, np.int64),
-        method=named_method(distill),
+        method=method,
         weights=weights,
         records=records.digest,
         features=kept.features,

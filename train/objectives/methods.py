@@ -101,7 +101,8 @@ class Method(NamedTuple):
     """the part of a finished network that it trains, a submodule's name and a setting of `model`, with the rest frozen; None: it
     trains the whole network"""
     mixed: bool = False
-    "whether its logits hold a part of the training prior: neither all, as those of cross-entropy, nor none"
+    """whether its logits hold a part of the training prior: neither all, as those of cross-entropy, nor none; or as much as its
+    teacher's"""
     two_labels: bool = False
     "whether it takes images that are mixtures of two, with the labels of both"
 
@@ -297,6 +298,7 @@ METHODS: dict[str, Method] = {
         settings=("tau", *_SOFT),
         hard="ce",
         two_labels=True,
+        mixed=True,
     ),
     "dkd": Method(
         _dkd,
@@ -305,6 +307,7 @@ METHODS: dict[str, Method] = {
         targets=True,
         settings=("tau", *_SOFT, "dkd_target", "dkd_others"),
         hard="ce",
+        mixed=True,
     ),
     "bkd": Method(
         _bkd,
@@ -365,14 +368,15 @@ def settings_of(distill: "DistillConfig") -> tuple[str, ...]:
 def prior_left_out(distill: "DistillConfig") -> bool | None:
     """Whether the logits leave out the training prior, as balanced softmax makes them, or hold it, as cross-entropy does.
 
-    None: neither exactly, after margins, class weights, targets that were balanced, or label smoothing that was not spread as
-    the prior is; or not known, where only a part of the network was trained.
+    None: neither exactly, after margins, class weights, or label smoothing that was not spread as the prior is; or not known,
+    where only a part of the network was trained, or where a teacher's targets are learned, which hold as much of the prior as
+    its own logits do. DiVE's teacher is one of balanced softmax, by its definition.
     """
-    if METHODS[distill.method].part is not None:
+    row, hard, found = METHODS[distill.method], METHODS[hard_part(distill)], settings_of(distill)
+    if row.part is not None:
         return None
-    hard, found = METHODS[hard_part(distill)], settings_of(distill)
     smoothed = distill.head_smoothing or (distill.label_smoothing and not hard.prior)
-    neither = METHODS[distill.method].mixed or "margin" in found or smoothed
+    neither = row.mixed or row.prior != hard.prior or "margin" in found or smoothed
     return None if neither or ("drw_from" in found and distill.drw_from is not None) else hard.prior
 
 

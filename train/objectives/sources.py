@@ -133,9 +133,10 @@ def open_cache(config: Config, train: Records, device: torch.device) -> tuple[En
     wanted = wanted.with_pixels(pixel_source(backend, train, device, config.data.hw_decoder_load))
     differing = [cache.require(wanted, views_of(config, len(train)), settings.pixels) for cache in caches]
     distill, chosen = resolve_tau(config.distill, Ensemble(caches, settings.weights, settings.average), train)
-    temperature = (
-        1.0 if distill.tau is None else distill.tau / distill.p
-    )  # a method without one takes the answers as they are
+    temperature = 1.0  # a method without one takes the answers as they are, whatever distill.tau is
+    if "tau" in METHODS[distill.method].settings:
+        assert distill.tau is not None
+        temperature = distill.tau / distill.p
     notes = []
     for cache, found in zip(caches, differing, strict=True):
         teacher, loss = cache.identity["teacher"], cache.require_temperature(temperature)

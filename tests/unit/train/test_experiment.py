@@ -157,6 +157,29 @@ def test_class_balanced_sampling_trains_and_is_refused_where_the_prior_corrects_
     )
     ldam = tiny_config(taught, tiny, "ldam")
     assert "distill.drw_from=1 corrects" in refused(taught, "teacher", ldam, balanced, "distill.drw_from=1")
+    bkd = tiny_config(taught, tiny, "bkd", "  tau: 4\n")
+    assert "bkd corrects" in refused(taught, "distill", bkd, "cache.paths=[caches]", balanced)
+    run(
+        "distill",
+        bkd,
+        "cache.paths=[caches]",
+        balanced,
+        "distill.bkd_beta=0",
+        "run=unweighted",
+        "--dry-run",
+        cwd=taught,
+    )
+    ce = tiny_config(taught, tiny, "ce")
+    mixed = refused(taught, "teacher", ce, balanced, "data.recipe.mix=mixup")
+    assert "half of the labels would not be balanced" in mixed
+
+
+def test_a_temperature_is_not_chosen_for_logits_that_the_loss_changes(taught: Path, tiny: Path) -> None:
+    cached = ("cache.paths=[caches]", "distill.tau=null")
+    bkd, kd = (tiny_config(taught, tiny, name) for name in ("bkd", "kd"))
+    assert "bkd weights them anew" in refused(taught, "distill", bkd, *cached)
+    run("distill", bkd, *cached, "distill.bkd_beta=0", "run=flat", "--dry-run", cwd=taught)
+    assert "distill.zscore=true changes them" in refused(taught, "distill", kd, *cached, "distill.zscore=true")
 
 
 def test_switches_of_the_loss_lie_within_the_training_however_its_length_is_given(taught: Path, tiny: Path) -> None:

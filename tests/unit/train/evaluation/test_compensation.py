@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from train.evaluation import compensation
-from train.evaluation.compensation import compensated_answers, logit_shift, named_method, read_counts, rule_of
+from train.evaluation.compensation import (
+    compensated_answers,
+    logit_shift,
+    named_method,
+    read_counts,
+    rule_of,
+    rule_of_training,
+)
 from train.objectives.methods import METHODS, DistillConfig
 
 TRAIN, TEST = np.array([90, 9, 1]), np.array([1, 3, 9])
@@ -14,21 +21,35 @@ TRAIN, TEST = np.array([90, 9, 1]), np.array([1, 3, 9])
 
 def test_the_rule_is_that_of_the_method() -> None:
     rules = {name: rule_of(name) for name in METHODS}
-    assert {"ce": "softmax", "kd": "softmax", "bsce": "balanced", "dive": "balanced"}.items() <= rules.items()
-    assert rule_of("") is None and rule_of("another") is None and rule_of("ldam") is None
+    assert {name: rule for name, rule in rules.items() if rule} == {
+        "ce": "softmax",
+        "bsce": "balanced",
+        "dive": "balanced",
+    }
+    assert rule_of("") is None and rule_of("another") is None
 
 
 def test_a_method_with_other_settings_is_named_only_where_its_rule_is_the_same() -> None:
     named = [
         ({"method": "kd", "hard": "ce", "drw_beta": 0.9}, "kd"),
+        ({"method": "ce", "drw_beta": 0.9}, "ce"),
         ({"method": "dive", "drw_from": 3}, "dive"),  # its own hard term takes no class weights
         ({"method": "ldam", "drw_from": 3}, "ldam"),
         ({"method": "ce", "drw_from": 3}, ""),
-        ({"method": "kd", "hard": "bsce"}, ""),
+        ({"method": "kd", "hard": "bsce"}, "kd"),  # neither has one
         ({"method": "dive", "hard": "ldam"}, ""),
+        ({"method": "dive", "hard": "ce"}, ""),
     ]
     for settings, name in named:
-        assert named_method(DistillConfig(**settings)) == name, settings
+        assert named_method(DistillConfig(**settings), "instance") == name, settings
+
+
+def test_a_training_that_drew_all_classes_equally_often_leaves_the_prior_out() -> None:
+    """One that knows p(x | y) learns log p(x | y) + log of the prior it saw, which was uniform."""
+    drawn = {name: rule_of_training(DistillConfig(method=name), "class_balanced") for name in METHODS}
+    assert {name: rule for name, rule in drawn.items() if rule} == dict.fromkeys(("ce", "bsce", "dive"), "balanced")
+    assert named_method(DistillConfig(method="ce"), "class_balanced") == ""
+    assert named_method(DistillConfig(method="ldam"), "class_balanced") == "ldam"
 
 
 def test_the_answers_are_those_of_bayes_rule() -> None:

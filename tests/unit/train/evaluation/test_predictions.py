@@ -16,7 +16,6 @@ from pipelines.records.workers import Sample
 from pipelines.records.writing import write_records
 from train.evaluation.counting import Kept
 from train.evaluation.predictions import Predictions, describe, read
-from train.objectives.methods import DistillConfig
 
 CLASSES = ["crane", "crane", "caf\udce9", "\u732b \U0001f408\u200d", "ends with NULs\0\0"]
 NAMES = [
@@ -45,7 +44,7 @@ def whole(records: Records) -> Predictions:
     order, rng = np.argsort(records.keys), np.random.default_rng(0)
     logits, features = rng.normal(size=(7, 5)).astype(np.float16), rng.normal(size=(7, 3)).astype(np.float32)
     kept = Kept(records.keys[order], records.labels[order].astype(np.int64), logits, features)
-    return describe(kept, records, np.array([9, 6, 4, 3, 2]), DistillConfig(method="dive"), "ab" * 32)
+    return describe(kept, records, np.array([9, 6, 4, 3, 2]), "dive", "ab" * 32)
 
 
 def same(one: Predictions, other: Predictions) -> None:

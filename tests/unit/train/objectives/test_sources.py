@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import torch
 from helpers.launch import losses, refused, result, run
 
 from pipelines.logits import LogitCache
 from pipelines.logits.flatness import recommend, virtual_examples
 from pipelines.records.reader import Records
+from train.config import Config
+from train.objectives.sources import open_cache
+from train.settings import load
 
 
 def test_a_cache_of_another_dataset_or_teacher_is_refused(taught: Path, tiny: Path) -> None:
@@ -16,6 +20,15 @@ def test_a_cache_of_another_dataset_or_teacher_is_refused(taught: Path, tiny: Pa
     assert "another dataset" in other
     run("teacher", taught / "bsce.yaml", "run=t2", "seed=7", "schedule.epochs=1", cwd=taught)
     assert "another teacher" in refused(taught, "distill", dive, "cache.paths=[caches]", "distill.teacher=t2")
+
+
+def test_a_loss_without_a_temperature_takes_the_answers_as_they_are(taught: Path, tiny: Path) -> None:
+    """Whatever temperature the configuration, which may be that of another method, says besides."""
+    cached, train = (f"cache.paths=[{taught}/caches]", "distill.tau=6"), Records(tiny / "train.beton")
+    for settings, temperature in ((("distill.method=xerm", "distill.p=1"), 1), (("distill.p=0.5",), 12)):
+        config = load(Config, taught / "dive.yaml", (*cached, *settings))
+        caches, _, _, notes = open_cache(config, train, torch.device("cpu"))
+        assert caches.temperature == temperature and f"at T = {temperature}" in notes[0]
 
 
 def test_tau_null_takes_the_recommended_temperature(taught: Path, tiny: Path) -> None:
