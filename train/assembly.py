@@ -240,6 +240,7 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
         precision=precision_of(accelerator),
         teachers=source.teacher_hashes,
         caches=source.cache_hashes,
+        cache_weights=source.cache_weights,
         digests={split: records.digest for split, records in splits.all().items()},
         stored={split: stored_digest(records) for split, records in splits.all().items()},
     )

@@ -21,7 +21,7 @@ from train.networks.final import save_final
 from train.networks.probe import explained
 from train.objectives.methods import METHODS
 from train.run.environment import device_name, make_accelerator
-from train.run.folder import Run
+from train.run.folder import Run, moved
 from train.run.place import note_on_place, run_folder, run_name
 from train.run.stops import Stopped, Stops
 from train.settings import Options, flatten, parse_args
@@ -53,11 +53,9 @@ class Experiment:
 
     def run(self) -> None:
         """Train the remaining steps, evaluate, write the result; a finished run only prints its result."""
-        if not self.options.dry_run and (self.folder / "result.json").exists():
-            with Run.open(self.config, self.name, self.script, self.accelerator) as run:
-                self.say(f"run {self.folder} is finished; its result:")
-                if self.accelerator.is_main_process:
-                    tracking.show_result(run.result() or {})
+        finished = not self.options.dry_run and (self.folder / "result.json").exists()
+        if finished and not moved(self.config, self.folder):
+            self._show()
             return
         if not self.options.dry_run and self.accelerator.is_main_process:
             check_folder_place(self.folder, f"run={self.name}"[:_SHOWN])
@@ -67,6 +65,9 @@ class Experiment:
                 self._dry_run(assembled)
             return
         assembled.facts.require_same(self.folder)
+        if finished:
+            self._show()
+            return
         with (
             self._dashboards() as dashboards,  # first, as W&B may take its time to close
             Run.open(self.config, self.name, self.script, self.accelerator) as run,
@@ -81,6 +82,13 @@ class Experiment:
             with self._explained(assembled):
                 fitted = loop.fit(assembled.training, run.folder, between, stops, dashboards)
             self._end(assembled, fitted, run, stops, dashboards)
+
+    def _show(self) -> None:
+        """Print the result of a finished run."""
+        with Run.open(self.config, self.name, self.script, self.accelerator) as run:
+            self.say(f"run {self.folder} is finished; its result:")
+            if self.accelerator.is_main_process:
+                tracking.show_result(run.result() or {})
 
     def _end(self, assembled: Assembled, fitted: loop.Fitted, run: Run, stops: Stops, dashboards: Dashboards) -> None:
         """The last evaluation, the final weights, the result."""

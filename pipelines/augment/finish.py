@@ -75,7 +75,8 @@ class Finish:
 
     Holes are erased after jitter. mean, std: three numbers on the 0..1 scale. channels_last: strides of the result (values are
     the same). compile: fuse the roughly thirty element-wise passes of colour jitter into a few; values may differ from
-    uncompiled ones in the last bit. dtype: the type to which the result is rounded, after everything was computed in float32.
+    uncompiled ones in the last bit. dtype: the type to which the result is rounded, after everything was computed in float32; a
+    mixture of two results is rounded once more.
     """
 
     def __init__(

@@ -33,9 +33,10 @@ def _hash_weights(length: int, device: torch.device) -> torch.Tensor:
 
 
 def _cell_areas(cuts: list[int], device: torch.device) -> torch.Tensor:
-    """int64 [16]: bytes in each cell of the grid with these cuts in both directions."""
+    """int64 [16]: bytes in each cell of the grid with these cuts in both directions, at least 1: fewer than 4 pixels leave some
+    cells empty, with sums of 0."""
     lengths = torch.tensor(cuts).diff()
-    return (lengths[:, None] * lengths[None, :] * 3).reshape(-1).to(device)
+    return (lengths[:, None] * lengths[None, :] * 3).reshape(-1).clamp(min=1).to(device)
 
 
 class Fingerprinter:
@@ -45,7 +46,7 @@ class Fingerprinter:
         self._prepared_for: tuple[int, torch.device] | None = None
 
     def __call__(self, pixels: torch.Tensor) -> Fingerprints:
-        """Fingerprints of uint8 pixels [B, S, S, 3], S >= 4."""
+        """Fingerprints of uint8 pixels [B, S, S, 3]."""
         return on_host(self.on_device(pixels))
 
     @torch.no_grad()

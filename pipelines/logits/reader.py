@@ -32,9 +32,10 @@ from pipelines.logits.maps import BlockMaps
 from pipelines.records.layout import sample_key
 
 LOSS_BUDGET = 0.01  # share of the teacher's information that a codec may lose at the temperature in use
-# Memory maps that one cache keeps open; a process may have some 65,000. Class-balanced sampling of iNaturalist 2018, the most
-# scattered access pattern we know, touches some 3000 blocks in an epoch.
-_OPEN_BLOCKS = 8192
+# Memory maps that one cache keeps open, of some 65,000 that a process may have, and their bytes, which count as the process's
+# memory while they are in the page cache. A view of iNaturalist 2018 has 107 blocks of 33 MB, and each epoch may read another
+# view.
+_OPEN_BLOCKS, _OPEN_BYTES = 8192, 2**35
 
 
 @dataclass(kw_only=True)
@@ -96,7 +97,8 @@ class LogitCache:
         self.pixels = PixelSource.parse(self.identity["backend"])
         self._keys = np.ascontiguousarray(self._rows["key"])
         self._blocks = -(-len(self._rows) // BLOCK_ROWS)  # of one view
-        self._maps = BlockMaps(self.views * self._blocks, _OPEN_BLOCKS)  # by view * self._blocks + block
+        self._limit = max(1, min(_OPEN_BLOCKS, _OPEN_BYTES // self._kind.block_bytes(BLOCK_ROWS)))
+        self._maps = BlockMaps(self.views * self._blocks, self._limit)  # by view * self._blocks + block
         self._fingerprinter = Fingerprinter()
 
     def __reduce__(self) -> tuple[type["LogitCache"], tuple[Path]]:
@@ -182,8 +184,8 @@ class LogitCache:
         if len(outside):
             raise UserError(f"cache {self.folder} holds views 0 to {self.views - 1}, not view {outside[0]}")
         out = np.empty((len(keys), self._kind.record_bytes), np.uint8)
-        for start in range(0, len(keys), _OPEN_BLOCKS):  # so that at most twice that many blocks are open
-            part = slice(start, start + _OPEN_BLOCKS)
+        for start in range(0, len(keys), self._limit):  # so that at most twice that many blocks are open
+            part = slice(start, start + self._limit)
             self._fill(out[part], keys[part], views[part], places[part])
         return out
 

@@ -140,16 +140,16 @@ class CacheWriter:
 
         session: host, times, versions and figures of this session, for made.json; None = it computed nothing.
         """
-        while all(self.has((views, block)) for block in range(self.blocks)):
-            views += 1
-        sums, right = np.zeros((len(TEMPERATURES), 3)), 0
-        for view in range(views):
-            for block in range(self.blocks):
-                opened = open_block(self.folder, self.kind, view, block, self.block_size(block))
-                sums += opened.certificate
-                right += opened.right
-        accuracy = right / (views * len(self.rows))
-        with self._writing():
+        with self._writing(), alone_in(self.folder):  # of two writers that finish together, the last one sees all views
+            while all(self.has((views, block)) for block in range(self.blocks)):
+                views += 1
+            sums, right = np.zeros((len(TEMPERATURES), 3)), 0
+            for view in range(views):
+                for block in range(self.blocks):
+                    opened = open_block(self.folder, self.kind, view, block, self.block_size(block))
+                    sums += opened.certificate
+                    right += opened.right
+            accuracy = right / (views * len(self.rows))
             self._write_made(accuracy, session)
             write_done(self.folder, self.kind, views, sums)
             self._clear()
@@ -158,12 +158,11 @@ class CacheWriter:
     def _write_made(self, accuracy: float, session: dict[str, Any] | None) -> None:
         """Write made.json: how this cache came to be. Nothing depends on it, so a damaged one is simply replaced."""
         path = self.folder / "made.json"
-        with alone_in(self.folder):  # of two writers that finish together, neither may lose the session of the other
-            before = _read_made(path)
-            sessions = [*before.get("sessions", []), *([session] if session is not None else [])]
-            made = {"teacher_top1": accuracy, "sessions": sessions}
-            if made != before:
-                write_json_atomic(path, made)
+        before = _read_made(path)
+        sessions = [*before.get("sessions", []), *([session] if session is not None else [])]
+        made = {"teacher_top1": accuracy, "sessions": sessions}
+        if made != before:
+            write_json_atomic(path, made)
 
     def _clear(self) -> None:
         """Remove the temporary files of killed writers."""

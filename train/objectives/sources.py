@@ -34,6 +34,8 @@ class Source(NamedTuple):
     "source, architecture and weights' hash of each, for the papers of the network"
     cache_hashes: list[str]
     "of the caches' identities, sorted; none: the teacher is asked online"
+    cache_weights: list[float] | None = None
+    "of these caches, in the same order; None: all alike"
 
     @property
     def teacher_hashes(self) -> list[str]:
@@ -59,7 +61,11 @@ def make_source(
         return Source(teacher, teacher.teachers, [])
     every, check = steps_per_epoch * config.optim.accumulate, config.cache
     targets = CachedTargets(caches, accelerator.device, check.check, check.pixels, every, accelerator.print)
-    return Source(targets, targets.teachers, sorted(identity_hash(cache.identity).hex() for cache in caches.caches))
+    hashes = [identity_hash(cache.identity).hex() for cache in caches.caches]
+    if not caches.weights:
+        return Source(targets, targets.teachers, sorted(hashes))
+    weighted = sorted(zip(hashes, caches.weights, strict=True))
+    return Source(targets, targets.teachers, [hash for hash, _ in weighted], [weight for _, weight in weighted])
 
 
 def read_teacher(config: Config) -> Pretrained:

@@ -7,9 +7,11 @@ Owns their form on disk; the loop decides when to save and what belongs in them.
 folder was written as a whole, and nothing is used whose digest differs.
 """
 
+import contextlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +86,8 @@ def save(run_dir: Path, step: int, tensors: Mapping[str, Tensors], state: dict[s
     """Write the checkpoint of `step`, let `latest` name it and `best` the best one, then delete those that `keep` does not name.
 
     tensors: {group: {name: tensor}}, on any device. state: values that JSON can hold, no NaN. An intact checkpoint
-    of the same step and state is left as it is. An OSError (disk full) leaves the earlier ones untouched.
+    of the same step and state is left as it is. An OSError (disk full) leaves the earlier ones untouched. A checkpoint that
+    cannot be deleted stays, with a line on stderr.
     """
     root = run_dir / "checkpoints"
     root.mkdir(parents=True, exist_ok=True)
@@ -120,7 +123,12 @@ def _write_folder(folder: Path, step: int, tensors: Mapping[str, Tensors], state
         content = {"format": _FORMAT, "step": step, "files": files, "state": state}
         write_durable(temporary / "state.json", _seal(content))
         fsync_folder(temporary)
-        if folder.exists():  # damaged, or of the same step before its evaluation
+        if _has_files(folder, files):  # of the same step before its evaluation: at no time is there none of this step
+            (temporary / "state.json").replace(folder / "state.json")
+            fsync_folder(folder)
+            shutil.rmtree(temporary, ignore_errors=True)
+            return
+        if folder.exists():  # damaged
             _remove(folder)
         temporary.rename(folder)
     except BaseException:
@@ -142,21 +150,35 @@ def _digest_of(content: dict[str, Any]) -> str:
 def _remove(folder: Path) -> None:
     """Delete a folder after renaming it, so that a half-deleted folder never has the name of a checkpoint."""
     hidden = temporary_path(folder)
-    folder.rename(hidden)
-    shutil.rmtree(hidden)
+    try:
+        folder.rename(hidden)
+        shutil.rmtree(hidden)
+    except (
+        OSError
+    ) as error:  # protected by the user, or open elsewhere on a network disk: no reason to end the training
+        print(
+            f"warning: {folder} is no longer needed, and cannot be deleted: {error.strerror}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _remove_leftovers(root: Path) -> None:
     for path in root.iterdir():
         if is_temporary(path):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _prune(root: Path, step: int, keep: Keep) -> None:
-    """Delete the checkpoints that `keep` does not name, and those later than `step`: this run skipped them as damaged."""
+    """Delete the checkpoints that `keep` does not name, and those later than `step`: this run skipped them as damaged.
+
+    The one that `best` names stays also where this session selects none.
+    """
     steps = sorted(_steps(root))
     kept = {other for other in steps if other <= step and keep.every and other % keep.every == 0}
-    kept |= {other for other in steps if other <= step} & {keep.best}
+    best = pointed_at(root.parent, "best")
+    kept |= {other for other in steps if other <= step and best is not None and _folder_name(other) == best.name}
     kept |= set([other for other in steps if other <= step][-keep.last :])
     for other in steps:
         if other not in kept:
@@ -255,6 +277,15 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, torc
         raise UserError(f"{folder} has format {content['format']}; this program reads format {_FORMAT}")
     tensors = {group: read_tensors(folder / f"{group}.safetensors", sha) for group, sha in content["files"].items()}
     return content, tensors
+
+
+def _has_files(folder: Path, files: dict[str, str]) -> bool:
+    """Whether the folder holds an intact checkpoint of tensors with these digests."""
+    try:
+        content, _ = _read_folder(folder)
+    except UserError:
+        return False
+    return content["files"] == files
 
 
 def _holds(folder: Path, state: dict[str, Any]) -> bool:

@@ -19,6 +19,8 @@ _TOLD = {
     "precision": "was started in {}, here precision=auto means {}",
     "teachers": "was started with other teachers: their weights had the hashes {}, they have {} now",
     "caches": "was started with other caches, or none: their identities had the hashes {}, they have {} now",
+    "cache_weights": "was started with its caches weighted {}, in the order of their identities; here they are weighted {}: give "
+    "cache.paths and cache.weights in the same order as each other",
     "init": "was started from weights with the hash {}; model.init holds others now, {}",
     **{
         f"{split}_stored": f"was started on data.{split} stored otherwise (another size or encoding of the same images): the "
@@ -53,6 +55,8 @@ class Facts:
     "hashes of the teachers' weights, sorted"
     caches: list[str] | None = None
     "hashes of the caches' identities, sorted; empty: the teacher was run online"
+    cache_weights: list[float] | None = None
+    "the weight of each of these caches, in the same order; None: all alike"
     digests: dict[str, str] = field(default_factory=dict)
     "split -> digest of its original images"
     stored: dict[str, str] = field(default_factory=dict)

@@ -38,7 +38,7 @@ from train.settings import diff, load, to_yaml
 # processes: the same samples and views, with other rounding.)
 FREE_KEYS = (
     *("run", "resume", "save", "track", "profile", "data.workers", "data.verify", "cache.check"),
-    *("eval.every_epochs", "eval.every_steps", "eval.batch"),  # not eval.patience: it decides which step is the last
+    *("eval.every_epochs", "eval.every_steps", "eval.batch"),  # without eval.patience
     "optim.accumulate",
     "data.hw_decoder_load",  # where it changes pixels, the run's facts tell
 )
@@ -47,6 +47,8 @@ PLACES = (
     *("data.train", "data.val", "data.test", "cache.paths", "cache.dir"),
     *("distill.teacher", "distill.teacher_classes"),
 )
+# With eval.patience, which counts evaluations, these decide which step is the last.
+PATIENCE_KEYS = ("eval.every_epochs", "eval.every_steps", "save.keep_best")
 Status = Literal["running", "finished", "stopped", "error", "killed"]
 
 
@@ -145,6 +147,8 @@ class Run:
         self.resumed = True
         changed = diff(load(type(config), path), config)
         refused = binding(changed, FREE_KEYS + PLACES)
+        if config.eval.patience is not None:
+            refused += [line for line in changed if line.partition(":")[0] in PATIENCE_KEYS]
         if empty and (refused or self._record.get("script", script) != script):
             self._record["facts"] = {}
             (self.folder / NOT_FINITE).unlink(missing_ok=True)
@@ -154,7 +158,7 @@ class Run:
                 f"run {self.folder} was started with other settings (stored -> given): {'; '.join(refused)}. "
                 "Give the stored ones, or another run=NAME"
             )
-        if changed:
+        if changed and not (self.folder / "result.json").exists():  # a finished run's settings are those that made it
             write_bytes_atomic(path, to_yaml(config).encode())
             self.changes += changed
 
@@ -253,6 +257,12 @@ def _read_record(path: Path) -> dict[str, Any]:
         if not isinstance(session, dict) or not all(isinstance(session.get(name), kind) for name, kind in kinds):
             raise UserError(f"{path} is damaged: a session is {session!r:.40}")
     return record
+
+
+def moved(config: Any, folder: Path) -> bool:
+    """Whether the run in `folder` was last told of other places than `config` names."""
+    changes = diff(load(type(config), folder / "config.yaml"), config)
+    return len(binding(changes, PLACES)) < len(changes)
 
 
 def binding(changes: list[str], free: tuple[str, ...] = FREE_KEYS) -> list[str]:

@@ -10,7 +10,9 @@ a step twice, whatever was logged after the checkpoint that a run was resumed fr
 
 import importlib.util
 import secrets
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -91,14 +93,29 @@ class Dashboards:
             self._wandb.log(figures, step=step)
 
     def log(self, step: int, figures: Figures) -> None:
-        """Log figures after step `step`, which never decreases; the names are those of metrics.jsonl."""
+        """Log figures after step `step`, which never decreases; the names are those of metrics.jsonl.
+
+        A dashboard that fails is told of once and left out from then on: the training, and metrics.jsonl, go on.
+        """
         if self._tensorboard is not None:
-            # Where two lines of one step have the same figure, such as the epoch, TensorBoard would plot it twice.
-            new = {name: value for name, value in figures.items() if self._plotted.get(name) != step}
-            self._tensorboard.log(new, step=step)  # and flush
-            self._plotted |= dict.fromkeys(new, step)
+            try:
+                self._to_tensorboard(step, figures)
+            except Exception as error:
+                self._tensorboard = None
+                _warn("tensorboard", error)
         if self._wandb is not None:
-            self._to_wandb(step, figures)
+            try:
+                self._to_wandb(step, figures)
+            except Exception as error:
+                self._wandb = None
+                _warn("wandb", error)
+
+    def _to_tensorboard(self, step: int, figures: Figures) -> None:
+        assert self._tensorboard is not None
+        # Where two lines of one step have the same figure, such as the epoch, TensorBoard would plot it twice.
+        new = {name: value for name, value in figures.items() if self._plotted.get(name) != step}
+        self._tensorboard.log(new, step=step)  # and flush
+        self._plotted |= dict.fromkeys(new, step)
 
     def __enter__(self) -> "Dashboards":
         return self
@@ -106,8 +123,23 @@ class Dashboards:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        boards: dict[str, Callable[[], Any]] = {}
         if self._tensorboard is not None:
-            self._tensorboard.finish()
+            boards["tensorboard"] = self._tensorboard.finish
         if self._wandb is not None:
-            self._wandb.tracker.finish(exit_code=1 if error else 0)
+            boards["wandb"] = partial(self._wandb.tracker.finish, exit_code=1 if error else 0)
         self._tensorboard = self._wandb = None
+        for name, finish in boards.items():
+            try:
+                finish()
+            except Exception as failure:
+                _warn(name, failure)
+
+
+def _warn(name: str, error: Exception) -> None:
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    print(
+        f"warning: {name} failed and is left out from here on: {words}; metrics.jsonl has everything",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -31,6 +31,19 @@ def test_a_diverging_run_stops_and_keeps_no_bad_checkpoint(tiny: Path, tmp_path:
     assert json.loads((tmp_path / "runs/bad/run.json").read_text())["status"] == "error"
 
 
+def test_a_run_that_has_lost_its_checkpoints_says_that_it_begins_anew(tiny: Path, tmp_path: Path) -> None:
+    command = ("teacher", tiny_config(tmp_path, tiny), "run=r", "schedule.epochs=2")
+    words = "no checkpoint was kept of the steps trained before: the training begins at step 0"
+    assert words not in run(*command, cwd=tmp_path).stdout
+    for name in ("result.json", "model.json", "model.safetensors"):
+        (tmp_path / "runs/r" / name).unlink()
+    assert words not in run(*command, cwd=tmp_path).stdout
+    (tmp_path / "runs/r/result.json").unlink()
+    shutil.rmtree(tmp_path / "runs/r/checkpoints")
+    assert words in run(*command, cwd=tmp_path).stdout
+    assert [line["step"] for line in lines_of(tmp_path / "runs/r")] == [7, 14]
+
+
 def test_learning_rates_are_those_of_the_schedule(tiny: Path, tmp_path: Path) -> None:
     """Seven steps per epoch; cosine per epoch over three epochs from 0.05."""
     run("teacher", tiny_config(tmp_path, tiny), "run=r", "eval.every_epochs=2", cwd=tmp_path)

@@ -9,11 +9,13 @@ import random
 import resource
 import shutil
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +41,7 @@ from pipelines.augment.recipe import Recipe
 from pipelines.errors import UserError
 from pipelines.files import is_temporary, temporary_path
 from pipelines.logits import CacheWriter, LogitCache
-from pipelines.logits.blocks import HEADER, open_block
+from pipelines.logits.blocks import BLOCK_ROWS, HEADER, Block, open_block
 from pipelines.logits.folder import Wanted, find_cache, misfits, open_folder
 from pipelines.logits.identity import cache_identity, identity_bytes, identity_hash, view_identity
 from pipelines.records.reader import Records
@@ -118,9 +120,14 @@ def test_what_is_not_there(large: Path, many: Records) -> None:
             cache.gather(many.keys[:1], ok + view)
 
 
-def test_more_blocks_than_are_kept_open(tmp_path: Path, few: Records, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.logits.reader._OPEN_BLOCKS", 3)
-    cache = LogitCache(make_cache(tmp_path, few, views=7))
+@pytest.mark.parametrize("limit", ["_OPEN_BLOCKS", "_OPEN_BYTES"])
+def test_more_blocks_than_are_kept_open(
+    tmp_path: Path, few: Records, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    folder = make_cache(tmp_path, few, views=7)
+    size = LogitCache(folder)._kind.block_bytes(BLOCK_ROWS)
+    monkeypatch.setattr(f"pipelines.logits.reader.{limit}", {"_OPEN_BLOCKS": 3, "_OPEN_BYTES": 4 * size - 1}[limit])
+    cache = LogitCache(folder)
     views = np.random.default_rng(0).integers(0, 7, 60).astype(np.int32)
     for view, key in zip(views, few.keys[np.arange(60) % FEW], strict=True):
         found = cache.gather(np.array([key]), np.array([view], np.int32))
@@ -294,6 +301,30 @@ def test_two_writers_at_once(tmp_path: Path, many: Records, large: Path) -> None
     b.finish(3, None)
     assert cache_files(a.folder) == cache_files(large)
     gather_all(a.folder, many)
+
+
+def test_writers_that_finish_together_leave_all_views_declared(
+    tmp_path: Path, few: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second writer ends while the first, which has counted fewer views, still sums their certificates."""
+    a, b = (CacheWriter(tmp_path, "t", identity_of(few), few.rows()) for _ in range(2))
+    for cell in a.missing(2):
+        write_cell(a, cell)
+    ends: list[threading.Thread] = []
+
+    def slowly(*arguments: Any) -> Block:
+        if not ends:
+            for view in (2, 3):
+                write_cell(b, (view, 0))
+            ends.append(threading.Thread(target=b.finish, args=(4, None)))
+            ends[0].start()
+            ends[0].join(0.3)
+        return open_block(*arguments)
+
+    monkeypatch.setattr("pipelines.logits.writer.open_block", slowly)
+    a.finish(2, None)
+    ends[0].join()
+    assert LogitCache(a.folder).views == 4
 
 
 def accuracy_of(records: Records, views: int) -> float:

@@ -31,6 +31,25 @@ def test_a_loss_without_a_temperature_takes_the_answers_as_they_are(taught: Path
         assert caches.temperature == temperature and f"at T = {temperature}" in notes[0]
 
 
+def test_weights_stay_with_their_caches(taught: Path, tiny: Path) -> None:
+    """A run that goes on with its caches in another order, but not their weights, would learn from another mixture."""
+    run("teacher", taught / "bsce.yaml", "run=t3", "seed=3", "data.seed=1", "schedule.epochs=1", cwd=taught)
+    dive = taught / "dive.yaml"
+    run("cache_logits", dive, "distill.teacher=t3", "cache.dir=third", cwd=taught)
+    given = ["run=weighted", "cache.weights=[9,1]", "schedule.epochs=1"]
+    run("distill", dive, *given, "cache.paths=[caches,third]", cwd=taught)
+    swapped = refused(taught, "distill", dive, *given, "cache.paths=[third,caches]")
+    assert "weighted [1.0, 9.0]" in swapped and "weighted [9.0, 1.0]" in swapped
+    config = (taught / "runs/weighted/config.yaml").read_text()
+    elsewhere = refused(taught, "distill", dive, *given, "cache.paths=[caches,nowhere]")  # a finished run looks, too
+    assert "no logit cache at nowhere" in elsewhere
+    assert (taught / "runs/weighted/config.yaml").read_text() == config
+    (taught / "third").rename(taught / "moved")
+    again = run("distill", dive, *given, "cache.paths=[caches,moved]", cwd=taught)
+    assert "is finished; its result" in again.stdout
+    (taught / "moved").rename(taught / "third")
+
+
 def test_tau_null_takes_the_recommended_temperature(taught: Path, tiny: Path) -> None:
     """T comes from the cache's own distribution; tau = T * p with the configured p; printed, and kept in the result."""
     train = Records(tiny / "train.beton")

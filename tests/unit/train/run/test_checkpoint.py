@@ -1,3 +1,4 @@
+import errno
 import os
 import resource
 import signal
@@ -219,6 +220,50 @@ def test_the_best_and_every_nth_checkpoint_stay(tmp_path):
     assert pointed_at(tmp_path, "latest") == tmp_path / "checkpoints/step_00000010"
     save(tmp_path, 11, {}, {}, keep=Keep(1, every=4, best=11))
     assert folders(tmp_path) == ["best", "latest", *(f"step_{n:08d}" for n in (4, 8, 11))]
+
+
+def test_the_best_stays_also_where_a_later_session_selects_none(tmp_path):
+    save(tmp_path, 3, {}, {}, keep=Keep(1, best=3))
+    for step in (4, 5):
+        save(tmp_path, step, {}, {}, keep=Keep(1))
+    assert folders(tmp_path) == ["best", "latest", "step_00000003", "step_00000005"]
+    assert load_best(tmp_path).step == 3
+
+
+def test_the_same_step_with_another_state_is_never_without_a_checkpoint(tmp_path, monkeypatch):
+    """An evaluation that was interrupted is made up for, and its step saved once more."""
+    save(tmp_path, 3, some_tensors(), {"unevaluated": True}, keep=Keep(1))
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # the first thing that could take a folder away
+        patch.setattr("train.run.checkpoint.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 3, some_tensors(), {"unevaluated": False}, keep=Keep(1))
+    found = load_latest(tmp_path)
+    assert found is not None and found.step == 3
+    save(tmp_path, 3, some_tensors(), {"unevaluated": False}, keep=Keep(1))
+    found = load_latest(tmp_path)
+    assert found is not None and found.state == {"unevaluated": False} and found.warnings == []
+    assert folders(tmp_path) == ["latest", "step_00000003"]
+
+
+def test_a_checkpoint_that_cannot_be_deleted_ends_no_training(tmp_path, monkeypatch, capfd):
+    """Open elsewhere on a network disk, for example; what is in its way is written all the same."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    monkeypatch.setattr("train.run.checkpoint.shutil.rmtree", refused)
+    for step in (1, 2, 3):
+        save(tmp_path, step, some_tensors(step), {}, keep=Keep(1))
+    found = load_latest(tmp_path)
+    assert found is not None and found.step == 3
+    assert "step_00000001 is no longer needed, and cannot be deleted: Directory not empty" in capfd.readouterr().err
+    monkeypatch.undo()
+    save(tmp_path, 4, some_tensors(4), {}, keep=Keep(1))
+    assert folders(tmp_path) == ["latest", "step_00000004"]
 
 
 def test_another_runs_checkpoint_is_read_by_folder_or_run(tmp_path):

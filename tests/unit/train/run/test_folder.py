@@ -22,7 +22,7 @@ from train.networks.final import why_not_final
 from train.optim import OptimConfig
 from train.run.checkpoint import SaveConfig
 from train.run.facts import Facts
-from train.run.folder import FREE_KEYS, PLACES, Run
+from train.run.folder import FREE_KEYS, PATIENCE_KEYS, PLACES, Run, moved
 from train.run.lock import Lock
 from train.settings import load
 
@@ -208,10 +208,32 @@ def test_free_settings_may_change_and_are_written_down(accelerator):
 
 def test_free_keys_exist():
     """Every free key is a key or a section: a renamed key would silently lose its freedom."""
-    for key in FREE_KEYS + PLACES:
+    for key in FREE_KEYS + PLACES + PATIENCE_KEYS:
         value = Config()
         for name in key.split("."):
             value = getattr(value, name)
+
+
+def test_how_often_is_evaluated_is_bound_where_evaluations_end_the_run(accelerator):
+    patient = replace(Config().eval, patience=4, every_epochs=2)
+    best = SaveConfig(keep_best="val")
+    Run.open(Config(eval=patient, save=best), "a", SCRIPT, accelerator).close("stopped")
+    Path("runs/a/metrics.jsonl").write_text('{"step": 50}\n')
+    said = refusal(Config(eval=replace(patient, every_steps=1), save=best), "a", SCRIPT, accelerator)
+    assert "eval.every_steps: 0 -> 1" in said
+    other = replace(best, keep_best="test_split_knowingly", keep_last=5)
+    said = refusal(Config(eval=patient, save=other), "a", SCRIPT, accelerator)
+    assert "save.keep_best: val -> test_split_knowingly" in said and "keep_last" not in said
+    Run.open(Config(eval=replace(patient, batch=7), save=best), "a", SCRIPT, accelerator).close("stopped")
+
+
+def test_a_finished_run_keeps_the_settings_that_made_it(accelerator):
+    with Run.open(Config(), "a", SCRIPT, accelerator) as run:
+        run.finish({"top1": 0.5})
+    data = replace(Config().data, train="elsewhere.beton")
+    again = Run.open(Config(data=data, save=SaveConfig(keep_last=5)), "a", SCRIPT, accelerator)
+    assert again.result() == {"top1": 0.5} and load(Config, run.folder / "config.yaml") == Config()
+    assert moved(Config(data=data), run.folder) and not moved(Config(save=SaveConfig(keep_last=5)), run.folder)
 
 
 def test_a_finished_run_with_other_settings_is_refused(accelerator):

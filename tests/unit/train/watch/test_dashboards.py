@@ -90,6 +90,24 @@ def test_a_failed_run_is_shown_as_failed(wandb, tmp_path: Path) -> None:
     assert wandb.runs[0].ended == 1
 
 
+@pytest.mark.parametrize("fails", ["log", "finish"])
+def test_a_dashboard_that_fails_takes_no_training_with_it(
+    wandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], fails: str
+) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise ConnectionResetError("the service\nis gone")
+
+    with boards(tmp_path, "wandb") as opened:
+        opened.start(None, [])
+        opened.log(1, {"loss": 1.0})
+        monkeypatch.setattr(wandb.Run, fails, lost)
+        opened.log(2, {"loss": 0.5})
+        opened.log(3, {"loss": 0.25})
+    said = "warning: wandb failed and is left out from here on: ConnectionResetError: the service is gone; metrics.jsonl has "
+    assert capfd.readouterr().err.count(said) == 1
+    assert len(wandb.runs[0].logged) == (1 if fails == "log" else 3)
+
+
 def test_a_wandb_that_does_not_start_is_the_users_to_mend(wandb, tmp_path: Path) -> None:
     wandb.failure = "No API key\nconfigured."
     with pytest.raises(UserError, match="No API key configured.; type wandb login, or WANDB_MODE=offline"):
