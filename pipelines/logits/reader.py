@@ -5,7 +5,9 @@ target that `gather` returns has the right key, view, teacher and checksum.
 """
 
 import math
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -81,6 +83,15 @@ def _integers(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array, np.int64)
 
 
+def _into_page_cache(paths: Sequence[Path]) -> None:
+    """Read the files; posix_fadvise would ask for some MB of each at most."""
+    buffer = bytearray(2**20)
+    for path in paths:
+        with suppress(OSError), open(path, "rb", buffering=0) as file:  # whoever needs it says what is wrong
+            while file.readinto(buffer):
+                pass
+
+
 class LogitCache:
     """A complete cache, opened for reading.
 
@@ -100,6 +111,8 @@ class LogitCache:
         self._limit = max(1, min(_OPEN_BLOCKS, _OPEN_BYTES // self._kind.block_bytes(BLOCK_ROWS)))
         self._maps = BlockMaps(self.views * self._blocks, self._limit)  # by view * self._blocks + block
         self._fingerprinter = Fingerprinter()
+        self._view = -1  # the last one that was that of a whole batch
+        self._ahead: threading.Thread | None = None
 
     def __reduce__(self) -> tuple[type["LogitCache"], tuple[Path]]:
         """Pickling sends the path alone: another process makes its own memory maps."""
@@ -142,6 +155,20 @@ class LogitCache:
             )
         return loss
 
+    def _read_ahead(self, views: np.ndarray) -> None:
+        """With the first batch of a view begin to read the next one, which is that of the next epoch, into the page cache.
+
+        Else the first batch of every epoch, which touches nearly all blocks of a view, would wait for the disk.
+        """
+        if not len(views) or views[0] == self._view or (views != views[0]).any():
+            return
+        self._view = int(views[0])
+        after = (self._view + 1) % self.views
+        if after != self._view:
+            paths = [block_path(self.folder, after, block) for block in range(self._blocks)]
+            self._ahead = threading.Thread(target=_into_page_cache, args=(paths,), name="read ahead", daemon=True)
+            self._ahead.start()
+
     def _open_cells(self, cells: np.ndarray) -> None:
         """Before any byte of a block is touched: those that are open are still whole, the others are opened."""
         for cell in np.unique(cells).tolist():
@@ -183,6 +210,7 @@ class LogitCache:
         outside = views[(views < 0) | (views >= self.views)]
         if len(outside):
             raise UserError(f"cache {self.folder} holds views 0 to {self.views - 1}, not view {outside[0]}")
+        self._read_ahead(views)
         out = np.empty((len(keys), self._kind.record_bytes), np.uint8)
         for start in range(0, len(keys), self._limit):  # so that at most twice that many blocks are open
             part = slice(start, start + self._limit)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import io
 import json
 import multiprocessing
 import os
@@ -133,6 +134,30 @@ def test_more_blocks_than_are_kept_open(
         found = cache.gather(np.array([key]), np.array([view], np.int32))
         assert np.array_equal(found.numpy(), logits_of(np.array([key]), int(view)))
     assert len(cache._maps) == 3
+
+
+def test_the_next_view_is_read_ahead(tmp_path: Path, few: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for each view, that of the next epoch; not where a batch has several views, of which the next are no others."""
+    folder = make_cache(tmp_path, few, views=3)
+    read: list[str] = []
+
+    class Watched(io.FileIO):
+        def readinto(self, buffer: Any) -> int:  # what is read to the end
+            count = super().readinto(buffer)
+            if not count:
+                read.append(Path(self.name).parent.name)
+            return count or 0
+
+    monkeypatch.setattr("pipelines.logits.reader.open", lambda path, *_, **__: Watched(path), raising=False)
+    cache, expected = LogitCache(folder), []
+    for views, after in (([0, 0], ["v001"]), ([0, 0], []), ([1, 2], []), ([1, 1], ["v002"]), ([2, 2], ["v000"])):
+        cache.gather(few.keys[:2], np.array(views, np.int32))
+        assert cache._ahead is not None
+        cache._ahead.join()
+        expected += after
+        assert read == expected, views
+    shutil.rmtree(folder / "v001")
+    LogitCache(folder).gather(few.keys[:2], np.zeros(2, np.int32))  # what is missing is told when it is needed
 
 
 def forked(task: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
