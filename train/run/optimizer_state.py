@@ -6,6 +6,9 @@ from torch import nn
 from pipelines.errors import UserError
 from train.networks.tensor_files import Tensors
 
+# The state that each optimizer keeps for a parameter, by its optim.name.
+_KEPT = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
+
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """{"parameter name/state name": tensor}; parameters that have no state yet are absent.
@@ -32,6 +35,7 @@ def _names(model: nn.Module) -> dict[torch.Tensor, str]:
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     """Restore the result of `optimizer_tensors`, bit for bit; state that the tensors do not name is dropped."""
+    _require_same_kind(optimizer, tensors)
     names = _names(model)
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     index = {names[parameter]: i for i, parameter in enumerate(ordered)}
@@ -49,6 +53,19 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
         states.setdefault(index[name], {})[key] = _laid_out_as(parameter, tensor)
     # Through load_state_dict, because only the optimizer knows which of its state stays on the CPU.
     optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
+
+
+def _require_same_kind(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+    """UserError for the state of another optimizer: this one would lack its own, or carry the other's along."""
+    own, there = type(optimizer).__name__.lower(), {name.rpartition("/")[2] for name in tensors}
+    if there <= _KEPT[own]:
+        return
+    theirs = next((name for name, kept in _KEPT.items() if there <= kept), "NAME")
+    raise UserError(
+        f"the checkpoint was trained by another optimizer (it holds {', '.join(sorted(there))}), and this run has "
+        f"optim.name={own}: type optim.name={theirs}, or model.init=RUN in place of resume, which takes the weights alone of a "
+        "finished run"
+    )
 
 
 def _laid_out_as(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

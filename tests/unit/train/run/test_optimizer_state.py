@@ -97,3 +97,16 @@ def test_state_that_does_not_fit_is_refused():
     optimizer.state[model.get_parameter("4.bias")]["count"] = 3
     with pytest.raises(TypeError, match="'count' of 4.bias is a int"):
         optimizer_tensors(model, optimizer)
+
+
+@pytest.mark.parametrize(
+    "theirs, own, held", [("sgd", "adamw", "momentum_buffer"), ("adamw", "sgd", "exp_avg, exp_avg_sq, step")]
+)
+def test_the_state_of_another_optimizer_is_refused(theirs: str, own: str, held: str):
+    model = network()
+    before, after = optimizers(theirs, model), optimizers(own, model)
+    train(model, before, range(1))
+    words = rf"another optimizer \(it holds {held}\).* optim.name={own}: type optim.name={theirs}, or model.init=RUN"
+    with pytest.raises(UserError, match=words):
+        restore_optimizer(model, after, optimizer_tensors(model, before))
+    assert not after.state
