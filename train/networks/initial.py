@@ -50,17 +50,19 @@ def initialise(network: nn.Module, source: str, spec: ModelSpec, class_names: li
     """Take over what fits of the run, export or file of weights `source`, or of what timm publishes; UserError where nothing but
     a classifier does.
 
-    A classifier of other classes stays as it was drawn, even one of equally many classes, where both sides name their classes.
+    A classifier of other classes stays as it was drawn, even one of equally many classes, where both sides name their classes; so
+    does one of another head, whose weights mean something else.
     """
     stored = _published(spec) if source == PUBLISHED else read_state(source, KEY)
     drawn = network.state_dict()
     check_kinds(stored.state, drawn, f"{KEY}={source}")
     classifier = _classifier(drawn, spec)
     other_classes = stored.class_names is not None and stored.class_names != class_names
-    skipped = [name for name in drawn if name in classifier and name in stored.state and other_classes]
+    other_head = stored.head is not None and stored.head != spec.head
+    skipped = [name for name in drawn if name in classifier and name in stored.state and (other_classes or other_head)]
     there, own = ({n: t for n, t in state.items() if n not in skipped} for state in (stored.state, drawn))
     taken = {name: there[name] for name in own if name in there and there[name].shape == own[name].shape}
-    wrong = {"of other classes": skipped} | misfits(there, own)
+    wrong = {"of other classes" if other_classes else f"of a {stored.head} head": skipped} | misfits(there, own)
     lines = [f"{kind}: {short_list(names, _LISTED)}" for kind, names in wrong.items() if names]
     if all(name in classifier or is_counter(name) for name in taken):
         what = "nothing" if classifier.isdisjoint(taken) else "nothing but the classifier"
@@ -131,6 +133,8 @@ def _report(source: str, hashed: str, drawn: Tensors, taken: Tensors, classifier
     lines = [f"{KEY}={source}: {len(names) - len(rest)} of {len(names)} tensors taken, weights {hashed[:12]}"]
     if rest - classifier:
         lines.append(f"warning: {len(rest - classifier)} tensors besides the classifier stay as drawn from the seed")
+    elif rest and not classifier.isdisjoint(taken):
+        lines.append("warning: a part of the classifier was taken, the rest stays as drawn from the seed")
     elif rest:
         lines.append("the classifier stays as drawn from the seed")
     return lines

@@ -82,6 +82,8 @@ class Stored(NamedTuple):
     "in the order of its outputs; None for a file of weights, which does not name them"
     notes: list[str]
     "one line for each liberty taken in reading"
+    head: str | None = None
+    "of its last layer, as in ModelSpec; None for a file of weights"
 
 
 def read_run(run: str) -> Pretrained:
@@ -135,7 +137,7 @@ def read_state(source: str, key: str) -> Stored:
     if _is_file_of_weights(Path(source)):
         return _read_file(source, key)
     state, info = _final(source, f"{key}={source}")
-    return Stored(state, info.class_names, [])
+    return Stored(state, info.class_names, [], info.spec.head)
 
 
 def read_finished(source: str, key: str) -> tuple[dict[str, torch.Tensor], ModelInfo]:

@@ -79,6 +79,27 @@ def test_a_classifier_of_other_classes_stays_as_drawn(tmp_path: Path, names: lis
     assert ("of other classes: fc.weight, fc.bias" in report) is not same
 
 
+@pytest.mark.parametrize("there, here", [("cosine", "linear"), ("linear", "cosine")])
+def test_a_classifier_of_another_head_stays_as_drawn(tmp_path: Path, there: str, here: str) -> None:
+    """A run names its head. Of a file it is not known: what is taken of the classifier, then, is not told as drawn."""
+    torch.manual_seed(1)
+    teacher, spec = ModelSpec("resnet20", 3, head=there).build(), ModelSpec("resnet20", 3, head=here)
+    architecture = ModelSpec("resnet20", 3, head=there).architecture
+    info = ModelInfo(architecture=architecture, class_names=NAMES, mean=[0.5] * 3, std=[0.25] * 3, input_size=16)
+    save_final(tmp_path, teacher.state_dict(), info)
+    torch.manual_seed(2)
+    network = spec.build()
+    fresh = state_of(network)
+    report = initialise(network, str(tmp_path), spec, NAMES).report
+    assert equal(network, fresh, {name for name in fresh if name.startswith("fc.")})
+    assert "the classifier stays as drawn from the seed" in report and f"of a {there} head: fc.weight" in report
+    torch.save(teacher.state_dict(), tmp_path / "a.pth")
+    report = initialise(network, str(tmp_path / "a.pth"), spec, NAMES).report
+    assert equal(network, state_of(teacher), {"fc.weight"})
+    assert "the classifier stays as drawn from the seed" not in report
+    assert any(line.startswith("warning: a part of the classifier was taken") for line in report) is (here == "linear")
+
+
 def test_what_fits_in_part_is_told(source: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
     """A wrapper's names, too many and too few tensors, a deeper network."""
     _, state = source
