@@ -366,9 +366,10 @@ def _not_finite(
             f"{images} are in {path}): {init} gives logits that overflow, or a setting of distill, data.mean or data.std is out "
             "of range. The same command with --dry-run names the first image; use other weights or settings, or precision=fp32"
         )
+    where = f", in a new run=NAME (with resume={folder} it begins where this one was good)"
+    again = where if good else ": with other settings the same command begins anew"
     return UserError(
         f"the loss of step {step} is not finite, or the weights after it (images with the keys {keys} ...: all {images} "
         f"are in {path}); {kept}. "
-        "Lower optim.lr, lengthen schedule.warmup_epochs, set optim.clip, or use precision=fp32, in a new run=NAME (with "
-        f"resume={folder} it begins where this one was good)"
+        f"Lower optim.lr, lengthen schedule.warmup_epochs, set optim.clip, or use precision=fp32{again}"
     )

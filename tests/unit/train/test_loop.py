@@ -29,6 +29,9 @@ def test_a_diverging_run_stops_and_keeps_no_bad_checkpoint(tiny: Path, tmp_path:
     assert not list((tmp_path / "runs/bad").glob("checkpoints/step_*"))
     assert "there is no checkpoint yet" in done.stderr
     assert json.loads((tmp_path / "runs/bad/run.json").read_text())["status"] == "error"
+    assert "resume=" not in done.stderr and "fp32: with other settings the same command begins anew" in done.stderr
+    better = run("teacher", config, "run=bad", "schedule.epochs=1", cwd=tmp_path)
+    assert "it begins anew with the settings given now" in better.stdout
 
 
 def test_a_run_that_has_lost_its_checkpoints_says_that_it_begins_anew(tiny: Path, tmp_path: Path) -> None:
@@ -78,7 +81,7 @@ def test_the_images_of_a_bad_step_are_named_and_the_last_good_checkpoint(
     monkeypatch.setattr(loop.Objective, "loss", spoilt)
     done = run("teacher", tiny_config(tmp_path, tiny), "run=r", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "the loss of step 9 is not finite" in done.stderr
-    assert "step_00000007" in done.stderr
+    assert "step_00000007" in done.stderr and "(with resume=runs/r it begins where this one was good)" in done.stderr
     found = json.loads((tmp_path / "runs/r/not_finite.json").read_text())
     assert found["step"] == 9 and [image["key"] for image in found["images"]] == list(seen[9])
     assert {image["view"] for image in found["images"]} == {1}
