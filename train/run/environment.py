@@ -68,7 +68,8 @@ def git_state(root: Path) -> dict[str, Any]:
     """Revision of the code, and whether tracked files were changed; empty when `root` is not a git checkout."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
+        # git refuses the clone of another user, whose settings can run programs; its code runs here anyway.
+        command = ["git", "-c", f"safe.directory={root}", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
 
     try:

@@ -129,6 +129,24 @@ def test_git_state(tmp_path, monkeypatch):
     assert git_state(tmp_path / "inner") == {}  # installed somewhere inside another project's checkout
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_git_state_of_another_users_clone(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("GIT_", "SUDO_"))]:
+        monkeypatch.delenv(name)
+    # The user's may allow all folders.
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    for arguments in (["init"], ["commit", "--allow-empty", "-m", "one"]):
+        subprocess.run([*git, *arguments], check=True, capture_output=True)
+    mine = git_state(tmp_path)
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        os.chown(path, 12345, 12345)
+    refused = subprocess.run([*git, "rev-parse", "HEAD"], check=False, capture_output=True, text=True)
+    assert "dubious ownership" in refused.stderr
+    assert git_state(tmp_path) == mine and len(mine["git_revision"]) == 40
+
+
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git checkout")
 def test_the_revision_is_that_of_the_code() -> None:
     revision = subprocess.run(
