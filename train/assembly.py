@@ -17,6 +17,7 @@ from models import ModelSpec
 from models.outputs import freeze_all_but
 from pipelines.backends import pixel_source, resolve_backend
 from pipelines.errors import UserError
+from pipelines.files import read_object
 from pipelines.loader import Loader
 from pipelines.logits import Ensemble
 from pipelines.order import TrainOrder
@@ -45,7 +46,9 @@ from train.optim import build_optimizer, describe_scaling, scaled_lr
 from train.run import checkpoint
 from train.run.environment import precision_of
 from train.run.facts import Facts
+from train.run.place import expanded, run_folder
 from train.schedule import Schedule
+from train.settings import load
 from train.watch.dashboards import require_packages
 from train.watch.text import counted
 
@@ -212,7 +215,8 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
     dtype = input_dtype(config.model.name, precision_of(accelerator))
     loader = make_loader(config, splits.train, config.data.recipe, backend, accelerator, batch=share, dtype=dtype)
     evaluation = _evaluation(config, splits, backend, accelerator)
-    _check_choices(config, folder, evaluation)
+    _check_choices(config, evaluation)
+    _require_a_checkpoint(config, folder, splits.train)
     _check_overlaps(config, splits, say)
     order = _order(config, splits.train, accelerator)
     notes = (reuse_of_views(config, len(splits.train)), describe_scaling(config.optim))
@@ -293,7 +297,7 @@ def _evaluation(config: Config, splits: Splits, trained: str, accelerator: Accel
     return found
 
 
-def _check_choices(config: Config, folder: Path, evaluation: dict[str, Split]) -> None:
+def _check_choices(config: Config, evaluation: dict[str, Split]) -> None:
     if config.eval.patience is not None and config.save.keep_best == "no":
         raise UserError(
             f"eval.patience={config.eval.patience}: early stopping selects the last step by images that are neither "
@@ -306,8 +310,33 @@ def _check_choices(config: Config, folder: Path, evaluation: dict[str, Split]) -
             raise UserError(
                 f"save.keep_best={config.save.keep_best}: needs data.{split}, and eval.every_epochs or every_steps above 0"
             )
-    if config.resume not in ("auto", "never") and not checkpoint.has_checkpoint(folder):
-        checkpoint.load_from(config.resume)  # refuse it now, before the run's folder exists
+
+
+def _require_a_checkpoint(config: Config, folder: Path, train: Records) -> None:
+    """UserError, before the run's folder exists, where `resume` names no checkpoint, or one of a network of other classes."""
+    if config.resume in ("auto", "never") or checkpoint.has_checkpoint(folder):
+        return
+    checkpoint.load_from(config.resume)
+    theirs = _classes_of(config.resume)
+    if theirs is not None and theirs != list(train.class_names):
+        raise UserError(
+            f"resume={config.resume} was trained on other classes than those of data.train, or in another order; give the "
+            "records of that run, or model.init=RUN in place of resume, which takes all but the classifier of a finished run"
+        )
+
+
+def _classes_of(resume: str) -> list[str] | None:
+    """The class names of the run in which this checkpoint lies; None where they are not known."""
+    path = expanded(resume)
+    run = path.resolve().parent.parent if (path / "state.json").exists() else run_folder(resume)
+    if (run / "model.json").exists():
+        return read_object(run / "model.json", class_names=list)["class_names"]
+    # An unfinished run has them in its records alone, which may lie elsewhere by now, or be others.
+    try:
+        records = Records(str(load(Config, run / "config.yaml").data.train))
+    except UserError:
+        return None
+    return list(records.class_names) if records.digest == Facts.of_run(run).digests.get("train") else None
 
 
 def _note_on_patience(config: Config, schedule: Schedule) -> str | None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,8 @@ distill:
 """
 
 
-def write_tiny(folder: Path) -> None:
+def write_tiny(folder: Path, names: Sequence[str] = tuple(f"class_{c}" for c in range(5))) -> None:
     """train.beton (118 images, 5 long-tailed classes) and test.beton (37): raw, 8 x 8, learnable."""
-    names = [f"class_{c}" for c in range(5)]
     rng = np.random.RandomState(0)
     looks = rng.randint(0, 256, (5, 8, 8, 3))
     for split, counts in (("train", (60, 30, 16, 8, 4)), ("test", (8, 8, 7, 7, 7))):
@@ -53,7 +53,7 @@ def write_tiny(folder: Path) -> None:
             for i in range(count):
                 noisy = looks[c] * 0.5 + rng.randint(0, 128, (8, 8, 3))
                 samples.append(Sample(f"{split}/{names[c]}/{i}", c, noisy.astype(np.uint8)))
-        write_records(folder / f"{split}.beton", samples, names, kind="test")
+        write_records(folder / f"{split}.beton", samples, list(names), kind="test")
 
 
 def tiny_config(folder: Path, data: Path, method: str = "bsce", extra: str = "") -> Path:

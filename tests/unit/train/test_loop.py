@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.launch import refused, run, tiny_config
+from helpers.launch import refused, run, tiny_config, write_tiny
 
 from pipelines.records.reader import Records
 from train import assembly, experiment, loop
@@ -199,6 +199,22 @@ def test_resume_never_and_from_another_runs_checkpoint(tiny: Path, tmp_path: Pat
     assert wrong.returncode == 2 and "no checkpoint there" in wrong.stderr and not (tmp_path / "runs/c").exists()
     other = run("teacher", config, "run=d", "resume=a", "model.name=resnet32", cwd=tmp_path, check=False)
     assert other.returncode == 2 and "does not fit model.name" in other.stderr
+
+
+def test_a_checkpoint_of_other_classes_is_refused(tiny: Path, tmp_path: Path) -> None:
+    """As many classes in another order: told of a finished run, of an unfinished one by its records, and of a step's folder."""
+    config, other = tiny_config(tmp_path, tiny), tmp_path / "other"
+    run("teacher", config, "run=a", "schedule.epochs=1", cwd=tmp_path)
+    other.mkdir()
+    write_tiny(other, [f"class_{c}" for c in (1, 0, 2, 3, 4)])
+    records = (f"data.train={other}/train.beton", f"data.test={other}/test.beton")
+    words = "was trained on other classes than those of data.train, or in another order; give the records"
+    for path in ("a", "runs/a/checkpoints/step_00000007"):
+        assert f"resume={path} {words}" in refused(tmp_path, "teacher", config, "run=b", f"resume={path}", *records)
+    for name in ("result.json", "model.json"):
+        (tmp_path / "runs/a" / name).unlink()
+    assert words in refused(tmp_path, "teacher", config, "run=b", "resume=a", *records)
+    run("teacher", config, "run=b", "resume=a", cwd=tmp_path)
 
 
 def test_a_training_in_steps_ends_within_an_epoch(tiny: Path, tmp_path: Path) -> None:
