@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -39,6 +39,7 @@ from train.loop import Training
 from train.networks.info import ModelInfo
 from train.networks.initial import Initial, initialise, initialise_all_but
 from train.networks.layout import channels_last, compile_in_place, input_dtype, without_broadcasts
+from train.networks.weights import weights_hash
 from train.objectives.methods import METHODS, DistillConfig, hard_part, names_where, settings_of
 from train.objectives.objective import Objective
 from train.objectives.sources import Source, make_source, open_cache
@@ -80,6 +81,8 @@ class Assembled:
         """What users of the final weights need to know."""
         config, train = self.training.config, self.splits.train
         init = {"source": config.model.init, "weights": self.facts.init or ""} if config.model.init else None
+        # A checkpoint replaces what model.init gave.
+        init = self.facts.resumed or init
         return ModelInfo(
             architecture=config.model.spec(train.num_classes).architecture,
             class_names=list(train.class_names),
@@ -216,7 +219,7 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
     loader = make_loader(config, splits.train, config.data.recipe, backend, accelerator, batch=share, dtype=dtype)
     evaluation = _evaluation(config, splits, backend, accelerator)
     _check_choices(config, evaluation)
-    _require_a_checkpoint(config, folder, splits.train)
+    resumed = _resumed(config, folder, splits.train)
     _check_overlaps(config, splits, say)
     order = _order(config, splits.train, accelerator)
     notes = (reuse_of_views(config, len(splits.train)), describe_scaling(config.optim))
@@ -241,6 +244,7 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
         pixels=str(pixel_source(backend, splits.train, device, config.data.hw_decoder_load)),
         tau=distill.tau,
         init=init,
+        resumed=resumed,
         precision=precision_of(accelerator),
         teachers=source.teacher_hashes,
         caches=source.cache_hashes,
@@ -312,17 +316,23 @@ def _check_choices(config: Config, evaluation: dict[str, Split]) -> None:
             )
 
 
-def _require_a_checkpoint(config: Config, folder: Path, train: Records) -> None:
-    """UserError, before the run's folder exists, where `resume` names no checkpoint, or one of a network of other classes."""
-    if config.resume in ("auto", "never") or checkpoint.has_checkpoint(folder):
-        return
-    checkpoint.load_from(config.resume)
+def _resumed(config: Config, folder: Path, train: Records) -> dict[str, Any] | None:
+    """What the run begins with by `resume=PATH`, or began with, once it has a checkpoint; for model.json.
+
+    UserError, before the run's folder exists, where PATH holds no checkpoint, or one of a network of other classes.
+    """
+    if checkpoint.has_checkpoint(folder):
+        return Facts.of_run(folder).resumed
+    if config.resume in ("auto", "never"):
+        return None
+    found = checkpoint.load_from(config.resume)
     theirs = _classes_of(config.resume)
     if theirs is not None and theirs != list(train.class_names):
         raise UserError(
             f"resume={config.resume} was trained on other classes than those of data.train, or in another order; give the "
             "records of that run, or model.init=RUN in place of resume, which takes all but the classifier of a finished run"
         )
+    return {"source": config.resume, "step": found.step, "weights": weights_hash(found.tensors["model"])}
 
 
 def _classes_of(resume: str) -> list[str] | None:

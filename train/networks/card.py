@@ -87,8 +87,10 @@ def _trained(info: ModelInfo, config: Config) -> str:
         rows["settings of the loss"] = ", ".join(f"{name} {value}" for name, value in given.items())
     for teacher in info.teachers:
         rows[f"teacher {teacher['source']}"] = f"{teacher['architecture']}, weights `{teacher['weights']}`"
-    init = info.init
-    rows["started from"] = f"{init['source']}, weights `{init['weights']}`" if init else "random weights"
+    rows["started from"] = "random weights"
+    if init := info.init:
+        step = f", after step {init['step']}" if "step" in init else ""
+        rows["started from"] = f"{init['source']}{step}, weights `{init['weights']}`"
     rows["images"] = (
         f"{sum(counts):,} of {len(counts):,} classes, from {min(counts):,} to {max(counts):,} each; digest `{facts.get('train')}`"
     )

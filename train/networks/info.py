@@ -45,8 +45,8 @@ class ModelInfo:
     method: str = ""
     teachers: list[dict[str, str]] = field(default_factory=list)
     "source, architecture and weights' hash of each"
-    init: dict[str, str] | None = None
-    "source and weights' hash of what training started from; None: random weights"
+    init: dict[str, Any] | None = None
+    "source and weights' hash of what training started from, of a checkpoint also its step; None: random weights"
     kind: str = "raw"
     "raw: the last trained weights; ema: their moving average; best: those of the best evaluation"
     name: str = ""

@@ -49,6 +49,9 @@ class Facts:
     "the temperature, given or chosen from a cache"
     init: str | None = None
     "hash of the weights that model.init gave"
+    resumed: dict[str, Any] | None = None
+    """source, step and weights' hash of the checkpoint that `resume=PATH` gave; not compared, as a run without a checkpoint of
+    its own begins again from whatever `resume` names then"""
     precision: str | None = None
     "fp32, bf16 or fp16"
     teachers: list[str] | None = None
@@ -85,7 +88,7 @@ class Facts:
         """UserError where an earlier session of the run in `folder` stored a different fact."""
         before = _stored(folder)
         for name, value in self.to_json().items():
-            if before.get(name, value) != value:
+            if name != "resumed" and before.get(name, value) != value:
                 what = _TOLD.get(name, _RECORDS.format(name=name)).format(before[name], value)
                 raise UserError(
                     f"run {folder} {what}; go on where it was started, or give another run=NAME (repaired or reconverted "

@@ -13,6 +13,8 @@ from helpers.launch import refused, run, tiny_config, write_tiny
 from pipelines.records.reader import Records
 from train import assembly, experiment, loop
 from train.loop import due
+from train.networks.final import load_final
+from train.networks.weights import weights_hash
 from train.run.checkpoint import Keep, load_latest, save
 
 
@@ -199,6 +201,22 @@ def test_resume_never_and_from_another_runs_checkpoint(tiny: Path, tmp_path: Pat
     assert wrong.returncode == 2 and "no checkpoint there" in wrong.stderr and not (tmp_path / "runs/c").exists()
     other = run("teacher", config, "run=d", "resume=a", "model.name=resnet32", cwd=tmp_path, check=False)
     assert other.returncode == 2 and "does not fit model.name" in other.stderr
+
+
+def test_a_run_tells_from_which_checkpoint_it_started(tiny: Path, tmp_path: Path) -> None:
+    """Its card does, and model.json, also where a later session was not given `resume`."""
+    config, folder = tiny_config(tmp_path, tiny), tmp_path / "runs/b"
+    run("teacher", config, "run=a", "schedule.epochs=1", cwd=tmp_path)
+    run("teacher", config, "run=b", "resume=a", "schedule.epochs=2", cwd=tmp_path)
+    hashed = weights_hash(load_final(tmp_path / "runs/a")[0])
+    started = {"source": "a", "step": 7, "weights": hashed}
+    assert json.loads((folder / "model.json").read_text())["init"] == started
+    for name in ("result.json", "model.json"):
+        (folder / name).unlink()
+    run("teacher", config, "run=b", "schedule.epochs=2", cwd=tmp_path)
+    assert json.loads((folder / "model.json").read_text())["init"] == started
+    run("evaluate", "b", "export=exports/b", cwd=tmp_path)
+    assert f"| started from | a, after step 7, weights `{hashed}` |" in (tmp_path / "exports/b/README.md").read_text()
 
 
 def test_a_checkpoint_of_other_classes_is_refused(tiny: Path, tmp_path: Path) -> None:
