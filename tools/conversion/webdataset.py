@@ -5,16 +5,17 @@ shards and of the images in them.
 """
 
 import json
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.errors import UserError, quoted
 from pipelines.records.encoding import Lazy
 from pipelines.records.workers import Streamed
-from tools.conversion.archives import entries
+from tools.conversion.archives import SUFFIXES, entries
 from tools.conversion.images import Entry, Images, in_words, refuse_repeated
 
 PARTS = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # key and extension, as WebDataset splits a path
@@ -87,6 +88,30 @@ def _read_shard(path: Path, field: str | None) -> Shard:
     return shard
 
 
+def _names(paths: Sequence[Path], shards: Sequence[Shard]) -> list[str]:
+    """A name for each image: its path in the shard, behind the shortest name of the shard that makes them different."""
+    for own in _shard_names(paths):
+        names = [
+            f"{name}/{entry.name}" for name, shard in zip(own, shards, strict=True) for entry in shard.images.values()
+        ]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError(f"{in_words(paths)}: two shards of one name have images of one name; give each shard once")
+
+
+def _shard_names(paths: Sequence[Path]) -> Iterator[list[str]]:
+    """Names of the shards, from short to long: of train-v1.0-0000.tar train-v1, and only where that is not enough the rest."""
+    yield [path.name.split(".")[0] for path in paths]
+    yield [_without_suffix(path.name) for path in paths]
+    common = os.path.commonpath([os.path.abspath(path.parent) for path in paths])
+    yield [_without_suffix(os.path.relpath(path, common)) for path in paths]
+
+
+def _without_suffix(name: str) -> str:
+    suffix = next((one for one in SUFFIXES if name.lower().endswith(one)), "")
+    return name[: len(name) - len(suffix)]
+
+
 def read_shards(paths: Sequence[Path], field: str | None = None) -> Images:
     """The images of all shards of a split, with their labels, -1 for none. field: of .json, that holds the label."""
     refuse_repeated(paths, "shard")
@@ -100,18 +125,19 @@ def read_shards(paths: Sequence[Path], field: str | None = None) -> Images:
     repeated = len(set(keys)) < len(keys)
     if repeated:
         print("note: shards have keys in common, so names begin with the shard's name", file=sys.stderr)
-    found: dict[str, Lazy | Streamed] = {}
+    readers: list[Lazy | Streamed] = []
     labels = []
     for path, shard in zip(paths, shards, strict=True):
         for key, entry in shard.images.items():
             if entry.reader is None:
                 raise UserError(f"{path}: {quoted(entry.name)} is a link; write the shard with files alone")
-            found[f"{path.name.split('.')[0]}/{entry.name}" if repeated else entry.name] = entry.reader
+            readers.append(entry.reader)
             labels.append(shard.labels.get(key, -1))
+    names = _names(paths, shards) if repeated else [entry.name for shard in shards for entry in shard.images.values()]
     labelled = any(label >= 0 for label in labels)
     return Images(
         where=in_words(paths),
-        found=found,
+        found=dict(zip(names, readers, strict=True)),
         labels=labels if labelled else None,
         numbered=repeated or all(key.isdigit() for key in keys),
         by_stem=True,

@@ -117,6 +117,32 @@ def test_shards_that_begin_with_zero_again(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
+    ("shards", "names"),
+    [
+        (["data-v1.0-0.tar", "data-v1.0-1.tar"], ["data-v1.0-0", "data-v1.0-1"]),
+        (["a/train/0.tar.gz", "b/train/0.tgz", "b/1.TAR"], ["a/train/0", "b/train/0", "b/1"]),
+        (["x/v1.0.tar", "x/w.1.tar.gz"], ["v1", "w"]),
+    ],
+)
+def test_shards_are_told_apart_by_as_much_of_their_paths_as_that_needs(
+    tmp_path: Path, shards: list[str], names: list[str]
+) -> None:
+    """Up to the first dot, where that is enough."""
+    for number, name in enumerate(shards):
+        write_tar(tmp_path / name, {"000.jpg": picture(number), "000.cls": b"0"}, "w:gz" if "gz" in name else "w")
+    images = read_shards([tmp_path / name for name in shards])
+    assert list(images.found) == [f"{name}/000.jpg" for name in names]
+    assert images.labels == [0] * len(shards)
+
+
+def test_one_shard_in_two_packings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {"000.jpg": picture(0), "000.cls": b"0"}
+    paths = [write_tar(tmp_path / "a.tar", files), write_tar(tmp_path / "a.tgz", files, "w:gz")]
+    message = refused(capsys, "webdataset", "--shards", *paths, "--out", tmp_path / "a.beton")
+    assert f"{paths[0]} and 1 more: two shards of one name have images of one name; give each shard once" in message
+
+
+@pytest.mark.parametrize(
     ("files", "words"),
     [
         ({"a.jpg": b"", "a.cls": b"x"}, "a.cls holds x; a label from 0 up expected"),
