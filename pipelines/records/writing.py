@@ -82,7 +82,7 @@ def _lock(file: IO[bytes], path: Path) -> None:
         raise UserError(f"{path}: another conversion is writing this file; wait for its end")
 
 
-def _check_samples(samples: Samples, num_classes: int) -> np.ndarray:
+def check_samples(samples: Samples, num_classes: int) -> np.ndarray:
     """The samples' keys, int64[N], after checking that there are some, with fit labels and different keys."""
     if not len(samples):
         raise UserError("there are no images to write")
@@ -217,7 +217,7 @@ def write_records(
     """
     target = Path(path)
     check_output(target, force)
-    keys = _check_samples(samples, len(class_names))
+    keys = check_samples(samples, len(class_names))
     made: dict[str, Any] = {"kind": kind, "options": options or {}}
     bad: list[Unreadable] = []
     modes: set[int] = set()

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.errors import UserError, printable, quoted
+from pipelines.errors import printable, quoted
 from pipelines.records.encoding import Encoding, Stored
 from pipelines.records.workers import Sample, Streamed, Unreadable, encode_sample
-from pipelines.records.writing import UnreadableImages
+from pipelines.records.writing import UnreadableImages, check_samples
 from train.watch.text import megabytes
 
 TRIED = 32  # images that are read and encoded
@@ -18,8 +18,7 @@ def describe(
     out: Path, samples: Sequence[Sample], class_names: Sequence[str], encoding: Encoding, skip_bad: bool
 ) -> None:
     """Print counts and classes, and sizes from some images that are encoded. UnreadableImages where the conversion would fail."""
-    if not samples:
-        raise UserError("there are no images to write")
+    check_samples(samples, len(class_names))
     counts = np.bincount([sample.label for sample in samples], minlength=len(class_names))
     largest, smallest = int(counts.argmax()), int(counts.argmin())
     print(printable(f"{out}: {len(samples):,} images of {len(class_names):,} classes would be written"))

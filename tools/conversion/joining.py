@@ -19,7 +19,7 @@ from pipelines.errors import UserError, printable, quoted
 from pipelines.folders import Identity, folder_files, is_image
 from pipelines.records.workers import Sample
 from tools.conversion.images import Images
-from tools.conversion.listing import Line
+from tools.conversion.listing import MAX_CLASSES, Line, label_of
 
 SHOWN = 3  # names of each kind in the report
 EDITIONS = {  # (images, classes): the list of that size (docs/method.md)
@@ -251,6 +251,14 @@ def check_folders(lines: Sequence[Line], class_names: Sequence[str]) -> None:
                 f"{line.where}: label {line.label} is class {quoted(class_names[line.label])}, but the image lies in "
                 f"{quoted(folder)}; the class list has another order than the list"
             )
+
+
+def check_range(images: Images) -> None:
+    """Refuse labels of the images' own file that none of its classes can have, as those of a list are refused."""
+    if images.labels and max(images.labels) >= 0:
+        largest = max(images.labels)
+        name = list(images.found)[images.labels.index(largest)]
+        label_of(str(largest), len(images.class_names or ()) or MAX_CLASSES, f"{images.where}: {quoted(name)}")
 
 
 def check_labels(samples: Sequence[Sample], images: Images, given: Sequence[str] | None) -> None:

@@ -87,10 +87,11 @@ def _text_lines(path: Path, text: Sequence[str], classes: int | None) -> Iterato
         parts = line.strip().rsplit(maxsplit=1)
         if len(parts) != 2 or not (parts[1].isascii() and parts[1].isdigit()):
             raise UserError(f"{where}: 'path label' expected, a label from 0 up, found: {quoted(line.strip())}")
-        yield Line(where, parts[0], _label(parts[1], classes or MAX_CLASSES, where))
+        yield Line(where, parts[0], label_of(parts[1], classes or MAX_CLASSES, where))
 
 
-def _label(digits: str, classes: int, where: str) -> int:
+def label_of(digits: str, classes: int, where: str) -> int:
+    """A label as a number; UserError where it is not below `classes`. where: it stands, for the message."""
     short = digits.lstrip("0") or "0"
     if len(short) > len(str(classes)) or not 0 <= int(short) < classes:  # Python refuses to read thousands of digits
         raise UserError(f"{where}: label {quoted(digits)} is not in 0..{classes - 1}")
@@ -120,7 +121,9 @@ def _fpath_lines(path: Path, content: dict[str, Any], classes: int) -> tuple[lis
     lines = []
     for number, annotation in enumerate(content["annotations"], 1):
         where = f"{path}, annotation {number}"
-        lines.append(Line(where, annotation["fpath"] + "", _label(str(int(annotation["category_id"])), classes, where)))
+        lines.append(
+            Line(where, annotation["fpath"] + "", label_of(str(int(annotation["category_id"])), classes, where))
+        )
     return lines, None
 
 
@@ -144,7 +147,7 @@ def _coco_lines(path: Path, content: dict[str, Any], classes: int) -> tuple[list
             without.append(image["file_name"])
             continue
         category = category_of.pop(image["id"])
-        lines.append(Line(where, image["file_name"] + "", _label(str(ranks.get(category, category)), classes, where)))
+        lines.append(Line(where, image["file_name"] + "", label_of(str(ranks.get(category, category)), classes, where)))
     if without:
         raise UserError(
             f"{path}: {len(without)} images have no annotation, such as {quoted(without[0])}; give them one"

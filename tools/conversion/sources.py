@@ -27,6 +27,7 @@ from tools.conversion.joining import (
     check_folders,
     check_labels,
     check_names,
+    check_range,
     joined,
     joined_folder,
     show_report,
@@ -187,6 +188,7 @@ def _convert_files(args: argparse.Namespace, read: Callable[[], Images]) -> None
     if args.list:
         _require_list(args.list)
     images = read()
+    check_range(images)
     if args.list:
         _convert_joined(args, given, images)
     else:

@@ -76,3 +76,19 @@ def test_what_would_fail_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str
     words = ["list", "--root", root, "--list", tmp_path / "list.txt", "--out", out, "--dry-run"]
     assert "30 of 30 images cannot be read, first none/0.jpg" in refused(capsys, *words)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["list.txt", "tree"]
+
+
+def test_labels_are_refused_as_by_the_conversion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beyond the file's own classes, with and without a list, and beyond those given."""
+    names, out = ["tench", "goldfish"], ["--out", tmp_path / "a.beton"]
+    parquet = write_parquet(tmp_path / "a.parquet", [imagenet_row(*image) for image in imagenet().items()], names)
+    shard = write_tar(tmp_path / "a.tar", {"a.jpg": b"", "a.cls": b"2"})
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    (tmp_path / "list.txt").write_text("n01484850/n01484850_10.JPEG 1\n")
+    for words in (
+        ["parquet", "--files", parquet],
+        ["parquet", "--files", parquet, "--list", tmp_path / "list.txt"],
+        ["webdataset", "--shards", shard, "--classes", tmp_path / "names.txt"],
+    ):
+        message = refused(capsys, *words, *out)
+        assert "label 2 is not in 0..1" in message and refused(capsys, *words, *out, "--dry-run") == message

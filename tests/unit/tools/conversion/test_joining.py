@@ -8,7 +8,16 @@ from helpers.image_sources import write_tree
 from pipelines.errors import UserError
 from pipelines.records.workers import Streamed
 from tools.conversion.images import Images
-from tools.conversion.joining import Finder, Report, check_folders, edition, joined, joined_folder, show_report
+from tools.conversion.joining import (
+    Finder,
+    Report,
+    check_folders,
+    check_range,
+    edition,
+    joined,
+    joined_folder,
+    show_report,
+)
 from tools.conversion.listing import Line
 
 
@@ -110,3 +119,17 @@ def test_numbers_of_folders_that_were_sorted_as_strings_are_told(capsys: pytest.
         show_report(Path("list.txt"), some, "x", Report([], []))
         words = "as strings, such as 2 with label 2 and 10 with label 1; other lists may not"
         assert (words in capsys.readouterr().err) == twisted
+
+
+@pytest.mark.parametrize(("names", "largest"), [(["ant", "bee"], 1), (None, 999_999)])
+def test_labels_that_no_class_can_have_are_refused(names: list[str] | None, largest: int) -> None:
+    """Of the images' own file; -1 stands for none."""
+
+    def images(label: int) -> Images:
+        found = archive("0.jpg", "1.jpg", "2.jpg").found
+        return Images(where="a.parquet", found=found, labels=[0, label, -1], class_names=names)
+
+    check_range(images(largest))
+    for label in (largest + 1, 5_000_000_000):
+        with pytest.raises(UserError, match=rf"^a\.parquet: 1\.jpg: label {label} is not in 0\.\.{largest}$"):
+            check_range(images(label))
