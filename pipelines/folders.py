@@ -51,7 +51,8 @@ def _entry(entry: os.DirEntry[str], device: int) -> Entry:
 
 
 def hidden(name: str) -> bool:
-    return name.startswith(".")  # .ipynb_checkpoints is not a class, ._0001.jpg not an image
+    # .ipynb_checkpoints is not a class, ._0001.jpg not an image; nor is what macOS adds to zips.
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def is_image(path: str) -> bool:

@@ -100,7 +100,7 @@ def _members(archive: TarFile) -> Iterator[TarInfo]:
 
 
 def entries(path: Path) -> Iterator[Entry]:
-    """The files of an archive in their order; of a tar inside it, as the archive of ImageNet has for each class, its files.
+    """The files and folders of an archive in their order; of a tar inside it, as ImageNet's has for each class, what it holds.
 
     The inner tar n01440764.tar is read as the folder n01440764.
     """
@@ -127,6 +127,8 @@ def _plain(path: Path, file: IO[bytes], start: int, size: int, folder: str) -> I
                 yield Entry(name, Member(str(path), start + member.offset_data, member.size))
             elif member.islnk() or member.issym():
                 yield Entry(name, None, _target(name, folder, member))
+            elif member.isdir():
+                yield Entry(f"{name}/", None)
         if size - archive.offset > AFTER_THE_END:
             raise ReadError(f"its end mark comes {size - archive.offset:,} bytes before its end")
 
@@ -171,6 +173,8 @@ def _packed(path: Path, packing: str) -> Iterator[Entry]:
                 yield Entry(name, InTurn(stream, number))
             elif member.islnk() or member.issym():
                 yield Entry(name, None, _target(name, "", member))
+            elif member.isdir():
+                yield Entry(f"{name}/", None)
         while archive.fileobj and archive.fileobj.read(1 << 20):
             pass  # up to the checksum at the end of the compressed file
 
@@ -203,6 +207,7 @@ def read_archives(paths: Sequence[Path]) -> Images:
     """The images of one or several archives, each of which may be a folder inside one: data.tar/train."""
     found: dict[str, Lazy | Streamed] = {}
     others: list[str] = []
+    folders: list[str] = []
     for path in paths:
         archive, inside = inside_archive(path) or (path, "")
         every: dict[str, Entry] = {}
@@ -211,7 +216,10 @@ def read_archives(paths: Sequence[Path]) -> Images:
             every[entry.name] = entry
         for entry in every.values():
             name = _below(entry.name, inside)
-            if name is None or any(hidden(part) for part in name.split("/")[:-1]):
+            if not name or any(hidden(part) for part in name.split("/")[:-1]):
+                continue
+            if name.endswith("/"):
+                folders.append(name)
                 continue
             if not is_image(name):
                 others.append(name)
@@ -223,11 +231,11 @@ def read_archives(paths: Sequence[Path]) -> Images:
         raise UserError(
             f"{in_words(paths)}: no images in it; give an archive of images, and the folder inside it, if any"
         )
-    return Images(where=in_words(paths), found=found, others=others)
+    return Images(where=in_words(paths), found=found, others=others, folders=folders)
 
 
 def _below(name: str, folder: str) -> str | None:
-    """A path relative to a folder; None for one that lies elsewhere."""
+    """A path relative to a folder, "" for itself; None for one that lies elsewhere."""
     if not folder:
         return name
     return name.removeprefix(f"{folder}/") if name.startswith(f"{folder}/") else None

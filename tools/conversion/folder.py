@@ -99,6 +99,15 @@ def _note_others(others: Sequence[str]) -> None:
         print(f"note: {len(others)} files left out (not {known}), such as {quoted(others[0])}", file=sys.stderr)
 
 
+def _note_loose(names: Sequence[str]) -> None:
+    """Tell of images that lie beside the class folders."""
+    if names:
+        print(
+            f"note: {len(names)} images left out (beside the class folders), such as {quoted(names[0])}",
+            file=sys.stderr,
+        )
+
+
 def _note_deeper(names: Sequence[str], depth: int) -> None:
     """Tell of class folders without images of their own, as iNaturalist's are, whose classes lie a level deeper."""
     if names and all(name.count("/") > depth for name in names):
@@ -128,6 +137,7 @@ def folder_samples(root: Path, class_names: Sequence[str], prefix: str, depth: i
             samples.append(Sample(stripped(name, prefix, str(root)), label, str(root / name)))
             names.append(name)
             identities.append(identity or (0, 0))
+    _note_loose([entry.name for entry in listed(root) if is_image(entry.name) and not entry.is_folder])
     _note_others(others)
     _note_deeper(names, depth)
     _note_contradictions(samples, identities)
@@ -149,9 +159,15 @@ def _note_contradictions(samples: Sequence[Sample], identities: Sequence[Identit
 
 
 def _folder(name: str, depth: int) -> str:
-    """The class folder of an image; "" for one that lies above these."""
+    """The class folder of a file or folder; "" for one that lies above these."""
     parts = name.split("/")
     return "/".join(parts[:depth]) if len(parts) > depth else ""
+
+
+def _folders(images: Images, depth: int) -> list[str]:
+    """The class folders of an archive, as folders_at has them of a folder: those without images, too."""
+    names = (*images.found, *images.others, *images.folders)
+    return sorted({folder for name in names if (folder := _folder(name, depth))})
 
 
 def archive_classes(images: Images, depth: int) -> list[str]:
@@ -165,8 +181,7 @@ def archive_classes(images: Images, depth: int) -> list[str]:
         )
     if names and all(name.lower() in SPLITS for name in names) and names == inner:
         raise _splits(images.where, sorted(names))
-    folders = sorted({folder for name in images.found if (folder := _folder(name, depth))})
-    return list(_classes(images.where, folders).values())
+    return list(_classes(images.where, _folders(images, depth)).values())
 
 
 def archive_samples(images: Images, class_names: Sequence[str], prefix: str, depth: int) -> list[Sample]:
@@ -176,7 +191,8 @@ def archive_samples(images: Images, class_names: Sequence[str], prefix: str, dep
     loose = [name for name in images.found if depth > 1 and "/" in name and name not in folder_of]
     if loose:
         raise UserError(f"{images.where}/{loose[0]}: lies above the class folders; give another --depth")
-    own = _class_names(set(folder_of.values()))
+    own = _class_names(_folders(images, depth))
+    label_of = {folder: _label(name, labels, f"{images.where}/{folder}") for folder, name in own.items()}
     named = list(folder_of)
     if not images.streamed:
         rank = {folder: number for number, folder in enumerate(own)}
@@ -186,11 +202,10 @@ def archive_samples(images: Images, class_names: Sequence[str], prefix: str, dep
             return rank[folder_of[name]], inner, file
 
         named.sort(key=as_in_a_folder)
-    samples = []
-    for name in named:
-        folder = folder_of[name]
-        label = _label(own[folder], labels, f"{images.where}/{folder}")
-        samples.append(Sample(stripped(name, prefix, images.where), label, images.found[name]))
+    samples = [
+        Sample(stripped(name, prefix, images.where), label_of[folder_of[name]], images.found[name]) for name in named
+    ]
+    _note_loose([name for name in images.found if "/" not in name])
     _note_others(images.others)
     _note_deeper(named, depth)
     return samples

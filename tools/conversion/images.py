@@ -27,6 +27,7 @@ class Images:
     labels: list[int] | None = None  # in the same order, where the files give them
     class_names: list[str] | None = None  # of these labels
     others: list[str] = field(default_factory=list)  # an archive's files that are no images
+    folders: list[str] = field(default_factory=list)  # which it names as such: empty ones, too; each ends in /
     numbered: bool = False  # the paths are running numbers, which mean nothing elsewhere
     by_stem: bool = False  # a list names an image whatever its suffix
 
@@ -37,10 +38,10 @@ class Images:
 
 
 class Entry(NamedTuple):
-    """A file in an archive, or a link to one."""
+    """A file in an archive, a link to one, or a folder."""
 
-    name: str  # its path, in the shortest spelling
-    reader: Lazy | Streamed | None  # None for a link
+    name: str  # its path, in the shortest spelling; that of a folder ends in /
+    reader: Lazy | Streamed | None  # None for a link or folder
     target: str = ""  # of a link
 
 

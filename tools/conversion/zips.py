@@ -38,10 +38,12 @@ class ZipMember(NamedTuple):
 
 
 def zip_entries(path: Path) -> Iterator[Entry]:
-    """The files of a zip archive in the order of its directory."""
+    """The files and folders of a zip archive in the order of its directory."""
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
+            name = posixpath.normpath(member.filename.lstrip("/"))
             if member.is_dir():
+                yield Entry(f"{name}/", None)
                 continue
             if member.flag_bits & 1:
                 raise UserError(f"{path}: {quoted(member.filename)} is encrypted; unpack the archive with its password")
@@ -49,6 +51,5 @@ def zip_entries(path: Path) -> Iterator[Entry]:
                 raise UserError(
                     f"{path}: {quoted(member.filename)} is compressed in an unusual way; unpack the archive"
                 )
-            name = posixpath.normpath(member.filename.lstrip("/"))
             deflated = member.compress_type == zipfile.ZIP_DEFLATED
             yield Entry(name, ZipMember(str(path), member.header_offset, member.compress_size, deflated, member.CRC))

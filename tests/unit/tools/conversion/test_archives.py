@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -219,6 +220,31 @@ def test_inaturalists_folders_of_folders(tmp_path: Path, capsys: pytest.CaptureF
     assert "no sub-folders found" in refused(
         capsys, "folder", "--depth", 4, "--images", archive, "--out", tmp_path / "c.beton"
     )
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "tgz", "zip"])
+@pytest.mark.parametrize("empty", ["cat/", "cat/inner/", "cat/notes.txt"])
+def test_images_beside_the_classes_are_noted_and_classes_without_images_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, empty: str
+) -> None:
+    """In a folder and in every archive of it; what macOS adds to a zip is no class."""
+    files = {"ant/0.jpg": picture(0), "bee/0.jpg": picture(1), "1.jpg": b"", "2.jpg": b"", "__MACOSX/ant/._0.jpg": b""}
+    tree = write_tree(tmp_path / "tree", files)
+
+    def source() -> Path:
+        if kind == "folder":
+            return tree
+        formats = {"tar": "tar", "tgz": "gztar", "zip": "zip"}
+        return Path(shutil.make_archive(str(tmp_path / "a"), formats[kind], tree))
+
+    records = converted("folder", "--images", source(), tmp_path / "a.beton")
+    assert records.class_names == ["ant", "bee"] and len(records) == 2
+    assert "note: 2 images left out (beside the class folders), such as 1.jpg" in capsys.readouterr().err
+    (tree / empty if empty.endswith("/") else (tree / empty).parent).mkdir(parents=True)
+    if not empty.endswith("/"):
+        (tree / empty).write_bytes(b"")
+    message = refused(capsys, "folder", "--images", source(), "--out", tmp_path / "b.beton")
+    assert "/cat: no images in this class; remove it, or list it with --classes" in message
 
 
 def test_what_an_archive_holds_in_place_of_class_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from tools.conversion.archives import read_archives
 
 def write_zip(path: Path, files: dict[str, bytes], kind: int = zipfile.ZIP_DEFLATED) -> Path:
     with zipfile.ZipFile(path, "w", kind) as archive:
-        archive.mkdir("empty")
+        archive.mkdir("n01440764")
         for name, data in files.items():
             archive.writestr(name, data)
     return path
