@@ -18,7 +18,7 @@ import numpy as np
 import PIL
 
 from pipelines.errors import UserError
-from pipelines.files import Held, fsync_folder, lock
+from pipelines.files import Held, check_folder_place, fsync_folder, lock
 from pipelines.records import layout
 from pipelines.records.encoding import AS_THEY_ARE, Encoding, Stored, StrPath, decoder_name
 from pipelines.records.reader import Records
@@ -41,11 +41,16 @@ class UnreadableImages(UserError):
 
 
 def check_output(path: Path, force: bool) -> None:
-    """Raise UserError unless `path` may be written."""
+    """Raise UserError unless `path` may be written, and can be; leaves no trace."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; name the file to write, such as {path / 'train.beton'}")
+    if path.exists() and not path.is_file():
+        raise UserError(
+            f"{path} is a pipe, socket or device; name a file to write, such as {path.parent / 'train.beton'}"
+        )
     if path.exists() and not force:
         raise UserError(f"{path} exists; add --force to overwrite it, or name another file")
+    check_folder_place(path.parent, str(path))
 
 
 @contextlib.contextmanager

@@ -438,8 +438,23 @@ def test_an_existing_file_is_kept_without_force_and_on_failure(tmp_path: Path) -
     assert len(Records(out)) == 3
     with pytest.raises(UserError, match=r"is a folder; name the file to write"):
         write_records(tmp_path, samples_of(paths), ["a"], kind="test", force=True)
-    with pytest.raises(UserError, match=r"0000\.jpg/b\.beton cannot be written: "):
-        write_records(paths[0] / "b.beton", samples_of(paths), ["a"], kind="test")
+
+
+def test_a_place_where_no_file_can_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    """A pipe stays, with force too; a link to a file is followed."""
+    file, link, pipe = tmp_path / "a.beton", tmp_path / "link.beton", tmp_path / "pipe.beton"
+    file.write_bytes(b"")
+    link.symlink_to(file)
+    os.mkfifo(pipe)
+    writing.check_output(link, force=True)
+    with pytest.raises(UserError, match=r"pipe\.beton is a pipe, socket or device; name a file to write, such as "):
+        writing.check_output(pipe, force=True)
+    with pytest.raises(
+        UserError, match=r"^\S+/b\.beton: cannot write in \S+a\.beton \(Not a directory\); give another"
+    ):
+        writing.check_output(file / "b.beton", force=False)
+    writing.check_output(tmp_path / "new" / "folder" / "b.beton", force=False)
+    assert sorted(os.listdir(tmp_path)) == ["a.beton", "link.beton", "pipe.beton"]
 
 
 def test_what_a_killed_run_left_is_written_over(tmp_path: Path) -> None:
