@@ -1,16 +1,18 @@
 """Writes record files with a progress bar, and prints what was written. Invariant: all files come from the same split."""
 
 import argparse
+import contextlib
 import os
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from pipelines.errors import UserError, printable
-from pipelines.files import write_bytes_atomic
+from pipelines.files import Held, lock, write_bytes_atomic
 from pipelines.records.encoding import Note, Stored
 from pipelines.records.reader import Records
 from pipelines.records.workers import Sample, Unreadable
@@ -59,15 +61,24 @@ class Notes:
 
 
 def convert(
-    out: Path, samples: Sequence[Sample], class_names: Sequence[str], args: argparse.Namespace, **more: Any
+    out: Path,
+    samples: Sequence[Sample],
+    class_names: Sequence[str],
+    args: argparse.Namespace,
+    *,
+    into: Path | None = None,
+    **more: Any,
 ) -> None:
-    """Write one record file, whose place was checked, with a progress bar, and print what was written."""
+    """Write one record file, whose place was checked, with a progress bar, and print what was written.
+
+    into: where it is written instead, to be moved to `out` and reported by the caller.
+    """
     forget_unreadable(out)
     notes = Notes()
     try:
         with progress_bar(out.name, len(samples)) as progress:
             skipped = write_records(
-                out,
+                into or out,
                 samples,
                 class_names,
                 workers=args.workers,
@@ -81,7 +92,8 @@ def convert(
         raise
     list_unreadable(skipped, unreadable_list(out))
     notes.show(getattr(args, "grey_bits", 16))
-    report(Records(out), f", {len(skipped)} unreadable images left out" if skipped else "")
+    if into is None:
+        report_new(out)
 
 
 def refuse(missing: Sequence[Unreadable], samples: int, args: argparse.Namespace) -> NoReturn:
@@ -103,6 +115,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be overwritten: {error.strerror}") from error
+
+
+def report_new(out: Path) -> None:
+    """Print one line about a file that was converted."""
+    records = Records(out)
+    skipped = records.manifest["made"]["skipped"]
+    report(records, f", {len(skipped)} unreadable images left out" if skipped else "")
 
 
 def report(records: Records, more: str = "") -> None:
@@ -135,15 +154,17 @@ def convert_images(
     args: argparse.Namespace,
     *,
     part: str = "train",
+    into: Path | None = None,
     **options: Any,
 ) -> None:
+    """Write or, with --dry-run, describe one record file. into: as in convert."""
     options |= {"strip_prefix": args.strip_prefix, "recipe": args.recipe}
     encoding = encoding_of(args, part)
     if args.dry_run:
         describe(out, samples, class_names, encoding, args.skip_bad)
         return
-    kind, skip_bad = args.command, args.skip_bad
-    convert(out, samples, class_names, args, kind=kind, options=options, encoding=encoding, skip_bad=skip_bad)
+    more = {"kind": args.command, "options": options, "encoding": encoding, "skip_bad": args.skip_bad}
+    convert(out, samples, class_names, args, into=into, **more)
 
 
 def part_outputs(args: argparse.Namespace) -> dict[str, Path]:
@@ -172,10 +193,45 @@ def convert_parts(
             largest = int(np.bincount([sample.label for sample in samples]).max())
             share = getattr(args, part)
             raise UserError(f"--{part} {share:g} of classes of at most {largest} images is none; give a larger share")
-    if not args.dry_run:
-        for out in outputs.values():  # an interrupted run must not leave parts of two splits side by side
-            remove(out)
-            forget_unreadable(out)
     split = {"val": args.val, "test": args.test, "split_seed": args.split_seed}
-    for part, out in outputs.items():
-        convert_images(out, parts[part], class_names, args, part=part, split=part, **split)
+    with contextlib.nullcontext() if args.dry_run else _together(args.out, outputs.values()) as folder:
+        for part, out in outputs.items():
+            into = folder and folder / out.name
+            convert_images(out, parts[part], class_names, args, part=part, into=into, split=part, **split)
+    if not args.dry_run:
+        for out in outputs.values():
+            report_new(out)
+
+
+@contextlib.contextmanager
+def _together(folder: Path, outputs: Collection[Path]) -> Iterator[Path]:
+    """A hidden folder in `folder` for parts, which take their places once all of them are there.
+
+    Parts of an earlier split stay until then; those of two splits never lie side by side.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    hidden = folder / ".parts"
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        # Some file systems cannot lock folders.
+        with contextlib.suppress(OSError):
+            lock(handle)
+        shutil.rmtree(hidden, ignore_errors=True)  # a killed run left it
+        for out in outputs:
+            forget_unreadable(out)
+        try:
+            yield hidden
+        except BaseException:
+            shutil.rmtree(hidden, ignore_errors=True)
+            raise
+        # All before the first rename, between which this process may be killed.
+        for out in outputs:
+            remove(out)
+        for out in outputs:
+            os.rename(hidden / out.name, out)
+        hidden.rmdir()
+        os.fsync(handle)
+    except Held:
+        raise UserError(f"{folder}: another conversion is writing parts in this folder; wait for its end") from None
+    finally:
+        os.close(handle)

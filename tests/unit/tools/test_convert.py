@@ -21,6 +21,7 @@ from PIL import Image
 
 from pipelines.augment.recipe import Recipe
 from pipelines.errors import UserError
+from pipelines.files import alone_in
 from pipelines.logits.identity import view_identity
 from pipelines.records.encoding import Encoding
 from pipelines.records.layout import TABLE_START, sample_key
@@ -283,14 +284,31 @@ def test_existing_parts_need_force_and_leave_together(
     assert f"{tmp_path / 'test'}.beton exists, of another split; remove it, or give --test a share" in message
     assert (tmp_path / "test.beton").read_bytes() == b"precious"
     assert convert.main([str(argument) for argument in [*common, "--test", 0.1, "--force"]]) == 0
-    assert list(split_of(tmp_path)) == ["test", "train"]
+    before = {part: records.digest for part, records in split_of(tmp_path).items()}
+    assert list(before) == ["test", "train"]
 
-    (large_tree / "bee" / "bad.jpg").write_bytes(b"no image")
+    bad = large_tree / "bee" / "bad5.jpg"  # an image of test, which is written last
+    bad.write_bytes(b"no image")
     try:
-        assert "bee/bad.jpg" in failure(capsys, *common, "--test", 0.1, "--force")
+        assert "1 of 9 images cannot be read, first bee/bad5" in failure(capsys, *common, "--test", 0.3, "--force")
     finally:
-        (large_tree / "bee" / "bad.jpg").unlink()
-    assert len(os.listdir(tmp_path)) < 2, "never the parts of two splits side by side"
+        bad.unlink()
+    assert {part: records.digest for part, records in split_of(tmp_path).items()} == before
+    assert sorted(os.listdir(tmp_path)) == ["test.beton", "train.beton"]
+
+
+def test_parts_that_a_killed_run_left_are_removed_and_a_second_run_is_refused(
+    tmp_path: Path, large_tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["folder", "--workers", 0, "--images", large_tree, "--out", tmp_path, "--test", 0.3]
+    (tmp_path / ".parts").mkdir()
+    (tmp_path / ".parts" / "val.beton").write_bytes(b"left")
+    with alone_in(tmp_path):
+        assert "another conversion is writing parts in this folder; wait for its end" in failure(capsys, *common)
+    assert (tmp_path / ".parts" / "val.beton").exists()
+    assert convert.main([str(argument) for argument in common]) == 0
+    assert sorted(os.listdir(tmp_path)) == ["test.beton", "train.beton"]
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/train.beton: 22 images, 3 classes, ")
 
 
 # Classes and lists
