@@ -110,7 +110,7 @@ def _json_lines(path: Path, text: str, classes: int | None) -> tuple[list[Line],
     read = _coco_lines if isinstance(content.get("images"), list) else _fpath_lines
     try:
         return read(path, content, classes or MAX_CLASSES)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{path}: images with id and file_name, and annotations with image_id and category_id expected, or annotations "
             f"with fpath and category_id; found otherwise ({type(error).__name__}: {quoted(error)})"
@@ -160,7 +160,10 @@ def _coco_lines(path: Path, content: dict[str, Any], classes: int) -> tuple[list
 
 def _kaggle_lines(path: Path, text: Sequence[str], class_names: Sequence[str] | None) -> tuple[list[Line], list[str]]:
     """Image ids and boxes, each with the WordNet id of the image's class. Labels are its rank in the class list, or by name."""
-    rows = [(number, row) for number, row in enumerate(csv.reader(text), 1) if any(row)][1:]
+    try:
+        rows = [(number, row) for number, row in enumerate(csv.reader(text), 1) if any(row)][1:]
+    except csv.Error as error:
+        raise UserError(f"{path}: not readable as CSV ({error}); copy the file again") from None
     for number, row in rows:
         if len(row) != 2 or not row[0] or not row[1].split():
             raise UserError(

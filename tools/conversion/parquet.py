@@ -144,8 +144,11 @@ def _rows(paths: Sequence[Path], columns: Columns) -> Generator[Callable[[], byt
 
 def _facts(file: Any, columns: Columns) -> tuple[list[str], list[int | None]]:
     """The file name of each row, "" for none, and its label."""
-    image, is_string = file.schema_arrow.field(columns.image).type, _pyarrow().types.is_string
-    has_path = columns.in_struct and any(field.name == "path" and is_string(field.type) for field in image)
+    image, types = file.schema_arrow.field(columns.image).type, _pyarrow().types
+    strings = (types.is_string, types.is_large_string)
+    has_path = columns.in_struct and any(
+        field.name == "path" and any(is_one(field.type) for is_one in strings) for field in image
+    )
     wanted = [f"{columns.image}.path"] if has_path else []
     table = file.read([*wanted, *([columns.label] if columns.label else [])], use_threads=False)
     rows = file.metadata.num_rows

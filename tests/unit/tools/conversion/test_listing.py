@@ -209,6 +209,10 @@ def changed(**parts: Any) -> dict[str, Any]:
         ({"annotations": [{"fpath": "a.jpg", "category_id": -1}]}, "annotation 1: label -1 is not in 0..999999"),
         ({"annotations": [{"fpath": 3, "category_id": 1}]}, "found otherwise (TypeError"),
         ({"annotations": [{"fpath": "a.jpg", "category_id": "x"}]}, "found otherwise (ValueError"),
+        (
+            {"annotations": [{"fpath": "a.jpg", "category_id": float("inf")}]},
+            "and category_id expected, or annotations with fpath and category_id; found otherwise (OverflowError",
+        ),
         ({"annotations": [{"fpath": "a.jpg", "category_id": 1}] * 2}, "annotation 2: a.jpg is in annotation 1 already"),
         ("no", None),
     ],
@@ -292,6 +296,7 @@ def test_bad_solutions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         ("ILSVRC2012_test_00000001,\n", "line 2: 'ImageId,class x y x y ...' expected, found: ILSVRC2012_test"),
         ("a,n01440764 1 2,3\n", "line 2: 'ImageId,class"),
         ("", "the list has no lines"),
+        ("x" * 200_000, f"{path}: not readable as CSV (field larger than field limit (131072)); copy the file again"),
     ):
         path.write_text("ImageId,PredictionString\n" + text)
         assert told in refused(capsys, *words)

@@ -130,6 +130,15 @@ def test_rows_without_names_are_numbered_and_no_list_can_name_them(
     assert "known by running numbers here, which no list can name" in refused(capsys, *words)
 
 
+def test_paths_and_bytes_may_be_of_pyarrows_large_types(tmp_path: Path) -> None:
+    """As polars writes them."""
+    kind = pyarrow.struct([("bytes", pyarrow.large_binary()), ("path", pyarrow.large_string())])
+    rows = [{"bytes": data, "path": name} for name, data in imagenet().items()]
+    table = pyarrow.table({"image": pyarrow.array(rows, kind), "label": [0] * len(rows)})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert list(read_parquet([tmp_path / "a.parquet"], None, None).found) == list(imagenet())
+
+
 @pytest.mark.parametrize("label", [-1, None])
 def test_a_split_without_labels_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], label: int | None
