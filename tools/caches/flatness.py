@@ -25,6 +25,7 @@ from pipelines.logits.reader import LOSS_BUDGET
 from pipelines.records.reader import Records
 from train.evaluation.metrics import shot_groups
 
+_WIDTH, _UNLIMITED = 150, 10_000  # columns where the output is no terminal; more than any table has
 _DRAWN = (1.0, 3.0, 6.0, 20.0)  # curves per class; more would hide each other
 
 
@@ -75,6 +76,8 @@ def group_means(values: np.ndarray, counts: np.ndarray) -> dict[str, float | Non
 
 def show(report: Report, classes: bool, console: Console) -> None:
     """Print the table (of every class too, if asked for) and the recommendation."""
+    if not console.is_terminal:
+        console.width = _WIDTH
     table = Table(
         title=f"mean virtual examples per class, p = {report.p:g}",
         caption="tail/head: the rarest third of classes over the most frequent third",
@@ -88,9 +91,12 @@ def show(report: Report, classes: bool, console: Console) -> None:
         lost = (f"{loss:.3%}" if math.isfinite(loss) else "unknown") + (" !" if loss > LOSS_BUDGET else "")
         tau = f"{temperature * report.p:g}"
         table.add_row(f"{temperature:g}", tau, *_distribution(virtual, report.counts), lost, style=style)
-    console.print(table)
-    if classes:
-        console.print(_class_table(report))
+    tables = [table, *([_class_table(report)] if classes else [])]
+    for one in tables:
+        # A narrower terminal breaks the lines, in which every digit stands.
+        least = console.measure(one, options=console.options.update(width=_UNLIMITED)).minimum
+        console.width = max(console.width, least)
+        console.print(one)
     console.print(f"{report.cache.folder}: " + _summary(report), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -109,7 +115,7 @@ def _class_table(report: Report) -> Table:
     table = Table(title="virtual examples of every class, at T = tau/p")
     table.add_column("class")
     for column in ("images", *(f"{temperature:g}" for temperature in TEMPERATURES)):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     names = report.cache.identity["dataset"]["class_names"]
     for label in report.by_frequency:
         figures = [f"{value:.1f}" for value in report.virtual[:, label]]

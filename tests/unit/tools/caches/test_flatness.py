@@ -1,17 +1,21 @@
 """tools/logits.py flatness: table, recommendation, picture and JSON, against sums by hand."""
 
+import io
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.cache_damage import B00, Run, change, rows_of
 from helpers.small_caches import CLASSES, identity_of, logits_of, make_records, prints_of, some_samples
+from rich.console import Console
 
 from pipelines.logits import CacheWriter, LogitCache
 from pipelines.logits.flatness import TEMPERATURES, virtual_examples
 from pipelines.records.reader import Records
+from tools.caches.flatness import measure, show
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +67,19 @@ def test_a_class_by_class_table(tmp_path: Path, tailed: Records, run: Run) -> No
     assert names == CLASSES  # from frequent to rare
     (bee,) = [line for line in out.splitlines() if "│ bee " in line]
     assert bee.split("│")[2].strip() == "60" and bee.split("│")[3].strip() == "60.0"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_numbers_are_never_cut(tmp_path: Path, tailed: Records, terminal: bool) -> None:
+    """In a pipe, and in a terminal that is too narrow for them."""
+    report = measure(LogitCache(sharing(tmp_path, tailed, 0.4)), None, 1.0, 1, torch.device("cpu"))
+    report = report._replace(counts=1000 * report.counts, virtual=1000 * report.virtual)
+    console = Console(file=io.StringIO(), width=80, force_terminal=terminal, no_color=True)
+    show(report, True, console)
+    assert isinstance(console.file, io.StringIO)
+    out = console.file.getvalue()
+    assert "│ 120000 │" in out and "…" not in out
+    assert all(f" {value:.1f} │" in out for value in report.virtual.ravel())
 
 
 def test_no_temperature_is_high_enough(tmp_path: Path, tailed: Records, run: Run) -> None:
