@@ -270,7 +270,8 @@ def _study_line(
 
 def _given_teacher(folder: Path) -> str:
     figures = read_json(folder / "result.json")
-    return f"{folder.name}, given: {figures['epochs']} epochs, top-1 {100 * figures['test']['top1']:.2f}"
+    tested = f"top-1 {100 * figures['test']['top1']:.2f}" if "test" in figures else "not tested"
+    return f"{folder.name}, given: {figures['epochs']} epochs, {tested}"
 
 
 # ---- what all have ----

@@ -9,8 +9,8 @@ from helpers.paper_runs import IF100, small_choice, write_run
 
 from tools.paper.datasets import METHODS
 from tools.paper.jobs import Ending
-from tools.paper.plan import table_tasks
-from tools.paper.report import table_report, to_markdown
+from tools.paper.plan import study_tasks, table_tasks
+from tools.paper.report import studies_report, table_report, to_markdown
 
 
 def test_the_arithmetic_of_the_table(tmp_path: Path) -> None:
@@ -96,3 +96,13 @@ def test_data_sets_are_told_apart_by_name(tmp_path: Path) -> None:
     ce = [row for row in rows if row["method"] == "ce"]
     assert [(row["paper"], row["top1"]["mean"]) for row in ce] == [(38.35, pytest.approx(40)), (50, pytest.approx(60))]
     assert ce[0]["imbalance"] == 100 and ce[1]["data set"] == "Other-LT"
+
+
+def test_a_given_teacher_that_has_no_test_split(tmp_path: Path) -> None:
+    folder = tmp_path / "mine-s0"
+    folder.mkdir()
+    tasks = study_tasks(small_choice(settings=()), (0,), folder)
+    for figures, told in (({"test": {"top1": 0.5}}, "top-1 50.00"), ({}, "not tested")):
+        (folder / "result.json").write_text(json.dumps({"epochs": 200} | figures))
+        page = to_markdown(studies_report(tasks, tmp_path, {}, {}, [], folder))
+        assert f"teacher: mine-s0, given: 200 epochs, {told}\n" in page
