@@ -50,4 +50,5 @@ def latex(table: Table) -> str:
 
 def _in_latex(text: str) -> str:
     found = "".join(_LATEX.get(char, char) for char in " ".join(text.split()))
-    return re.sub(r"^-(?=[\d.])", "$-$", found)
+    # At the start of a line [ and * would be arguments of the command before.
+    return re.sub(r"^(?=[\[*])", "{}", re.sub(r"^-(?=[\d.])", "$-$", found))
