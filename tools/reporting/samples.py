@@ -136,7 +136,8 @@ def check_records(run: Run, records: Records) -> None:
         same = same and np.array_equal(records.labels[found.positions], found.labels)
     if not same:
         raise UserError(
-            f"{records.path}: {run.title} was evaluated on other records; give those by --records FILE.beton"
+            f"{records.path}: {run.title} was evaluated on other records; give those to tools/figures.py samples by "
+            "--records FILE.beton"
         )
 
 
@@ -384,5 +385,8 @@ def find_records(runs: Sequence[Run], given: Path | None, settings: Sequence[str
         return Records(given if given is not None else Path(named[-1]).expanduser())
     found = [run.records for run in runs if run.records is not None]
     if not found:
-        raise UserError(f"files of predictions hold no images; add --records FILE.beton, the records of data.{split}")
+        raise UserError(
+            f"files of predictions hold no images; give the records of data.{split} to tools/figures.py samples by "
+            "--records FILE.beton"
+        )
     return found[0]

@@ -150,10 +150,12 @@ def test_records_must_be_those_of_the_predictions(runs: tuple[Run, Run], records
     for run in (runs[0], with_classes(runs[0], NAMES, records=records.digest)):
         assert measure((run, runs[1]), records).shown
         with pytest.raises(
-            UserError, match=r"fewer.beton: good was evaluated on other records; .* --records FILE.beton"
+            UserError, match=r"fewer.beton: good was evaluated on other records; .* samples by --records FILE.beton"
         ):
             measure((run, runs[1]), fewer)
-    with pytest.raises(UserError, match=r"files of predictions hold no images; add --records FILE.beton"):
+    with pytest.raises(
+        UserError, match=r"no images; give the records of data.test to tools/figures.py samples by --records"
+    ):
         find_records(runs, None, ["eval.batch=3"], "test")
     setting = [f"data.test={tmp_path / 'fewer.beton'}"]
     assert find_records(runs, None, setting, "test").digest == fewer.digest
@@ -255,7 +257,9 @@ def test_what_the_command_refuses(
         return capsys.readouterr().err
 
     assert (
-        refusal() == "error: files of predictions hold no images; add --records FILE.beton, the records of data.test\n"
+        refusal()
+        == "error: files of predictions hold no images; give the records of data.test to tools/figures.py samples "
+        "by --records FILE.beton\n"
     )
     assert "invalid choice: 'rare'" in refusal("--groups", "rare")
     assert "no such record file" in refusal("--records", str(tmp_path / "none.beton"))
