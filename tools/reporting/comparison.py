@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from pipelines.errors import printable
 from tools.paper.outcomes import Spread, spread
 from tools.reporting import overview
 from tools.reporting.embeddings import label_named
@@ -110,7 +111,7 @@ def tables(compared: Compared) -> list[Table]:
     several = any(len(entry.runs) > 1 for entry in compared.entries)
     made = [overview.results(compared.entries, compared.split, several)]
     rows = [
-        [title, ", ".join(dict.fromkeys(gain.teachers)), *map(_signed, gain.spreads.values())]
+        [printable(title), printable(", ".join(dict.fromkeys(gain.teachers))), *map(_signed, gain.spreads.values())]
         for title, gain in compared.gains.items()
         if gain is not None
     ]
@@ -122,8 +123,8 @@ def tables(compared: Compared) -> list[Table]:
         for label in compared.classes:
             images = DASH if first.train_counts is None else f"{first.train_counts[label]:,}"
             cells = [_or_dash(entry.spread(_of_class(label))) for entry in compared.entries]
-            rows.append([str(first.class_names[label]), images, *cells])
-        columns = ["class", "training images", *(entry.title for entry in compared.entries)]
+            rows.append([printable(str(first.class_names[label])), images, *cells])
+        columns = ["class", "training images", *(printable(entry.title) for entry in compared.entries)]
         made.append(Table("Accuracy of single classes, %", columns, rows))
     return made
 
@@ -160,7 +161,7 @@ def notes(compared: Compared) -> list[str]:
         )
     runs = [run for entry in compared.entries for run in entry.runs]
     found += [f"{note}." for note in (*notes_on_checkpoints(runs), *notes_on_records(runs))]
-    return [*found, *(f"In tables, {note}." for note in notes_on_counts(runs))]
+    return [printable(note) for note in (*found, *(f"In tables, {note}." for note in notes_on_counts(runs)))]
 
 
 def draw(compared: Compared) -> Figure:

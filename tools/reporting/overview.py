@@ -7,6 +7,7 @@ split, from the predictions of each run.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipelines.errors import printable
 from tools.reporting.entries import Entry
 from tools.reporting.runs import Run
 from tools.reporting.scores import FIGURES, scores
@@ -52,7 +53,7 @@ def results(entries: Sequence[Entry], split: str, several: bool) -> Table:
     rows = []
     for entry in entries:
         seeds = [", ".join(map(str, entry.seeds)) or DASH] if several else []
-        rows.append([entry.title, *seeds, *_cells(entry.runs)])
+        rows.append([printable(entry.title), *seeds, *_cells(entry.runs)])
     return Table(f"Results on the {split} split", ["run", *(["seeds"] if several else []), *_HEADINGS], rows)
 
 

@@ -14,11 +14,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pipelines.errors import UserError, quoted
+from pipelines.errors import UserError, printable, quoted
 from tools.command_line import path
 from tools.reporting.output import check_place, write_all
 from tools.reporting.runs import Run, open_runs
-from tools.reporting.style import COLOURS, LINES, MARKERS
+from tools.reporting.style import COLOURS, LINES, MARKERS, shown, verbatim
 from tools.reporting.tables import Table, markdown
 from tools.reporting.together import notes_on_checkpoints
 from train.evaluation.compensation import Rule, compensated_answers, read_counts, rule_of
@@ -151,8 +151,8 @@ def _require_images(run: Run, test_counts: np.ndarray) -> None:
 def tables(measured: Shifted) -> list[Table]:
     """Accuracies of the first images, the expected ones, and the sets."""
     names = [one.name for one in measured.sets]
-    first = [[line.title, *(f"{100 * one.first:.2f}" for one in line.accuracies)] for line in measured.lines]
-    expected = [[line.title, *map(_with_error, line.accuracies)] for line in measured.lines]
+    first = [[printable(line.title), *(f"{100 * one.first:.2f}" for one in line.accuracies)] for line in measured.lines]
+    expected = [[printable(line.title), *map(_with_error, line.accuracies)] for line in measured.lines]
     sets = [
         ["images", *(f"{one.counts.sum():,}" for one in measured.sets)],
         ["most of a class", *(str(one.counts.max()) for one in measured.sets)],
@@ -194,7 +194,7 @@ def notes(measured: Shifted) -> list[str]:
     short = [one.name for one in measured.sets if one.imbalance > one.counts.max()]
     if short:
         found.append(f"With {fewest} images of a class, the imbalance of {', '.join(short)} is {fewest} at most.")
-    return [*found, *(f"{note}." for note in measured.notes)]
+    return [printable(note) for note in (*found, *(f"{note}." for note in measured.notes))]
 
 
 def as_json(measured: Shifted) -> dict[str, Any]:
@@ -237,12 +237,13 @@ def draw(measured: Shifted) -> Figure:
     axes.set_xticks(x, [one.name for one in measured.sets])
     axes.set_xlabel("test set: F as long-tailed as the training set, U uniform, B reversed; number: imbalance")
     axes.set_ylabel("top-1, %")
-    runs = [Line2D([], [], color=colour, marker=marker, label=run) for run, (colour, marker) in looks.items()]
+    runs = [Line2D([], [], color=colour, marker=marker, label=shown(run)) for run, (colour, marker) in looks.items()]
     kinds = [
         Line2D([], [], color="0.3", linestyle=LINES[0], label="without post-compensation"),
         Line2D([], [], color="0.3", linestyle=LINES[1], label="with it (open points)"),
     ]
     axes.legend(handles=[*runs, *kinds], title="lines: expected ± error\npoints: first images", loc="best")
+    verbatim(figure)
     return figure
 
 

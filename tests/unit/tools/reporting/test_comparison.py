@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import pytest
-from helpers.report_runs import made_run, random_predictions
+from helpers.report_runs import NAMES, made_run, random_predictions
 
 from pipelines.errors import UserError
 from tools.reporting.comparison import as_json, as_latex, draw, measure, notes, page, tables
@@ -100,3 +100,15 @@ def test_what_is_written(runs: list[Run]) -> None:
     assert data["lines"][1]["figures"]["top1"]["n"] == 2 and data["lines"][1]["classes"][0]["class"] == "ant"
     (axes,) = draw(compared).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["bsce-s*", "dive-s*", "other"]
+
+
+def test_names_that_are_not_utf8_are_written_escaped(tmp_path: Path) -> None:
+    """Of classes, runs and teachers."""
+    named = random_predictions(names=("caf\udce9", *NAMES[1:]))
+    teacher = replace(made_run("t\udce9", predictions=replace(named, weights="w-t")), config=None)
+    files: dict[str, Any] = {"model.json": {"teachers": [{"weights": "w-t"}]}}
+    student = replace(made_run("s\udce9", tmp_path, 1, files, predictions=replace(named, weights="w-s")), config=None)
+    compared = measure([teacher, replace(student, step=5)], "test", ["0"])
+    text = page(compared)
+    assert text.encode() and as_latex(compared).encode()
+    assert all(name in text for name in ("| caf\\udce9 |", "| s\\udce9 | t\\udce9 |", "s\\udce9 is unfinished"))

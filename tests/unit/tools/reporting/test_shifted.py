@@ -12,7 +12,7 @@ from PIL import Image
 from pipelines.errors import UserError
 from tools.figures import main
 from tools.reporting.runs import Run
-from tools.reporting.shifted import as_json, draw, measure, notes, tables
+from tools.reporting.shifted import as_json, draw, measure, notes, page, tables
 from train.evaluation.predictions import Predictions
 from train.evaluation.shifted import first_images
 
@@ -115,6 +115,17 @@ def test_the_picture_shows_all_runs() -> None:
     )
     legend = axes.get_legend()
     assert legend is not None and [text.get_text() for text in legend.get_texts()][:2] == ["run 0", "run 1"]
+
+
+def test_names_of_runs_are_shown_as_they_are() -> None:
+    """No formula; what UTF-8 lacks is escaped, in picture, tables and notes."""
+    measured = measure([run("lr$\\frac$"), run("caf\udce9")], [4])
+    figure = draw(measured)
+    figure.canvas.draw()
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()][:2] == ["lr$\\frac$", "caf\\udce9"]
+    assert "caf\\udce9 + PC" in page(measured) and page(measured).encode()
 
 
 @pytest.mark.parametrize(
