@@ -362,7 +362,7 @@ def notes(measured: Embeddings) -> list[str]:
         "within: mean squared distance of a point from the mean of its class (trace of S_W / n); between: mean squared distance "
         "of its class's mean from the mean of all points (trace of S_B / n). Only their ratio can be compared across runs",
         "silhouette: from -1 to 1; above 0, points lie nearer to their own class than to the nearest other one",
-        *measured.notes,
+        *map(printable, measured.notes),
     ]
 
 

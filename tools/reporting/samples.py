@@ -315,7 +315,7 @@ def notes(measured: Samples) -> list[str]:
     ]
     if len(measured.shown) < measured.number:
         found.append(f"{measured.number} images were asked for; there are no more")
-    return found + measured.notes
+    return [*found, *map(printable, measured.notes)]
 
 
 def as_json(measured: Samples) -> dict[str, Any]:

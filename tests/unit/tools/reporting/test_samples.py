@@ -27,6 +27,7 @@ from tools.reporting.samples import (
     fitted_size,
     measure,
     notes,
+    page,
     tables,
 )
 from tools.reporting.style import COLOURS, GROUP_COLOURS, svg
@@ -210,6 +211,11 @@ def test_the_picture_shows_names_as_they_are(runs: tuple[Run, Run], records: Rec
     assert svg(figure)  # draws every text
     cells = " ".join(cell for row in tables(measured)[1].rows for cell in row)
     assert r"名\udcff" in cells and "\udcff" not in cells
+
+
+def test_notes_on_a_run_whose_name_is_not_utf8_are_escaped(runs: tuple[Run, Run], records: Records) -> None:
+    measured = measure((replace(runs[0], title="caf\udce9", step=5), runs[1]), records)
+    assert notes(measured)[-1].startswith(r"caf\udce9 is unfinished") and page(measured).encode()
 
 
 def test_no_text_reaches_the_next_image(runs: tuple[Run, Run], records: Records) -> None:
