@@ -45,9 +45,7 @@ def check_output(path: Path, force: bool) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder; name the file to write, such as {path / 'train.beton'}")
     if path.exists() and not path.is_file():
-        raise UserError(
-            f"{path} is a pipe, socket or device; name a file to write, such as {path.parent / 'train.beton'}"
-        )
+        raise UserError(f"{path} is a pipe, socket or device; name a file to write, such as data/train.beton")
     if path.exists() and not force:
         raise UserError(f"{path} exists; add --force to overwrite it, or name another file")
     check_folder_place(path.parent, str(path))

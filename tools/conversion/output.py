@@ -210,21 +210,19 @@ def _together(folder: Path, outputs: Collection[Path]) -> Iterator[Path]:
     Parts of an earlier split stay until then; those of two splits never lie side by side.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    hidden = folder / ".parts"
+    hidden = folder / ".parts.partial"
     handle = os.open(folder, os.O_RDONLY)
     try:
         # Some file systems cannot lock folders.
         with contextlib.suppress(OSError):
             lock(handle)
         shutil.rmtree(hidden, ignore_errors=True)  # a killed run left it
-        for out in outputs:
-            forget_unreadable(out)
         try:
             yield hidden
         except BaseException:
             shutil.rmtree(hidden, ignore_errors=True)
             raise
-        # All before the first rename, between which this process may be killed.
+        # All old ones go before the first new one comes, as this process may be killed between two renames.
         for out in outputs:
             remove(out)
         for out in outputs:

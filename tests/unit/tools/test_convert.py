@@ -301,11 +301,11 @@ def test_parts_that_a_killed_run_left_are_removed_and_a_second_run_is_refused(
     tmp_path: Path, large_tree: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["folder", "--workers", 0, "--images", large_tree, "--out", tmp_path, "--test", 0.3]
-    (tmp_path / ".parts").mkdir()
-    (tmp_path / ".parts" / "val.beton").write_bytes(b"left")
+    (tmp_path / ".parts.partial").mkdir()
+    (tmp_path / ".parts.partial" / "val.beton").write_bytes(b"left")
     with alone_in(tmp_path):
         assert "another conversion is writing parts in this folder; wait for its end" in failure(capsys, *common)
-    assert (tmp_path / ".parts" / "val.beton").exists()
+    assert (tmp_path / ".parts.partial" / "val.beton").exists()
     assert convert.main([str(argument) for argument in common]) == 0
     assert sorted(os.listdir(tmp_path)) == ["test.beton", "train.beton"]
     assert capsys.readouterr().out.startswith(f"{tmp_path}/train.beton: 22 images, 3 classes, ")
