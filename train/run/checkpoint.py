@@ -153,14 +153,10 @@ def _remove(folder: Path) -> None:
     try:
         folder.rename(hidden)
         shutil.rmtree(hidden)
-    except (
-        OSError
-    ) as error:  # protected by the user, or open elsewhere on a network disk: no reason to end the training
-        print(
-            f"warning: {folder} is no longer needed, and cannot be deleted: {error.strerror}",
-            file=sys.stderr,
-            flush=True,
-        )
+    # Protected by the user, or open elsewhere on a network disk: no reason to end the training.
+    except OSError as error:
+        line = f"warning: {folder} is no longer needed, and cannot be deleted: {error.strerror}"
+        print(line, file=sys.stderr, flush=True)
 
 
 def _remove_leftovers(root: Path) -> None:

@@ -138,8 +138,5 @@ class Dashboards:
 
 def _warn(name: str, error: Exception) -> None:
     words = " ".join(f"{type(error).__name__}: {error}".split())
-    print(
-        f"warning: {name} failed and is left out from here on: {words}; metrics.jsonl has everything",
-        file=sys.stderr,
-        flush=True,
-    )
+    line = f"warning: {name} failed and is left out from here on: {words}; metrics.jsonl has everything"
+    print(line, file=sys.stderr, flush=True)
