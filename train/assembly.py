@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +17,6 @@ from models import ModelSpec
 from models.outputs import freeze_all_but
 from pipelines.backends import pixel_source, resolve_backend
 from pipelines.errors import UserError
-from pipelines.files import read_object
 from pipelines.loader import Loader
 from pipelines.logits import Ensemble
 from pipelines.order import TrainOrder
@@ -39,17 +38,15 @@ from train.loop import Training
 from train.networks.info import ModelInfo
 from train.networks.initial import Initial, initialise, initialise_all_but
 from train.networks.layout import channels_last, compile_in_place, input_dtype, without_broadcasts
-from train.networks.weights import weights_hash
 from train.objectives.methods import METHODS, DistillConfig, hard_part, names_where, settings_of
 from train.objectives.objective import Objective
 from train.objectives.sources import Source, make_source, open_cache
 from train.optim import build_optimizer, describe_scaling, scaled_lr
+from train.resuming import resumed_from
 from train.run import checkpoint
 from train.run.environment import precision_of
 from train.run.facts import Facts
-from train.run.place import expanded, run_folder
 from train.schedule import Schedule
-from train.settings import load
 from train.watch.dashboards import require_packages
 from train.watch.text import counted
 
@@ -219,7 +216,7 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
     loader = make_loader(config, splits.train, config.data.recipe, backend, accelerator, batch=share, dtype=dtype)
     evaluation = _evaluation(config, splits, backend, accelerator)
     _check_choices(config, evaluation)
-    resumed = _resumed(config, folder, splits.train)
+    resumed = resumed_from(config, folder, splits.train)
     _check_overlaps(config, splits, say)
     order = _order(config, splits.train, accelerator)
     notes = (reuse_of_views(config, len(splits.train)), describe_scaling(config.optim))
@@ -314,39 +311,6 @@ def _check_choices(config: Config, evaluation: dict[str, Split]) -> None:
             raise UserError(
                 f"save.keep_best={config.save.keep_best}: needs data.{split}, and eval.every_epochs or every_steps above 0"
             )
-
-
-def _resumed(config: Config, folder: Path, train: Records) -> dict[str, Any] | None:
-    """What the run begins with by `resume=PATH`, or began with, once it has a checkpoint; for model.json.
-
-    UserError, before the run's folder exists, where PATH holds no checkpoint, or one of a network of other classes.
-    """
-    if checkpoint.has_checkpoint(folder):
-        return Facts.of_run(folder).resumed
-    if config.resume in ("auto", "never"):
-        return None
-    found = checkpoint.load_from(config.resume)
-    theirs = _classes_of(config.resume)
-    if theirs is not None and theirs != list(train.class_names):
-        raise UserError(
-            f"resume={config.resume} was trained on other classes than those of data.train, or in another order; give the "
-            "records of that run, or model.init=RUN in place of resume, which takes all but the classifier of a finished run"
-        )
-    return {"source": config.resume, "step": found.step, "weights": weights_hash(found.tensors["model"])}
-
-
-def _classes_of(resume: str) -> list[str] | None:
-    """The class names of the run in which this checkpoint lies; None where they are not known."""
-    path = expanded(resume)
-    run = path.resolve().parent.parent if (path / "state.json").exists() else run_folder(resume)
-    if (run / "model.json").exists():
-        return read_object(run / "model.json", class_names=list)["class_names"]
-    # An unfinished run has them in its records alone, which may lie elsewhere by now, or be others.
-    try:
-        records = Records(str(load(Config, run / "config.yaml").data.train))
-    except UserError:
-        return None
-    return list(records.class_names) if records.digest == Facts.of_run(run).digests.get("train") else None
 
 
 def _note_on_patience(config: Config, schedule: Schedule) -> str | None:

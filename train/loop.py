@@ -30,6 +30,7 @@ from train.run.checkpoint import (
     Checkpoint,
     Keep,
     SaveConfig,
+    has_figures,
     load_from,
     load_latest,
     pointed_at,
@@ -157,7 +158,7 @@ def fit(
         # A best evaluation of another run (resume=PATH), or on another split, means nothing here.
         if best and (best.chosen_on != config.save.keep_best or not step_folder(folder, best.step).is_dir()):
             best = None
-    lost = checkpoint is None and _has_figures(folder)  # asked before the tracker begins them anew
+    lost = checkpoint is None and has_figures(folder)  # asked before the tracker begins them anew
     batches = loader.stream(order.plan(first, total))
     saver = Saver(folder)
     tracker = Tracker(
@@ -289,11 +290,6 @@ def _require_finite_update(step: int, network: nn.Module, optimizer: Any, accele
 
 def _keep(config: SaveConfig, best: Best | None, epoch_steps: int) -> Keep:
     return Keep(config.keep_last, config.keep_every * epoch_steps, best.step if best else None)
-
-
-def _has_figures(folder: Path) -> bool:
-    metrics = folder / "metrics.jsonl"
-    return metrics.is_file() and metrics.stat().st_size > 0
 
 
 def _newest(folder: Path, resume: str, total: int, accelerator: Accelerator) -> Checkpoint | None:

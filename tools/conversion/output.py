@@ -213,9 +213,12 @@ def _together(folder: Path, outputs: Collection[Path]) -> Iterator[Path]:
     hidden = folder / ".parts.partial"
     handle = os.open(folder, os.O_RDONLY)
     try:
-        # Some file systems cannot lock folders.
-        with contextlib.suppress(OSError):
-            lock(handle)
+        try:
+            # Some file systems cannot lock folders.
+            with contextlib.suppress(OSError):
+                lock(handle)
+        except Held:
+            raise UserError(f"{folder}: another conversion is writing parts in this folder; wait for its end") from None
         shutil.rmtree(hidden, ignore_errors=True)  # a killed run left it
         try:
             yield hidden
@@ -229,7 +232,5 @@ def _together(folder: Path, outputs: Collection[Path]) -> Iterator[Path]:
             os.rename(hidden / out.name, out)
         hidden.rmdir()
         os.fsync(handle)
-    except Held:
-        raise UserError(f"{folder}: another conversion is writing parts in this folder; wait for its end") from None
     finally:
         os.close(handle)

@@ -145,10 +145,9 @@ def _rows(paths: Sequence[Path], columns: Columns) -> Generator[Callable[[], byt
 def _facts(file: Any, columns: Columns) -> tuple[list[str], list[int | None]]:
     """The file name of each row, "" for none, and its label."""
     image, types = file.schema_arrow.field(columns.image).type, _pyarrow().types
-    strings = (types.is_string, types.is_large_string)
-    has_path = columns.in_struct and any(
-        field.name == "path" and any(is_one(field.type) for is_one in strings) for field in image
-    )
+    fields = list(image) if columns.in_struct else []
+    texts = [field.name for field in fields if types.is_string(field.type) or types.is_large_string(field.type)]
+    has_path = "path" in texts
     wanted = [f"{columns.image}.path"] if has_path else []
     table = file.read([*wanted, *([columns.label] if columns.label else [])], use_threads=False)
     rows = file.metadata.num_rows

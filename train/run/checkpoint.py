@@ -93,7 +93,8 @@ def save(run_dir: Path, step: int, tensors: Mapping[str, Tensors], state: dict[s
     root.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(root)
     folder = root / _folder_name(step)
-    if not _holds(folder, state):
+    there = _intact(folder)
+    if there is None or there["state"] != json.loads(json.dumps(state)):
         _write_folder(folder, step, tensors, state)
     write_bytes_atomic(root / "latest", folder.name.encode())
     if keep.best is not None:
@@ -123,7 +124,9 @@ def _write_folder(folder: Path, step: int, tensors: Mapping[str, Tensors], state
         content = {"format": _FORMAT, "step": step, "files": files, "state": state}
         write_durable(temporary / "state.json", _seal(content))
         fsync_folder(temporary)
-        if _has_files(folder, files):  # of the same step before its evaluation: at no time is there none of this step
+        there = _intact(folder)
+        # Of the same step before its evaluation: at no time is there none of this step.
+        if there is not None and there["files"] == files:
             (temporary / "state.json").replace(folder / "state.json")
             fsync_folder(folder)
             shutil.rmtree(temporary, ignore_errors=True)
@@ -251,8 +254,13 @@ def has_trained_nothing(run_dir: Path) -> bool:
     """
     if has_checkpoint(run_dir) or any((run_dir / name).exists() for name in ("result.json", "model.json")):
         return False
+    return (run_dir / NOT_FINITE).exists() or not has_figures(run_dir)
+
+
+def has_figures(run_dir: Path) -> bool:
+    """Whether a training in this folder has logged anything."""
     metrics = run_dir / "metrics.jsonl"
-    return (run_dir / NOT_FINITE).exists() or not metrics.is_file() or metrics.stat().st_size == 0
+    return metrics.is_file() and metrics.stat().st_size > 0
 
 
 def _newest_first(root: Path) -> list[int]:
@@ -275,19 +283,9 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, torc
     return content, tensors
 
 
-def _has_files(folder: Path, files: dict[str, str]) -> bool:
-    """Whether the folder holds an intact checkpoint of tensors with these digests."""
+def _intact(folder: Path) -> dict[str, Any] | None:
+    """What state.json of an intact checkpoint holds; None where there is none, or a damaged one."""
     try:
-        content, _ = _read_folder(folder)
+        return _read_folder(folder)[0]
     except UserError:
-        return False
-    return content["files"] == files
-
-
-def _holds(folder: Path, state: dict[str, Any]) -> bool:
-    """Whether the folder holds an intact checkpoint with this state."""
-    try:
-        content, _ = _read_folder(folder)
-    except UserError:
-        return False
-    return content["state"] == json.loads(json.dumps(state))
+        return None

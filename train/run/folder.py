@@ -38,7 +38,7 @@ from train.settings import diff, load, to_yaml
 # processes: the same samples and views, with other rounding.)
 FREE_KEYS = (
     *("run", "resume", "save", "track", "profile", "data.workers", "data.verify", "cache.check"),
-    *("eval.every_epochs", "eval.every_steps", "eval.batch"),  # without eval.patience
+    *("eval.every_epochs", "eval.every_steps", "eval.batch"),  # the first two only without eval.patience: PATIENCE_KEYS
     "optim.accumulate",
     "data.hw_decoder_load",  # where it changes pixels, the run's facts tell
 )
