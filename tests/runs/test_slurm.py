@@ -147,6 +147,24 @@ def test_an_array_of_students_from_one_cache(cluster: Callable[..., str], tiny: 
     assert [result["seed"] for result in results] == [3, 5], said
 
 
+def test_the_code_of_a_step_is_that_of_the_job(tmp_path: Path) -> None:
+    """Also of a step that ends at once, and of one that ends while the signal is answered."""
+    srun, scancel = tmp_path / "srun", tmp_path / "scancel"
+    scancel.write_text("#!/bin/sh\nsleep 0.3\n")
+    for program in (srun, scancel):
+        program.touch()
+        program.chmod(0o755)
+    known = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "1"}
+
+    def code() -> int:
+        return subprocess.run([JOB, "train/cache_logits.py"], env=known, capture_output=True).returncode
+
+    srun.write_text("#!/bin/sh\nexit 3\n")
+    assert [code() for _ in range(40)] == [3] * 40
+    srun.write_text('#!/bin/sh\nkill -USR1 "$PPID"\nsleep 0.1\nexit 0\n')
+    assert code() == 0  # or the job would be queued again
+
+
 def test_what_is_not_understood_is_refused(cluster: Callable[..., str], tmp_path: Path) -> None:
     alone = subprocess.run([JOB, "train/distill.py"], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
     assert alone.returncode == 2 and "type: sbatch [OPTIONS] tools/slurm/job.sh" in alone.stderr

@@ -60,6 +60,8 @@ def _samples(runs: Sequence[Run]) -> Made:
     """What the last method of Table 1, the paper's own, answers right and all others wrong."""
     from tools.reporting import samples
 
+    if len(runs) < 2:
+        raise UserError(f"of one finished run of the lowest seed, {runs[0].title}, there is nothing to compare")
     records = runs[-1].records
     assert records is not None
     measured = samples.measure((runs[-1], *runs[:-1]), records)

@@ -39,6 +39,11 @@ class Curve(NamedTuple):
     epochs: np.ndarray
     values: np.ndarray
 
+    @property
+    def marker(self) -> str:
+        """A line through one point would not be seen."""
+        return "o" if len(self.values) == 1 else ""
+
 
 def lines_of(run: Run) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; none where there is no such file. The last line of a killed run may be cut off."""
@@ -119,7 +124,8 @@ def _picture(entries: Sequence[Entry], lines: dict[str, list[dict[str, Any]]], n
                 continue
             # Equal schedules lie on top of each other: the lower lines are wider.
             width = 1.2 + (3 * (len(entries) - 1 - number) if name == "lr" else 0)
-            axes.plot(*found, color=entry.colour, linestyle=entry.line, linewidth=min(width, 8), solid_capstyle="butt")
+            line = {"linestyle": entry.line, "linewidth": min(width, 8), "solid_capstyle": "butt"}
+            axes.plot(*found, color=entry.colour, marker=found.marker, **line)
             drawn.append(f"{run.title} from {found.values[0]:.4g} to {found.values[-1]:.4g}")
     if not drawn:
         return None
@@ -147,8 +153,9 @@ def _evaluations(material: Material, lines: dict[str, list[dict[str, Any]]]) -> 
             during = {line["epoch"]: line[split]["top1"] for line in lines[run.title] if split in line}
             result = run.json("result.json")
             last = (result.get(split) or {}).get("top1")
-            if during and last is not None and (result.get("epochs") or 0) > max(during):
-                during[float(result["epochs"])] = last
+            end = round(float(result.get("epochs") or 0), 4)  # as the lines have it
+            if during and last is not None and end > max(during):
+                during[end] = last
             if during := {epoch: top1 for epoch, top1 in during.items() if top1 is not None}:
                 found[run.title] = during
         if found and (best is None or len(found) > len(best.found)):

@@ -23,6 +23,8 @@ _COLOURS = _FIXED | {
     colour.lower(): f"var(--series-{number})" for number, colour in enumerate(COLOURS) if colour.lower() not in _FIXED
 }
 
+_HEX = re.compile(r"#[0-9a-f]{6}\b")
+
 
 def inline_svg(figure: Figure, alt: str, name: str) -> str:
     """An <svg> element with text as text; alt: its description; name: unique in the page, begins its ids."""
@@ -36,7 +38,7 @@ def inline_svg(figure: Figure, alt: str, name: str) -> str:
     inner = re.sub(
         r"<defs>\s*<style.*?</style>\s*</defs>|<metadata>.*?</metadata>|<!--.*?-->", "", inner, flags=re.DOTALL
     )
-    inner = re.sub(r"#[0-9a-f]{6}\b", lambda found: _COLOURS.get(found[0], found[0]), inner)
+    inner = re.sub(r"<[^>]*>", lambda tag: _HEX.sub(lambda found: _COLOURS.get(found[0], found[0]), tag[0]), inner)
     inner = inner.replace("xlink:href", "href")
     inner = _own_ids(inner, name)
     inner = re.sub(r"\n\s*", "\n", inner)

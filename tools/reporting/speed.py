@@ -79,7 +79,7 @@ def _picture(entries: Sequence[Entry], lines: dict[str, list[dict[str, Any]]]) -
     for entry in entries:
         for run in entry.runs:
             if found := curve(lines[run.title], "images_per_s"):
-                axes.plot(*found, entry.line, color=entry.colour, linewidth=1.2)
+                axes.plot(*found, entry.line, color=entry.colour, linewidth=1.2, marker=found.marker)
                 drawn.append(f"{run.title} {np.median(found.values):,.0f} in the median")
     if not drawn:
         return None

@@ -57,11 +57,15 @@ trap ask USR1
 
 srun --kill-on-bad-exit=1 "${command[@]}" &
 step=$!
-code=0
-while kill -0 "$step" 2>/dev/null; do # a signal interrupts the wait
+while :; do
     wait "$step"
     code=$?
+    kill -0 "$step" 2>/dev/null || break # else a signal interrupted the wait
 done
+# The step may have ended while the signal was answered: its own code is still known, unless the wait above has had it.
+wait "$step" 2>/dev/null
+last=$?
+((last == 127)) || code=$last
 
 unfinished() {
     if [[ -z $folder ]]; then

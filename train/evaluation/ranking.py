@@ -117,11 +117,15 @@ def _csv(file: Any, columns: list[str]) -> Iterator[Callable[[list[Sequence[Any]
     # A name of a file may hold bytes that are not UTF-8, which stay as they are.
     text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
     lines = csv.writer(text, lineterminator="\n")
+    quoted = csv.writer(
+        text, lineterminator="\n", quoting=csv.QUOTE_ALL
+    )  # of a carriage return the other takes no notice
     lines.writerow(columns)
 
     def rows(found: list[Sequence[Any]]) -> None:
         shown = [[f"{value:.9g}" for value in one] if one and isinstance(one[0], float) else one for one in found]
-        lines.writerows(zip(*shown, strict=True))
+        torn = any("\r" in value for one in shown if one and isinstance(one[0], str) for value in one)
+        (quoted if torn else lines).writerows(zip(*shown, strict=True))
 
     try:
         yield rows

@@ -39,10 +39,11 @@ def card(info: ModelInfo, config: Config) -> str:
 
 
 def _summary(info: ModelInfo, words: str) -> str:
-    size = info.input_size
+    size = info.view_size
+    trained = "trained" if size == info.input_size else f"trained on images of {info.input_size} x {info.input_size}"
     return (
         f"`{info.architecture}`, an image classifier of {len(info.class_names):,} classes for images of {size} x {size} "
-        f"pixels, trained by {words} (`{info.method}`). Weights: `{info.weights_hash}` (SHA-256 over "
+        f"pixels, {trained} by {words} (`{info.method}`). Weights: `{info.weights_hash}` (SHA-256 over "
         "names, types, shapes and values; caches and students of this network name it)."
     )
 
@@ -117,7 +118,7 @@ def _of_the_loss(config: Config, tau: float | None) -> dict[str, Any]:
 
 
 def _use(info: ModelInfo) -> str:
-    name, architecture, size = info.name, info.architecture, info.input_size
+    name, architecture, size = info.name, info.architecture, info.view_size
     text = (
         "With the trainer's code (more in its docs/export.md):\n\n"
         "```python\n"

@@ -37,7 +37,7 @@ from train.settings import diff, load
 
 
 def check_exportable(target: Path, folder: Path, config: Config) -> None:
-    """Raise UserError, before anything is computed, if the export could not be made; create the folders above `target`."""
+    """Raise UserError, before anything is computed, if it could not be exported; but for whether `target` can be written."""
     if target.exists() or target.is_symlink():
         raise UserError(f"export={target} exists already; delete it, or give the name of a new folder")
     _, info = load_final(folder)  # says what is to be done where there are no final weights
@@ -47,10 +47,6 @@ def check_exportable(target: Path, folder: Path, config: Config) -> None:
                 f"data.{name}={getattr(config.data, name)}: the network was trained with {getattr(info, name)}, which is what an "
                 f"export tells its users; leave data.{name} out"
             )
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"export={target}: cannot make {target.parent} ({error.strerror})") from error
 
 
 def measured(
@@ -86,7 +82,7 @@ def write_export(
         training=info.training or _training(folder),
         evaluation=evaluation,
     )
-    spec, mean, std, size = info.spec, info.mean, info.std, info.input_size
+    spec, mean, std, size = info.spec, info.mean, info.std, told.view_size
     texts = {
         "config.yaml": settings,
         "class_names.txt": class_lists.text(info.class_names),
@@ -96,7 +92,7 @@ def write_export(
         texts["config.json"] = timms_config(name, told)
     temporary = temporary_path(target)
     try:
-        temporary.mkdir()
+        temporary.mkdir(parents=True)
         told = replace(told, programs=write_programs(temporary, programs, spec, state, mean, std, size))
         texts["README.md"] = card(told, load(Config, folder / "config.yaml")).encode(errors="surrogateescape")
         save_final(temporary, state, told)

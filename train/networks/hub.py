@@ -4,6 +4,7 @@ Owns their words. Invariant: only a network that timm has under the same names o
 """
 
 import json
+import math
 from typing import Any
 
 import yaml
@@ -34,13 +35,21 @@ def timms_config(name: str, info: ModelInfo) -> bytes:
             "input_size": [3, size, size],
             "fixed_input_size": False,
             "interpolation": "bilinear",
-            "crop_pct": size / short_side,
+            "crop_pct": _crop_of(size, short_side),
             "crop_mode": "center",
             "mean": info.mean,
             "std": info.std,
         },
     }
     return (json.dumps(config, indent=2) + "\n").encode()
+
+
+def _crop_of(size: int, short_side: int) -> float:
+    """The share from which timm, which rounds size / share down, gets this short side."""
+    share = size / short_side
+    while math.floor(size / share) < short_side:
+        share = math.nextafter(share, 0)
+    return share
 
 
 def card_head(info: ModelInfo) -> str:

@@ -37,7 +37,7 @@ class ModelInfo:
     "per-channel mean of the pixels, 0..1"
     std: list[float]
     input_size: int
-    "side of the square images, in pixels"
+    "side of the square views that it was trained on, in pixels"
     recipe: dict[str, Any] = field(default_factory=dict)
     "the recipe of the training (data.recipe)"
     precision: str = ""
@@ -75,6 +75,11 @@ class ModelInfo:
         ModelSpec.parse(info.architecture, len(info.class_names))
         check_normalisation(info.mean, info.std, "")
         return info
+
+    @property
+    def view_size(self) -> int:
+        """The side of the views that were evaluated, in pixels; of a run that of its training."""
+        return self.evaluation_recipe.get("size", self.input_size)
 
     @property
     def spec(self) -> ModelSpec:

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 from helpers.paper_runs import IF100, small_choice
+from helpers.report_runs import made_run, random_predictions
 
+from pipelines.errors import UserError
 from tools.paper import figures
 from tools.paper.jobs import Ending
 from tools.paper.plan import table_tasks
@@ -22,6 +25,13 @@ def test_runs_that_are_not_finished_are_named(tmp_path: Path) -> None:
         "dive_if100-s0 (not run).\n"
     ) in page
     assert "* A note.\n" in page and [run["role"] for run in report.data["runs"]] == ["ce", "bsce", "dive"]
+
+
+def test_pictures_of_two_runs_are_not_made_of_one(tmp_path: Path) -> None:
+    """A study that was stopped after its first training still has a page."""
+    run = made_run("CE", predictions=random_predictions())
+    with pytest.raises(UserError, match="of one finished run of the lowest seed, CE, there is nothing to compare"):
+        figures.FIGURES["samples"].make([run])
 
 
 def test_each_figure_has_its_files() -> None:

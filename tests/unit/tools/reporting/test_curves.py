@@ -38,6 +38,23 @@ def test_a_section_of_two_methods(tmp_path: Path) -> None:
     assert evaluations.rows == [["0.5", "25.00"], ["1", "50.00"]]
 
 
+def test_one_logged_point_is_seen(tmp_path: Path) -> None:
+    made = section(material(made_run("a", write(tmp_path / "a", logged(1)))))
+    for picture in made.figures:
+        (line,) = picture.figure.axes[0].lines
+        assert line.get_marker() == "o" and len(line.get_xdata()) == 1
+    long = section(material(made_run("b", write(tmp_path / "b", logged(9)))))
+    assert {picture.figure.axes[0].lines[0].get_marker() for picture in long.figures} == {""}
+
+
+def test_the_last_evaluation_is_there_once(tmp_path: Path) -> None:
+    """metrics.jsonl has its epoch in four digits, result.json in all."""
+    evaluated = [{"step": 5, "epoch": 0.5, "val": {"top1": 0.25}}, {"step": 16, "epoch": 2.2857, "val": {"top1": 0.5}}]
+    found = {"result.json": {"epochs": 16 / 7, "val": {"top1": 0.5}}}
+    made = section(material(made_run("a", write(tmp_path / "a", logged(10) + evaluated), files=found)))
+    assert made.tables[1].rows == [["0.5", "25.00"], ["2.2857", "50.00"]]
+
+
 def test_a_long_curve_is_shown_by_means() -> None:
     found = curve(logged(10 * POINTS), "loss")
     assert found is not None and len(found.epochs) == POINTS and (np.diff(found.values) < 0).all()

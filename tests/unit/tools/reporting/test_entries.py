@@ -34,6 +34,17 @@ def test_one_teacher_for_all_seeds_is_one_entry_too() -> None:
     assert set(entry.varies) == {"seed", "run"}
 
 
+def test_initial_networks_that_follow_the_seed() -> None:
+    """As routers have them, trained last in the finished networks of their seeds."""
+    routers = []
+    for seed in (0, 1):
+        settings = config(seed, f"router-s{seed}")
+        settings = replace(settings, model=replace(settings.model, init=f"ride-s{seed}"))
+        routers.append(made_run(f"router-s{seed}", seed=seed, config=settings))
+    (entry,) = entries_of(routers)
+    assert entry.title == "router-s*" and set(entry.varies) == {"seed", "run", "model.init"}
+
+
 @pytest.mark.parametrize(
     "other",
     [

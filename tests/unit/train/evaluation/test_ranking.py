@@ -1,5 +1,6 @@
 """The first classes of images, and the files that hold them."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,17 @@ def test_names_of_files_and_classes_stay_as_they_are(tmp_path: Path) -> None:
         b'file,label,class,probability,class_2,probability_2\n"a,""b"".jpg",1,"zw\xc3\xb6lf, 12",0.75,x; y,0.25\n'
     )
     assert b'"new\nline.png",1' in data and b"\n\xff\xfe.jpg,1," in data
+
+
+def test_a_carriage_return_in_a_name_tears_no_row(tmp_path: Path) -> None:
+    names = ["x\ry.png", "\r\n.png", "z.png"]
+    with table(tmp_path / "t.csv", ["a\rb", "c"], 2) as write:
+        write(names, Ranked(np.array([[1, 0]] * 3), np.array([[0.75, 0.25]] * 3)))
+    with (tmp_path / "t.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert [row[0] for row in rows[1:]] == names and {tuple(row[1:]) for row in rows[1:]} == {
+        ("1", "c", "0.75", "a\rb", "0.25")
+    }
 
 
 def test_a_table_that_is_not_finished_is_not_there(tmp_path: Path) -> None:

@@ -155,6 +155,29 @@ def test_an_export_is_evaluated_and_exported_like_a_run(work: Path) -> None:
     (work / "exports/t/evaluation_test.json").unlink()
 
 
+def test_views_of_another_size_are_what_is_exported(work: Path) -> None:
+    """A network may be measured on larger views than it was trained on: its users are told of those."""
+    made = work / "exports/large"
+    size = ("data.recipe.size=12", "data.recipe.short_side=14")
+    run("evaluate", "t", "export=exports/large", "format=[torch_export]", *size, cwd=work)
+    found = meta_of(made)
+    assert found["input_size"] == 8 and found["evaluation_recipe"]["size"] == 12
+    program = torch.export.load(made / "model.pt2").module()
+    assert program(torch.zeros(3, 3, 12, 12, dtype=torch.uint8)).shape == (3, 5)
+    card = (made / "README.md").read_text()
+    assert "for images of 12 x 12 pixels, trained on images of 8 x 8 by" in card and "[B, 3, 12, 12]" in card
+    assert "[B, 3, 12, 12]" in (made / "load.py").read_text()
+    shutil.rmtree(made)
+
+
+def test_a_dry_run_leaves_no_folder(work: Path) -> None:
+    run("evaluate", "t", "--dry-run", "export=new/sub/x", cwd=work)
+    assert not (work / "new").exists()
+    run("evaluate", "t", "export=new/sub/x", cwd=work)
+    assert (work / "new/sub/x/model.json").is_file()
+    shutil.rmtree(work / "new")
+
+
 def refused(work: Path, *arguments: str) -> str:
     before = sorted(work.rglob("*"))
     done = run("evaluate", *arguments, cwd=work, check=False)
@@ -168,7 +191,7 @@ def test_refusals_come_before_any_work(work: Path) -> None:
     assert "data.mean=[0.4, 0.5, 0.5]: the network was trained with [0.5, 0.5, 0.5]" in refused(
         work, "t", "export=exports/new", "data.mean=[0.4, 0.5, 0.5]"
     )
-    assert "cannot make exports/t/README.md" in refused(work, "t", "export=exports/t/README.md/new")
+    assert "cannot write in exports/t/README.md/new" in refused(work, "t", "export=exports/t/README.md/new")
     half = work / "runs/half"
     shutil.copytree(work / "runs/t", half)
     for name in ("result.json", "model.json"):

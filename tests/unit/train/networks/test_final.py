@@ -48,6 +48,14 @@ def test_final_weights_round_trip(tmp_path: Path, monkeypatch):
     assert_same({"model": state}, {"model": {"w": torch.ones(2)}})
 
 
+def test_an_export_of_the_name_is_pointed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    save_final(tmp_path / "mine", {"w": torch.ones(10)}, INFO)
+    with pytest.raises(UserError, match=r"no run 'mine'.*; the folder of this name here is given by \./mine$"):
+        load_final(Path("runs/mine"))
+
+
 def test_final_weights_that_are_not_there(tmp_path: Path):
     run = tmp_path / "bsce_if100-s0"
     with pytest.raises(UserError, match="no run 'bsce_if100-s0': there is no folder"):

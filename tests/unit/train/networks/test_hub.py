@@ -1,6 +1,8 @@
 """An export as timm and Hugging Face know it."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,20 @@ def test_the_head_of_a_card(architecture: str, library: str) -> None:
     _, text, rest = card_head(info(architecture)).split("---\n")
     head = yaml.safe_load(text)
     assert head["library_name"] == library and head["pipeline_tag"] == "image-classification" and not rest
+
+
+def test_timm_gets_the_short_side_that_was_measured() -> None:
+    """It rounds size / crop_pct down: 354 would be 353 of 224 / 354."""
+    for size, short_side in [
+        (224, 354),
+        (192, 225),
+        (443, 506),
+        (224, 256),
+        *((n, n + k) for n in (32, 64) for k in range(50)),
+    ]:
+        given = replace(info("resnet18"), evaluation_recipe={"size": size, "short_side": short_side})
+        crop = json.loads(timms_config("resnet18", given))["pretrained_cfg"]["crop_pct"]
+        assert math.floor(size / crop) == short_side and crop == pytest.approx(size / short_side)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])

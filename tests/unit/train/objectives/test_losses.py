@@ -289,6 +289,7 @@ def test_standardised_logits() -> None:
     # Neither shift nor scale of a network matters any more.
     torch.testing.assert_close(losses.standardised(7 * wide(STUDENT) - 3), found, rtol=1e-6, atol=0)
     assert not losses.standardised(torch.ones(2, C)).any()
+    assert not losses.standardised(torch.ones(2, 1)).any()  # a single class has no deviation
 
 
 def test_reweighted_targets() -> None:
