@@ -4,6 +4,11 @@ Raised wherever input from outside (a file, a setting, a cache) is not what it m
 what was given, what is allowed and what to type; entry scripts print it without a traceback and exit with code 2.
 """
 
+import difflib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
 
 class UserError(Exception):
     """A mistake that the user can correct; `str(error)` is the whole explanation."""
@@ -28,3 +33,17 @@ def quoted(text: object, longest: int = 80) -> str:
 
 def _escaped(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def where_to_look(path: Path, fits: Callable[[str], bool] = lambda _: True) -> list[str]:
+    """For a message on a path that is not there: the nearest name beside it, or else from where a relative path was followed.
+
+    Words of one part of the message, or none. fits: which names may be meant.
+    """
+    try:
+        names = sorted(filter(fits, os.listdir(path.parent)))
+    except OSError:
+        names = []
+    if near := difflib.get_close_matches(path.name, names, n=1):
+        return [f"nearest: {path.parent / near[0]}"]
+    return [] if path.is_absolute() else [f"looked for from {Path.cwd()}"]

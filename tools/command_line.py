@@ -4,12 +4,14 @@ Owns no command. Invariant: a user's mistake gives one line on stderr and exit c
 """
 
 import argparse
+import difflib
+import math
 import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pipelines.errors import UserError, quoted
 from train.run.endings import exit_code
@@ -17,7 +19,27 @@ from train.values import path_text
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UserError where argparse would print its usage and exit."""
+    """Raises UserError where argparse would print its usage and exit; a misspelt option is named, with the nearest."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        words = list(sys.argv[1:] if args is None else args)
+        try:
+            return super().parse_args(words, namespace)
+        except UserError as error:  # often that a required option is missing, because it is misspelt
+            if said := self._misspelt(words):
+                raise UserError(f"{said}; --help explains") from error
+            raise
+
+    def _misspelt(self, words: Sequence[str]) -> str:
+        """What to say of the first option that neither this parser nor that of the command knows; empty: there is none."""
+        commands = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        parsers = [self, *(choices[word] for choices in commands for word in words if word in choices)]
+        known = [option for parser in parsers for option in parser._option_string_actions]
+        for option in (word.partition("=")[0] for word in words if word.startswith("--") and len(word) > 2):
+            if not any(one.startswith(option) for one in known):
+                near = difflib.get_close_matches(option, known, n=1)
+                return "; ".join([f"unknown option {quoted(option)}", *(f"nearest: {one}" for one in near)])
+        return ""
 
     def error(self, message: str) -> NoReturn:
         # argparse repeats what was given, however long.
@@ -29,12 +51,23 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
     """An argparse type: an integer of at least `low`, at most `high` and always below 2**63."""
 
     def integer(text: str) -> int:
-        value = int(text)
-        if not low <= value <= (2**63 - 1 if high is None else high):
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= (2**63 - 1 if high is None else high):
             raise argparse.ArgumentTypeError(f"{quoted(text)} given, {low}..{'' if high is None else high} allowed")
         return value
 
     return integer
+
+
+def number(text: str) -> float:
+    """An argparse type: a number; not a number (nan) is in no range."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def path(text: str) -> Path:

@@ -35,9 +35,17 @@ def step(console: Console, title: str, command: list[str]) -> None:
     """Print a command, run it, and stop the demo if it fails."""
     console.rule(f"[bold]{title}")
     console.print(f"python {shlex.join(command)}", style="dim", markup=False, highlight=False, soft_wrap=True)
-    done = subprocess.run([sys.executable, *command], cwd=ROOT)
-    if done.returncode:
-        raise SystemExit(f"error: the demo stopped: `python {shlex.join(command)}` ended with {done.returncode}")
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT)
+    asked = False
+    while process.returncode is None:
+        try:
+            process.wait()
+        except KeyboardInterrupt:  # Ctrl-C reaches the step, too, which saves before it ends
+            asked = True
+    if asked:
+        raise KeyboardInterrupt
+    if process.returncode:
+        raise SystemExit(f"error: the demo stopped: `python {shlex.join(command)}` ended with {process.returncode}")
 
 
 def main(argv: list[str]) -> None:
@@ -71,4 +79,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(script(lambda argv: exit_code(lambda: main(argv))))
+    interrupted = "interrupted; `bash tools/demo.sh` goes on"
+    sys.exit(script(lambda argv: exit_code(lambda: main(argv), interrupted)))

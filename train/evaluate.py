@@ -21,6 +21,7 @@ from train.run.waiting import choose_waiting
 if __name__ == "__main__":
     choose_waiting()  # read when torch is imported
 
+from pipelines.errors import UserError
 from pipelines.files import write_each
 from train.effects import require_evaluations
 from train.evaluation.compensation import named_method
@@ -47,8 +48,12 @@ WORDS = Words("RUN", "check everything, evaluate one batch, write nothing")
 
 
 def main(argv: list[str]) -> None:
-    if not argv or argv[0].startswith("-"):
+    if {"--help", "-h"} & set(argv):
         parse_args(["--help"], __doc__ or "", EvaluateConfig, WORDS)
+    if not argv or argv[0].startswith("-"):
+        raise UserError(
+            "the first argument must be a run: python train/evaluate.py RUN [KEY=VALUE ...]; --help explains"
+        )
     folder = run_to_evaluate(argv[0])
     config, options = parse_args([str(folder / "config.yaml"), *argv[1:]], __doc__ or "", EvaluateConfig, WORDS)
     weights = newest_weights(folder, config.weights)

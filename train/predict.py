@@ -56,8 +56,11 @@ class PredictConfig(Config):
 
 
 def main(argv: list[str]) -> None:
-    if not argv or argv[0].startswith("-") or {"--help", "-h"} & set(argv):
+    if {"--help", "-h"} & set(argv):
         parse_args(["--help"], __doc__ or "", PredictConfig, WORDS)
+    if not argv or argv[0].startswith("-"):
+        example = "python train/predict.py RUN FOLDER|IMAGE|FILE.beton [KEY=VALUE ...]"
+        raise UserError(f"the first argument must be a run: {example}; --help explains")
     folder = run_to_evaluate(argv[0])
     images, settings = (argv[1], argv[2:]) if len(argv) > 1 else ("", [])
     if not images or images.startswith("-") or ("=" in images and not Path(images).exists()):

@@ -72,14 +72,18 @@ class ScheduleConfig:
 
     def check_epochs(self, epochs: int, length: str) -> None:
         """ValueError where the warm-up or a milestone lies outside `epochs` epochs; length: the setting that gave this number."""
+        wrong = []
         if self.warmup_epochs > epochs:
-            raise ValueError(f"schedule.warmup_epochs={self.warmup_epochs}: must be from 0 to {epochs} ({length})")
+            wrong.append(f"schedule.warmup_epochs={self.warmup_epochs}: must be from 0 to {epochs} ({length})")
         if any(not 0 < milestone < epochs for milestone in self.milestones):
             given = f"schedule.milestones={self.milestones}"
             if epochs > 1:
-                raise ValueError(f"{given}: each must be from 1 to {epochs - 1} ({length})")
-            typed = "schedule.kind=cosine schedule.milestones=[]"
-            raise ValueError(f"{given}: one epoch has no room for any ({length}); type {typed}")
+                wrong.append(f"{given}: each must be from 1 to {epochs - 1} ({length})")
+            else:
+                typed = "schedule.kind=cosine schedule.milestones=[]"
+                wrong.append(f"{given}: one epoch has no room for any ({length}); type {typed}")
+        if wrong:
+            raise ValueError("; ".join(wrong))
 
     def _check_milestones(self) -> None:
         given = f"schedule.milestones={self.milestones}"

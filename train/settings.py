@@ -25,7 +25,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from pipelines.errors import UserError, first_line, quoted
+from pipelines.errors import UserError, first_line, quoted, where_to_look
 from pipelines.files import home_expanded
 from train.values import checked, has_shape, without_none
 
@@ -269,20 +269,13 @@ def _file_leaves(cls: type, path: Path) -> Iterator[Leaf]:
     except UnicodeDecodeError as error:
         raise UserError(f"config file {path} is not UTF-8 text") from error
     except OSError as error:
-        near = difflib.get_close_matches(path.name, _yaml_names(path.parent), n=1)
-        hint = f"; nearest: {path.parent / near[0]}" if near else ""
-        raise UserError(f"cannot read config file {path}: {error.strerror}{hint}") from error
+        missing = isinstance(error, FileNotFoundError)
+        there = where_to_look(path, lambda name: name.endswith(".yaml")) if missing else []
+        raise UserError("; ".join([f"cannot read config file {path}: {error.strerror}", *there])) from error
     if len(text) > _FILE_BYTES:
         raise UserError(f"config file {path} has more than {_FILE_BYTES:,} characters: give a YAML file of settings")
     node = _compose(text, str(path))
     return iter(()) if node is None else _leaves(cls, cls, "", node, str(path))
-
-
-def _yaml_names(folder: Path) -> list[str]:
-    try:
-        return sorted(name for name in os.listdir(folder) if name.endswith(".yaml"))
-    except OSError:
-        return []
 
 
 def _override_leaves(cls: type, override: str) -> Iterator[Leaf]:
@@ -417,6 +410,8 @@ def _rejected(leaf: Leaf, known: Key) -> UserError:
     items = leaf.value if isinstance(leaf.value, list) else [leaf.value]
     close = [near for item in items for near in difflib.get_close_matches(str(item), choices, n=1)]
     meant = f"; did you mean {leaf.key}={_as_given(close if listed else close[0])}?" if close else ""
+    if listed and not close and leaf.value is not None and not isinstance(leaf.value, list):
+        meant = f"; did you mean {leaf.key}=[{_as_given(leaf.value)}]?"
     if leaf.value is None and known.default is not MISSING:
         meant = f"; its default is {value_text(known.default)}"
     given = quoted(_as_given(leaf.value))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines.backends.pixels import PixelSource
-from pipelines.errors import UserError
+from pipelines.errors import UserError, where_to_look
 from pipelines.files import read_json, write_bytes_atomic
 from pipelines.logits.blocks import (
     BlockKind,
@@ -144,9 +144,11 @@ def find_cache(path: str | Path, wanted: Wanted | None = None) -> Path:
     if len(inside) == 1:
         return inside[0]
     if not inside:
-        raise UserError(
-            f"cache.paths: no logit cache at {folder}; write one with `python train/cache_logits.py CONFIG`"
-        )
+        write = "write one with `python train/cache_logits.py CONFIG distill.teacher=RUN`"
+        there = where_to_look(folder) if not folder.exists() else []
+        if (folder / "config.yaml").is_file():
+            there = ["this is the folder of a run"]
+        raise UserError("; ".join([f"no logit cache at {folder}", *there, write]))
     fitting: dict[Path, dict[str, Any]] = {}
     others = []
     for place in inside:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, where_to_look
 from pipelines.records.layout import (
     ALLOCATION,
     FFCV_VERSION,
@@ -62,7 +62,8 @@ def _map_file(path: Path) -> mmap.mmap:
         with open(path, "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        raise _refusal(path, "no such record file", "write it with tools/convert.py") from None
+        there = "".join(f"{words}; " for words in where_to_look(path, lambda name: name.endswith(".beton")))
+        raise _refusal(path, "no such record file", f"{there}write it with tools/convert.py") from None
     except OSError as error:
         raise _refusal(path, f"cannot be read: {error.strerror}", "check permissions and disk") from None
 

@@ -3,23 +3,24 @@
 import argparse
 
 from pipelines.cores import usable_cores
-from tools.command_line import Parser, path, whole
+from pipelines.errors import quoted
+from tools.command_line import Parser, number, path, whole
 from tools.conversion.storage import RECIPES
 
 
 def imbalance(text: str) -> int | float:
     """Images of the largest class per image of the smallest; whole numbers stay integers in the manifest."""
-    value = float(text)
+    value = number(text)
     if not 1 <= value <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text} given, at least 1 and at most a million allowed")
+        raise argparse.ArgumentTypeError(f"{quoted(text)} given, at least 1 and at most a million allowed")
     return int(value) if value.is_integer() else value
 
 
 def share(text: str) -> float:
     """An argparse type: a share of a whole, less than all of it."""
-    value = float(text)
+    value = number(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} given, at least 0 and less than 1 allowed")
+        raise argparse.ArgumentTypeError(f"{quoted(text)} given, at least 0 and less than 1 allowed")
     return value
 
 

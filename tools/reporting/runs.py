@@ -61,6 +61,11 @@ def open_runs(
     features: whether their predictions must hold features; wanted: those do that can, and a file is taken as it is.
     UserError where two are the same, or are not about the same classes.
     """
+    for one in given:  # each may take minutes: a name that is wrong is said before
+        if not _is_file(one):
+            run_to_evaluate(one)
+        elif not Path(one).is_file():
+            raise UserError(f"{one}: no such file of predictions")
     runs = [_open(one, settings, split, features, say) for one in given]
     titles = [run.title for run in runs]
     if len(set(titles)) < len(titles):  # of the same name in different folders
@@ -83,8 +88,8 @@ def _open(
     features: bool | Literal["wanted"],
     say: Callable[[str], None],
 ) -> Run:
-    path = Path(given)
-    if path.suffix == ".npz":
+    if _is_file(given):
+        path = Path(given)
         found = read(path)
         if features is True and found.features is None:
             raise UserError(
@@ -119,6 +124,11 @@ def _open(
             if may_keep:
                 _keep(found, kept, say)
     return Run(title=folder.name, predictions=found, folder=folder, config=config, records=records, step=weights.step)
+
+
+def _is_file(given: str) -> bool:
+    """Whether predictions are named, and no run."""
+    return Path(given).suffix == ".npz"
 
 
 def _fitting(found: Predictions, weights: str, records: Records) -> Predictions | None:

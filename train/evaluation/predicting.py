@@ -46,9 +46,9 @@ def prior_shift(prior: str | None, config: Config, train_counts: np.ndarray, ori
             "teacher's targets), after which it is not known which class distribution its logits hold; leave prior out"
         )
     named = {"uniform": np.ones(len(train_counts), np.int64), "train": train_counts}
-    if prior not in named and not Path(prior).exists():
+    if prior not in named and not Path(prior).is_file():
         allowed = "uniform, train, records (.beton) or a text file with the number of images of a class in each line"
-        raise UserError(f"prior={prior}: no such file; give {allowed}")
+        raise UserError(f"prior={prior}: {'a folder' if Path(prior).is_dir() else 'no such file'}; give {allowed}")
     counts = named[prior] if prior in named else read_counts(Path(prior), "prior=")
     if len(counts) != len(train_counts):
         raise UserError(f"prior={prior} has {len(counts)} classes, {origin} has {len(train_counts)}")

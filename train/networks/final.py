@@ -82,6 +82,8 @@ def why_not_final(folder: Path) -> str:
     hint = f"; finished runs there: {short_list(there, 5)}" if there else ""
     if near := difflib.get_close_matches(folder.name, there):
         hint = f"; finished runs with a name like it: {', '.join(near)}"
+    elif not folder.is_absolute():
+        hint += f"; looked for from {Path.cwd()}"
     if (Path(folder.name) / "model.json").is_file():
         hint = f"; the folder of this name here is given by ./{folder.name}"
     return f"no run '{folder.name}': there is no folder {folder}{hint}"

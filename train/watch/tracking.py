@@ -136,6 +136,8 @@ class Tracker:
         if self._first_step_s is None:
             self._first, self._first_step_s = step, self._session.busy(now) - self._session.waited
             self._session, self._since_log = _Interval(now), _Interval(now)
+            if self._bar is not None:
+                self._bar.update(step, f"first step {self._first_step_s:.1f} s")
         else:
             for interval in (self._session, self._since_log):
                 interval.images += batch_size

@@ -9,6 +9,7 @@ import pytest
 from pipelines.errors import UserError
 from tools import compare, convert, find_lr, logits, reproduce
 from tools.command_line import Parser, path, run_command, whole
+from tools.conversion.options import imbalance
 from tools.paper.options import class_name, resolved
 
 
@@ -31,9 +32,27 @@ def test_mistakes_in_options_are_user_errors() -> None:
     parser = Parser()
     parser.add_argument("--jobs", type=whole(1, 9))
     assert parser.parse_args(["--jobs", "9"]).jobs == 9
-    for given, words in (("0", "0 given, 1..9 allowed"), ("10", "10 given"), ("x", "invalid"), ("", "invalid")):
+    for given, words in (("0", "0 given, 1..9 allowed"), ("10", "10 given"), ("x", "x given, 1..9"), ("", "1..9")):
         with pytest.raises(UserError, match=f"argument --jobs: .*{words}.*; --help explains"):
             parser.parse_args(["--jobs", given])
+
+
+def test_a_misspelt_option_is_named() -> None:
+    """Where argparse would say that the option which was meant is missing."""
+    parser = Parser()
+    command = parser.add_subparsers().add_parser("make")
+    command.add_argument("--imbalance", type=imbalance, required=True)
+    command.add_argument("--force", action="store_true")
+    assert parser.parse_args(["make", "--imb", "10", "--fo"]).force
+    for words, said in (
+        (["--imbalence", "10"], "unknown option --imbalence; nearest: --imbalance; --help explains"),
+        (["--imbalance=10", "--forse"], "unknown option --forse; nearest: --force"),
+        (["--imbalance=10", "--qqqq=3"], "unknown option --qqqq; --help explains"),
+        (["--imbalance", "abc"], "argument --imbalance: abc given, at least 1 and at most a million allowed"),
+        (["--force"], "the following arguments are required: --imbalance"),
+    ):
+        with pytest.raises(UserError, match=said):
+            parser.parse_args(["make", *words])
 
 
 def options_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:

@@ -43,6 +43,10 @@ def test_refusals(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         (["dive", "dive", "--out", "none"], "dive is given twice"),
         (["dive", "--out", "bsce.yaml"], "--out bsce.yaml"),
         (["dive"], "the following arguments are required: --out"),
+        (["dive", "--outt", "none"], "unknown option --outt; nearest: --out; --help explains"),
+        # Before the first one is evaluated, which may take long.
+        (["dive", "nobody", "--out", "none", "--split", "val"], "no run 'nobody'"),
+        (["dive", "nobody.npz", "--out", "none", "--split", "val"], "nobody.npz: no such file of predictions"),
     ):
         assert main(words) == 2
         said = capsys.readouterr().err

@@ -85,6 +85,8 @@ def test_dry_run_of_an_evaluation_is_one_batch(taught: Path) -> None:
     assert {path: path.read_bytes() for path in (taught / "runs/t").glob("*.json")} == before
     assert not (taught / "dry.npz").exists() and not (taught / "dry").exists()
     assert "has other classes" in refused(taught, "evaluate", "t", f"data.test={other_classes(taught)}", "--dry-run")
+    assert "the first argument must be a run: python train/evaluate.py RUN" in refused(taught, "evaluate")
+    assert "the first argument must be a run" in refused(taught, "evaluate", "--dry-run", "t")
 
 
 def other_classes(folder: Path) -> Path:

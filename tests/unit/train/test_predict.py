@@ -54,7 +54,7 @@ def chances(found: list[dict[str, Any]], row: int) -> dict[str, float]:
     return {one[f"class{end}"]: float(one[f"probability{end}"]) for end in ("", "_2", "_3", "_4", "_5")}
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["t", "--help"], ["t", "images", "-h"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["t", "--help"], ["t", "images", "-h"]])
 def test_the_help_names_what_is_given(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(arguments)
@@ -171,6 +171,12 @@ def test_a_stated_prior_is_bayes_rule(work: Path, run_name: str) -> None:
             ["t", "images", "prior=flat"],
             "prior=flat: no such file; give uniform, train, records (.beton) or a text file",
         ),
+        (
+            ["t", "images", "prior=images"],
+            "prior=images: a folder; give uniform, train, records (.beton) or a text file",
+        ),
+        ([], "the first argument must be a run: python train/predict.py RUN FOLDER|IMAGE|FILE.beton"),
+        (["prior=train"], "no run 'prior=train'"),
         (["t", "images", "prior=short.txt"], "prior=short.txt has 2 classes, run runs/t has 5"),
         (["t", "images", "prior=zero.txt"], "class 0 has no images; its prior has no logarithm"),
         (["ldam", "images", "prior=uniform"], "not known which class distribution its logits hold"),

@@ -102,6 +102,10 @@ def test_steps_outside_the_training_are_refused(step: int) -> None:
         ({"epochs": 0}, r"schedule\.epochs=0"),
         ({"epochs": -3}, r"schedule\.epochs=-3"),
         ({"warmup_epochs": -1}, r"schedule\.warmup_epochs=-1"),
+        (
+            {"epochs": 1},
+            r"warmup_epochs=5: must be from 0 to 1 .*; schedule\.milestones=\[120, 160\]: .* type schedule\.kind=cosine",
+        ),
         ({"warmup_epochs": 201}, r"schedule\.warmup_epochs=201.*schedule\.epochs=200"),
         (
             {"steps": 100},

@@ -253,6 +253,11 @@ def test_a_misspelt_choice_of_a_list(recipe, given):
         load(Config, recipe(), [f"track.trackers={given}"])
 
 
+def test_a_list_without_its_brackets(recipe):
+    with pytest.raises(UserError, match=r"cache.paths takes \[str, ...\]; did you mean cache.paths=\[caches\]\?"):
+        load(Config, recipe(), ["cache.paths=caches"])
+
+
 WRONG_FILES = [
     (
         "seed: 1\noptim:\n  lr: 0.1\n  nestrov: true\n",

@@ -852,6 +852,12 @@ def test_a_cache_or_the_folder_that_holds_it(small: Path, few: Records, tmp_path
     assert LogitCache(str(small.parent), wanted).folder == small
     with pytest.raises(UserError, match=r"no logit cache at .*nothing; write one with `python train/cache_logits.py"):
         find_cache(tmp_path / "nothing", wanted)
+    (tmp_path / "caches").mkdir()
+    with pytest.raises(UserError, match=r"no logit cache at .*/cache; nearest: .*/caches; write one with"):
+        find_cache(tmp_path / "cache", wanted)
+    (tmp_path / "caches/config.yaml").touch()
+    with pytest.raises(UserError, match=r"no logit cache at .*/caches; this is the folder of a run; write one with"):
+        find_cache(tmp_path / "caches", wanted)
     # a folder's only cache is always opened, so that the refusal says how it differs
     assert find_cache(small.parent, wanted_of(few, seed=9)) == small
     assert find_cache(small, wanted_of(few, seed=9)) == small

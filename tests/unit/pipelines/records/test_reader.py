@@ -161,6 +161,11 @@ def test_images_never_cross_a_page(tmp_path: Path) -> None:
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.beton: no such record file; write it with tools/convert\.py"):
         Records(tmp_path / "none.beton")
+    (tmp_path / "train.txt").touch()  # no records
+    write(tmp_path / "train.beton")
+    with pytest.raises(UserError, match=r"tran\.beton: no such record file; nearest: .*/train\.beton; write it with"):
+        Records(tmp_path / "tran.beton")
+    (tmp_path / "train.beton").unlink()
     convert = f"python tools/convert.py folder --images {tmp_path} --out FILE.beton"
     with pytest.raises(UserError, match=re.escape(f"is a folder without records; convert its images: {convert}")):
         Records(tmp_path)

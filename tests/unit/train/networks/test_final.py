@@ -56,7 +56,7 @@ def test_an_export_of_the_name_is_pointed_out(tmp_path: Path, monkeypatch: pytes
         load_final(Path("runs/mine"))
 
 
-def test_final_weights_that_are_not_there(tmp_path: Path):
+def test_final_weights_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = tmp_path / "bsce_if100-s0"
     with pytest.raises(UserError, match="no run 'bsce_if100-s0': there is no folder"):
         load_final(run)
@@ -72,6 +72,9 @@ def test_final_weights_that_are_not_there(tmp_path: Path):
         load_final(tmp_path / "bsce_if10-s0")
     with pytest.raises(UserError, match="no run 'mine'.*; finished runs there: bsce_if100-s0$"):
         load_final(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"no run 'mine': there is no folder runs/mine; looked for from {tmp_path}$"):
+        load_final(Path("runs/mine"))
     damage(run / "model.safetensors")
     with pytest.raises(UserError, match="model.safetensors is damaged"):
         load_final(run)

@@ -277,6 +277,7 @@ def test_the_bar_on_a_terminal(tracker, clock, screen, tmp_path):
     for step in range(41, 51):
         clock.now += 1
         t.step(step, 8)
+        assert t._bar._progress.tasks[0].fields["after"] == "first step 1.0 s"  # until there are figures
     t.log(50, loss=1.25)
     t.say("a line above [not markup]")
     t.event(50, top1=0.5)
