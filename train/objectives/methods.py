@@ -461,7 +461,7 @@ class DistillConfig:
     "of these class weights, which are (1 - beta) / (1 - beta^n), scaled; 0 = no weights"
     diversity: float = 0.0
     """with several experts: weight of the divergence of the experts from their mean, added to any method; negative drives them
-    apart (RIDE: CIFAR -0.45, ImageNet-LT and iNaturalist -0.2); 0 = none"""
+    apart (RIDE: CIFAR -0.45, ImageNet-LT and iNaturalist -0.2); 0 = none. With balanced softmax that of logits + log n"""
     diversity_from: int | None = None
     "from the START of this epoch on the diversity has a temperature for each class; null = always the temperature 1"
     diversity_eta: float = 0.05

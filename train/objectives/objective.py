@@ -129,8 +129,10 @@ class Objective:
     def _loss_of(self, outputs: Outputs, given: Given) -> tuple[torch.Tensor, Parts]:
         """The method's loss, and diversity * Tbar^2 * KL(mean || expert), summed over the experts, where there is a diversity.
 
-        given.by_temperatures: whether each class has its temperature there, of which Tbar is the mean; else 1. What may be
-        compiled is here, so that what looks at the number of the step, which differs at every call, is not.
+        It is that of the logits which the loss on labels puts into its softmax, with balanced softmax s + log n: the divergence
+        of s alone could grow by the prior, of which the loss takes little notice. given.by_temperatures: whether each class has
+        its temperature there, of which Tbar is the mean; else 1. What may be compiled is here, so that what looks at the number
+        of the step, which differs at every call, is not.
         """
         loss, parts = self._method.loss(outputs, given)
         config = self._config
@@ -141,7 +143,8 @@ class Objective:
         temperatures, mean_temperature = None, 1.0
         if self._temperatures is not None and given.by_temperatures:
             temperatures, mean_temperature = self._temperatures, self._mean_temperature
-        apart, count = experts.divergence(outputs.experts, outputs.logits, temperatures), experts_of(outputs)
+        each, mean = outputs.experts + given.log_prior, outputs.logits + given.log_prior
+        apart, count = experts.divergence(each, mean, temperatures), experts_of(outputs)
         parts = parts or {"hard": loss.detach() / count}
         total = loss + config.diversity * mean_temperature**2 * apart
         return total, parts | {"diversity": apart.detach() / count}

@@ -257,7 +257,8 @@ def test_the_kl_of_the_ensemble_is_that_of_the_mean_once() -> None:
 def test_diversity_is_added_to_any_method(settings: dict) -> None:
     plain, others = objective(**settings)(SEVERAL, BATCH, 0)
     loss, parts = objective(**settings, diversity=-0.45)(SEVERAL, BATCH, 0)
-    apart = divergence(EXPERTS, SEVERAL.logits)
+    seen = losses.log_prior(COUNTS.numpy()) if METHODS[hard_part(DistillConfig(**settings))].prior else torch.zeros(C)
+    apart = divergence(EXPERTS + seen, SEVERAL.logits + seen)
     assert torch.equal(loss, plain - 0.45 * apart) and apart > 0.1
     assert parts["diversity"].item() == pytest.approx(apart.item() / E)
     assert parts["hard"].item() == pytest.approx(others["hard"].item() if others else plain.item() / E)
@@ -265,14 +266,26 @@ def test_diversity_is_added_to_any_method(settings: dict) -> None:
     assert torch.equal(without, plain) and parts == others
 
 
+def test_the_diversity_is_that_of_the_logits_which_the_loss_sees() -> None:
+    """Balanced softmax of s is cross-entropy of s + log n, with its diversity: else the prior would be a way apart at no cost."""
+    shifted = EXPERTS + losses.log_prior(COUNTS.numpy())
+    switched = {"diversity": -0.45, "diversity_from": 1, "diversity_eta": 0.3}
+    for step in (0, 5):
+        balanced, its = objective(method="bsce", **switched)(SEVERAL, BATCH, step)
+        plain, others = objective(method="ce", **switched)(Outputs(shifted.mean(1), experts=shifted), BATCH, step)
+        torch.testing.assert_close(balanced, plain, rtol=1e-5, atol=0)
+        torch.testing.assert_close(its["diversity"], others["diversity"], rtol=1e-5, atol=0)
+
+
 def test_the_temperatures_of_the_diversity_begin_with_their_epoch() -> None:
     """Times the square of their mean; whether or not classes are re-weighted."""
     temperatures = reweighting.diversity_temperatures(COUNTS.numpy(), 0.3)
     switched = objective(method="bsce", diversity=-0.2, diversity_from=1, diversity_eta=0.3)
-    plain = objective(method="bsce")(SEVERAL, BATCH, 0)[0]
+    plain, prior = objective(method="bsce")(SEVERAL, BATCH, 0)[0], losses.log_prior(COUNTS.numpy())
+    each, mean = EXPERTS + prior, SEVERAL.logits + prior
     for step, expected in (
-        (3, divergence(EXPERTS, SEVERAL.logits)),
-        (4, temperatures.mean() ** 2 * divergence(EXPERTS, SEVERAL.logits, temperatures)),
+        (3, divergence(each, mean)),
+        (4, temperatures.mean() ** 2 * divergence(each, mean, temperatures)),
     ):
         torch.testing.assert_close(switched(SEVERAL, BATCH, step)[0], plain - 0.2 * expected)
     with pytest.raises(ValueError, match="steps of an epoch"):
