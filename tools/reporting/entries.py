@@ -1,8 +1,8 @@
 """Which runs of a report belong together: those that differ in their seed alone are one entry, with means over its runs.
 
 Owns that rule and how an entry looks in every plot. Invariant: the runs of an entry are finished, have been trained and evaluated
-on the same records, and no setting differs but `seed`, the run's name and paths of a teacher, cache or initial
-network that follow the seed.
+on the same records, and no setting differs but `seed`, the run's name and paths of a teacher, cache or
+initial network that follow the seed.
 """
 
 import re

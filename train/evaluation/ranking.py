@@ -117,9 +117,8 @@ def _csv(file: Any, columns: list[str]) -> Iterator[Callable[[list[Sequence[Any]
     # A name of a file may hold bytes that are not UTF-8, which stay as they are.
     text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
     lines = csv.writer(text, lineterminator="\n")
-    quoted = csv.writer(
-        text, lineterminator="\n", quoting=csv.QUOTE_ALL
-    )  # of a carriage return the other takes no notice
+    # The one above takes no notice of a carriage return, at which readers would end the row.
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     lines.writerow(columns)
 
     def rows(found: list[Sequence[Any]]) -> None:

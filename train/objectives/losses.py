@@ -204,8 +204,8 @@ def distilled(hard: Tensor, kl: Tensor, tau: float, alpha: float, hard_weight: f
 def standardised(logits_BC: Tensor) -> Tensor:
     """Each sample's logits with mean 0 and standard deviation 1 (n - 1, as published), before they are softened.
 
-    Logit standardisation (Sun et al. 2024, arXiv 2403.01427). Equal logits become 0, as the
-    one of a single class does.
+    Logit standardisation (Sun et al. 2024, arXiv 2403.01427). Equal logits become 0, and so does the one
+    of a single class.
     """
     logits_BC = wide(logits_BC)
     deviation_B1 = logits_BC.std(dim=1, keepdim=True, correction=min(1, logits_BC.shape[1] - 1))
