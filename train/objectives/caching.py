@@ -179,12 +179,13 @@ class _Publisher:
                 check()
                 return on_host(prints)
 
+        arrived = self._pool.submit(arrive)
+
         def write() -> int:
             with self._beside.after(computed):
                 return self._writer.write(cell, logits, arrived.result())
 
-        arrived, written = self._pool.submit(arrive), self._pool.submit(write)
-        self._last = arrived, written, len(logits)
+        self._last = arrived, self._pool.submit(write), len(logits)
 
     def wait(self) -> None:
         """Return when the last block is on the disk; raises its error."""

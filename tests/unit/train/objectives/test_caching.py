@@ -9,7 +9,7 @@ import re
 import resource
 import subprocess
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -288,6 +288,31 @@ def test_at_most_one_block_waits_to_be_written(monkeypatch: pytest.MonkeyPatch) 
         publisher.wait()
         assert slow.begun == [(0, 0), (1, 0)]
         assert (publisher.rows, publisher.right, publisher.waited) == (8, 6, 5)
+
+
+class AtOnce(Executor):
+    """A thread that is done with its work before the one that handed it over goes on, as happens on a busy machine."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def submit(self, work, /, *args, **kwargs) -> Future:
+        done: Future = Future()
+        try:
+            done.set_result(work(*args, **kwargs))
+        except BaseException as error:
+            done.set_exception(error)
+        return done
+
+
+def test_the_writing_thread_may_be_faster_than_the_one_that_hands_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.objectives.caching.ThreadPoolExecutor", AtOnce)
+    slow = SlowWriter()
+    slow.gate.set()
+    with _Publisher(slow, CPU) as publisher:  # type: ignore[arg-type]
+        publisher.publish((0, 0), *BLOCK)
+        publisher.wait()
+    assert slow.begun == [(0, 0)] and publisher.rows == 4
 
 
 def test_the_writing_thread_works_on_the_gpu_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
