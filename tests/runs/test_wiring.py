@@ -47,7 +47,7 @@ data:
   recipe: {crop: pad_crop, size: 16, pad: 2}
   mean: [0.5, 0.5, 0.5]
   std: [0.25, 0.25, 0.25]
-model: {name: resnet20}
+model: {name: resnet8}
 optim: {batch: 8, lr: 0.05}
 schedule: {epochs: 2}
 eval: {batch: 16}
@@ -582,8 +582,8 @@ def _(lab: Lab) -> None:
     teacher, parts = "distill.teacher=t", "distill.mixed_targets=parts"
     cached = lab.student(*mixed, parts).logged[0]
     online, whole = lab.online(*mixed, parts, teacher).logged[0], lab.online(*mixed, teacher).logged[0]
-    assert cached["kl"] == pytest.approx(online["kl"], rel=0.05)  # 8 bits
-    assert whole["kl"] != pytest.approx(online["kl"], rel=0.1) and whole["hard"] == pytest.approx(
+    assert cached["kl"] == pytest.approx(online["kl"], rel=1e-3)  # 8 bits
+    assert whole["kl"] != pytest.approx(online["kl"], rel=0.02) and whole["hard"] == pytest.approx(
         online["hard"], rel=1e-5
     )
     assert "recipe.mix: cache nothing, here 'mixup'" in lab.student(*mixed, fails=True).out
@@ -1021,7 +1021,7 @@ def _(lab: Lab) -> None:
     (lab.folder / "classes.txt").write_text("\n".join(NAMES))
     (lab.folder / "reversed.txt").write_text("\n".join(reversed(NAMES)))
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
-    file = ("distill.teacher=weights.safetensors", "distill.teacher_arch=resnet20")
+    file = ("distill.teacher=weights.safetensors", "distill.teacher_arch=resnet8")
     scaled = (f"distill.teacher_mean={mean}", f"distill.teacher_std={std}")
     named = (*file, "distill.teacher_classes=classes.txt")
     seen = lab.online(*named, *scaled, *PLAIN, *STILL, SHORT)
