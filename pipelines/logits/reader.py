@@ -158,9 +158,12 @@ class LogitCache:
     def _read_ahead(self, views: np.ndarray) -> None:
         """With the first batch of a view begin to read the next one, which is that of the next epoch, into the page cache.
 
-        Else the first batch of every epoch, which touches nearly all blocks of a view, would wait for the disk.
+        Else the first batch of every epoch, which touches nearly all blocks of a view, would wait for the disk. While the view
+        before is still being read, which another reader would slow down, this waits for a later batch.
         """
         if not len(views) or views[0] == self._view or (views != views[0]).any():
+            return
+        if self._ahead is not None and self._ahead.is_alive():
             return
         self._view = int(views[0])
         after = (self._view + 1) % self.views

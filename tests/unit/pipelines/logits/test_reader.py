@@ -160,6 +160,27 @@ def test_the_next_view_is_read_ahead(tmp_path: Path, few: Records, monkeypatch: 
     LogitCache(folder).gather(few.keys[:2], np.zeros(2, np.int32))  # what is missing is told when it is needed
 
 
+def test_one_view_at_a_time_is_read_ahead(tmp_path: Path, few: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk that is slower than the epochs a second thread would slow down the first; its turn comes with a later batch."""
+    cache = LogitCache(make_cache(tmp_path, few, views=4))
+    begun: list[str] = []
+    disk = threading.Event()
+
+    def slow(paths: list[Path]) -> None:
+        begun.append(paths[0].parent.name)
+        disk.wait(60)
+
+    monkeypatch.setattr("pipelines.logits.reader._into_page_cache", slow)
+    for view in (0, 1, 1):
+        cache.gather(few.keys[:2], np.full(2, view, np.int32))
+    assert cache._ahead is not None and begun == ["v001"]
+    disk.set()
+    cache._ahead.join()
+    cache.gather(few.keys[:2], np.full(2, 1, np.int32))
+    cache._ahead.join()
+    assert begun == ["v001", "v002"]
+
+
 def forked(task: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
     """A separate process that starts in milliseconds: forked from a server that has imported what it needs (conftest.py)."""
     here = str(Path(__file__).parent)
