@@ -3,19 +3,26 @@
 fastmath=False is stated explicitly because numba otherwise lets a function inherit the option from its first caller, and
 stores the result for all callers: called from FFCV, which compiles with fastmath, boxes came out a pixel off.
 The folder of the stored code is named by a hash over every file with compiled functions, because numba itself notices
-only a change in the function's own file: code inlined from another one would go stale.
+only a change in the function's own file: code inlined from another one would go stale; and over the kind of CPU, as machines
+that share the folder would give the same file name to code of their own.
 """
 
+import functools
 import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from llvmlite import binding
 from numba import config, njit
+from numba.core.caching import IndexDataCacheFile
+
+from pipelines.files import alone_in
 
 
 def _source_hash() -> str:
-    digest = hashlib.blake2b(digest_size=6)
+    digest = hashlib.blake2b(binding.get_host_cpu_name().encode(), digest_size=6)
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         text = path.read_bytes()
         if any(word in text for word in (b"@exact", b"njit", b"ExternalFunction")):
@@ -44,6 +51,20 @@ def _code_folder() -> str:
     return tempfile.mkdtemp(prefix=name)
 
 
+_save = getattr(IndexDataCacheFile.save, "__wrapped__", IndexDataCacheFile.save)  # numba's own
+
+
+@functools.wraps(_save)
+def _save_alone(file: IndexDataCacheFile, key: Any, data: Any) -> None:
+    """Numba reads its index, takes the next free name and writes both without a lock.
+
+    Of two processes that compile a function for different types at the same time, the later index would name the other's code.
+    """
+    with alone_in(Path(file._cache_path)):
+        _save(file, key, data)
+
+
+IndexDataCacheFile.save = _save_alone  # pyright: ignore[reportAttributeAccessIssue]
 config.CACHE_DIR = _code_folder()  # pyright: ignore[reportAttributeAccessIssue]
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": False}
 exact = njit(**_OPTIONS)

@@ -111,8 +111,14 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file; UserError when it cannot be read or is not JSON."""
+    return read_json_text(path)[0]
+
+
+def read_json_text(path: Path) -> tuple[Any, bytes]:
+    """The value in a JSON file, and the bytes that it was read from, which another process may have replaced since."""
     try:
-        return json.loads(path.read_bytes())
+        text = path.read_bytes()
+        return json.loads(text), text
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -162,22 +168,19 @@ def check_file_place(path: Path, given: str) -> None:
 
 
 def check_folder_place(path: Path, given: str) -> None:
-    """UserError, before the work, where no file could be written into the folder `path`, once it is made; leaves no trace."""
-    made: list[Path] = []
+    """UserError, before the work, where no file could be written into the folder `path`, once it is made; leaves no trace.
+
+    It makes no folder, not even for a moment: other processes may be about to make or check the same one.
+    """
     try:
-        missing = next((n for n, one in enumerate((path, *path.parents)) if one.exists()), 0)
-        for one in reversed([path, *path.parents][:missing]):
-            one.mkdir()
-            made.append(one)
-        _try_to_write(path / "file")
+        there = next(one for one in (path, *path.parents) if os.path.lexists(one) or one in (Path(), Path("/")))
+        for name in path.parts[len(there.parts) :]:
+            (there / name).exists()  # an OSError for a name that no folder can have
+        _try_to_write(there / "file")
     except OSError as error:
         raise UserError(
             f"{given}: cannot write in {quoted(path, 200)} ({error.strerror}); give another folder"
         ) from error
-    finally:
-        for one in reversed(made):
-            with suppress(OSError):  # another process has begun to use it
-                one.rmdir()
 
 
 def _try_to_write(path: Path) -> None:

@@ -147,7 +147,7 @@ class Loader:
         else:
             drawn = ahead_of(drawn, self._ahead, self._wait, self.device)
             crops = self._moved(drawn)
-        with contextlib.closing(drawn), contextlib.closing(crops):
+        with contextlib.closing(crops):  # it closes `drawn`, in the thread that uses it
             for item in crops:
                 batch = self._batch(*item)
                 if item[1].partners is not None:  # the partners are the next item
@@ -182,7 +182,7 @@ class Loader:
     def _moved(self, drawn: Generator[Drawn, None, None]) -> Generator[tuple[Moved, Plan, Draws], None, None]:
         """The backend's crops, on their way to the device while it computes."""
         beside = SideStream(self.device)
-        with contextlib.closing(self._backend.crops(drawn)) as crops:
+        with contextlib.closing(drawn), contextlib.closing(self._backend.crops(drawn)) as crops:
             for pixels, plan, draws in crops:
                 yield beside.move(pixels), plan, draws
 

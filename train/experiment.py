@@ -65,6 +65,7 @@ class Experiment:
                 self._dry_run(assembled)
             return
         assembled.facts.require_same(self.folder)
+        self.accelerator.wait_for_everyone()  # before rank 0 writes there what the others have not compared yet
         if finished:
             self._show()
             return

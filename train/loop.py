@@ -5,6 +5,7 @@ where soft targets come from: the objective owns them. Invariant: a run that is 
 the same views as one that is not, ends after the same step, and no checkpoint ever holds a step whose loss was not finite.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,9 +274,9 @@ def fit(
         saver.close()  # the message names the last checkpoint
         raise _not_finite(found, folder, config, order, loader, accelerator) from found
     finally:
-        saver.close()
-        tracker.close()
-        batches.close()
+        # Each of them, also where a second Ctrl-C interrupts one.
+        with contextlib.closing(batches), contextlib.closing(tracker):
+            saver.close()
 
 
 @torch.no_grad()

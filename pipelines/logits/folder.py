@@ -11,7 +11,7 @@ import numpy as np
 
 from pipelines.backends.pixels import PixelSource
 from pipelines.errors import UserError, where_to_look
-from pipelines.files import read_json, write_bytes_atomic
+from pipelines.files import read_json_text, write_bytes_atomic
 from pipelines.logits.blocks import (
     BlockKind,
 )
@@ -45,8 +45,8 @@ class Wanted(NamedTuple):
 
 def open_folder(folder: Path) -> Opened:
     """Read identity.json and index.bin, complete or not; UserError when either is damaged or they disagree."""
-    identity = read_json(folder / "identity.json")
-    if not isinstance(identity, dict) or identity_bytes(identity) != (folder / "identity.json").read_bytes():
+    identity, text = read_json_text(folder / "identity.json")
+    if not isinstance(identity, dict) or identity_bytes(identity) != text:
         raise UserError(
             f"{folder}/identity.json was edited or damaged; write the cache again with train/cache_logits.py"
         )
@@ -91,9 +91,9 @@ def read_done(folder: Path, kind: BlockKind) -> tuple[int, np.ndarray]:
     """(complete views, certificate float64 [T, 3]) of a cache; UserError when it is unfinished or done.json damaged."""
     if not (folder / "done.json").is_file():
         raise UserError(f"{folder} is unfinished; run train/cache_logits.py again with the same settings")
-    done = read_json(folder / "done.json")
+    done, text = read_json_text(folder / "done.json")
     # Compared byte for byte, because a flipped bit may leave an equal value: 1e-05, 1E-05.
-    as_written = isinstance(done, dict) and identity_bytes(done) == (folder / "done.json").read_bytes()
+    as_written = isinstance(done, dict) and identity_bytes(done) == text
     seal = done.pop("sha256", None) if as_written else None
     if seal != identity_hash(done).hex() or done["identity"] != kind.identity_hash.hex():
         raise UserError(

@@ -46,14 +46,20 @@ def check_output(path: Path, force: bool) -> None:
         raise UserError(f"{path} is a folder; name the file to write, such as {path / 'train.beton'}")
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is a pipe, socket or device; name a file to write, such as data/train.beton")
-    if path.exists() and not force:
-        raise UserError(f"{path} exists; add --force to overwrite it, or name another file")
+    _require_free(path, force)
     check_folder_place(path.parent, str(path))
 
 
+def _require_free(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise UserError(f"{path} exists; add --force to overwrite it, or name another file")
+
+
 @contextlib.contextmanager
-def _published(path: Path) -> Iterator[IO[bytes]]:
+def _published(path: Path, force: bool) -> Iterator[IO[bytes]]:
     """A locked file beside `path` that takes its name on success and is removed on any error.
+
+    force: replace a file of that name, which another process may have written since it was looked for.
 
     Its name is fixed, so that a later run overwrites what a killed one left; the lock refuses a second writer.
     """
@@ -62,6 +68,7 @@ def _published(path: Path) -> Iterator[IO[bytes]]:
     with open(os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666), "wb", buffering=1 << 20) as file:
         _lock(file, temporary)
         try:
+            _require_free(path, force)
             file.truncate(0)
             yield file
             file.flush()
@@ -69,7 +76,7 @@ def _published(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
             os.rename(temporary, path)
         except BaseException:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)  # a Ctrl-C may come just after it took its name
             raise
     fsync_folder(path.parent)
 
@@ -161,10 +168,10 @@ class _Writer:
 
 
 @contextlib.contextmanager
-def _new_file(target: Path, samples: int) -> Iterator[_Writer]:
+def _new_file(target: Path, samples: int, force: bool = False) -> Iterator[_Writer]:
     """The writer of a file that becomes visible, as a whole, only if the with block succeeds."""
     try:
-        with _published(target) as file:
+        with _published(target, force) as file:
             yield _Writer(file, samples)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
@@ -224,7 +231,10 @@ def write_records(
     made: dict[str, Any] = {"kind": kind, "options": options or {}}
     bad: list[Unreadable] = []
     modes: set[int] = set()
-    with _new_file(target, len(samples)) as writer, contextlib.closing(encode(samples, encoding, workers)) as encoded:
+    with (
+        _new_file(target, len(samples), force) as writer,
+        contextlib.closing(encode(samples, encoding, workers)) as encoded,
+    ):
         for sample, key, stored in zip(samples, keys, encoded, strict=True):
             if isinstance(stored, Unreadable):
                 bad.append(stored)
@@ -261,7 +271,7 @@ def copy_records(
     """
     target = Path(path)
     check_output(target, force)
-    with _new_file(target, len(positions)) as writer:
+    with _new_file(target, len(positions), force) as writer:
         for position in positions:
             source.verify(position)
             columns = source.widths, source.heights, source.stored_widths, source.stored_heights, source.sources

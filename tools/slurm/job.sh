@@ -66,6 +66,8 @@ done
 wait "$step" 2>/dev/null
 last=$?
 ((last == 127)) || code=$last
+# A training that was killed, or had just ended, has left the file, which would stop the next one.
+[[ -z $asked || -z $folder ]] || rm -f "$folder/stop"
 
 unfinished() {
     if [[ -z $folder ]]; then

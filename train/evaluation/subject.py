@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 
 from models import ModelSpec
@@ -91,7 +92,16 @@ def newest_weights(folder: Path, kind: Kind = "raw") -> Weights:
 
 
 def make_subject(folder: Path, weights: Weights, config: Config, accelerator: Accelerator) -> Subject:
-    """The network with its weights; for an unfinished run, the settings name the network and data.train its classes."""
+    """The network with its weights; for an unfinished run, the settings name the network and data.train its classes.
+
+    UserError, on all processes, where a run that trains on has saved between their reading.
+    """
+    read = gather_object([f"step {weights.step}" if weights.info is None else "the end"])
+    if len(set(read)) > 1:
+        raise UserError(
+            f"run {folder} trains on: its processes have read the weights after {', '.join(sorted(set(read)))}; run the same "
+            "command again"
+        )
     for note in weights.notes:
         accelerator.print(note)
     spec, class_names, counts = _described(weights, config)

@@ -191,11 +191,12 @@ def _steps(root: Path) -> list[int]:
 def load_latest(run_dir: Path) -> Checkpoint | None:
     """The newest intact checkpoint; None when there is none at all, UserError when all are damaged."""
     root = run_dir / "checkpoints"
-    warnings = []
-    for step in _newest_first(root):
-        folder = root / _folder_name(step)
+    warnings, tried = [], set[int]()
+    # A run that trains on may delete what was listed, once it has saved newer ones: they are listed again after each failure.
+    while due := [step for step in _newest_first(root) if step not in tried]:
+        tried.add(step := due[0])
         try:
-            content, tensors = _read_folder(folder)
+            content, tensors = _read_folder(root / _folder_name(step))
             return Checkpoint(step, tensors, content["state"], warnings)
         except UserError as error:
             warnings.append(f"checkpoint passed over: {error}")
@@ -214,7 +215,12 @@ def load_best(run_dir: Path) -> Checkpoint:
         raise UserError(f"{run_dir} is an export, or no run; leave weights=best out")
     if folder is None:
         raise UserError(f"run {run_dir} has no best checkpoint: it was trained without save.keep_best=val")
-    content, tensors = _read_folder(folder)
+    try:
+        content, tensors = _read_folder(folder)
+    except UserError:
+        if pointed_at(run_dir, "best") in (None, folder):
+            raise
+        return load_best(run_dir)  # the run trains on, and has just found a better one
     return Checkpoint(content["step"], tensors, content["state"], [])
 
 

@@ -69,6 +69,7 @@ class Run:
     note_on_last: str = ""
     _result: dict[str, Any] | None = None
     _record: dict[str, Any] = field(default_factory=dict)
+    _anew: bool = False
     _lock: "Lock | None" = None
 
     @classmethod
@@ -135,6 +136,9 @@ class Run:
                 self._set_status("finished", ended=_time_of(self.folder / "result.json"))
             return
         self._start_session(script, accelerator)
+        if self._anew:
+            # Not before run.json says so: a run that was killed between the two would refuse the settings that it has now.
+            (self.folder / NOT_FINITE).unlink(missing_ok=True)
 
     def _check_settings(self, config: Any, script: str) -> None:
         path = self.folder / "config.yaml"
@@ -150,8 +154,7 @@ class Run:
         if config.eval.patience is not None:
             refused += [line for line in changed if line.partition(":")[0] in PATIENCE_KEYS]
         if empty and (refused or self._record.get("script", script) != script):
-            self._record["facts"] = {}
-            (self.folder / NOT_FINITE).unlink(missing_ok=True)
+            self._record["facts"], self._anew = {}, True
             self.changes.append("the run had trained nothing that was kept: it begins anew with the settings given now")
         elif refused:
             raise UserError(

@@ -1,4 +1,4 @@
-"""The two promises of compiled.py: arithmetic that no caller can loosen, and no stale machine code."""
+"""The promises of compiled.py: arithmetic that no caller can loosen, and machine code that is neither stale nor another's."""
 
 import importlib.util
 import json
@@ -12,10 +12,12 @@ import numba
 import numpy as np
 import pytest
 from helpers.boxes import box_rows
+from numba.core.caching import IndexDataCacheFile
 
 from pipelines import compiled
 from pipelines.augment.geometry import boxes
 from pipelines.augment.recipe import Recipe, view_params
+from pipelines.files import Held, lock
 
 PIPELINES = Path(compiled.__file__).parent
 ROOT = PIPELINES.parent
@@ -86,6 +88,34 @@ def test_changed_source_means_another_folder(copy: Path, source: str) -> None:
     assert before == folder_of(copy)
     append(copy / source)
     assert folder_of(copy) != before
+
+
+def test_another_kind_of_cpu_has_another_folder(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines that share a clone: numba tells their code apart, but not the names of its files."""
+    before = folder_of(copy)
+    monkeypatch.setattr("llvmlite.binding.get_host_cpu_name", lambda: "another")
+    assert folder_of(copy) != before
+
+
+def test_one_process_at_a_time_saves_its_machine_code(copy: Path, tmp_path: Path, monkeypatch) -> None:
+    """Of two that read the same index, both would give their file the same name; also where the module is imported twice."""
+    folder_of(copy)
+    read, saved = IndexDataCacheFile._load_index, []
+
+    def watched(file: IndexDataCacheFile) -> dict:
+        handle = os.open(tmp_path, os.O_RDONLY)
+        try:
+            with pytest.raises(Held):
+                lock(handle)
+        finally:
+            os.close(handle)
+        saved.append(file)
+        return read(file)
+
+    monkeypatch.setattr(IndexDataCacheFile, "_load_index", watched)
+    IndexDataCacheFile(str(tmp_path), "twice", "stamp").save("float64", "its code")
+    monkeypatch.undo()
+    assert len(saved) == 1 and IndexDataCacheFile(str(tmp_path), "twice", "stamp").load("float64") == "its code"
 
 
 def test_source_without_compiled_code_changes_nothing(copy: Path) -> None:

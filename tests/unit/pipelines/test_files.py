@@ -263,6 +263,14 @@ def test_a_folder_that_could_not_be_made_is_refused_at_once(tmp_path: Path, plac
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_looking_at_a_place_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two programs that begin at once, one would meet the folder that the other had made, or had just removed again."""
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: pytest.fail("a folder was made"))
+    check_folder_place(tmp_path / "runs" / "a", "run=a")
+    monkeypatch.chdir(tmp_path)
+    check_folder_place(Path("runs/a"), "run=a")
+
+
 def test_one_output_that_fails_leaves_the_others(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot write .*nowhere.*: No such file.*; also"):
         write_each(

@@ -23,10 +23,10 @@ from studies import odd_files
 
 from pipelines.augment import geometry
 from pipelines.augment.finish import Finish, altered
-from pipelines.augment.recipe import Recipe, view_params
+from pipelines.augment.recipe import Recipe, ViewParams, view_params
 from pipelines.augment.transforms import draw
 from pipelines.backends.choice import available_backends
-from pipelines.batch import Batch, Plan
+from pipelines.batch import Batch, Draws, Plan
 from pipelines.errors import UserError
 from pipelines.libffcv import library_path
 from pipelines.loader import DataConfig, Loader, ahead_of, default_workers
@@ -705,6 +705,33 @@ def test_pad_crop_on_images_of_another_size_is_refused(tmp_path: Path, backend: 
     with pytest.raises(UserError, match=rf"pad_crop needs 32x32 images, but {name_of(2)} in .*odd.beton is 31x32; use"):
         make(records, backend, {"size": 32, "crop": "pad_crop"})
     make(records, backend, {"size": 32, "crop": "random_resized_crop"})
+
+
+def test_an_interrupted_close_is_an_interrupt(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second Ctrl-C while the thread is waited for: what the thread still works on is not closed from here."""
+    drawing, go_on = threading.Event(), threading.Event()
+
+    def slow(params: ViewParams, records: Records, plan: Plan) -> Draws:
+        if plan.views[0] == 1:
+            drawing.set()
+            go_on.wait(60)
+        return draw(params, records, plan)
+
+    def interrupted(thread: threading.Thread, timeout: float | None = None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.loader.draw", slow)
+    loader = make(Records(files["jpeg"]), "reference", {"size": 8})
+    stream = loader.batches(np.zeros(2, np.int64), np.arange(2, dtype=np.int32), 1)
+    next(stream)
+    assert drawing.wait(60)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(threading.Thread, "join", interrupted)
+        stream.close()
+    go_on.set()
+    for thread in threading.enumerate():
+        if thread.name == "loader":
+            thread.join(60)
 
 
 # --- ahead_of ---

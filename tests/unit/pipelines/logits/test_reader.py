@@ -595,6 +595,22 @@ def test_a_missing_file_is_named_at_the_start(small: Path, few: Records, name: s
         LogitCache(small).require(wanted_of(few), 2, "same")
 
 
+def test_done_json_may_be_replaced_while_it_is_read(small: Path, few: Records, tmp_path: Path, monkeypatch) -> None:
+    """A writer has finished more views, just after this process has read the file."""
+    longer = make_cache(tmp_path / "longer", few, views=3) / "done.json"
+    read = Path.read_bytes
+
+    def replaced(path: Path) -> bytes:
+        data = read(path)
+        if path == small / "done.json":
+            path.write_bytes(read(longer))
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", replaced)
+    before = LogitCache(small).views
+    assert before < 3 == LogitCache(small).views
+
+
 def test_done_json_is_believed_only_as_written(small: Path, few: Records, tmp_path: Path) -> None:
     """done.json has the number of views and the codec's loss: edited, cut or copied from another cache, it is refused."""
     done = small / "done.json"

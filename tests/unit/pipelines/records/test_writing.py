@@ -477,6 +477,26 @@ def test_a_second_conversion_to_one_file_is_refused(tmp_path: Path) -> None:
         assert (tmp_path / ".a.beton.partial").read_bytes() == b"half"
 
 
+def test_a_conversion_does_not_replace_what_another_has_just_written(tmp_path: Path, monkeypatch) -> None:
+    """The other one ends after this one has looked for the file, and before it begins to write."""
+    samples, path, check = samples_of(jpegs(tmp_path, 2)), tmp_path / "a.beton", writing.check_samples
+    monkeypatch.setattr(writing, "check_samples", lambda *given: path.write_bytes(b"theirs") and check(*given))
+    with pytest.raises(UserError, match=r"a.beton exists; add --force"):
+        write_records(path, samples, ["a"], kind="test")
+    assert path.read_bytes() == b"theirs" and not (tmp_path / ".a.beton.partial").exists()
+
+
+def test_an_interrupt_that_comes_after_the_file_has_its_name(tmp_path: Path, monkeypatch) -> None:
+    def interrupted(source: Path, target: Path) -> None:
+        os.replace(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.records.writing.os.rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_records(tmp_path / "a.beton", samples_of(jpegs(tmp_path, 2)), ["a"], kind="test")
+    assert len(Records(tmp_path / "a.beton")) == 2
+
+
 def test_a_lock_on_a_file_that_was_published_meanwhile_is_none(tmp_path: Path) -> None:
     path = tmp_path / "a.partial"
     with open(path, "wb") as file:

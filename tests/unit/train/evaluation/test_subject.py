@@ -137,6 +137,14 @@ def test_an_unfinished_run_is_evaluated_at_its_newest_checkpoint(work: Path) -> 
     assert figures_of(work / "runs/half") == figures
 
 
+def test_processes_evaluate_the_same_weights(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the run trains on, one may have read a checkpoint that was not there yet when another one looked."""
+    monkeypatch.setattr("train.evaluation.subject.gather_object", lambda own: [*own, "step 14"])
+    said = refused(work, "evaluate", "half")
+    assert "run runs/half trains on: its processes have read the weights after step 14, step 7; run the same" in said
+    assert "have read the weights after step 14, the end; run" in refused(work, "evaluate", "t")
+
+
 def test_a_run_without_any_weights_is_told_apart(work: Path) -> None:
     bare = work / "runs/bare"
     shutil.copytree(work / "runs/half", bare)

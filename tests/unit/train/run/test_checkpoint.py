@@ -11,6 +11,7 @@ from helpers import warm
 from helpers.tensors import assert_same, damage, some_tensors
 
 from pipelines.errors import UserError
+from train.run import checkpoint
 from train.run.checkpoint import Keep, SaveConfig, load_best, load_from, load_latest, pointed_at, save
 
 ROOT = Path(__file__).parents[4]
@@ -101,6 +102,37 @@ def test_a_damaged_newest_falls_back_and_is_replaced(tmp_path: Path, kind: str):
 
     save(tmp_path, 15, some_tensors(15), {}, keep=Keep(2))  # a shorter interval: 20 must not win over 15
     assert folders(tmp_path) == ["latest", "step_00000010", "step_00000015"]
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_a_run_that_trains_on_may_prune_what_a_reader_has_listed(tmp_path: Path, monkeypatch, last: int) -> None:
+    for step in range(1, last + 1):
+        save(tmp_path, step, some_tensors(step), {}, keep=Keep(last, best=1))
+    read, saved = checkpoint._read_folder, iter(range(last))
+
+    def late(folder: Path):
+        if next(saved, None) == 0:
+            for step in range(11, 11 + last):
+                save(tmp_path, step, some_tensors(step), {}, keep=Keep(last, best=step))
+        return read(folder)
+
+    monkeypatch.setattr(checkpoint, "_read_folder", late)
+    loaded = load_latest(tmp_path)
+    assert loaded is not None and loaded.step == 10 + last
+    assert_same(loaded.tensors, some_tensors(10 + last))
+
+
+def test_a_better_one_may_take_the_place_of_the_best_that_is_read(tmp_path: Path, monkeypatch) -> None:
+    save(tmp_path, 1, some_tensors(1), {}, keep=Keep(1, best=1))
+    read, saved = checkpoint._read_folder, iter(range(1))
+
+    def late(folder: Path):
+        if next(saved, None) == 0:
+            save(tmp_path, 2, some_tensors(2), {}, keep=Keep(1, best=2))
+        return read(folder)
+
+    monkeypatch.setattr(checkpoint, "_read_folder", late)
+    assert load_best(tmp_path).step == 2
 
 
 def test_a_damaged_checkpoint_of_the_same_step_is_written_again(tmp_path: Path):

@@ -363,6 +363,21 @@ def test_a_run_that_kept_nothing_begins_anew_with_other_settings(accelerator):
     assert "other settings" in refusal(Config(seed=3), "a", SCRIPT, accelerator)
 
 
+def test_killed_while_it_begins_anew_it_begins_anew_again(accelerator, monkeypatch):
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(UserError), Run.open(Config(), "a", SCRIPT, accelerator) as run:
+        (run.folder / "metrics.jsonl").write_text('{"step": 50}\n')
+        (run.folder / "not_finite.json").write_text("{}")
+        raise UserError("the loss was not finite")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("train.run.folder.describe_environment", killed)
+        Run.open(Config(seed=1), "a", SCRIPT, accelerator)
+    with Run.open(Config(seed=2), "a", SCRIPT, accelerator):
+        assert load(Config, run.folder / "config.yaml").seed == 2
+
+
 @pytest.mark.parametrize(
     "text",
     [
