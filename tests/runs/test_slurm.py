@@ -147,22 +147,30 @@ def test_an_array_of_students_from_one_cache(cluster: Callable[..., str], tiny: 
     assert [result["seed"] for result in results] == [3, 5], said
 
 
+def job(folder: Path, step: str, *arguments: str) -> int:
+    """The exit code of a job whose step is the text of a script."""
+    for name, text in (("srun", step), ("scancel", "sleep 0.3")):
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    known = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "1"}
+    return subprocess.run([JOB, *arguments], env=known, cwd=folder, capture_output=True).returncode
+
+
 def test_the_code_of_a_step_is_that_of_the_job(tmp_path: Path) -> None:
     """Also of a step that ends at once, and of one that ends while the signal is answered."""
-    srun, scancel = tmp_path / "srun", tmp_path / "scancel"
-    scancel.write_text("#!/bin/sh\nsleep 0.3\n")
-    for program in (srun, scancel):
-        program.touch()
-        program.chmod(0o755)
-    known = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "1"}
+    assert [job(tmp_path, "exit 3", "train/cache_logits.py") for _ in range(40)] == [3] * 40
+    asked = 'kill -USR1 "$PPID"\nsleep 0.1\nexit 0'
+    assert job(tmp_path, asked, "train/cache_logits.py") == 0  # or the job would be queued again
 
-    def code() -> int:
-        return subprocess.run([JOB, "train/cache_logits.py"], env=known, capture_output=True).returncode
 
-    srun.write_text("#!/bin/sh\nexit 3\n")
-    assert [code() for _ in range(40)] == [3] * 40
-    srun.write_text('#!/bin/sh\nkill -USR1 "$PPID"\nsleep 0.1\nexit 0\n')
-    assert code() == 0  # or the job would be queued again
+def test_the_request_of_a_job_is_not_left_for_the_next_one(tmp_path: Path) -> None:
+    """A training that dies before it has looked for the file leaves it there."""
+    folder = tmp_path / "runs/a"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"status": "running"}')
+    asked = 'kill -USR1 "$PPID"\nwhile [ ! -e runs/a/stop ]; do sleep 0.02; done\nexit 9'
+    assert job(tmp_path, asked, "train/teacher.py", "run=a") == 9
+    assert not (folder / "stop").exists()
 
 
 def test_what_is_not_understood_is_refused(cluster: Callable[..., str], tmp_path: Path) -> None:
