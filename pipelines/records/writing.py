@@ -168,7 +168,7 @@ class _Writer:
 
 
 @contextlib.contextmanager
-def _new_file(target: Path, samples: int, force: bool = False) -> Iterator[_Writer]:
+def _new_file(target: Path, samples: int, force: bool) -> Iterator[_Writer]:
     """The writer of a file that becomes visible, as a whole, only if the with block succeeds."""
     try:
         with _published(target, force) as file:

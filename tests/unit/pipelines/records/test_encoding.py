@@ -515,7 +515,7 @@ def test_dark_16_bit_colour_is_noted(form: str, bits: int) -> None:
 
 def one_record(path: Path, payload: bytes, width: int = 60, height: int = 40, mode: int = layout.MODE_JPEG) -> Records:
     """A record file of one image with right checksums, for any bytes."""
-    with writing._new_file(path, 1) as writer:
+    with writing._new_file(path, 1, force=True) as writer:
         writer.add("a", 0, layout.sample_key("a"), Stored(payload, mode, width, height, width, height, 0))
         writer.finish(["any"], {"kind": "test"})
     return Records(path)

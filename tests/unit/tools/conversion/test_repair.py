@@ -56,7 +56,7 @@ def test_damage_is_found_by_name_key_and_reason(raw: Path, workers: int) -> None
 def test_an_image_that_does_not_decode_is_found_under_a_right_checksum(tmp_path: Path) -> None:
     good, bad = odd_files()["plain.jpg"].data, odd_files()["truncated.jpg"].data
     path, position = tmp_path / "a.beton", 41
-    with writing._new_file(path, 60) as writer:
+    with writing._new_file(path, 60, force=False) as writer:
         for number in range(60):
             payload = bad if number == position else good
             stored = Stored(payload, layout.MODE_JPEG, 60, 40, 60, 40, number)
