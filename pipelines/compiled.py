@@ -51,7 +51,8 @@ def _code_folder() -> str:
     return tempfile.mkdtemp(prefix=name)
 
 
-_save = getattr(IndexDataCacheFile.save, "__wrapped__", IndexDataCacheFile.save)  # numba's own
+# Numba's own, also where this module is imported a second time: a lock within a lock would wait for ever.
+_save = getattr(IndexDataCacheFile.save, "__wrapped__", IndexDataCacheFile.save)
 
 
 @functools.wraps(_save)

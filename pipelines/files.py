@@ -173,7 +173,7 @@ def check_folder_place(path: Path, given: str) -> None:
     It makes no folder, not even for a moment: other processes may be about to make or check the same one.
     """
     try:
-        there = next(one for one in (path, *path.parents) if os.path.lexists(one) or one in (Path(), Path("/")))
+        there = next(one for one in (path, *path.parents) if os.path.lexists(one))
         for name in path.parts[len(there.parts) :]:
             (there / name).exists()  # an OSError for a name that no folder can have
         _try_to_write(there / "file")

@@ -69,7 +69,6 @@ class Run:
     note_on_last: str = ""
     _result: dict[str, Any] | None = None
     _record: dict[str, Any] = field(default_factory=dict)
-    _anew: bool = False
     _lock: "Lock | None" = None
 
     @classmethod
@@ -129,22 +128,23 @@ class Run:
             self._record = _read_record(self.folder / "run.json")
             if self._record["script"] != script and not has_trained_nothing(self.folder):
                 raise UserError(f"{self.folder} is a run of {self._record['script']}; give {script} another run=NAME")
-        self._check_settings(config, script)
+        anew = self._check_settings(config, script)
         if (self.folder / "result.json").exists():
             self._result = read_object(self.folder / "result.json")
             if self._record.get("status") == "running":  # killed between the two files of `finish`
                 self._set_status("finished", ended=_time_of(self.folder / "result.json"))
             return
         self._start_session(script, accelerator)
-        if self._anew:
+        if anew:
             # Not before run.json says so: a run that was killed between the two would refuse the settings that it has now.
             (self.folder / NOT_FINITE).unlink(missing_ok=True)
 
-    def _check_settings(self, config: Any, script: str) -> None:
+    def _check_settings(self, config: Any, script: str) -> bool:
+        """Refuse other settings than those of the run, or store these; returns whether it begins anew with them."""
         path = self.folder / "config.yaml"
         if not path.exists():
             write_bytes_atomic(path, to_yaml(config).encode())
-            return
+            return False
         empty = has_trained_nothing(self.folder)
         if config.resume == "never" and not empty:
             raise UserError(f"run {self.folder} exists, and resume=never; give another run=NAME, or leave resume out")
@@ -153,8 +153,9 @@ class Run:
         refused = binding(changed, FREE_KEYS + PLACES)
         if config.eval.patience is not None:
             refused += [line for line in changed if line.partition(":")[0] in PATIENCE_KEYS]
-        if empty and (refused or self._record.get("script", script) != script):
-            self._record["facts"], self._anew = {}, True
+        anew = empty and bool(refused or self._record.get("script", script) != script)
+        if anew:
+            self._record["facts"] = {}
             self.changes.append("the run had trained nothing that was kept: it begins anew with the settings given now")
         elif refused:
             raise UserError(
@@ -164,6 +165,7 @@ class Run:
         if changed and not (self.folder / "result.json").exists():  # a finished run's settings are those that made it
             write_bytes_atomic(path, to_yaml(config).encode())
             self.changes += changed
+        return anew
 
     def _start_session(self, script: str, accelerator: Accelerator) -> None:
         environment = describe_environment(accelerator)
