@@ -22,17 +22,18 @@ from helpers import rewritten, warm
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 LONGEST = (  # the files that take longest, longest first, after six with which three processes begin
-    # Only the first needs at once what `tiny` compiles, which the others would compile, too.
+    # The first compiles what most need (`tiny`); of the two beside it, which would compile the same, one does not need it, and
+    # the other waits for processes most of the time.
     "runs/test_run_drills.py",
     "unit/pipelines/augment/test_finish.py",
+    "runs/test_launchers.py",
     "unit/tools/conversion/test_cifar.py",
-    "unit/tools/test_reproduce.py",
     "unit/tools/test_bench.py",
     "unit/tools/conversion/test_demo_images.py",
+    "unit/tools/test_reproduce.py",
     "unit/tools/test_report.py",
     "unit/pipelines/test_loader.py",
     "runs/test_slurm.py",
-    "runs/test_launchers.py",
     "runs/test_stops.py",
     "runs/test_readme.py",
     "runs/test_interruptions.py",
