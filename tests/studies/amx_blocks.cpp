@@ -6,7 +6,10 @@
 #include <torch/extension.h>
 #include <unistd.h>
 
+#include <array>
+#include <cmath>
 #include <cstring>
+#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -254,7 +257,7 @@ void by_width(const bf16* x, const bf16* w, bf16* y, int B, int H, int W, int C,
     case 4:
       return convolve<1, 4, SUMS, ADD, AFFINE>(x, w, y, B, H, W, C, O, up, stride, e);
   }
-  TORCH_CHECK(false, "at most 64 channels");
+  TORCH_CHECK(false, "amx_blocks.py computes at most 64 channels: take its folder out of PYTHONPATH");
 }
 
 void convolve_any(const bf16* x, const bf16* w, bf16* y, int B, int H, int W, int C, int O, int up, int stride,
@@ -269,9 +272,9 @@ void convolve_any(const bf16* x, const bf16* w, bf16* y, int B, int H, int W, in
 }
 
 void check(const Tensor& x) {
-  TORCH_CHECK(permitted, "no AMX");
+  TORCH_CHECK(permitted, "this machine has no AMX: take the folder of amx_blocks.py out of PYTHONPATH");
   TORCH_CHECK(x.scalar_type() == at::kBFloat16 && x.is_contiguous(at::MemoryFormat::ChannelsLast),
-              "bfloat16 in channels_last, please");
+              "takes bfloat16 in channels_last");
 }
 Tensor image_like(const Tensor& x, long O, long H, long W) {
   return at::empty({x.size(0), O, H, W}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
@@ -583,30 +586,31 @@ void rows_back(const bf16* dout, const bf16* y, const bf16* out, bf16* dy, bf16*
     }
 }
 
-#define BY_PERIOD(V, CALL)                        \
-  switch (V) {                                    \
-    case 1: {                                     \
-      constexpr int N = 1;                        \
-      CALL;                                       \
-      break;                                      \
-    }                                             \
-    case 2: {                                     \
-      constexpr int N = 2;                        \
-      CALL;                                       \
-      break;                                      \
-    }                                             \
-    case 3: {                                     \
-      constexpr int N = 3;                        \
-      CALL;                                       \
-      break;                                      \
-    }                                             \
-    case 4: {                                     \
-      constexpr int N = 4;                        \
-      CALL;                                       \
-      break;                                      \
-    }                                             \
-    default:                                      \
-      TORCH_CHECK(false, "not so many channels"); \
+#define BY_PERIOD(V, CALL)                                                                                        \
+  switch (V) {                                                                                                    \
+    case 1: {                                                                                                     \
+      constexpr int N = 1;                                                                                        \
+      CALL;                                                                                                       \
+      break;                                                                                                      \
+    }                                                                                                             \
+    case 2: {                                                                                                     \
+      constexpr int N = 2;                                                                                        \
+      CALL;                                                                                                       \
+      break;                                                                                                      \
+    }                                                                                                             \
+    case 3: {                                                                                                     \
+      constexpr int N = 3;                                                                                        \
+      CALL;                                                                                                       \
+      break;                                                                                                      \
+    }                                                                                                             \
+    case 4: {                                                                                                     \
+      constexpr int N = 4;                                                                                        \
+      CALL;                                                                                                       \
+      break;                                                                                                      \
+    }                                                                                                             \
+    default:                                                                                                      \
+      TORCH_CHECK(false,                                                                                          \
+                  "amx_blocks.py has norms of 16, 24, 32, 48 or 64 channels: take its folder out of PYTHONPATH"); \
   }
 
 // mean[C] and 1 / standard deviation[C] from the sums; running figures are updated as torch does
