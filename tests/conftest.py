@@ -90,6 +90,8 @@ def pytest_configure(config: pytest.Config) -> None:
     this process rewrites the asserts of the tests for all.
     """
     os.environ["ACCELERATE_USE_CPU"] = "true"
+    # What the CPU says it can do it can: torch.compile would build and load a library for each of its instruction sets first.
+    os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
     for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
         os.environ.pop(name, None)  # rich would write for a terminal, or for another one
     if not hasattr(config, "workerinput"):
