@@ -32,6 +32,8 @@ def build(folder: Path) -> None:
     """The library, and what loads it, in FOLDER."""
     from torch.utils.cpp_extension import include_paths, library_paths
 
+    if shutil.which("g++") is None:
+        sys.exit("error: there is no compiler g++; type apt-get install g++ (version 12 or newer)")
     folder.mkdir(parents=True, exist_ok=True)
     command = ["g++", "-O3", "-march=sapphirerapids", "-std=c++20", "-fPIC", "-shared"]
     command += ["-DTORCH_EXTENSION_NAME=amx_kernels"]
