@@ -34,6 +34,7 @@ LONGEST = (  # the files that take longest, longest first, after six with which 
     "unit/tools/test_report.py",
     "unit/pipelines/test_loader.py",
     "runs/test_slurm.py",
+    "runs/test_unlike_ranks.py",
     "runs/test_stops.py",
     "runs/test_readme.py",
     "runs/test_interruptions.py",

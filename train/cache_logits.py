@@ -25,7 +25,7 @@ import torch
 from pipelines.backends import pixel_source, resolve_backend
 from pipelines.errors import UserError
 from pipelines.logits import CacheWriter
-from pipelines.logits.identity import cache_identity, view_identity
+from pipelines.logits.identity import cache_identity, fields_of, view_identity
 from pipelines.logits.writer import cache_folder, cache_size
 from pipelines.records.reader import Records
 from train.config import Config
@@ -33,6 +33,7 @@ from train.data import make_loader, views_of
 from train.effects import of_cache_writer
 from train.objectives.caching import require_space, write_cache
 from train.objectives.sources import asked_recipe, make_teacher
+from train.run.agreement import require_alike
 from train.run.environment import make_accelerator
 from train.run.exits import guard
 from train.settings import parse_args
@@ -67,6 +68,11 @@ def main(argv: list[str]) -> None:
         records, recipe, config.data.seed, pixel_source(backend, records, device, config.data.hw_decoder_load)
     )
     identity = cache_identity(view, teacher.identity, config.cache.codec, config.cache.batch)
+    require_alike(
+        dict(fields_of(identity)),
+        "the processes would write different caches",
+        "all machines need the same records, the same teacher and the same kind of GPU",
+    )
     views = views_of(config, len(records))
     size = cache_size(identity, len(records), views)
     require_space(cache_folder(config.cache.dir, teacher.name, identity), size)

@@ -20,6 +20,7 @@ from train.finite import FiniteLogits
 from train.networks.final import save_final
 from train.networks.probe import explained
 from train.objectives.methods import METHODS
+from train.run.agreement import require_alike
 from train.run.environment import device_name, make_accelerator
 from train.run.folder import Run, moved
 from train.run.place import note_on_place, run_folder, run_name
@@ -54,6 +55,11 @@ class Experiment:
     def run(self) -> None:
         """Train the remaining steps, evaluate, write the result; a finished run only prints its result."""
         finished = not self.options.dry_run and (self.folder / "result.json").exists()
+        require_alike(
+            {"--dry-run": self.options.dry_run, "whether it is finished": finished},
+            f"the processes differ about run {self.folder}",
+            "its folder must be the same on all machines: give run=FOLDER on a file system that they share",
+        )
         if finished and not moved(self.config, self.folder):
             self._show()
             return
@@ -64,15 +70,22 @@ class Experiment:
             with self._explained(assembled):
                 self._dry_run(assembled)
             return
+        require_alike(
+            assembled.facts.to_json(),
+            "the processes would train on different things",
+            "all machines need the same records, teachers, caches and kind of GPU",
+        )
         assembled.facts.require_same(self.folder)
         self.accelerator.wait_for_everyone()  # before rank 0 writes there what the others have not compared yet
         if finished:
             self._show()
             return
         with (
-            self._dashboards() as dashboards,  # first, as W&B may take its time to close
+            # First, because the others leave at once when all have stopped: the launcher then sends SIGTERM to the one that
+            # still writes why it has ended.
+            Stops(self.folder, self.accelerator.num_processes) as stops,
+            self._dashboards() as dashboards,  # outside the run, as W&B may take its time to close
             Run.open(self.config, self.name, self.script, self.accelerator) as run,
-            Stops(run.folder, self.accelerator.num_processes) as stops,
         ):
             if run.note_on_last:
                 self.say(run.note_on_last)

@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
     accelerator = make_accelerator(config)
     if accelerator.is_main_process:
         check_file_place(out, f"out={out}")
-    found = open_images(expanded(images), config.data.workers)
+    found = open_images(expanded(images), config.data.workers, accelerator.is_main_process)
     subject = make_subject(folder, weights, config, accelerator)
     shift = prior_shift(config.prior, config, subject.train_counts, f"run {folder}")
     done = predict(subject, found, config, accelerator, shift, config.top, out)

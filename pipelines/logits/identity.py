@@ -60,10 +60,11 @@ def identity_hash(identity: dict[str, Any]) -> bytes:
     return hashlib.sha256(identity_bytes(identity)).digest()
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def fields_of(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted field, value) of nested entries."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else key)
+            yield from fields_of(inner, f"{prefix}.{key}" if prefix else key)
     else:
         yield prefix, value
 
@@ -73,7 +74,7 @@ def differences(cached: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str
 
     A field that only one of them has counts as different: a recipe names a transform only if it is on.
     """
-    have, want = (dict(_flat(side)) for side in ({name: cached.get(name) for name in wanted}, wanted))
+    have, want = (dict(fields_of(side)) for side in ({name: cached.get(name) for name in wanted}, wanted))
     out = {}
     for field in sorted(have | want):
         a, b = have.get(field), want.get(field)
@@ -84,7 +85,7 @@ def differences(cached: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str
 
 def distinctions(identities: list[dict[str, Any]]) -> list[str]:
     """One line per identity: its values of the fields that are not equal in all of them; hashes are shortened."""
-    flat = [dict(_flat(identity)) for identity in identities]
+    flat = [dict(fields_of(identity)) for identity in identities]
     fields = [
         field for field in sorted(set().union(*flat)) if any(one.get(field) != flat[0].get(field) for one in flat)
     ]

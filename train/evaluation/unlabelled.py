@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from accelerate.utils import broadcast_object_list
 
 from pipelines.errors import UserError
 from pipelines.folders import IMAGE_SUFFIXES, folder_files, is_image
@@ -20,6 +21,7 @@ from pipelines.order import evaluation_shard
 from pipelines.records.reader import Records
 from pipelines.records.workers import CHUNK, Sample, Unreadable
 from pipelines.records.writing import UnreadableImages, write_records
+from train.run.agreement import require_alike
 
 # What the temporary file of a part holds at most, by the sizes of the image files.
 _PART_IMAGES, _PART_BYTES = 4096, 2**29
@@ -61,31 +63,19 @@ class RecordedImages:
 
 
 class ImageFiles:
-    """Image files, by their names below `root`."""
+    """Image files, by their names below `root`, in parts."""
 
-    def __init__(self, root: Path, names: list[str], workers: int | None = None) -> None:
+    def __init__(self, root: Path, names: list[list[str]], workers: int | None = None) -> None:
         self._root, self._names = root, names
         self._workers = workers or default_workers()
 
     def __len__(self) -> int:
-        return len(self._names)
+        return sum(map(len, self._names))
 
     def parts(self, rank: int, world: int) -> Iterator[Part]:
-        for names in self._cut():
+        for names in self._names:
             own = [names[i] for i in evaluation_shard(len(names), rank, world)]
             yield self._recorded(own, len(names))
-
-    def _cut(self) -> Iterator[list[str]]:
-        names: list[str] = []
-        size = 0
-        for name in self._names:
-            own = _size_of(self._root / name)
-            if names and (len(names) == _PART_IMAGES or size + own > _PART_BYTES):
-                yield names
-                names, size = [], 0
-            names.append(name)
-            size += own
-        yield names
 
     def _recorded(self, names: list[str], size: int) -> Part:
         if not names:
@@ -110,21 +100,57 @@ class ImageFiles:
         return Part(size, records, np.arange(len(records)), bad)
 
 
-def open_images(path: Path, workers: int | None = None) -> Images:
+def open_images(path: Path, workers: int | None = None, is_main: bool = True) -> Images:
     """The images of a folder (nested ones too), an image file or a record file; UserError where there are none.
 
-    workers: processes that read files; None = this process's share of the cores.
+    Several processes call it together, one of them with `is_main`: all get what that one finds, as a folder may change from one
+    look to the next. workers: processes that read files; None = this process's share of the cores.
     """
+    listed: tuple[Path, list[list[str]]] | None = None
+    failure: str | None = None
+    if is_main:
+        try:
+            listed = _listed(path)
+        except UserError as error:  # the others wait
+            failure = str(error)
+    listed, failure = broadcast_object_list([listed, failure])
+    if failure is not None:
+        raise UserError(failure)
+    if listed is None:
+        records = Records(path)
+        require_alike(
+            {f"{path}": records.digest}, "the processes see different images", "give records that all machines share"
+        )
+        return RecordedImages(records)
+    root, names = listed
+    return ImageFiles(root, names, workers)
+
+
+def _listed(path: Path) -> tuple[Path, list[list[str]]] | None:
+    """Root and parts of the image files; None: it is a record file."""
     if path.is_dir():
         names = [name for name, _ in folder_files(path, {}) if is_image(name)]
         if not names:
             raise UserError(f"{path}: no images in this folder, nor below it ({' '.join(sorted(IMAGE_SUFFIXES))})")
-        return ImageFiles(path, names, workers)
+        return path, list(_cut(path, names))
     if path.suffix == ".beton":
-        return RecordedImages(Records(path))
+        return None
     if not path.is_file():
         raise UserError(f"{path}: no such file or folder; give a folder of images, an image or a record file (.beton)")
-    return ImageFiles(path.parent, [path.name], workers)
+    return path.parent, [[path.name]]
+
+
+def _cut(root: Path, names: list[str]) -> Iterator[list[str]]:
+    part: list[str] = []
+    size = 0
+    for name in names:
+        own = _size_of(root / name)
+        if part and (len(part) == _PART_IMAGES or size + own > _PART_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(name)
+        size += own
+    yield part
 
 
 def _size_of(file: Path) -> int:

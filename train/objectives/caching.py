@@ -34,6 +34,7 @@ from pipelines.logits.writer import CacheSize, CacheWriter, Cell
 from train.finite import FiniteLogits
 from train.objectives.targets import Teacher
 from train.run import launcher
+from train.run.agreement import Meeting
 from train.run.stops import LAUNCHER_GONE, Stopped
 from train.watch.progress import Bar
 from train.watch.text import size_text
@@ -48,6 +49,7 @@ def write_cache(
     writer: CacheWriter, loader: Loader, teacher: Teacher, views: int, batch: int, accelerator: Accelerator
 ) -> dict[str, Any]:
     """Fill the cache's first `views` views and declare them complete; returns figures of this session, of all ranks."""
+    meeting = Meeting()
     require_space(writer.folder, writer.size(views))
     missing = _shared_list(writer, views)
     cells = missing[accelerator.process_index :: accelerator.num_processes]
@@ -83,7 +85,7 @@ def write_cache(
         finally:
             batches.close()
     seconds = time.perf_counter() - start
-    # The sum also makes ranks wait for each other.
+    meeting.wait()  # for hours, where some processes are slower by a few percent
     images = int(accelerator.reduce(torch.tensor(images, device=accelerator.device)))
     left = writer.missing(views)
     if left:
@@ -95,6 +97,7 @@ def write_cache(
     if accelerator.is_main_process:
         made = {"host": platform.node(), "time": time.time(), "argv": sys.argv, "torch": torch.__version__}
         accuracy = writer.finish(views, made | figures if images else None)
+    meeting.wait()  # the first process has opened every block
     # Accuracy on the training views by plain argmax: far below the teacher's test accuracy means wrong pixels or classes.
     (figures["teacher_top1"],) = broadcast_object_list([accuracy])
     accelerator.wait_for_everyone()  # a rank that exits while another still receives would crash it

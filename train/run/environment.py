@@ -21,6 +21,8 @@ from pipelines.loader import default_workers
 from train.config import Config
 from train.networks.layout import DDP_OPTIONS
 from train.run import launcher
+from train.run.agreement import MAY_DIFFER, require_alike
+from train.settings import flatten
 
 PACKAGES = (
     *("torch", "accelerate", "numpy", "numba", "omegaconf", "safetensors", "pillow", "timm", "ffcv"),
@@ -106,7 +108,7 @@ def _accelerates_word(precision: str) -> str:
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """The Accelerator that the settings ask for; UserError when the launcher asked for something else."""
+    """The Accelerator that the settings ask for; UserError when the launcher asked for something else, or processes differ."""
     precision = _accelerates_word(resolve_precision(config.precision))
     _check_numbers()
     _check_launcher(precision)
@@ -136,6 +138,12 @@ def make_accelerator(config: Config) -> Accelerator:
             f"{launched} processes were launched, but accelerate counts {accelerator.num_processes}: each "
             "would believe to be the only one. Without a GPU, type ACCELERATE_USE_CPU=true before the command"
         )
+    settings = {name: value for name, value in flatten(config).items() if name not in MAY_DIFFER}
+    require_alike(
+        settings | {"the version of torch": str(torch.__version__)},
+        "the processes were started with different settings",
+        "give the same command, the same configuration and the same installation on all machines",
+    )
     if config.precision == "bf16" and accelerator.device.type == "cpu" and not _cpu_has_bf16():
         accelerator.print(
             "warning: precision=bf16 takes many times as long as fp32 on this CPU, which emulates it; type precision=fp32"

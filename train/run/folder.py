@@ -24,6 +24,7 @@ from accelerate.utils import broadcast_object_list
 
 from pipelines.errors import UserError
 from pipelines.files import is_temporary, read_object, write_bytes_atomic, write_json_atomic
+from train.run.agreement import PLACES
 from train.run.checkpoint import NOT_FINITE, has_trained_nothing
 from train.run.environment import describe_environment
 from train.run.exits import share_failure, shared_failure
@@ -41,11 +42,6 @@ FREE_KEYS = (
     *("eval.every_epochs", "eval.every_steps", "eval.batch"),  # the first two only without eval.patience: PATIENCE_KEYS
     "optim.accumulate",
     "data.hw_decoder_load",  # where it changes pixels, the run's facts tell
-)
-# Paths. They may differ when a run is resumed: the digests in run.json's facts tell whether the same things lie there.
-PLACES = (
-    *("data.train", "data.val", "data.test", "cache.paths", "cache.dir"),
-    *("distill.teacher", "distill.teacher_classes"),
 )
 # With eval.patience, which counts evaluations, these decide which step is the last.
 PATIENCE_KEYS = ("eval.every_epochs", "eval.every_steps", "save.keep_best")

@@ -128,12 +128,11 @@ def test_parts_are_small_in_number_and_in_bytes(tmp_path: Path, monkeypatch: pyt
     for name in ("b.jpg", "c.jpg", "d.jpg"):
         shutil.copy(tmp_path / "a.jpg", tmp_path / name)
     size = (tmp_path / "a.jpg").stat().st_size
-    images = unlabelled.open_images(tmp_path)
 
     def parts(**limits: int) -> list[int]:
         for name, limit in limits.items():
             monkeypatch.setattr(unlabelled, f"_PART_{name}", limit)
-        return [part.size for part in images.parts(0, 1)]
+        return [part.size for part in unlabelled.open_images(tmp_path).parts(0, 1)]
 
     assert parts() == [4] and parts(IMAGES=3) == [3, 1] and parts(BYTES=2 * size) == [2, 2]
     assert parts(BYTES=1) == [1, 1, 1, 1]  # an image larger than the limit is a part of its own

@@ -20,9 +20,10 @@ from pipelines.files import write_json_atomic
 from train.config import Config
 from train.networks.final import why_not_final
 from train.optim import OptimConfig
+from train.run.agreement import PLACES
 from train.run.checkpoint import SaveConfig
 from train.run.facts import Facts
-from train.run.folder import FREE_KEYS, PATIENCE_KEYS, PLACES, Run, moved
+from train.run.folder import FREE_KEYS, PATIENCE_KEYS, Run, moved
 from train.run.lock import Lock
 from train.settings import load
 
