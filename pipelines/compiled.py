@@ -7,9 +7,11 @@ only a change in the function's own file: code inlined from another one would go
 that share the folder would give the same file name to code of their own.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,17 @@ def _code_folder() -> str:
         except OSError:
             continue
         if os.access(folder, os.W_OK):
+            return str(folder)
+    return _temporary_folder(name)
+
+
+def _temporary_folder(name: str) -> str:
+    """One of this user's own, for all processes; a new one where somebody else has taken its name."""
+    folder = Path(tempfile.gettempdir(), f"{name}-{os.getuid()}")
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if found.st_uid == os.getuid() and stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o077:
             return str(folder)
     return tempfile.mkdtemp(prefix=name)
 

@@ -44,10 +44,19 @@ def is_temporary(path: Path) -> bool:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder (creations, renames, removals) survive a power cut."""
+    """Make the names in a folder (creations, renames, removals) survive a power cut, where the file system can."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno in (
+            errno.EINVAL,
+            errno.EBADF,
+            errno.ENOTSUP,
+        ):  # some network file systems have no such call for folders
+            return
+        error.filename = os.fspath(folder)
+        raise
     finally:
         os.close(handle)
 
@@ -212,7 +221,7 @@ def lock(handle: int, *, by_process: bool = False, wait: bool = False, holder: s
 
     by_process: the lock belongs to this process: forked ones do not inherit it, it excludes nothing within the process, and
     closing any other handle of the file drops it. Otherwise it belongs to the handle, and to every process that inherits that.
-    wait: wait until it is free. holder: a line to write into the file, shown to processes that are refused.
+    wait: wait until it is free. holder: a line for the file (a full disk takes none), shown to processes that are refused.
     Raises Held, or OSError where the file system has no such locks.
     """
     take = fcntl.lockf if by_process else fcntl.flock
@@ -221,8 +230,9 @@ def lock(handle: int, *, by_process: bool = False, wait: bool = False, holder: s
     except (BlockingIOError, PermissionError) as error:  # which of the two a record lock raises depends on the system
         raise Held(os.pread(handle, 1000, 0).decode(errors="replace").strip() if holder else "") from error
     if holder:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, holder.encode(), 0)
+        with suppress(OSError):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, holder.encode(), 0)
 
 
 @contextmanager

@@ -129,9 +129,15 @@ class _Worker:
 
     def __init__(self, encoding: Encoding) -> None:
         context = multiprocessing.get_context("forkserver")
-        self.line, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, encoding), daemon=True)
-        self.process.start()
+        try:
+            self.line, theirs = context.Pipe()
+            self.process = context.Process(target=_work, args=(theirs, encoding), daemon=True)
+            self.process.start()
+        except OSError as error:  # the server of processes has a socket in the folder for temporary files
+            raise UserError(
+                f"no process that reads images can be started ({error.strerror or error}): set a folder for temporary files with "
+                "a short name, by TMPDIR=FOLDER in front of the command, raise ulimit -u, or give fewer workers"
+            ) from error
         theirs.close()
         self.todo: deque[tuple[int, str]] = deque()  # numbers and names
 

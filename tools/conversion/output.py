@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from pipelines.errors import UserError, printable
-from pipelines.files import Held, lock, write_bytes_atomic
+from pipelines.files import Held, fsync_folder, lock, write_bytes_atomic
 from pipelines.records.encoding import Note, Stored
 from pipelines.records.reader import Records
 from pipelines.records.workers import Sample, Unreadable
@@ -225,12 +225,38 @@ def _together(folder: Path, outputs: Collection[Path]) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(hidden, ignore_errors=True)
             raise
-        # All old ones go before the first new one comes, as this process may be killed between two renames.
-        for out in outputs:
-            remove(out)
-        for out in outputs:
-            os.rename(hidden / out.name, out)
-        hidden.rmdir()
-        os.fsync(handle)
+        try:
+            _exchange(hidden, folder / ".parts.old", outputs)
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+        fsync_folder(folder)
     finally:
         os.close(handle)
+
+
+def _exchange(new: Path, old: Path, outputs: Collection[Path]) -> None:
+    """Put the parts in the folder `new` into their places; all old ones stay or return where one of them cannot be moved.
+
+    All old ones go before the first new one comes, as this process may be killed between two renames.
+    """
+    shutil.rmtree(old, ignore_errors=True)
+    came: list[Path] = []
+    out = old
+    try:
+        old.mkdir()
+        for out in outputs:
+            if os.path.lexists(out):
+                os.rename(out, old / out.name)
+        for out in outputs:
+            os.rename(new / out.name, out)
+            came.append(out)
+    except OSError as error:
+        for place in came:
+            os.rename(place, new / place.name)
+        for place in outputs:
+            if os.path.lexists(old / place.name):
+                os.rename(old / place.name, place)
+        raise UserError(f"{out} cannot be overwritten: {error.strerror}; the old files are still there") from error
+    finally:
+        with contextlib.suppress(OSError):  # a folder of which something could not be put back stays
+            shutil.rmtree(old) if len(came) == len(outputs) else old.rmdir()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines.errors import UserError
-from pipelines.files import check_file_place, check_folder_place
+from pipelines.files import check_file_place, check_folder_place, temporary_path
 from train.config import Config
 from train.evaluation.subject import Kind
 from train.networks.export import check_exportable
@@ -55,6 +55,12 @@ def check_places(config: EvaluateConfig, folder: Path, figures: Path) -> bool:
         check_exportable(Path(config.export), folder, config)
         check_formats(config.format)
         check_folder_place(Path(config.export), f"export={config.export}")
+        try:
+            temporary_path(Path(config.export)).exists()  # where it is written first; its name is longer
+        except OSError as error:
+            raise UserError(
+                f"export={config.export}: cannot be written ({error.strerror}); give another name"
+            ) from error
     for name in ("predictions", "features"):
         if (place := getattr(config, name)) is not None:
             check_file_place(Path(place), f"{name}={place}")

@@ -7,6 +7,7 @@ Shapes: B images, any number, S pixels a side, C classes.
 
 import importlib
 import importlib.util
+import io
 import logging
 import os
 import warnings
@@ -144,7 +145,9 @@ def _exported(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram
 
 
 def _write_torch_export(module: nn.Module, images: Tensor, path: Path) -> dict[str, str]:
-    torch.export.save(_exported(module, images), path)
+    written = io.BytesIO()  # a file that cannot take all of it would end the process, in C++
+    torch.export.save(_exported(module, images), written)
+    path.write_bytes(written.getvalue())
     return {"torch": torch.__version__}
 
 

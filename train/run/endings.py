@@ -143,6 +143,14 @@ def _passing_trouble(error: Exception) -> str | None:
     if torn := _torn_library(error):
         torn.unlink(missing_ok=True)
         return f"{torn}, compiled by torch, was left half-written by a process that was killed; it is deleted"
+    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
+        return "no folder for temporary files can be written: set one by TMPDIR=FOLDER in front of the command"
+    if "can't start new thread" in str(error) or (
+        isinstance(error, OSError) and error.errno == errno.EAGAIN and error.filename is None
+    ):
+        return (
+            "no more processes or threads may be started (ulimit -u, or the container's limit): raise it or stop others"
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"{error.strerror} ({error.filename or 'a file that is open'}); what was saved before is intact; make room"

@@ -20,6 +20,7 @@ from train.run import launcher
 from train.run.endings import exit_code, script
 from train.run.stops import Stopped
 
+_HOST_IS_FULL = "can't allocate memory"  # torch's words
 _PEER_DIED = re.compile(r"gloo/transport.*Connection (reset|closed) by peer", re.DOTALL)
 
 
@@ -56,7 +57,12 @@ def _until_stopped(main: Callable[[list[str]], int | None], argv: list[str]) -> 
             "optim.accumulate for the same batch in parts; if it happened in an evaluation or a cache, a smaller eval.batch or "
             "cache.batch"
         ) from error
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or _HOST_IS_FULL in str(error):
+            raise UserError(
+                f"there is not enough memory on the host ({first_line(error)}): give a smaller optim.batch, fewer data.workers, "
+                "or raise the limit (ulimit -v, the job's or the container's)"
+            ) from error
         if torch.distributed.is_initialized() and _PEER_DIED.search(str(error)):
             raise UserError(
                 "another process of this group has ended before its work was done; its own lines or the launcher's say why, and "

@@ -4,14 +4,15 @@ Owns the beginning and end of recording, and RUN/trace_FIRST-LAST.json; the loop
 visible trace is complete and holds the steps in its name, and a run without a trace has no cost.
 """
 
-import tempfile
+import errno
+import os
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch.profiler import profile, record_function
 
-from pipelines.files import write_bytes_atomic
+from pipelines.files import temporary_path
 from train.watch.tracking import Tracker
 
 _MOST_STEPS = 1000  # some megabytes each
@@ -71,8 +72,15 @@ def traced(
 
 def _write(recorder: profile, folder: Path, steps: range, tracker: Tracker) -> None:
     path = folder / f"trace_{steps[0]}-{steps[-1]}.json"
-    with tempfile.TemporaryDirectory() as scratch:
-        written = Path(scratch) / path.name
-        recorder.export_chrome_trace(str(written))
-        write_bytes_atomic(path, written.read_bytes())
+    written = temporary_path(path)
+    try:
+        recorder.export_chrome_trace(str(written))  # on a full disk it prints so, and leaves out the end or all
+        if not written.read_bytes().rstrip().endswith(b"}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.replace(written, path)
+    except OSError as error:
+        tracker.say(f"warning: no trace: {path} cannot be written ({error.strerror}); the training goes on")
+        return
+    finally:
+        written.unlink(missing_ok=True)
     tracker.say(f"profile: the steps {steps[0]} to {steps[-1]} are in {path}; open it in ui.perfetto.dev")

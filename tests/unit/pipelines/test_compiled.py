@@ -155,3 +155,7 @@ def test_without_any_home_a_temporary_folder_serves(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = folder_of(copy)
     assert folder.parent == tmp_path and folder.name.startswith("numba-") and folder.is_dir()
+    assert folder_of(copy) == folder and folder.stat().st_mode & 0o777 == 0o700, "every process has the same"
+    folder.chmod(0o777)
+    another = folder_of(copy)
+    assert another != folder and another.is_dir(), "anybody can write there"

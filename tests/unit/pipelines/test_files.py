@@ -62,6 +62,32 @@ def test_a_full_disk_is_an_error_with_the_files_name(tmp_path: Path, monkeypatch
             write(tmp_path / "a.json", b"{}")
 
 
+def test_a_folder_that_cannot_be_synchronised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Some file systems have no such call; any other error names the folder."""
+    real, number = os.fsync, errno.EINVAL
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_bytes_atomic(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    number = errno.EIO
+    with pytest.raises(OSError) as caught:
+        write_bytes_atomic(tmp_path / "a", b"newer")
+    assert caught.value.filename == str(tmp_path)
+
+
+def test_a_lock_needs_no_room_for_its_holder():
+    handle = os.open("/dev/full", os.O_RDWR)
+    try:
+        lock(handle, holder="we")
+    finally:
+        os.close(handle)
+
+
 def test_replaces_whole_and_leaves_nothing_else(tmp_path: Path):
     path = tmp_path / "a.bin"
     write_bytes_atomic(path, b"one" * 1000)

@@ -1,5 +1,6 @@
 """The command line of tools/convert.py: every subcommand, what it writes, and one line for each mistake."""
 
+import errno
 import hashlib
 import os
 import re
@@ -293,6 +294,30 @@ def test_existing_parts_need_force_and_leave_together(
         assert "1 of 9 images cannot be read, first bee/bad5" in failure(capsys, *common, "--test", 0.3, "--force")
     finally:
         bad.unlink()
+    assert {part: records.digest for part, records in split_of(tmp_path).items()} == before
+    assert sorted(os.listdir(tmp_path)) == ["test.beton", "train.beton"]
+
+
+@pytest.mark.parametrize("way", ["out", "into"])
+def test_a_part_that_cannot_be_moved_leaves_all_old_ones(
+    tmp_path: Path, large_tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Such as an immutable file, or a disk with an error."""
+    common = ["folder", "--workers", 0, "--images", large_tree, "--out", tmp_path, "--force"]
+    assert convert.main([str(argument) for argument in [*common, "--test", 0.3]]) == 0
+    before = {part: records.digest for part, records in split_of(tmp_path).items()}
+    moved, last = os.rename, tmp_path / "test.beton"
+
+    def rename(source: Path, target: Path) -> None:
+        if not moves and last == (source if way == "out" else target):
+            moves.append(source)
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        moved(source, target)
+
+    moves: list[Path] = []
+    monkeypatch.setattr(os, "rename", rename)
+    message = failure(capsys, *common, "--test", 0.5)
+    assert f"{last} cannot be overwritten: Operation not permitted; the old files are still there" in message and moves
     assert {part: records.digest for part, records in split_of(tmp_path).items()} == before
     assert sorted(os.listdir(tmp_path)) == ["test.beton", "train.beton"]
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import tarfile
 import threading
 import time
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import numpy as np
@@ -529,3 +531,18 @@ def test_a_full_disk_is_an_error_in_words(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "a.beton cannot be written: File too large" in done.stdout
     assert os.listdir(tmp_path) == []
+
+
+def test_a_process_that_cannot_be_started_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as a file that cannot be written: for example a folder for temporary files whose name is too long for a socket."""
+
+    def start(process: multiprocessing.Process) -> None:
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr(ForkServerProcess, "start", start)
+    samples = [Sample(f"{i}", 0, np.zeros((8, 8, 3), np.uint8)) for i in range(4)]
+    with pytest.raises(
+        UserError, match=r"no process that reads images can be started \(AF_UNIX path too long\): set a folder"
+    ):
+        write_records(tmp_path / "a.beton", samples, ["a"], kind="test", workers=2)
+    assert not list(tmp_path.iterdir())

@@ -192,6 +192,8 @@ def test_refusals_come_before_any_work(work: Path) -> None:
         work, "t", "export=exports/new", "data.mean=[0.4, 0.5, 0.5]"
     )
     assert "cannot write in exports/t/README.md/new" in refused(work, "t", "export=exports/t/README.md/new")
+    long = "y" * 240  # the folder is written under a longer name
+    assert f"export={long}: cannot be written (File name too long)" in refused(work, "t", f"export={long}")
     half = work / "runs/half"
     shutil.copytree(work / "runs/t", half)
     for name in ("result.json", "model.json"):

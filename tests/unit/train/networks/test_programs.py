@@ -43,6 +43,12 @@ def test_a_program_of_torch_export_is_the_network(tmp_path: Path) -> None:
     assert 0 <= found["largest_difference"] < 1e-4 * found["largest_logit"]
 
 
+def test_a_full_disk_is_an_error_with_the_files_name() -> None:
+    """Torch's own writer ends the process."""
+    with pytest.raises(OSError, match="No space left on device"):
+        programs._write_torch_export(PLAIN.build().eval(), torch.zeros(2, 3, 8, 8), Path("/dev/full"))
+
+
 def test_a_program_of_onnx_is_the_network(tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
     network, made = written(tmp_path, PLAIN, Programs(["onnx"], "normalised"))

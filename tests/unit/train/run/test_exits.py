@@ -38,6 +38,15 @@ def test_guard(capsys, monkeypatch):
     assert guard(raises(KeyboardInterrupt())) == 130
     assert guard(raises(torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"))) == 2
     assert "(CUDA out of memory. Tried): give a smaller optim.batch" in capsys.readouterr().err
+    full = RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried")
+    for error in (MemoryError(), full):
+        assert guard(raises(error)) == 2
+        assert "not enough memory on the host" in capsys.readouterr().err
+    assert guard(raises(RuntimeError("can't start new thread"))) == 2
+    assert guard(raises(BlockingIOError(11, "Resource temporarily unavailable"))) == 2
+    assert capsys.readouterr().err.count("no more processes or threads may be started (ulimit -u") == 2
+    assert guard(raises(FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"))) == 2
+    assert "set one by TMPDIR=FOLDER in front of the command" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):  # a bug of ours keeps its traceback
         guard(raises(ZeroDivisionError()))
 

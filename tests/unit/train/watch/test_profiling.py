@@ -93,3 +93,19 @@ def test_an_error_within_drops_the_recording(tracker: Tracker, tmp_path: Path, a
 def test_negative_settings_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"profile.{name}=-1"):
         ProfileConfig(**{name: -1})
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_disk_that_takes_no_trace_ends_no_training(
+    tracker: Tracker, tmp_path: Path, screen: io.StringIO, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """Torch prints that it cannot write, and leaves no file or its beginning."""
+
+    def export(recorder: torch.profiler.profile, path: str) -> None:
+        if not whole:
+            Path(path).write_text('{"traceEvents": [')
+
+    monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", export)
+    assert work(traced(range(4), ProfileConfig(start=1, steps=2), tmp_path, tracker, is_main=True)) == [0, 1, 2, 3]
+    assert "warning: no trace: " in screen.getvalue() and "the training goes on" in screen.getvalue()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
