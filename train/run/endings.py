@@ -145,9 +145,7 @@ def _passing_trouble(error: Exception) -> str | None:
         return f"{torn}, compiled by torch, was left half-written by a process that was killed; it is deleted"
     if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
         return "no folder for temporary files can be written: set one by TMPDIR=FOLDER in front of the command"
-    if "can't start new thread" in str(error) or (
-        isinstance(error, OSError) and error.errno == errno.EAGAIN and error.filename is None
-    ):
+    if "can't start new thread" in str(error) or _cannot_fork(error):
         return (
             "no more processes or threads may be started (ulimit -u, or the container's limit): raise it or stop others"
         )
@@ -156,6 +154,12 @@ def _passing_trouble(error: Exception) -> str | None:
             f"{error.strerror} ({error.filename or 'a file that is open'}); what was saved before is intact; make room"
         )
     return None
+
+
+def _cannot_fork(error: Exception) -> bool:
+    """Whether the system refused a process; the same number also says that a pipe is full, after some of the characters."""
+    refused = isinstance(error, OSError) and error.errno == errno.EAGAIN and error.filename is None
+    return refused and not hasattr(error, "characters_written")
 
 
 def _torn_library(error: BaseException) -> Path | None:

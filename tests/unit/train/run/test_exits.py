@@ -45,6 +45,8 @@ def test_guard(capsys, monkeypatch):
     assert guard(raises(RuntimeError("can't start new thread"))) == 2
     assert guard(raises(BlockingIOError(11, "Resource temporarily unavailable"))) == 2
     assert capsys.readouterr().err.count("no more processes or threads may be started (ulimit -u") == 2
+    with pytest.raises(BlockingIOError):
+        guard(raises(BlockingIOError(11, "write could not complete without blocking", 5)))
     assert guard(raises(FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"))) == 2
     assert "set one by TMPDIR=FOLDER in front of the command" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):  # a bug of ours keeps its traceback
