@@ -119,7 +119,7 @@ def open_images(path: Path, workers: int | None = None, is_main: bool = True) ->
     if listed is None:
         records = Records(path)
         require_alike(
-            {f"{path}": records.digest}, "the processes see different images", "give records that all machines share"
+            {str(path): records.digest}, "the processes see different images", "give records that all machines share"
         )
         return RecordedImages(records)
     root, names = listed

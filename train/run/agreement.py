@@ -4,6 +4,7 @@ On several machines each has its own command line, configuration and disks, and 
 that differ would train on without a word. Invariant: a difference is an error of all processes, before one has worked with it.
 """
 
+import json
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -37,12 +38,12 @@ def require_alike(values: Mapping[str, Any], what: str, advice: str) -> None:
         for rank, other in enumerate(found):
             if other != found[0]:
                 raise UserError(
-                    f"{what}: {name} is {_text(found[0])} in process 0, {_text(other)} in process {rank}; {advice}"
+                    f"{what}: {name} is {_told(found[0])} in process 0, {_told(other)} in process {rank}; {advice}"
                 )
 
 
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def _told(value: Any) -> str:
+    return json.dumps(value, default=str)
 
 
 class Meeting:
