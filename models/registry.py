@@ -184,7 +184,8 @@ class ModelConfig:
     """routers, which decide for each image how many of the experts answer: the number of largest logits that they see (CIFAR 30,
     large data sets 50); only for train/router.py, which trains them; null = none, all experts answer"""
     sync_bn: bool = False
-    "synchronised batch norm: statistics over the images of all GPUs, for when each GPU has few images"
+    """synchronised batch norm: statistics over the images of all GPUs, for when each GPU has few images; slower, as torch waits
+    for the GPU at every norm"""
 
     def __post_init__(self) -> None:
         _check_form(self, "model.")

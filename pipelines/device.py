@@ -1,11 +1,14 @@
 """How arrays of the host reach a device, and results of it the host. Invariant: the thread that trains does not wait for copies.
 
-On a CPU nothing here copies or waits.
+Owns the streams of a GPU beside the one that computes, and how far the host runs ahead of it. On a CPU nothing here copies or
+waits.
 """
 
+import functools
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -56,12 +59,48 @@ class Moved(NamedTuple):
         return self.tensor
 
 
-class SideStream:
-    """A stream of a GPU beside that on which training computes, for copies at the same time."""
+Use = Literal["batches", "blocks", "recording"]
+
+
+@functools.cache
+def stream_of(device: torch.device, use: Use) -> torch.cuda.Stream:
+    """The stream of a GPU for this use: the same one for all loaders, caches and recordings of this process.
+
+    torch hands out 32 in turn, and keeps the memory that became free on one for that one: with a new stream for every evaluation,
+    that memory would grow, and an evaluation would come to share the stream of a recording.
+    """
+    return torch.cuda.Stream(device)
+
+
+class Lead:
+    """Keeps this thread at most a few steps ahead of a GPU.
+
+    Of recorded steps its queue takes some hundred. Their batches would stay in its memory, and a thread that waits for the loader
+    while the GPU has work would seem to starve it.
+    """
+
+    AHEAD = 3  # steps
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._ends: deque[torch.cuda.Event] = deque()
+
+    def step(self) -> None:
+        """To be called when a step has been queued: wait until the one `AHEAD` steps before is done."""
+        if self._device.type != "cuda":
+            return
+        self._ends.append(torch.cuda.Event(blocking=True))  # waiting takes no core from the loader
+        self._ends[-1].record(torch.cuda.current_stream(self._device))
+        if len(self._ends) > self.AHEAD:
+            self._ends.popleft().synchronize()
+
+
+class SideStream:
+    """A stream of a GPU beside that on which training computes, for copies at the same time."""
+
+    def __init__(self, device: torch.device, use: Use):
+        self._device = device
+        self._stream = stream_of(device, use) if device.type == "cuda" else None
 
     def move(self, tensor: torch.Tensor) -> Moved:
         """Begin to copy a tensor of the host, pinned where it is large, to the device."""

@@ -181,7 +181,7 @@ class Loader:
 
     def _moved(self, drawn: Generator[Drawn, None, None]) -> Generator[tuple[Moved, Plan, Draws], None, None]:
         """The backend's crops, on their way to the device while it computes."""
-        beside = SideStream(self.device)
+        beside = SideStream(self.device, "batches")
         with contextlib.closing(drawn), contextlib.closing(self._backend.crops(drawn)) as crops:
             for pixels, plan, draws in crops:
                 yield beside.move(pixels), plan, draws

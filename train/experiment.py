@@ -165,15 +165,16 @@ class Experiment:
             outputs = outputs_of(training.model(batch.images))
             loss, _ = training.objective(outputs, batch, 0)
             self.accelerator.backward(loss)
+            value = float(loss.detach())  # the evaluation below may overwrite it: it runs the same CUDA graphs
             training.objective.require_finite(training.loader, self.accelerator)
             finite = FiniteLogits()
             finite.see(outputs.logits, batch.keys)
             init = f" (model.init={self.config.model.init})" if self.config.model.init else ""
             what = f"the network at its start{init}"
             finite.require(training.loader.records, what, "use other weights, or precision=fp32", self.accelerator)
-            if not math.isfinite(float(loss.detach())):
+            if not math.isfinite(value):
                 raise UserError(
-                    f"the loss of the first batch is {float(loss.detach())}, of finite logits: check the "
+                    f"the loss of the first batch is {value}, of finite logits: check the "
                     "settings of distill, or use precision=fp32"
                 )
         finally:
@@ -183,7 +184,7 @@ class Experiment:
             self.say(f"{split}: {done} of {len(loader.records)} images evaluated")
         memory = tracking.peak_memory(self.accelerator.device) / 1e9
         self.say(
-            f"dry run: loss {float(loss.detach()):.4f} on one batch, peak memory {memory:.1f} GB; "
+            f"dry run: loss {value:.4f} on one batch, peak memory {memory:.1f} GB; "
             f"{training.order.steps_per_epoch} steps an epoch, {training.schedule.total_steps} in all; would train into "
             f"{self.folder}"
         )

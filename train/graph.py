@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from pipelines.device import stream_of
 from pipelines.errors import UserError, first_line
 from train.config import Config
 
@@ -79,7 +80,7 @@ class Recorded(Generic[Result]):
         """A call on the stream of the recording: what libraries and autograd keep for a stream is there when it begins."""
         current = torch.cuda.current_stream(self._inputs[0].device)
         if self._stream is None:
-            self._stream = torch.cuda.Stream(self._inputs[0].device)
+            self._stream = stream_of(self._inputs[0].device, "recording")
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             result = self._function(self._inputs)

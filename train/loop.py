@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from models import set_training
+from pipelines.device import Lead
 from pipelines.errors import UserError
 from pipelines.files import write_json_atomic
 from pipelines.loader import Loader
@@ -161,7 +162,7 @@ def fit(
             best = None
     lost = checkpoint is None and has_figures(folder)  # asked before the tracker begins them anew
     batches = loader.stream(order.plan(first, total))
-    saver = Saver(folder)
+    saver, lead = Saver(folder), Lead(accelerator.device)
     tracker = Tracker(
         folder,
         is_main=accelerator.is_main_process,
@@ -231,12 +232,14 @@ def fit(
             batch = next(batches)
             tracker.data_wait(loader.waited - before)
             if step == first:
-                with tracker.evaluating():  # counts neither as training nor as waiting
-                    if step == 0 and config.track.show_batch and accelerator.is_main_process:
+                if step == 0 and config.track.show_batch and accelerator.is_main_process:
+                    with tracker.evaluating():  # counts neither as training nor as waiting
                         tracker.say(save_picture(folder, batch, config.data, loader.records.class_names))
-                    tracker.ceiling(measure_ceiling(config, accelerator, training.model, optimizer, objective, batch))
+                # It compiles what the first step would compile otherwise, whose time therefore includes it.
+                tracker.ceiling(measure_ceiling(config, accelerator, training.model, optimizer, objective, batch))
             lr = schedule.at(step)
             train(batch, step, lr)
+            lead.step()
             done = step + 1
             tracker.step(done, config.optim.batch)
             if due(done % epoch_steps, LOG_STEPS, total=0) or done == total:  # due: also at the end of each epoch

@@ -19,6 +19,7 @@ from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 from pipelines.augment.recipe import PAD_CROP, ViewParams
 from pipelines.backends.contract import Crops, Drawn
 from pipelines.batch import Boxes
+from pipelines.device import stream_of
 from pipelines.errors import UserError
 from pipelines.libffcv import library_path
 from pipelines.records.reader import Records
@@ -101,7 +102,7 @@ class DaliBackend:
         if self._on_gpu:
             # Chroma is interpolated, as the CPU decoders do, not repeated: otherwise the GPU's colours are blockier.
             self._decoder = {"device": "mixed", "hw_decoder_load": hw_decoder_load, "jpeg_fancy_upsampling": True}
-            self._stream = torch.cuda.Stream(device)
+            self._stream = stream_of(device, "batches")
 
     def crops(self, batches: Iterable[Drawn]) -> Generator[Crops, None, None]:
         source, running = iter(batches), deque[_Work]()

@@ -18,6 +18,7 @@ from torch import nn
 from models import outputs_of, set_training
 from models.features import watched
 from models.router import experts_of_routers, experts_told
+from pipelines.device import Lead
 from pipelines.loader import Loader
 from pipelines.order import evaluation_shard
 from train.evaluation.metrics import Answers, experts_used, figures
@@ -101,7 +102,7 @@ def evaluate(
     answered = torch.full((largest, len(Answers._fields) + 1), -1, dtype=torch.float64, device=device)
     done = 0
     kept: list[Kept] = []
-    finite = FiniteLogits()
+    finite, lead = FiniteLogits(), Lead(device)
     # The bare network: the forward pass of DDP is a collective call, and the shards may differ by one batch.
     network = accelerator.unwrap_model(model)
     if accelerator.num_processes > 1:
@@ -128,6 +129,7 @@ def evaluate(
             if used is not None:
                 answered[done : done + len(logits), -1] = used
             done += len(logits)
+            lead.step()
             if keep != "nothing":
                 features = seen[0][: len(logits)].cpu().numpy() if seen else None
                 kept.append(Kept(batch.keys, batch.labels.cpu().numpy(), logits.cpu().numpy(), features))

@@ -25,7 +25,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from pipelines.batch import Batch, Plan
-from pipelines.device import SideStream, work_on
+from pipelines.device import Lead, SideStream, work_on
 from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.logits.blocks import BLOCK_ROWS
@@ -59,7 +59,7 @@ def write_cache(
     start, images = time.perf_counter(), 0
     logits: list[torch.Tensor] = []
     prints: list[torch.Tensor] = []
-    batches = loader.stream(_plan(writer, cells, by_key, batch))
+    batches, lead = loader.stream(_plan(writer, cells, by_key, batch)), Lead(accelerator.device)
     size = size_text(writer.size(views).bytes)
     with (
         _Publisher(writer, accelerator.device) as publisher,
@@ -67,11 +67,12 @@ def write_cache(
     ):
         try:
             for item in progress.watch(batches):
-                # Nothing here waits for the device, which would then be idle until the next batch is on its way.
+                # Nothing here waits for this batch: the device would then be idle until the next one is on its way.
                 logits.append(teacher(item))
                 finite.see(logits[-1], item.keys)
                 prints.append(fingerprint.on_device(item.pixels))
                 images += len(item.keys)
+                lead.step()
                 if launcher.gone():
                     raise Stopped(f"stopped by {LAUNCHER_GONE}; the blocks that were written are kept")
                 cell = int(item.views[0]), int(np.searchsorted(keys, item.keys[0])) // BLOCK_ROWS
@@ -155,7 +156,7 @@ class _Publisher:
     """Encodes, certifies and writes a block in its own thread while the next one is computed; never more than one behind."""
 
     def __init__(self, writer: CacheWriter, device: torch.device):
-        self._writer, self._beside = writer, SideStream(device)
+        self._writer, self._beside = writer, SideStream(device, "blocks")
         self._pool = ThreadPoolExecutor(1, "writer", initializer=work_on, initargs=(device,))
         self._last: tuple[Future[Fingerprints], Future[int], int] | None = None
         self.waited = 0.0

@@ -319,7 +319,7 @@ def test_the_writing_thread_works_on_the_gpu_of_its_process(monkeypatch: pytest.
     """It would open a context on the first GPU otherwise, in every process."""
     chosen: list[tuple[str, torch.device]] = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: chosen.append((threading.current_thread().name, gpu)))
-    monkeypatch.setattr("train.objectives.caching.SideStream", lambda device: SideStream(CPU))
+    monkeypatch.setattr("train.objectives.caching.SideStream", lambda device, use: SideStream(CPU, use))
     slow, third = SlowWriter(), torch.device("cuda", 2)
     slow.gate.set()
     with _Publisher(slow, third) as publisher:  # type: ignore[arg-type]
