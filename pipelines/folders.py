@@ -7,10 +7,12 @@ out because it cannot be read.
 
 import os
 import stat
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, quoted
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 
@@ -58,6 +60,13 @@ def hidden(name: str) -> bool:
 def is_image(path: str) -> bool:
     """Whether a file is one by its name, and is not hidden."""
     return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES and not hidden(os.path.basename(path))
+
+
+def note_left_out(others: Sequence[str]) -> None:
+    """Tell of files in a folder of images that are none by their names."""
+    if others:
+        known = " ".join(sorted(IMAGE_SUFFIXES))
+        print(f"note: {len(others)} files left out (not {known}), such as {quoted(others[0])}", file=sys.stderr)
 
 
 def folder_files(folder: Path, seen: dict[Identity, Path]) -> list[tuple[str, Identity | None]]:

@@ -87,6 +87,7 @@ class Assembled:
             mean=list(config.data.mean),
             std=list(config.data.std),
             input_size=config.data.recipe.size,
+            grey_bits=train.grey_bits,
             recipe=dataclasses.asdict(config.data.recipe),
             precision=self.facts.precision or "",
             ema_decay=config.ema.decay,

@@ -25,6 +25,8 @@ EVALUATION = (
     *("split", "predictions", "features", "export", "format", "program_input"),
 )
 PREDICTION = (*_ASKING, *("out", "top", "prior"))
+# What the reports of tools/ take: of the evaluation of runs without kept predictions, and where caches and training records are.
+REPORT = ("data.train", "data.val", "data.test", *(name for name in _ASKING if name != "weights"), "cache.paths")
 # What train/cache_logits.py reads of a student's settings.
 CACHE_WRITER = (
     *("data", "schedule", "optim.batch", "cache.codec", "cache.batch", "cache.dir", "precision", "deterministic"),
@@ -161,6 +163,11 @@ def require_evaluations(changes: list[str], unfinished: bool) -> None:
 def require_predictions(changes: list[str], unfinished: bool) -> None:
     """The same of a prediction."""
     _require_among(PREDICTION, changes, unfinished, "a prediction", "train/predict.py")
+
+
+def require_reports(changes: list[str]) -> None:
+    """The same of a report or a figure."""
+    _require_among(REPORT, changes, False, "a report", "It")
 
 
 def _require_among(names: tuple[str, ...], changes: list[str], unfinished: bool, what: str, program: str) -> None:

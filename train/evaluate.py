@@ -34,6 +34,7 @@ from train.evaluation.subject import (
     newest_weights,
     open_split,
     run_to_evaluate,
+    view_settings,
     write_figures,
 )
 from train.networks.export import measured, write_export
@@ -55,7 +56,8 @@ def main(argv: list[str]) -> None:
             "the first argument must be a run: python train/evaluate.py RUN [KEY=VALUE ...]; --help explains"
         )
     folder = run_to_evaluate(argv[0])
-    config, options = parse_args([str(folder / "config.yaml"), *argv[1:]], __doc__ or "", EvaluateConfig, WORDS)
+    given = [str(folder / "config.yaml"), *view_settings(folder), *argv[1:]]
+    config, options = parse_args(given, __doc__ or "", EvaluateConfig, WORDS)
     weights = newest_weights(folder, config.weights)
     kind = "" if config.weights == "raw" else f"_{config.weights}"
     figures = f"{config.split}{kind}"

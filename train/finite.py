@@ -27,12 +27,20 @@ class FiniteLogits:
         self._marks.append((logits.detach() * 0).sum(dim=1, dtype=torch.float32))  # infinity times 0 is NaN
         self._keys.append(keys)
 
-    def require(self, records: Records, what: str, advice: str, accelerator: Accelerator | None = None) -> None:
+    def require(
+        self,
+        records: Records,
+        what: str,
+        advice: str,
+        accelerator: Accelerator | None = None,
+        place: str | None = None,
+    ) -> None:
         """UserError if some logits were not finite. what: whose logits they are, the beginning of the sentence.
 
-        accelerator: all processes ask at the same time, and all raise the error of the first that has one.
+        accelerator: all processes ask at the same time, and all raise the error of the first that has one. place: where the user
+        has the images; None = in the records.
         """
-        found = self._words(records, what, advice)
+        found = self._words(records, what, advice, place or str(records.path))
         if accelerator is not None and accelerator.num_processes > 1:
             flag = torch.tensor([found is not None], device=accelerator.device)
             if bool(accelerator.gather(flag).any()):  # type: ignore[union-attr]
@@ -41,13 +49,13 @@ class FiniteLogits:
             raise UserError(found)
         self._keys, self._marks = [], []
 
-    def _words(self, records: Records, what: str, advice: str) -> str | None:
+    def _words(self, records: Records, what: str, advice: str, place: str) -> str | None:
         bad = torch.cat(self._marks).isnan().cpu().numpy() if self._marks else np.zeros(0, np.bool_)
         if not bad.any():
             return None
         key = int(np.concatenate(self._keys)[bad.argmax()])
         name = records.name(int(np.flatnonzero(records.keys == key)[0]))
         return (
-            f"{what} gives NaN or infinite logits for {bad.sum()} of {len(bad)} images of {records.path}, first for {name} "
+            f"{what} gives NaN or infinite logits for {bad.sum()} of {len(bad)} images of {place}, first for {name} "
             f"(key {key}): {advice}"
         )

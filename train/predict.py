@@ -26,7 +26,14 @@ from train.config import Config
 from train.effects import require_predictions
 from train.evaluation.predicting import predict, prior_shift
 from train.evaluation.ranking import check_table
-from train.evaluation.subject import Kind, make_subject, newest_weights, run_to_evaluate
+from train.evaluation.subject import (
+    Kind,
+    grey_bits_of,
+    make_subject,
+    newest_weights,
+    run_to_evaluate,
+    view_settings,
+)
 from train.evaluation.unlabelled import open_images
 from train.run.environment import make_accelerator
 from train.run.exits import guard
@@ -67,7 +74,8 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"the images are missing; type: python train/predict.py {argv[0]} FOLDER|IMAGE|FILE.beton [KEY=VALUE ...]"
         )
-    config, options = parse_args([str(folder / "config.yaml"), *settings], __doc__ or "", PredictConfig, WORDS)
+    given = [str(folder / "config.yaml"), *view_settings(folder), *settings]
+    config, options = parse_args(given, __doc__ or "", PredictConfig, WORDS)
     if options.dry_run:
         raise UserError("--dry-run: a prediction has nothing to try before it; leave it out")
     out = Path(config.out)
@@ -77,10 +85,11 @@ def main(argv: list[str]) -> None:
     accelerator = make_accelerator(config)
     if accelerator.is_main_process:
         check_file_place(out, f"out={out}")
-    found = open_images(expanded(images), config.data.workers, accelerator.is_main_process)
+    grey_bits = grey_bits_of(weights, config)
+    found = open_images(expanded(images), config.data.workers, accelerator.is_main_process, grey_bits)
     subject = make_subject(folder, weights, config, accelerator)
-    shift = prior_shift(config.prior, config, subject.train_counts, f"run {folder}")
-    done = predict(subject, found, config, accelerator, shift, config.top, out)
+    shift = prior_shift(config.prior, config, subject)
+    done = predict(subject, found, config, accelerator, shift, config.top, out, images)
     if accelerator.is_main_process:
         print(done)
 

@@ -172,6 +172,12 @@ class Records:
         self.digest: str = self.manifest["digest"]
         self._check_columns(int(footer["names_offset"]))
 
+    @property
+    def grey_bits(self) -> int:
+        """The bits that 16-bit grey was taken to use when its files were converted; a manifest says it where they are not 16."""
+        encoding = self.manifest["made"].get("encoding") or {}
+        return encoding.get("grey_bits", 16)
+
     def _read_columns(self, samples: int, allocation_start: int, footer: np.void) -> None:
         table_bytes = samples * TABLE.itemsize
         head_crc = int(footer["head_crc"])

@@ -22,6 +22,7 @@ def work(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     run("teacher", tiny_config(folder, tiny), *SHORT, "run=t", cwd=folder)
     (folder / "file").touch()
+    (folder / "runs.npz").mkdir()
     return folder
 
 
@@ -34,8 +35,15 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        *("predictions=nodir/p.npz", "predictions=runs", "predictions=file/p.npz", "predictions=/proc/p.npz"),
-        *(f"predictions={'x' * 300}", "export=file/e", f"export={'x' * 300}", "export=/proc/e"),
+        *("predictions=nodir/p.npz", "predictions=runs.npz", "predictions=file/p.npz", "predictions=/proc/p.npz"),
+        *(
+            "predictions=p.csv",
+            "features=p",
+            f"predictions={'x' * 300}.npz",
+            "export=file/e",
+            f"export={'x' * 300}",
+            "export=/proc/e",
+        ),
         *("features=nodir/p.npz", "features=file/p.npz"),
     ],
 )

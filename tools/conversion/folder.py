@@ -13,7 +13,7 @@ import numpy as np
 
 from pipelines import class_names as class_lists
 from pipelines.errors import UserError, quoted
-from pipelines.folders import IMAGE_SUFFIXES, Identity, folder_files, is_image, listed, visit
+from pipelines.folders import Identity, folder_files, is_image, listed, note_left_out, visit
 from pipelines.records.workers import Sample
 from tools.conversion.images import Images
 from tools.conversion.names import class_order, stripped
@@ -92,13 +92,6 @@ def _label(folder: str, labels: dict[str, int], where: Path | str) -> int:
     return labels[folder]
 
 
-def _note_others(others: Sequence[str]) -> None:
-    """Tell of files that are no images."""
-    if others:
-        known = " ".join(sorted(IMAGE_SUFFIXES))
-        print(f"note: {len(others)} files left out (not {known}), such as {quoted(others[0])}", file=sys.stderr)
-
-
 def _note_loose(names: Sequence[str]) -> None:
     """Tell of images that lie beside the class folders."""
     if names:
@@ -138,7 +131,7 @@ def folder_samples(root: Path, class_names: Sequence[str], prefix: str, depth: i
             names.append(name)
             identities.append(identity or (0, 0))
     _note_loose([entry.name for entry in listed(root) if is_image(entry.name) and not entry.is_folder])
-    _note_others(others)
+    note_left_out(others)
     _note_deeper(names, depth)
     _note_contradictions(samples, identities)
     return samples
@@ -206,6 +199,6 @@ def archive_samples(images: Images, class_names: Sequence[str], prefix: str, dep
         Sample(stripped(name, prefix, images.where), label_of[folder_of[name]], images.found[name]) for name in named
     ]
     _note_loose([name for name in images.found if "/" not in name])
-    _note_others(images.others)
+    note_left_out(images.others)
     _note_deeper(named, depth)
     return samples

@@ -17,16 +17,25 @@ from pipelines.errors import UserError
 from pipelines.files import read_json
 from pipelines.records.reader import Records
 from train.config import Config
+from train.effects import require_reports
 from train.evaluation.compensation import named_method
 from train.evaluation.predictions import Predictions, describe, read
-from train.evaluation.subject import Subject, assess, make_subject, newest_weights, open_split, run_to_evaluate
+from train.evaluation.subject import (
+    Subject,
+    assess,
+    make_subject,
+    newest_weights,
+    open_split,
+    run_to_evaluate,
+    view_settings,
+)
 from train.networks.weights import weights_hash
 from train.run.environment import make_accelerator
-from train.settings import load
+from train.settings import diff, load
 
 Split = Literal["test", "val"]
 # Settings that say where and how, not what is predicted: with others, predictions are not kept.
-_HARMLESS = ("data.test", "data.val", "data.workers", "data.backend", "eval.batch")
+_HARMLESS = ("data.train", "data.test", "data.val", "data.workers", "data.backend", "eval.batch", "cache.paths")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +106,8 @@ def _open(
             )
         return Run(title=path.stem, predictions=found)
     folder = run_to_evaluate(given)
-    config = load(Config, folder / "config.yaml", tuple(settings))
+    config = load(Config, folder / "config.yaml", (*view_settings(folder), *settings))
+    require_reports(diff(load(Config, folder / "config.yaml"), config))
     weights = newest_weights(folder)
     hashed = weights_hash(weights.state)
     method = named_method(config.distill, config.data.sampling)

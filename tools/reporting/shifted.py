@@ -21,7 +21,7 @@ from tools.reporting.runs import Run, open_runs
 from tools.reporting.style import COLOURS, LINES, MARKERS, shown, verbatim
 from tools.reporting.tables import Table, markdown
 from tools.reporting.together import notes_on_checkpoints
-from train.evaluation.compensation import Rule, compensated_answers, read_counts, rule_of
+from train.evaluation.compensation import Rule, compensated_answers, read_counts, require_classes, rule_of
 from train.evaluation.shifted import ShiftedAccuracy, ShiftedSet, by_frequency, shifted_accuracy, shifted_sets
 
 IMBALANCES = (50.0, 25.0, 10.0, 5.0, 2.0)  # the paper's
@@ -301,8 +301,12 @@ def run(args: argparse.Namespace) -> None:
     check_place(args.out, "shifted")
     given = None if args.train_counts is None else read_counts(args.train_counts, "--train-counts ")
     runs = open_runs(args.runs, args.settings, args.split)
-    if given is not None and all(one.predictions.train_counts is not None for one in runs):
-        raise UserError("--train-counts: every run says its own; leave it out")
+    if args.train_counts is not None:
+        if all(one.predictions.train_counts is not None for one in runs):
+            raise UserError("--train-counts: every run says its own; leave it out")
+        named = runs[0].predictions.class_names.tolist()  # as all runs have them
+        if named != [str(label) for label in range(len(named))]:  # of a file that names none
+            require_classes(args.train_counts, "--train-counts ", named)
     measured = measure(runs, args.imbalances, _rules(args, runs), given)
     paths = write_all(args.out, "shifted", page(measured), as_json(measured), draw(measured))
     print(f"written: {paths[0]}, {', '.join(one.name for one in paths[1:])}")

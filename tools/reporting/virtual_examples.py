@@ -109,7 +109,9 @@ def _cache(run: Run, path: str, hashes: Sequence[str]) -> LogitCache:
     for folder in (place, *sorted(place.glob("*/"))):
         if (folder / "identity.json").is_file() and identity_hash(open_folder(folder).identity).hex() in hashes:
             return LogitCache(folder)
-    raise UserError(f"the cache of {run.title} is not at hand: {path} does not hold it")
+    raise UserError(
+        f"the cache of {run.title} is not at hand: {path} does not hold it; if it was moved, type cache.paths=[FOLDER]"
+    )
 
 
 def of_run(entry: Entry) -> Mass:

@@ -6,6 +6,7 @@ gives without.
 Shapes: n test images, C classes.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -83,7 +84,7 @@ def read_counts(file: Path, given: str) -> np.ndarray:
     if file.suffix == ".beton":
         return Records(file).class_counts
     try:
-        lines = file.read_text().split("\n")
+        lines = file.read_text("utf-8-sig").split("\n")  # Windows' editors begin with a byte order mark
         counts = np.array([int(line) for line in lines if line.strip()], np.int64)
     except OSError as error:
         raise UserError(f"{given}{file}: {error.strerror}") from error
@@ -92,3 +93,12 @@ def read_counts(file: Path, given: str) -> np.ndarray:
     if not len(counts) or counts.min() < 0 or not counts.any():
         raise UserError(f"{given}{file}: numbers of images expected, one in each line")
     return counts
+
+
+def require_classes(file: Path, given: str, class_names: Sequence[str]) -> None:
+    """UserError for a record file with other classes than these, or in another order; a text file names none."""
+    if file.suffix == ".beton" and list(Records(file).class_names) != list(class_names):
+        raise UserError(
+            f"{given}{file}: its classes are not those of the network, in their order; give records of the same classes, or a "
+            "text file with a number in each line"
+        )

@@ -40,6 +40,11 @@ class EvaluateConfig(Config):
             raise ValueError(f"format=[{','.join(self.format)}] goes with export=DIR; leave it out, or give the folder")
         if self.program_input != "uint8" and not self.format:
             raise ValueError(f"program_input={self.program_input} goes with format; leave it out, or give the format")
+        for name in ("predictions", "features"):
+            if (place := getattr(self, name)) is not None and Path(place).suffix != ".npz":
+                raise ValueError(
+                    f"{name}={place}: a name that ends with .npz expected, by which the tools know such a file"
+                )
         if self.predictions is not None and self.features is not None and Path(self.predictions) == Path(self.features):
             raise ValueError(
                 f"predictions={self.predictions} and features name one file; the file of features holds both"

@@ -6,6 +6,7 @@ Shapes: C classes.
 """
 
 import sys
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from accelerate.utils import gather_object
 from pipelines.errors import UserError, printable
 from pipelines.files import write_bytes_atomic
 from pipelines.loader import ahead_of
+from pipelines.records.encoding import Note
 from pipelines.records.workers import Unreadable
 from train.config import Config
-from train.evaluation.compensation import logit_shift, read_counts, rule_of_training
+from train.evaluation.compensation import logit_shift, read_counts, require_classes, rule_of_training
 from train.evaluation.ranking import Ranked, rank, table
 from train.evaluation.subject import Subject, evaluation_loader
 from train.evaluation.unlabelled import Images
@@ -32,11 +34,12 @@ _SHOWN = 20  # unreadable images that are listed on the screen
 Answered = tuple[list[str], Ranked]
 
 
-def prior_shift(prior: str | None, config: Config, train_counts: np.ndarray, origin: str) -> np.ndarray:
+def prior_shift(prior: str | None, config: Config, subject: Subject) -> np.ndarray:
     """What is added to the logits, float64 [C], for images of the class distribution `prior`, as in PredictConfig.
 
     config: with the settings of the training, which decide what the logits hold. UserError where the correction is not defined.
     """
+    train_counts, origin = subject.train_counts, f"run {subject.folder}"
     if prior is None:
         return np.zeros(len(train_counts))
     rule = rule_of_training(config.distill, config.data.sampling)
@@ -52,6 +55,8 @@ def prior_shift(prior: str | None, config: Config, train_counts: np.ndarray, ori
     counts = named[prior] if prior in named else read_counts(Path(prior), "prior=")
     if len(counts) != len(train_counts):
         raise UserError(f"prior={prior} has {len(counts)} classes, {origin} has {len(train_counts)}")
+    if prior not in named:
+        require_classes(Path(prior), "prior=", subject.class_names)
     try:
         return logit_shift(rule, train_counts, counts)
     except ValueError as error:
@@ -66,14 +71,17 @@ def predict(
     shift: np.ndarray,
     top: int,
     out: Path,
+    given: str,
 ) -> str:
     """Write the table `out`, and beside it the list of unreadable images if there are any; a line that says so.
 
-    shift: as of `prior_shift`. All processes call it; the first one writes. UserError where no image can be read.
+    shift: as of `prior_shift`. given: the images, as the user named them. All processes call it; the first one writes. UserError
+    where no image can be read.
     """
     top = min(top, len(subject.class_names))
     writes = accelerator.is_main_process
     unreadable: list[Unreadable] = []
+    noted: list[tuple[str, Note]] = []
     network = accelerator.unwrap_model(subject.network).eval()
     parts = ahead_of(_walk(images, accelerator), 1)  # files are read while the network works
     with (
@@ -88,16 +96,21 @@ def predict(
                 loader, _ = evaluation_loader(subject, part.records, config, accelerator)
                 names = [part.records.name(int(position)) for position in part.positions]
                 with explained(subject.spec, loader.recipe.size, f"run {subject.folder}"):
-                    found = rank(network, loader, part.positions, config.eval.batch, shift, top, count)
+                    found = rank(network, loader, part.positions, config.eval.batch, shift, top, count, given)
                 answers, own = [(names, found)], len(names)
-            for theirs, bad in gather_object([(answers, part.unreadable)]):  # of all processes, in their order
+            mine = [(answers, part.unreadable, part.noted)]
+            for theirs, bad, notes in gather_object(mine):  # of all processes, in their order
                 unreadable += bad
+                noted += notes
                 for names, found in theirs:
                     write(names, found)
             count(part.size - own)
         if len(unreadable) == len(images):
             raise UserError(f"none of the {len(images)} images can be read, first {_line(unreadable[0])}")
-    return _told(out, len(images), unreadable) if writes else ""
+    if not writes:
+        return ""
+    _tell(noted)
+    return _told(out, len(images), unreadable)
 
 
 def _walk(images: Images, accelerator: Accelerator) -> Any:
@@ -110,6 +123,22 @@ def _ignored(*_: Any) -> None:
 
 def _line(image: Unreadable) -> str:
     return printable(f"{image.name}: {image.reason}")
+
+
+def _tell(noted: Sequence[tuple[str, Note]]) -> None:
+    """One line on the images of 16 bits that the network did not see as a person would, for each kind."""
+    words = {
+        "dark": "of 16-bit grey use at most {bits} of their bits, such as {name}, and were nearly black to the network, whose "
+        "training images were not converted with --grey-bits {bits}",
+        "clipped": "of 16-bit grey use up to {bits} bits, such as {name}, more than the --grey-bits of the training images; "
+        "what is beyond was white to the network",
+        "dark colour": "of 16-bit colour, or of grey with alpha, use at most {bits} of their bits, such as {name}, and were "
+        "nearly black to the network; save them with 8 bits",
+    }
+    for kind, text in words.items():
+        if of_kind := [(name, note.bits) for name, note in noted if note.kind == kind]:
+            told = text.format(bits=max(8, *(bits for _, bits in of_kind)), name=printable(of_kind[0][0]))
+            print(f"note: {len(of_kind)} images {told}", file=sys.stderr)
 
 
 def _told(out: Path, images: int, unreadable: list[Unreadable]) -> str:

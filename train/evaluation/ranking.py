@@ -18,13 +18,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipelines.device import Lead
 from pipelines.errors import UserError
 from pipelines.files import atomic_writer
 from pipelines.loader import Loader
-from train.evaluation.counting import NOT_FINITE, forward
+from train.evaluation.counting import forward
 from train.finite import FiniteLogits
 
 PARQUET = ".parquet"
+_NOT_FINITE = "nothing is written; predict with precision=fp32, or by an earlier checkpoint"
 
 
 class Ranked(NamedTuple):
@@ -45,24 +47,27 @@ def rank(
     shift: np.ndarray,
     top: int,
     done: Callable[[int], None],
+    place: str,
 ) -> Ranked:
     """The first `top` classes of the records at int64 positions [n], by the softmax of logits + shift, float64 [C].
 
-    network: in eval mode, on the loader's device. done: is called with the number of images of each batch.
+    network: in eval mode, on the loader's device. done: is called with the number of images of each batch. place: where the user
+    has the images.
     UserError for logits that are not finite.
     """
     added = torch.from_numpy(shift).to(loader.device)
-    finite, found = FiniteLogits(), []
+    finite, lead, found = FiniteLogits(), Lead(loader.device), []
     batches = loader.batches(positions, np.zeros(len(positions), np.int32), batch_size)
     try:
         for batch in batches:
             logits, _ = forward(network, batch.images, len(batch.images))
             finite.see(logits, batch.keys)
             found.append(_first(logits.double() + added, top))
+            lead.step()
             done(len(logits))
     finally:
         batches.close()
-    finite.require(loader.records, "the network", NOT_FINITE)
+    finite.require(loader.records, "the network", _NOT_FINITE, place=place)
     if not found:  # of a part that other processes have
         return Ranked(np.empty((0, top), np.int64), np.empty((0, top)))
     classes, probabilities = (torch.cat(column).cpu().numpy() for column in zip(*found, strict=True))

@@ -19,8 +19,9 @@ from models import ModelSpec
 from models.features import UnknownFeatures, require_features
 from pipelines.backends.choice import resolve_backend
 from pipelines.errors import UserError
-from pipelines.files import check_file_place, write_each, write_json_atomic
+from pipelines.files import check_file_place, read_object, write_each, write_json_atomic
 from pipelines.loader import Loader
+from pipelines.records.encoding import AS_THEY_ARE
 from pipelines.records.reader import Records
 from train.config import Config
 from train.data import evaluation_backend, make_loader
@@ -69,6 +70,17 @@ def run_to_evaluate(given: str) -> Path:
     if not (folder / "config.yaml").is_file():
         raise UserError(why_not_final(folder))
     return folder
+
+
+def view_settings(folder: Path) -> tuple[str, ...]:
+    """KEY=VALUE of the view that an export promises its users, where it is not that of its run's settings; none of a run."""
+    file = folder / "model.json"
+    told = read_object(file).get("evaluation_recipe") if file.is_file() else None
+    if not isinstance(told, dict):
+        return ()
+    own = load(Config, folder / "config.yaml").data.recipe.evaluation()
+    names = [name for name in ("size", "short_side") if told.get(name, getattr(own, name)) != getattr(own, name)]
+    return tuple(f"data.recipe.{name}={told[name]}" for name in names)
 
 
 def newest_weights(folder: Path, kind: Kind = "raw") -> Weights:
@@ -122,6 +134,13 @@ def _described(weights: Weights, config: Config) -> tuple[ModelSpec, list[str], 
         )
     train = Records(config.data.train)
     return config.model.spec(train.num_classes), list(train.class_names), train.class_counts.tolist()
+
+
+def grey_bits_of(weights: Weights, config: Config) -> int:
+    """The bits that 16-bit grey was taken to use in the training images, and so is in files that come to the network."""
+    if weights.info is not None:
+        return weights.info.grey_bits
+    return AS_THEY_ARE.grey_bits if config.data.train is None else Records(config.data.train).grey_bits
 
 
 def open_split(subject: Subject, config: Config, split: str) -> Records:

@@ -7,7 +7,7 @@ unreadable.
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -15,16 +15,18 @@ import numpy as np
 from accelerate.utils import broadcast_object_list
 
 from pipelines.errors import UserError
-from pipelines.folders import IMAGE_SUFFIXES, folder_files, is_image
+from pipelines.folders import IMAGE_SUFFIXES, folder_files, is_image, note_left_out
 from pipelines.loader import default_workers
 from pipelines.order import evaluation_shard
+from pipelines.records.encoding import AS_THEY_ARE, Encoding, Note, Stored
 from pipelines.records.reader import Records
 from pipelines.records.workers import CHUNK, Sample, Unreadable
 from pipelines.records.writing import UnreadableImages, write_records
 from train.run.agreement import require_alike
 
-# What the temporary file of a part holds at most, by the sizes of the image files.
-_PART_IMAGES, _PART_BYTES = 4096, 2**29
+# What the files of a part have at most. Of other formats than JPEG the temporary file may be three times as large: it keeps what
+# they show at quality 95.
+_PART_IMAGES, _PART_BYTES = 4096, 2**29 // 3
 
 
 class Part(NamedTuple):
@@ -37,6 +39,8 @@ class Part(NamedTuple):
     positions: np.ndarray
     "int64 [n]: in the records"
     unreadable: list[Unreadable]
+    noted: Sequence[tuple[str, Note]] = ()
+    "by the names of the images"
 
 
 class Images(Protocol):
@@ -65,9 +69,16 @@ class RecordedImages:
 class ImageFiles:
     """Image files, by their names below `root`, in parts."""
 
-    def __init__(self, root: Path, names: list[list[str]], workers: int | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        names: list[list[str]],
+        workers: int | None = None,
+        grey_bits: int = AS_THEY_ARE.grey_bits,
+    ) -> None:
         self._root, self._names = root, names
         self._workers = workers or default_workers()
+        self._encoding = Encoding(grey_bits=grey_bits)
 
     def __len__(self) -> int:
         return sum(map(len, self._names))
@@ -83,6 +94,11 @@ class ImageFiles:
         samples = [Sample(name, 0, str(self._root / name)) for name in names]
         # Starting a process costs more than encoding a few images.
         workers = min(self._workers, len(samples) // (2 * CHUNK))
+        noted: list[tuple[str, Note]] = []
+
+        def note(name: str, stored: Stored) -> None:
+            noted.extend((name, one) for one in stored.notes)
+
         with tempfile.TemporaryDirectory(prefix="images-") as folder:
             file = Path(folder) / "images.beton"
             try:
@@ -91,20 +107,28 @@ class ImageFiles:
                     samples,
                     ["unlabelled"],
                     kind="prediction",
+                    encoding=self._encoding,
                     workers=workers if workers > 1 else 0,
                     skip_bad=True,
+                    noted=note,
                 )
             except UnreadableImages as error:
                 return Part(size, None, np.empty(0, np.int64), list(error.images))
             records = Records(file)  # a map, which outlives the name
-        return Part(size, records, np.arange(len(records)), bad)
+        return Part(size, records, np.arange(len(records)), bad, noted)
 
 
-def open_images(path: Path, workers: int | None = None, is_main: bool = True) -> Images:
+def open_images(
+    path: Path,
+    workers: int | None = None,
+    is_main: bool = True,
+    grey_bits: int = AS_THEY_ARE.grey_bits,
+) -> Images:
     """The images of a folder (nested ones too), an image file or a record file; UserError where there are none.
 
     Several processes call it together, one of them with `is_main`: all get what that one finds, as a folder may change from one
-    look to the next. workers: processes that read files; None = this process's share of the cores.
+    look to the next. workers: processes that read files; None = this process's share of the cores. grey_bits: what 16-bit grey
+    uses.
     """
     listed: tuple[Path, list[list[str]]] | None = None
     failure: str | None = None
@@ -123,15 +147,17 @@ def open_images(path: Path, workers: int | None = None, is_main: bool = True) ->
         )
         return RecordedImages(records)
     root, names = listed
-    return ImageFiles(root, names, workers)
+    return ImageFiles(root, names, workers, grey_bits)
 
 
 def _listed(path: Path) -> tuple[Path, list[list[str]]] | None:
     """Root and parts of the image files; None: it is a record file."""
     if path.is_dir():
-        names = [name for name, _ in folder_files(path, {}) if is_image(name)]
+        files = [name for name, _ in folder_files(path, {})]
+        names = [name for name in files if is_image(name)]
         if not names:
             raise UserError(f"{path}: no images in this folder, nor below it ({' '.join(sorted(IMAGE_SUFFIXES))})")
+        note_left_out([name for name in files if not is_image(name)])
         return path, list(_cut(path, names))
     if path.suffix == ".beton":
         return None

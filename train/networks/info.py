@@ -13,7 +13,7 @@ from pipelines.augment.finish import check_normalisation
 _Number = (int, float)
 # The type of each entry that is read, in a list that of its elements.
 _KINDS: dict[str, Any] = {
-    **{"architecture": str, "precision": str, "method": str, "kind": str, "input_size": int},
+    **{"architecture": str, "precision": str, "method": str, "kind": str, "input_size": int, "grey_bits": int},
     **{"class_names": [str], "train_counts": [int], "mean": [_Number], "std": [_Number], "teachers": [dict]},
     **{"recipe": dict, "evaluation_recipe": dict, "training": dict, "evaluation": dict, "programs": dict},
 }
@@ -38,6 +38,8 @@ class ModelInfo:
     std: list[float]
     input_size: int
     "side of the square views that it was trained on, in pixels"
+    grey_bits: int = 16
+    "the bits that 16-bit grey was taken to use when the training images were converted"
     recipe: dict[str, Any] = field(default_factory=dict)
     "the recipe of the training (data.recipe)"
     precision: str = ""

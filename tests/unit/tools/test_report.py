@@ -170,6 +170,11 @@ def test_what_is_refused_before_the_work(work: Path, tmp_path: Path) -> None:
         (["bsce-s0", "--out", str(tmp_path / "r.html"), "--without", "jokes"], "jokes"),
         (["bsce-s0", "bsce-s0", "--out", str(tmp_path / "r.html")], "given twice"),
         ([str(untested), "--out", str(tmp_path / "r.html")], "no data.test; type data.test=FILE"),
+        (
+            ["bsce-s0", "optim.lr=9", "--out", str(tmp_path / "r.html")],
+            "without effect on a report (of the run -> given): optim.lr",
+        ),
+        (["bsce-s0", "distill.method=ce", "--out", str(tmp_path / "r.html")], "without effect on a report"),
         (["bsce-s0", "--split", "val", "--out", str(tmp_path / "r.html")], "no data.val"),
     ):
         code, _, errors = report(work, *words)

@@ -1,8 +1,10 @@
 """train/predict.py: what an evaluation of the same images gives, image by image; what cannot be read is listed and left out."""
 
 import csv
+import hashlib
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from helpers.launch import refused, run, tiny_config
 from helpers.odd_files import odd_files, write_odd_files
 from helpers.recipes import CLASSES, run_here, write_jpegs
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from pipelines.records.reader import Records
 from train.evaluation import predicting, unlabelled
@@ -34,7 +37,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_odd_files(folder / "images/ant")
     (folder / "images/ant/notes.txt").write_text("no image")
     Image.open(folder / "images" / PHOTOS[0]).save(folder / "images/bee/grey.png")
-    run_here("python tools/convert.py folder --images images --skip-bad --workers 0 --out test.beton", folder)
+    Image.fromarray(np.arange(1024, 4096, 3, np.uint16).reshape(32, 32)).save(folder / "images/bee/grey12.png")
+    words = "--skip-bad --workers 0 --grey-bits 12"
+    run_here(f"python tools/convert.py folder --images images {words} --out test.beton", folder)
     shutil.copy(folder / "test.beton", folder / "train.beton")
     settings = ["data.recipe.crop=random_resized_crop", "data.recipe.size=32", "schedule.epochs=1"]
     for method, name in (("bsce", "t"), ("ce", "ce"), ("ldam", "ldam")):
@@ -70,6 +75,40 @@ def test_a_folder_is_answered_as_the_records_made_of_it(work: Path) -> None:
     assert sorted(row["file"] for row in found) == sorted(map(records.name, range(len(records))))
     assert sorted(rows(work / "records.csv"), key=str) == sorted(found, key=str)
     assert f"folder.csv: {len(records)} images; {len(BAD)} cannot be read and are left out" in done.stdout
+    assert re.search(r"note: \d+ files left out \(not .bmp .*\), such as ant/", done.stderr)
+
+
+def test_16_bits_that_were_not_those_of_the_training(work: Path, tmp_path: Path) -> None:
+    Image.fromarray((np.arange(1024, dtype=np.uint16) // 8).reshape(32, 32)).save(tmp_path / "eight.png")
+    Image.fromarray(np.full((32, 32), 65535, np.uint16)).save(tmp_path / "sixteen.png")
+    said = run("predict", "t", str(tmp_path), "out=notes.csv", cwd=work).stderr
+    assert "note: 1 images of 16-bit grey use at most 8 of their bits, such as eight.png, and were nearly black" in said
+    assert "note: 1 images of 16-bit grey use up to 16 bits, such as sixteen.png, more than the --grey-bits" in said
+    assert "note: " not in run("predict", "t", "images/bee/grey12.png", "out=notes.csv", cwd=work).stderr
+
+
+def test_the_classes_of_a_stated_distribution_are_those_of_the_network(work: Path, tmp_path: Path) -> None:
+    for number, name in enumerate("vwxyz"):
+        write_jpegs(tmp_path / "images", [f"{name}/{i}.jpg" for i in range(number + 1)])
+    run_here(
+        f"python tools/convert.py folder --images {tmp_path}/images --workers 0 --out {tmp_path}/other.beton", work
+    )
+    line = refused(work, "predict", "t", "images/bee", f"prior={tmp_path}/other.beton")
+    assert f"prior={tmp_path}/other.beton: its classes are not those of the network, in their order" in line
+
+
+def test_an_infinite_answer_is_told_of_what_was_given(work: Path) -> None:
+    state = load_file(work / "runs/t/model.safetensors")
+    shutil.copytree(work / "runs/t", work / "runs/inf")
+    save_file(
+        {name: value * 1e20 if value.is_floating_point() else value for name, value in state.items()},
+        work / "runs/inf/model.safetensors",
+    )
+    model = json.loads((work / "runs/inf/model.json").read_text())
+    digest = hashlib.sha256((work / "runs/inf/model.safetensors").read_bytes()).hexdigest()
+    (work / "runs/inf/model.json").write_text(json.dumps(model | {"sha256": digest}))
+    line = refused(work, "predict", "inf", f"images/{PHOTOS[0]}")
+    assert f"logits for 1 of 1 images of images/{PHOTOS[0]}, first for 0.jpg" in line and "nothing is written" in line
 
 
 def test_the_numbers_are_those_of_an_evaluation(work: Path) -> None:

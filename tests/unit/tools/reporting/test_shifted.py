@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.small_caches import make_records, some_samples
 from PIL import Image
 
 from pipelines.errors import UserError
@@ -219,6 +220,18 @@ def test_what_is_missing_or_wrong_is_one_line(
     assert main(["shifted", *words, "--out", "out"]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1 and not (files / "out").exists()
+
+
+def test_records_of_other_classes_do_not_state_the_counts(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    order = predictions().by_list
+    fields = {"labels": predictions().labels[order], "logits": predictions().logits[order]}
+    np.savez(files / "named.npz", class_names=predictions().class_names, **fields)
+    make_records(files / "other.beton", some_samples(11), list("vwxyz"))
+    words = ("--balanced", "named", "--train-counts", "other.beton", "--out", "b")
+    assert main(["shifted", "named.npz", *words]) == 2
+    assert "--train-counts other.beton: its classes are not those of the network" in capsys.readouterr().err
+    np.savez(files / "named.npz", **fields)  # names no classes
+    assert main(["shifted", "named.npz", *words]) == 0
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(

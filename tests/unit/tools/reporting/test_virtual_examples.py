@@ -58,7 +58,7 @@ def test_a_cache_that_is_not_at_hand(tmp_path: Path, few: Records) -> None:
     with pytest.raises(UserError, match="is not at hand"):
         of_teacher(other)
     made = section(material(replace(other, predictions=made_run("x").predictions)))
-    assert "is not at hand" in made.notes[0] and [table.title for table in made.tables] == [
+    assert "type cache.paths=[FOLDER]" in made.notes[0] and [table.title for table in made.tables] == [
         "Where the predictions go, test split"
     ]
 

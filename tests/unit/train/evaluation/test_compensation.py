@@ -101,5 +101,6 @@ def test_the_probabilities_are_those_of_bayes_rule() -> None:
 
 
 def test_counts_are_read_from_text_with_empty_lines(tmp_path: Path) -> None:
-    (tmp_path / "counts.txt").write_text("5\n\n 4 \n0\n")
-    assert read_counts(tmp_path / "counts.txt", "").tolist() == [5, 4, 0]
+    for text in ("5\n\n 4 \n0\n", "\ufeff5\r\n4\r\n0\r\n"):  # the second as Windows' editors save it
+        (tmp_path / "counts.txt").write_bytes(text.encode())
+        assert read_counts(tmp_path / "counts.txt", "").tolist() == [5, 4, 0]

@@ -21,6 +21,7 @@ from studies import exports as export_check
 from models import build_model, load_network
 from models.registry import MODELS
 from pipelines.records.reader import Records
+from tools.reporting.runs import open_runs
 from train.config import Config
 from train.networks import card, export
 from train.networks.info import ModelInfo
@@ -155,7 +156,7 @@ def test_an_export_is_evaluated_and_exported_like_a_run(work: Path) -> None:
     (work / "exports/t/evaluation_test.json").unlink()
 
 
-def test_views_of_another_size_are_what_is_exported(work: Path) -> None:
+def test_views_of_another_size_are_what_is_exported(work: Path, tiny: Path) -> None:
     """A network may be measured on larger views than it was trained on: its users are told of those."""
     made = work / "exports/large"
     size = ("data.recipe.size=12", "data.recipe.short_side=14")
@@ -167,6 +168,16 @@ def test_views_of_another_size_are_what_is_exported(work: Path) -> None:
     card = (made / "README.md").read_text()
     assert "for images of 12 x 12 pixels, trained on images of 8 x 8 by" in card and "[B, 3, 12, 12]" in card
     assert "[B, 3, 12, 12]" in (made / "load.py").read_text()
+    run("evaluate", "exports/large", cwd=work)
+    again = json.loads((made / "evaluation_test.json").read_text())
+    assert again["nll"] == pytest.approx(found["evaluation"]["nll"], rel=1e-6)
+    tables = []
+    for name, settings in (("exports/large", ()), ("t", size)):
+        run("predict", name, str(tiny / "test.beton"), "out=large.csv", *settings, cwd=work)
+        tables.append((work / "large.csv").read_text())
+    assert tables[0] == tables[1]
+    opened = open_runs([str(made)], say=lambda _: None)
+    assert opened[0].config is not None and opened[0].config.data.recipe.size == 12
     shutil.rmtree(made)
 
 
