@@ -121,6 +121,11 @@ def check_method(config: Config, script: str) -> None:
             f"distill.tau=null takes the temperature from a cache, and {name} has none here: type distill.tau=3, for "
             "example, or cache.paths=[FOLDER]"
         )
+    if "tau" in method.settings and config.distill.tau is None and config.data.sampling == "class_balanced":
+        raise UserError(
+            "distill.tau=null chooses a temperature for the images as they are, and data.sampling=class_balanced draws them by "
+            "class: type distill.tau=3, for example"
+        )
     if "tau" in method.settings and config.distill.tau is None and config.distill.zscore:
         raise UserError(
             "distill.tau=null chooses a temperature for the teacher's logits as they are, and distill.zscore=true changes them: "

@@ -102,10 +102,11 @@ def certified_loss(sums: np.ndarray, temperature: float) -> float:
     """
     if not sums[:, 2].any():
         return 0.0  # nothing was rounded
-    above = int(np.searchsorted(TEMPERATURES, temperature))
+    # tau / p is one of them up to rounding: 9.8 / 0.49 is more than 20.
+    above = int(np.searchsorted(TEMPERATURES, temperature * (1 - 1e-9)))
     if above == len(TEMPERATURES):
         return math.inf
     lost, information, bound = sums[above]
-    if temperature != TEMPERATURES[above]:
+    if not math.isclose(temperature, TEMPERATURES[above], rel_tol=1e-9):
         lost = bound * (TEMPERATURES[above] / temperature) ** 2
     return float(max(lost, 0.0) / max(information, 1e-300))  # uniform logits have information 0, or a rounding error

@@ -183,6 +183,7 @@ def test_the_recipe_of_routers() -> None:
     )
     cifar, large = found(r"sees the k largest \(`model.router`: (\d+) on CIFAR, (\d+) on large data sets\)")
     (seed,) = found(r"The configurations of routers have `data.seed=(\d)`")
+    (views,) = found(r"They have\s+`data.views=(\d+)`")
     for data_set in FOLDERS:
         ((_, config),) = named(data_set, ["router"]).items()
         ((_, network),) = named(data_set, ["ride3"]).items()
@@ -190,10 +191,10 @@ def test_the_recipe_of_routers() -> None:
         numbers = [float(number) for number in (epochs, batch, lr, decay)]
         assert [schedule.epochs, optim.batch, optim.lr, optim.weight_decay] == numbers
         assert (schedule.kind, optim.nesterov, config.distill.method) == ("cosine", True, "router")
-        assert (config.data.sampling, config.data.seed) == ("class_balanced", int(seed))
+        assert (config.data.sampling, config.data.seed, config.data.views) == ("class_balanced", int(seed), int(views))
         assert config.model.router == int(cifar if data_set == "CIFAR-100-LT" else large)
         assert replace(config.model, router=None) == network.model
-        assert replace(config.data, sampling="instance", seed=1) == network.data
+        assert replace(config.data, sampling="instance", seed=1, views=None) == network.data
 
 
 def test_ride_dive() -> None:

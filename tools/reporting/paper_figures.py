@@ -15,7 +15,6 @@ from tools.reporting.runs import Run
 from tools.reporting.scores import scores
 from tools.reporting.section import Material, Picture, Section, plain
 from tools.reporting.style import verbatim
-from train.evaluation.compensation import rule_of
 
 
 def has_tsne() -> bool:
@@ -35,9 +34,7 @@ def _at_home(figure: Figure) -> Figure:
 
 def shifted_section(material: Material) -> Section:
     """Table 2 of the supplementary."""
-    runs = [
-        run for run in material.runs if run.predictions.train_counts is not None and rule_of(run.predictions.method)
-    ]
+    runs = [run for run in material.runs if run.predictions.train_counts is not None and run.rule]
     if not runs:
         raise UserError("no run says how and on which images it was trained; tools/figures.py shifted asks for that")
     others = [run.title for run in material.runs if run not in runs]

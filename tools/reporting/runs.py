@@ -18,7 +18,7 @@ from pipelines.files import read_json
 from pipelines.records.reader import Records
 from train.config import Config
 from train.effects import require_reports
-from train.evaluation.compensation import named_method
+from train.evaluation.compensation import Rule, named_method, rule_of, rule_of_training
 from train.evaluation.predictions import Predictions, describe, read
 from train.evaluation.subject import (
     Subject,
@@ -51,6 +51,13 @@ class Run:
     "of the split"
     step: int | None = None
     "of an unfinished run, that of the checkpoint whose weights these are"
+
+    @property
+    def rule(self) -> Rule | None:
+        """What its logits hold of the training prior; None where that is not known, or neither all nor nothing of it."""
+        if self.config is None:
+            return rule_of(self.predictions.method)
+        return rule_of_training(self.config.distill, self.config.data.sampling)
 
     def json(self, name: str) -> dict[str, Any]:
         """A file of the run's folder, such as result.json or run.json; empty where there is none (an export)."""

@@ -21,7 +21,7 @@ from tools.reporting.runs import Run, open_runs
 from tools.reporting.style import COLOURS, LINES, MARKERS, shown, verbatim
 from tools.reporting.tables import Table, markdown
 from tools.reporting.together import notes_on_checkpoints
-from train.evaluation.compensation import Rule, compensated_answers, read_counts, require_classes, rule_of
+from train.evaluation.compensation import Rule, compensated_answers, read_counts, require_classes
 from train.evaluation.shifted import ShiftedAccuracy, ShiftedSet, by_frequency, shifted_accuracy, shifted_sets
 
 IMBALANCES = (50.0, 25.0, 10.0, 5.0, 2.0)  # the paper's
@@ -102,15 +102,17 @@ def _train_counts(run: Run, given: np.ndarray | None) -> np.ndarray:
 
 
 def _rule(run: Run, given: Mapping[str, Rule]) -> Rule:
-    rule = rule_of(run.predictions.method)
+    rule = run.rule
     if rule is not None and given.get(run.title, rule) != rule:
-        raise UserError(f"{run.title} was trained by method {run.predictions.method}; leave --{given[run.title]} out")
+        how = f"by method {run.predictions.method}" if run.predictions.method else f"so that --{rule} holds"
+        raise UserError(f"{run.title} was trained {how}; leave --{given[run.title]} out")
     rule = rule or given.get(run.title)
     if rule is None:
         raise UserError(
             f"{run.title} does not say how it was trained, or has no rule of its own (margins, class weights, smoothed labels, a "
             f"teacher's targets), on which post-compensation depends; type --balanced {run.title} (balanced softmax: its loss "
-            f"adds log prior to the logits) or --softmax {run.title} (plain cross-entropy)"
+            f"adds log prior to the logits) or --softmax {run.title} (plain cross-entropy, of "
+            "images as they come: after class-balanced sampling it is --balanced)"
         )
     return rule
 

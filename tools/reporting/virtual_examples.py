@@ -35,7 +35,8 @@ from tools.reporting.section import (
 )
 from tools.reporting.style import COLOURS
 from tools.reporting.tables import Table
-from train.objectives.methods import METHODS
+from train.config import Config
+from train.objectives.methods import METHODS, settings_of
 from train.run.facts import Facts
 
 _MOST = 400_000_000  # logits that are read of one cache; of a larger one, every k-th image
@@ -74,6 +75,8 @@ def of_teacher(run: Run) -> Virtual:
     assert config is not None and run.folder is not None and has_teacher(run)
     if not config.cache.paths:
         raise UserError(f"{run.title} asked its teacher online, and kept no logits")
+    if why := _why_others(config):
+        raise UserError(f"{run.title} learned other targets than the softmax of its teacher's logits: {why}")
     facts = Facts.of_run(run.folder)
     if facts.caches is None or facts.tau is None:
         raise UserError(f"{run.title} does not say which cache and temperature it was trained with")
@@ -86,6 +89,18 @@ def of_teacher(run: Run) -> Virtual:
     source = Ensemble(caches, config.cache.weights, config.cache.average)
     raw, soft = (every * virtual_examples(source.at(t), keys, [t])[0] for t in (1.0, temperature))
     return Virtual(temperature, np.bincount(rows["label"], minlength=caches[0].classes), raw, soft, every)
+
+
+def _why_others(config: Config) -> str | None:
+    """Why the targets of a training are not those that are counted here, in words."""
+    distill, read = config.distill, settings_of(config.distill)
+    reasons = {
+        f"{distill.method} has no temperature": "tau" not in read,
+        "distill.zscore=true standardises the logits": distill.zscore and "zscore" in read,
+        f"{distill.method} weights their classes (distill.bkd_beta)": distill.bkd_beta and "bkd_beta" in read,
+        "data.sampling=class_balanced draws the images by class": config.data.sampling == "class_balanced",
+    }
+    return next((words for words, holds in reasons.items() if holds), None)
 
 
 def _trained_on(run: Run, rows: np.ndarray) -> np.ndarray:

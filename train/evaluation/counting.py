@@ -58,7 +58,7 @@ class EvalConfig:
 class Kept(NamedTuple):
     """keys int64 [n], labels int64 [n], logits [n, C] and, if asked for, features float32 [n, D], sorted by key.
 
-    The logits are float16, or float32 where float16 would overflow or change a prediction: their argmax gives the figures.
+    The logits are those of the figures, in float32.
     """
 
     keys: np.ndarray
@@ -183,12 +183,4 @@ def _gather(kept: list[Kept], classes: int) -> Kept:
     keys, labels, logits = (np.concatenate(column) for column in list(zip(*batches, strict=True))[:3])
     order = np.argsort(keys)
     features = None if batches[0].features is None else np.concatenate([batch.features for batch in batches])[order]
-    return Kept(keys[order], labels[order], _narrowed(logits[order]), features)
-
-
-def _narrowed(logits: np.ndarray) -> np.ndarray:
-    """float16 where that leaves every logit finite and every prediction as it is, else the float32 that was given."""
-    with np.errstate(over="ignore"):
-        half = logits.astype(np.float16)
-    same = np.isfinite(half).all() and np.array_equal(half.argmax(axis=1), logits.argmax(axis=1))
-    return half if same else logits
+    return Kept(keys[order], labels[order], logits[order], features)

@@ -23,8 +23,7 @@ class EvaluateConfig(Config):
     weights: Kind = "raw"
     "which weights: those trained last, their moving average, or the checkpoint that save.keep_best kept"
     predictions: str | None = field(default=None, metadata={"path": True})
-    """file for keys int64 [n], labels int64 [n], logits [n, C] and the names of samples and classes, as numpy .npz; logits in
-    float16, or float32 where float16 would overflow or change a prediction"""
+    "file for keys int64 [n], labels int64 [n], logits float32 [n, C] and the names of samples and classes, as numpy .npz"
     features: str | None = field(default=None, metadata={"path": True})
     "file for the same and the features float32 [n, D], the input of the last layer; it may be given beside predictions"
     export: str | None = field(default=None, metadata={"path": True})

@@ -32,7 +32,7 @@ class Predictions:
     labels: np.ndarray
     "int64 [n]"
     logits: np.ndarray
-    "[n, C], float16, or float32 where float16 would overflow or change a prediction"
+    "float32 [n, C]; float16 in files of earlier versions and of other programs"
     positions: np.ndarray
     "int64 [n]: the place of each sample in its record file"
     names: np.ndarray

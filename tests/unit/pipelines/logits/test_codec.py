@@ -208,6 +208,8 @@ def test_certified_loss_is_never_too_small(kind: str, codec: str) -> None:
     for temperature in ELSEWHERE:
         assert certified_loss(sums, temperature) >= true_loss(logits, other, temperature) * (1 - 1e-9)
     assert certified_loss(sums, TEMPERATURES[-1] + 0.1) == math.inf
+    for tau, p, t in ((9.8, 0.49, 20.0), (2.1, 0.7, 3.0), (4.2, 0.7, 6.0)):  # their quotient is not exactly t
+        assert tau / p != t and certified_loss(sums, tau / p) == certified_loss(sums, t)
 
 
 def test_certified_loss_is_not_absurdly_large() -> None:

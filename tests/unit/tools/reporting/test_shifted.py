@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.report_runs import config
 from helpers.small_caches import make_records, some_samples
 from PIL import Image
 
@@ -220,6 +221,16 @@ def test_what_is_missing_or_wrong_is_one_line(
     assert main(["shifted", *words, "--out", "out"]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1 and not (files / "out").exists()
+
+
+def test_a_run_sampled_by_class_is_balanced() -> None:
+    """Its predictions name no method, as cross-entropy has the other rule; its settings say it."""
+    own = replace(run("mine", method=""), config=config(method="ce"))
+    assert own.config is not None and own.rule == "softmax"
+    sampled = replace(own, config=replace(own.config, data=replace(own.config.data, sampling="class_balanced")))
+    assert measure([sampled], [4]).rules == {"mine": "balanced"}
+    with pytest.raises(UserError, match="mine was trained so that --balanced holds; leave --softmax out"):
+        measure([sampled], [4], {"mine": "softmax"})
 
 
 def test_records_of_other_classes_do_not_state_the_counts(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +39,29 @@ def test_of_a_cache(tmp_path: Path, few: Records) -> None:
     assert found.temperature == 6 and found.counts.tolist() == few.class_counts.tolist()
     for temperature, values in ((1, found.raw), (6, found.soft)):
         assert values == pytest.approx(torch.softmax(logits / temperature, dim=1).sum(dim=0).numpy(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"method": "xerm"}, "xerm has no temperature"),
+        ({"zscore": True}, "standardises the logits"),
+        ({"method": "bkd"}, "bkd weights their classes"),
+        ({"method": "kd", "sampling": "class_balanced"}, "draws the images by class"),
+    ],
+)
+def test_other_targets_are_not_shown_as_those_of_dive(
+    tmp_path: Path, few: Records, settings: dict[str, Any], words: str
+) -> None:
+    cache = LogitCache(make_cache(tmp_path / "caches", few))
+    run, sampling = student(tmp_path / "run", cache, cache.folder), settings.pop("sampling", "instance")
+    assert run.config is not None
+    distill = replace(run.config.distill, p=1.0, **settings)
+    changed = replace(run.config, distill=distill, data=replace(run.config.data, sampling=sampling))
+    with pytest.raises(UserError, match=f"learned other targets than the softmax of its teacher's logits: .*{words}"):
+        of_teacher(replace(run, config=changed))
+    plain = replace(distill, method="bkd", bkd_beta=0.0, zscore=False)  # what others read means nothing here
+    assert of_teacher(replace(run, config=replace(run.config, distill=plain))).temperature == 3
 
 
 def test_a_part_of_a_cache(tmp_path: Path, few: Records) -> None:
