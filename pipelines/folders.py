@@ -66,7 +66,9 @@ def note_left_out(others: Sequence[str]) -> None:
     """Tell of files in a folder of images that are none by their names."""
     if others:
         known = " ".join(sorted(IMAGE_SUFFIXES))
-        print(f"note: {len(others)} files left out (not {known}), such as {quoted(others[0])}", file=sys.stderr)
+        print(
+            f"note: {len(others)} files left out (hidden, or not {known}), such as {quoted(others[0])}", file=sys.stderr
+        )
 
 
 def folder_files(folder: Path, seen: dict[Identity, Path]) -> list[tuple[str, Identity | None]]:

@@ -167,7 +167,7 @@ def require_predictions(changes: list[str], unfinished: bool) -> None:
 
 def require_reports(changes: list[str]) -> None:
     """The same of a report or a figure."""
-    _require_among(REPORT, changes, False, "a report", "It")
+    _require_among(REPORT, changes, False, "a report or figure", "A report or figure")
 
 
 def _require_among(names: tuple[str, ...], changes: list[str], unfinished: bool, what: str, program: str) -> None:

@@ -235,7 +235,7 @@ def fit(
                 if step == 0 and config.track.show_batch and accelerator.is_main_process:
                     with tracker.evaluating():  # counts neither as training nor as waiting
                         tracker.say(save_picture(folder, batch, config.data, loader.records.class_names))
-                # It compiles what the first step would compile otherwise, whose time therefore includes it.
+                # It compiles what the first step would compile otherwise, whose time therefore includes the measurement.
                 tracker.ceiling(measure_ceiling(config, accelerator, training.model, optimizer, objective, batch))
             lr = schedule.at(step)
             train(batch, step, lr)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from accelerate import Accelerator
 
 from models.features import UnknownFeatures, require_features
@@ -35,7 +36,7 @@ from train.settings import diff, load
 
 Split = Literal["test", "val"]
 # Settings that say where and how, not what is predicted: with others, predictions are not kept.
-_HARMLESS = ("data.train", "data.test", "data.val", "data.workers", "data.backend", "eval.batch", "cache.paths")
+_HARMLESS = ("data.test", "data.val", "data.workers", "data.backend", "eval.batch", "cache.paths")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,9 @@ def _open(
     # The split's records are opened without the network where kept predictions will do.
     place = getattr(config.data, split)
     kept = folder / f"predictions_{split}.npz"
-    may_keep = all(setting.startswith(tuple(f"{name}=" for name in _HARMLESS)) for setting in settings)
+    # The counts of training images, which predictions hold, are an unfinished run's data.train.
+    harmless = tuple(f"{name}=" for name in (*_HARMLESS, *(("data.train",) if weights.info is not None else ())))
+    may_keep = all(setting.startswith(harmless) for setting in settings)
     records, found = None, None
     if may_keep and kept.is_file() and place is not None:
         records = Records(place)
@@ -149,8 +152,9 @@ def _is_file(given: str) -> bool:
 
 
 def _fitting(found: Predictions, weights: str, records: Records) -> Predictions | None:
-    """The predictions, if they are of these weights and records."""
-    return found if (found.weights, found.records) == (weights, records.digest) else None
+    """The predictions, if they are of these weights and records, and not rounded to float16, as earlier versions did."""
+    whole = found.logits.dtype == np.float32
+    return found if whole and (found.weights, found.records) == (weights, records.digest) else None
 
 
 def _has_features(subject: Subject, config: Config, accelerator: Accelerator) -> bool:

@@ -128,17 +128,17 @@ def _line(image: Unreadable) -> str:
 def _tell(noted: Sequence[tuple[str, Note]]) -> None:
     """One line on the images of 16 bits that the network did not see as a person would, for each kind."""
     words = {
-        "dark": "of 16-bit grey use at most {bits} of their bits, such as {name}, and were nearly black to the network, whose "
+        "dark": "of 16-bit grey, of which at most {bits} bits are used, such as {name}, came to the network nearly black: its "
         "training images were not converted with --grey-bits {bits}",
-        "clipped": "of 16-bit grey use up to {bits} bits, such as {name}, more than the --grey-bits of the training images; "
-        "what is beyond was white to the network",
-        "dark colour": "of 16-bit colour, or of grey with alpha, use at most {bits} of their bits, such as {name}, and were "
-        "nearly black to the network; save them with 8 bits",
+        "clipped": "of 16-bit grey, of which up to {bits} bits are used, such as {name}, came to the network partly white: its "
+        "training images were converted with fewer --grey-bits",
+        "dark colour": "of 16-bit colour, or of grey with alpha, of which at most {bits} bits are used, such as {name}, came to "
+        "the network nearly black: save such images with 8 bits",
     }
     for kind, text in words.items():
         if of_kind := [(name, note.bits) for name, note in noted if note.kind == kind]:
             told = text.format(bits=max(8, *(bits for _, bits in of_kind)), name=printable(of_kind[0][0]))
-            print(f"note: {len(of_kind)} images {told}", file=sys.stderr)
+            print(f"note: {counted(len(of_kind), 'image')} {told}", file=sys.stderr)
 
 
 def _told(out: Path, images: int, unreadable: list[Unreadable]) -> str:

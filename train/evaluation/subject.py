@@ -78,9 +78,17 @@ def view_settings(folder: Path) -> tuple[str, ...]:
     told = read_object(file).get("evaluation_recipe") if file.is_file() else None
     if not isinstance(told, dict):
         return ()
-    own = load(Config, folder / "config.yaml").data.recipe.evaluation()
-    names = [name for name in ("size", "short_side") if told.get(name, getattr(own, name)) != getattr(own, name)]
-    return tuple(f"data.recipe.{name}={told[name]}" for name in names)
+    recipe = load(Config, folder / "config.yaml").data.recipe
+    own = recipe.evaluation()
+    size, short_side = told.get("size", own.size), told.get("short_side", own.short_side)
+    if (size, short_side) == (own.size, own.short_side):
+        return ()
+    try:
+        follows = replace(recipe, size=size).resolved_short_side()
+    except ValueError:  # its own short side is less than that size
+        follows = None
+    view = (f"data.recipe.size={size}",)
+    return view if follows == short_side else (*view, f"data.recipe.short_side={short_side}")
 
 
 def newest_weights(folder: Path, kind: Kind = "raw") -> Weights:

@@ -24,8 +24,8 @@ from pipelines.records.workers import CHUNK, Sample, Unreadable
 from pipelines.records.writing import UnreadableImages, write_records
 from train.run.agreement import require_alike
 
-# What the files of a part have at most. Of other formats than JPEG the temporary file may be three times as large: it keeps what
-# they show at quality 95.
+# What the files of a part have at most. The temporary file is larger where they are no JPEGs, as it keeps what they show at
+# quality 95: often three times as large, of small files with text many times.
 _PART_IMAGES, _PART_BYTES = 4096, 2**29 // 3
 
 

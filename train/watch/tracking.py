@@ -129,7 +129,8 @@ class Tracker:
     def step(self, step: int, batch_size: int) -> None:
         """Count optimizer step number `step` (from 1) as done; batch_size: its images over all processes.
 
-        The session's first step compiles and fills the pipeline: it is timed by itself and left out of all rates.
+        The session's first step compiles and fills the pipeline: it is timed by itself, with the measurement of the ceiling that
+        comes before it, and left out of all rates.
         """
         now = self._clock()
         self._step = step

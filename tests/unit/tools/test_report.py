@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from helpers.launch import run, tiny_config
 from PIL import Image
 
 from tools.report import main
+from tools.reporting import runs
 from tools.reporting.paper_figures import has_tsne
+from train.evaluation.predictions import read
 
 WIDTHS = (390, 1280)
 LOOK = """(() => {
@@ -144,6 +147,19 @@ def test_an_unfinished_run_is_reported_from_its_checkpoint(work: Path) -> None:
     assert re.search(r"half is unfinished: its figures are those of its newest checkpoint, after step \d+", text)
 
 
+def test_predictions_that_an_earlier_version_rounded_are_made_again(work: Path) -> None:
+    kept = work / "runs/bsce-s1/predictions_test.npz"
+    said: list[str] = []
+    runs.open_runs([str(kept.parent)], say=said.append)
+    whole = np.load(kept)["logits"]
+    predictions = read(kept)
+    replace(predictions, logits=predictions.logits.astype(np.float16)).save(kept)
+    for _ in range(2):  # the second time they are whole
+        runs.open_runs([str(kept.parent)], say=said.append)
+    assert len([line for line in said if line.startswith("evaluating ")]) == 1
+    assert np.array_equal(np.load(kept)["logits"], whole) and whole.dtype == np.float32
+
+
 def test_predictions_of_another_program(work: Path) -> None:
     labels = np.arange(40) % 4
     np.savez(
@@ -172,7 +188,7 @@ def test_what_is_refused_before_the_work(work: Path, tmp_path: Path) -> None:
         ([str(untested), "--out", str(tmp_path / "r.html")], "no data.test; type data.test=FILE"),
         (
             ["bsce-s0", "optim.lr=9", "--out", str(tmp_path / "r.html")],
-            "without effect on a report (of the run -> given): optim.lr",
+            "without effect on a report or figure (of the run -> given): optim.lr",
         ),
         (["bsce-s0", "distill.method=ce", "--out", str(tmp_path / "r.html")], "without effect on a report"),
         (["bsce-s0", "--split", "val", "--out", str(tmp_path / "r.html")], "no data.val"),

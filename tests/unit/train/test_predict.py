@@ -75,15 +75,21 @@ def test_a_folder_is_answered_as_the_records_made_of_it(work: Path) -> None:
     assert sorted(row["file"] for row in found) == sorted(map(records.name, range(len(records))))
     assert sorted(rows(work / "records.csv"), key=str) == sorted(found, key=str)
     assert f"folder.csv: {len(records)} images; {len(BAD)} cannot be read and are left out" in done.stdout
-    assert re.search(r"note: \d+ files left out \(not .bmp .*\), such as ant/", done.stderr)
+    assert re.search(r"note: \d+ files left out \(hidden, or not .bmp .*\), such as ant/", done.stderr)
 
 
 def test_16_bits_that_were_not_those_of_the_training(work: Path, tmp_path: Path) -> None:
     Image.fromarray((np.arange(1024, dtype=np.uint16) // 8).reshape(32, 32)).save(tmp_path / "eight.png")
     Image.fromarray(np.full((32, 32), 65535, np.uint16)).save(tmp_path / "sixteen.png")
     said = run("predict", "t", str(tmp_path), "out=notes.csv", cwd=work).stderr
-    assert "note: 1 images of 16-bit grey use at most 8 of their bits, such as eight.png, and were nearly black" in said
-    assert "note: 1 images of 16-bit grey use up to 16 bits, such as sixteen.png, more than the --grey-bits" in said
+    assert (
+        "note: 1 image of 16-bit grey, of which at most 8 bits are used, such as eight.png, came to the network nearly"
+        in said
+    )
+    assert (
+        "note: 1 image of 16-bit grey, of which up to 16 bits are used, such as sixteen.png, came to the network partly"
+        in said
+    )
     assert "note: " not in run("predict", "t", "images/bee/grey12.png", "out=notes.csv", cwd=work).stderr
 
 

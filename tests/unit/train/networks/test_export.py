@@ -23,6 +23,7 @@ from models.registry import MODELS
 from pipelines.records.reader import Records
 from tools.reporting.runs import open_runs
 from train.config import Config
+from train.evaluation.subject import view_settings
 from train.networks import card, export
 from train.networks.info import ModelInfo
 from train.networks.weights import read_run, weights_hash
@@ -176,8 +177,17 @@ def test_views_of_another_size_are_what_is_exported(work: Path, tiny: Path) -> N
         run("predict", name, str(tiny / "test.beton"), "out=large.csv", *settings, cwd=work)
         tables.append((work / "large.csv").read_text())
     assert tables[0] == tables[1]
+    wider = run("evaluate", "exports/large", "data.recipe.size=16", cwd=work, check=False)
+    assert (
+        wider.returncode == 2 and "short_side=14: must be at least size=16" in wider.stderr
+    )  # it was typed for the export
     opened = open_runs([str(made)], say=lambda _: None)
     assert opened[0].config is not None and opened[0].config.data.recipe.size == 12
+    # A short side that follows from the size is not stated, so that another size brings its own.
+    for view, stated in (((12, 12), ["size=12"]), ((8, 8), []), ((8, 9), ["size=8", "short_side=9"])):
+        changed = found | {"evaluation_recipe": dict(zip(("size", "short_side"), view, strict=True))}
+        (made / "model.json").write_text(json.dumps(changed))
+        assert view_settings(made) == tuple(f"data.recipe.{one}" for one in stated)
     shutil.rmtree(made)
 
 
