@@ -63,7 +63,7 @@ def is_image(path: str) -> bool:
 
 
 def note_left_out(others: Sequence[str]) -> None:
-    """Tell of files in a folder of images that are none by their names."""
+    """Tell of files in a folder of images that are hidden, or no images by their names."""
     if others:
         known = " ".join(sorted(IMAGE_SUFFIXES))
         print(

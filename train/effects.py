@@ -17,16 +17,15 @@ from train.settings import Options, flatten, keys, keys_of, value_text
 _ASKING = (
     *("data.backend", "data.mean", "data.std", "data.verify", "data.workers", "data.hw_decoder_load"),
     *("data.recipe.crop", "data.recipe.size", "data.recipe.short_side", "eval.batch", "precision", "deterministic"),
-    "weights",
 )
 EVALUATION = (
     *("data.val", "data.test"),
     *_ASKING,
-    *("split", "predictions", "features", "export", "format", "program_input"),
+    *("weights", "split", "predictions", "features", "export", "format", "program_input"),
 )
-PREDICTION = (*_ASKING, *("out", "top", "prior"))
+PREDICTION = (*_ASKING, *("weights", "out", "top", "prior"))
 # What the reports of tools/ take: of the evaluation of runs without kept predictions, and where caches and training records are.
-REPORT = ("data.train", "data.val", "data.test", *(name for name in _ASKING if name != "weights"), "cache.paths")
+REPORT = ("data.train", "data.val", "data.test", *_ASKING, "cache.paths")
 # What train/cache_logits.py reads of a student's settings.
 CACHE_WRITER = (
     *("data", "schedule", "optim.batch", "cache.codec", "cache.batch", "cache.dir", "precision", "deterministic"),
