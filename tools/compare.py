@@ -1,10 +1,11 @@
 """Finished runs side by side: mean and standard deviation over seeds, gain over the teacher, shot groups, ECE, named classes.
 
-    python tools/compare.py RUN [RUN ...] --out DIR [--classes NAME ...] [--split test|val] [KEY=VALUE ...]
+    python tools/compare.py RUN [RUN ...] --out DIR [--classes NAME ...] [--ensemble] [--split test|val] [KEY=VALUE ...]
 
 RUN is the name or folder of a run, an export, or a file of predictions. Runs that differ in `seed` alone are one line. KEY=VALUE
-goes to the evaluation of runs whose predictions are not there yet, such as data.test=FILE.beton. Writes compare.md, compare.tex,
-compare.json, and the picture compare.svg and .png (docs/figures.md); prints the tables.
+goes to the evaluation of runs whose predictions are not there yet, such as data.test=FILE.beton. --ensemble adds how well all
+these networks answer together, as the teachers of one student would. Writes compare.md, compare.tex, compare.json, and the
+picture compare.svg and .png (docs/figures.md); prints the tables.
 """
 
 import argparse
@@ -31,6 +32,7 @@ def build_parser() -> Parser:
     add("--out", type=path, required=True, metavar="DIR", help="folder for what is made")
     add("--split", choices=("test", "val"), default="test", help="of the data (default: %(default)s)")
     add("--classes", nargs="+", default=(), metavar="NAME", help="classes to show, by name or label")
+    add("--ensemble", action="store_true", help="also the mean of their logits, and of their probabilities")
     parser.set_defaults(run=compare)
     return parser
 
@@ -38,13 +40,15 @@ def build_parser() -> Parser:
 def compare(args: argparse.Namespace) -> None:
     """Measure, write the files and print the tables."""
     from tools.reporting.comparison import STEM, as_json, as_latex, draw, measure, page, tables
+    from tools.reporting.ensemble import ensembles
     from tools.reporting.output import check_place, write_all
     from tools.reporting.runs import open_runs
 
     check_place(args.out, STEM)
     if args.out.is_dir():
         check_file_place(args.out / f"{STEM}.tex", f"--out {args.out}")
-    compared = measure(open_runs(args.runs, args.settings, args.split), args.split, args.classes)
+    runs = open_runs(args.runs, args.settings, args.split)
+    compared = measure([*runs, *(ensembles(runs) if args.ensemble else [])], args.split, args.classes)
     paths = write_all(args.out, STEM, page(compared), as_json(compared), draw(compared))
     write_bytes_atomic(args.out / f"{STEM}.tex", as_latex(compared).encode())
     for table in tables(compared):

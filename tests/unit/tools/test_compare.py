@@ -7,6 +7,7 @@ import pytest
 from helpers.launch import run, tiny_config
 
 from tools.compare import main
+from train.evaluation.predictions import read
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +37,27 @@ def test_runs_side_by_side(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "| bsce-s* | 0, 1 |" in said and "Gain over the teacher" in said and "| class_1 | 30 |" in said
 
 
+def test_an_ensemble_beside_its_networks(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(work)
+    assert main(["bsce-s0", "bsce-s1", "dive", "--ensemble", "--out", "together"]) == 0
+    assert "| all 3, mean of logits |" in capsys.readouterr().out
+    lines = json.loads((work / "together/compare.json").read_text())["lines"]
+    assert [line["run"] for line in lines[2:]] == ["all 3, mean of logits", "all 3, mean of probabilities"]
+    logits = [read(work / "runs" / name / "predictions_test.npz").logits for name in ("bsce-s0", "bsce-s1", "dive")]
+    labels = read(work / "runs/dive/predictions_test.npz").labels
+    right = (sum(logits).argmax(axis=1) == labels).mean()
+    assert lines[2]["figures"]["top1"]["mean"] == pytest.approx(right)
+
+
 def test_refusals(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(work)
     for words, message in (
         (["nobody", "--out", "none"], "no run 'nobody'"),
         (["dive", "dive", "--out", "none"], "dive is given twice"),
         (["dive", "--out", "bsce.yaml"], "--out bsce.yaml"),
+        (["dive", "--ensemble", "--out", "none"], "--ensemble needs two runs or more, and dive is the only one"),
         (["dive"], "the following arguments are required: --out"),
         (["dive", "--outt", "none"], "unknown option --outt; nearest: --out; --help explains"),
         # Before the first one is evaluated, which may take long.
