@@ -53,10 +53,11 @@ class DataConfig:
     seed: int = 0
     "seed of the views, part of a cache's identity (students 0, teachers 1; `seed` is another number)"
     views: int | None = None
-    """V: the k-th occurrence (from 0) of a sample in epoch e shows view (e + k) mod V; null = number of epochs; under
-    class_balanced, which draws rare images often, more make their crops differ"""
+    """V: the k-th occurrence (from 0) of a sample in epoch e shows view (e + k) mod V; null = number of epochs; where
+    sampling draws rare images often, more make their crops differ"""
     sampling: Sampling = "instance"
-    "instance: every image once an epoch; class_balanced: every class equally often, for methods without a class prior"
+    """instance: every image once an epoch; class_balanced: every class equally often; square_root: a class of n images in
+    proportion to sqrt(n); the prior of balanced softmax is that of the classes as drawn"""
     verify: Literal["first", "always", "off"] = "first"
     "check each record's CRC on first touch, at every touch, or never"
     workers: int | None = None

@@ -15,9 +15,9 @@ import numpy as np
 
 from pipelines.batch import Plan
 from pipelines.compiled import exact
-from pipelines.philox import LANE_CLASS_BALANCED, LANE_ORDER, LANE_PARTNER, draw
+from pipelines.philox import LANE_CLASS_BALANCED, LANE_ORDER, LANE_PARTNER, draw, uniform
 
-Sampling = Literal["instance", "class_balanced"]
+Sampling = Literal["instance", "square_root", "class_balanced"]
 
 
 @exact
@@ -38,25 +38,50 @@ def _shuffle_step(items, place, high, low):
 
 
 @exact
-def _class_balanced(seed, epoch, samples, starts, places):
-    """(sample, occurrence number) int64[places] of an epoch in which all classes have equal shares.
+def _by_class(seed, epoch, samples, starts, pool, places):
+    """(sample, occurrence number) int64[places] of an epoch in which the classes have the shares that they have in the pool.
 
     samples: positions grouped by class; class c has samples[starts[c]:starts[c + 1]]. Classes come in rounds, each a
-    permutation of all; a class walks through its samples in cycles, each a permutation of all. Both are shuffled as they
+    permutation of the pool; a class walks through its samples in cycles, each a permutation of all. Both are shuffled as they
     are walked: a step of a shuffle needs only the arrangement that the previous round or cycle has left.
     """
-    classes = np.arange(len(starts) - 1)
-    samples = samples.copy()
-    taken = np.zeros(len(classes), np.int64)
+    pool, samples = pool.copy(), samples.copy()
+    taken = np.zeros(len(starts) - 1, np.int64)
     chosen, occurrence = np.empty(places, np.int64), np.empty(places, np.int64)
     for i in range(places):
         a, b, c, d = draw(seed, i, epoch, LANE_CLASS_BALANCED, 0)
-        label = _shuffle_step(classes, i % len(classes), a, b)
+        label = _shuffle_step(pool, i % len(pool), a, b)
         own = samples[starts[label] : starts[label + 1]]
         chosen[i] = _shuffle_step(own, taken[label] % len(own), c, d)
         occurrence[i] = taken[label] // len(own)  # a sample comes once in each cycle
         taken[label] += 1
     return chosen, occurrence
+
+
+@exact
+def _in_shares(seed, epoch, weights, places):
+    """int64[places]: each class as often as its weight says, rounded up or down; which, is drawn, so that the mean is exact."""
+    total = 0.0
+    for weight in weights:
+        total += weight
+    word = draw(seed, 0, epoch, LANE_CLASS_BALANCED, 1)[0]
+    offset, reached, filled = uniform(word, 0.0, 1.0), 0.0, 0
+    pool = np.empty(places, np.int64)
+    for label in range(len(weights)):
+        reached += weights[label]
+        end = min(places, np.int64(np.floor(reached / total * places + offset)))
+        pool[filled:end] = label
+        filled = end
+    return pool
+
+
+def drawn(class_counts: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """How often each class is drawn, float64 [C], up to a factor: n^q with q = 1, 1/2 or 0 (Kang et al. 2020, equation 1).
+
+    class_counts: int64 [C]; a class without images is never drawn.
+    """
+    counts = np.asarray(class_counts, np.float64)
+    return counts if sampling == "instance" else np.sqrt(counts) if sampling == "square_root" else np.sign(counts)
 
 
 @dataclass(frozen=True)
@@ -65,7 +90,8 @@ class TrainOrder:
 
     keys: int64[N] sample keys by position; seed: `seed` (not data.seed); batch: global batch size; views: V.
     sampling: "instance" shows a sample at most once an epoch; "class_balanced" shows classes equally often (counts differ
-    by at most one), likewise the samples of a class, and needs labels int64[N] by position. An epoch has the same length in both.
+    by at most one), likewise the samples of a class; "square_root" shows a class of n samples in proportion to sqrt(n). The two
+    need labels int64[N] by position. An epoch has the same length in all.
     """
 
     keys: np.ndarray
@@ -96,16 +122,21 @@ class TrainOrder:
 
     @cached_property
     def _by_class(self) -> tuple[np.ndarray, np.ndarray]:
-        """`samples` and `starts` of `_class_balanced`: sorted by (label, key); classes without samples do not count."""
-        assert self.labels is not None, "class-balanced sampling needs labels"
+        """`samples` and `starts` of `_by_class`: sorted by (label, key); classes without samples do not count."""
+        assert self.labels is not None, "sampling by class needs labels"
         counts = np.bincount(self.labels)
         return np.lexsort((self.keys, self.labels)), np.append(0, np.cumsum(counts[counts > 0]))
 
     def _sequence(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """(positions, occurrence numbers) int64 of the global sequence of one epoch."""
         places = self.steps_per_epoch * self.batch
-        if self.sampling == "class_balanced":
-            return _class_balanced(self.seed, epoch, *self._by_class, places)
+        if self.sampling != "instance":
+            samples, starts = self._by_class
+            if self.sampling == "class_balanced":
+                pool = np.arange(len(starts) - 1)
+            else:
+                pool = _in_shares(self.seed, epoch, drawn(np.diff(starts), self.sampling), places)
+            return _by_class(self.seed, epoch, samples, starts, pool, places)
         words = _shuffle_words(self.seed, self.keys, epoch)
         # Ties of 64-bit words (and only those) are broken by key, so that the order never depends on positions.
         return np.lexsort((self.keys, words))[:places], np.zeros(places, np.int64)

@@ -19,7 +19,7 @@ from pipelines.backends import pixel_source, resolve_backend
 from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.logits import Ensemble
-from pipelines.order import TrainOrder
+from pipelines.order import TrainOrder, drawn
 from pipelines.records.reader import Records
 from train.config import Config
 from train.data import (
@@ -38,7 +38,7 @@ from train.loop import Training
 from train.networks.info import ModelInfo
 from train.networks.initial import Initial, initialise, initialise_all_but
 from train.networks.layout import channels_last, compile_in_place, input_dtype, without_broadcasts
-from train.objectives.methods import METHODS, DistillConfig, hard_part, names_where, settings_of
+from train.objectives.methods import METHODS, DistillConfig, names_where, settings_of
 from train.objectives.objective import Objective
 from train.objectives.sources import Source, make_source, open_cache
 from train.optim import build_optimizer, describe_scaling, scaled_lr
@@ -121,10 +121,10 @@ def check_method(config: Config, script: str) -> None:
             f"distill.tau=null takes the temperature from a cache, and {name} has none here: type distill.tau=3, for "
             "example, or cache.paths=[FOLDER]"
         )
-    if "tau" in method.settings and config.distill.tau is None and config.data.sampling == "class_balanced":
+    if "tau" in method.settings and config.distill.tau is None and config.data.sampling != "instance":
         raise UserError(
-            "distill.tau=null chooses a temperature for the images as they are, and data.sampling=class_balanced draws them by "
-            "class: type distill.tau=3, for example"
+            f"distill.tau=null chooses a temperature for the images as they are, and data.sampling={config.data.sampling} draws "
+            "them by class: type distill.tau=3, for example"
         )
     if "tau" in method.settings and config.distill.tau is None and config.distill.zscore:
         raise UserError(
@@ -170,30 +170,24 @@ def _check_part(config: Config) -> None:
 
 
 def _check_sampling(config: Config) -> None:
-    if config.data.sampling != "class_balanced":
+    """Refuse what would correct a sampling by class once more, or undo a part of it."""
+    sampling, distill = config.data.sampling, config.distill
+    if sampling == "instance":
         return
-    distill, why = config.distill, "corrects by the class counts what this sampling has evened out already"
     if config.data.recipe.mix is not None:
         raise UserError(
-            f"data.sampling=class_balanced: data.recipe.mix={config.data.recipe.mix} takes every image's partner from all "
-            "images, whatever their classes, so that half of the labels would not be balanced; use data.sampling=instance, or "
+            f"data.sampling={sampling}: data.recipe.mix={config.data.recipe.mix} takes every image's partner from all images, "
+            "whatever their classes, so that half of the labels would be drawn otherwise; use data.sampling=instance, or "
             "data.recipe.mix=null"
         )
-    if METHODS[hard_part(distill)].prior:
-        name = distill.method if distill.hard is None else f"distill.hard={distill.hard}"
-        raise UserError(
-            f"data.sampling=class_balanced: {name} {why}; "
-            f"use data.sampling=instance, or distill.method={names_where(lambda row: not row.prior and row.part is None)}"
-        )
+    row, given = METHODS[distill.method], f"data.sampling={sampling}"
+    why = "corrects by the class counts what this sampling has evened out already; use data.sampling=instance, or"
+    if row.prior and row.targets and row.hard is None:  # its prior is its teacher's
+        raise UserError(f"{given}: {distill.method} {why} another distill.method")
     if distill.drw_from is not None and "drw_from" in settings_of(distill):
-        raise UserError(
-            f"data.sampling=class_balanced: distill.drw_from={distill.drw_from} {why}; use data.sampling=instance, or leave "
-            "distill.drw_from out"
-        )
+        raise UserError(f"{given}: distill.drw_from={distill.drw_from} {why} leave distill.drw_from out")
     if distill.bkd_beta and "bkd_beta" in settings_of(distill):
-        raise UserError(
-            f"data.sampling=class_balanced: {distill.method} {why}; use data.sampling=instance, or distill.bkd_beta=0"
-        )
+        raise UserError(f"{given}: {distill.method} {why} distill.bkd_beta=0")
 
 
 def _check_switches(distill: DistillConfig, schedule: Schedule) -> None:
@@ -466,4 +460,5 @@ def _objective(
 ) -> Objective:
     """distill: the configuration's, with the temperature resolved."""
     counts, mode = torch.from_numpy(train.class_counts).to(device), config.compile_mode if config.compile else None
-    return Objective(distill, counts, source.targets, config.model.logit_scale, steps_per_epoch, mode)
+    often = drawn(train.class_counts, config.data.sampling)
+    return Objective(distill, counts, source.targets, config.model.logit_scale, steps_per_epoch, mode, often)

@@ -104,7 +104,7 @@ def reuse_of_views(config: Config, samples: int) -> str | None:
     if views >= epochs:
         return None
     times = f"{epochs // views}" if epochs % views == 0 else f"{epochs // views} or {epochs // views + 1}"
-    balanced = " (of a sample that comes once an epoch)" if config.data.sampling == "class_balanced" else ""
+    balanced = "" if config.data.sampling == "instance" else " (of a sample that comes once an epoch)"
     return f"{views} views for {epochs} epochs: each is used {times} times{balanced}"
 
 

@@ -48,7 +48,8 @@ def cost(path: Path, backend: str) -> Cost:
 def test_no_python_object_per_sample(backend: str, long_tails: dict[int, Path]) -> None:
     cost(long_tails[FEW], backend)  # makes everything that a process makes only at its first start
     few, many = (cost(long_tails[samples], backend) for samples in (FEW, MANY))
-    assert list(few.blocks) == ["records", "loader", "epoch, instance", "epoch, class_balanced", "first batch"]
+    epochs = [f"epoch, {sampling}" for sampling in ("instance", "square_root", "class_balanced")]
+    assert list(few.blocks) == ["records", "loader", *epochs, "first batch"]
     for stage in few.blocks:
         assert many.blocks[stage] - few.blocks[stage] < (MANY - FEW) // 20, stage
     # 184 when this was written; FFCV's memory manager alone takes 500. Together with the pages of the file that a start
@@ -66,7 +67,7 @@ def test_the_generated_records_have_a_long_tail(long_tails: dict[int, Path]) -> 
 
 def test_a_fresh_process_measures_every_stage(long_tails: dict[int, Path]) -> None:
     stages = scale.measure_fresh(long_tails[FEW], "reference", batch=16, size=16)
-    assert [stage.name for stage in stages][::4] == ["records", "first batch"]
+    assert [stage.name for stage in stages][::5] == ["records", "first batch"]
     assert all(stage.seconds > 0 for stage in stages)
     peaks = [stage.peak for stage in stages]
     assert peaks == sorted(peaks) and 0 < peaks[-1] < scale.GOAL_MB

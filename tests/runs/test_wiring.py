@@ -627,6 +627,11 @@ def _(lab: Lab) -> None:
     balanced = lab.teacher(*method, "data.sampling=class_balanced")
     labels = lab.labels["train"][np.array(lab.order(balanced)[:24], np.int64)]
     assert set(np.bincount(labels).tolist()) == {4, 5}
+    by_root, plain_by_root = (
+        lab.teacher(f"distill.method={name}", *PLAIN, *STILL, "data.sampling=square_root") for name in ("bsce", "ce")
+    )
+    assert lab.order(by_root) == lab.order(plain_by_root) != lab.order(balanced)
+    assert by_root.logged[0]["loss"] != pytest.approx(plain_by_root.logged[0]["loss"], rel=1e-3)
     assert tuple(np.bincount(lab.labels["train"][np.array(lab.order(plain(lab))[:24], np.int64)])) == COUNTS["train"]
 
 

@@ -98,7 +98,7 @@ def _why_others(config: Config) -> str | None:
         f"{distill.method} has no temperature": "tau" not in read,
         "distill.zscore=true standardises the logits": distill.zscore and "zscore" in read,
         f"{distill.method} weights their classes (distill.bkd_beta)": distill.bkd_beta and "bkd_beta" in read,
-        "data.sampling=class_balanced draws the images by class": config.data.sampling == "class_balanced",
+        f"data.sampling={config.data.sampling} draws the images by class": config.data.sampling != "instance",
     }
     return next((words for words, holds in reasons.items() if holds), None)
 

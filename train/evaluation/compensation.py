@@ -30,9 +30,10 @@ def rule_of_training(distill: DistillConfig, sampling: str) -> Rule | None:
     """The rule of a network trained with these settings and data.sampling; None where none is exact.
 
     The prior of a training that drew every class equally often is uniform, so logits that hold it leave out that of the images.
+    Square-root sampling leaves a half of it (of its logarithm) in logits that hold what was drawn.
     """
     left_out = prior_left_out(distill)
-    if left_out is None:
+    if left_out is None or (sampling == "square_root" and not left_out):
         return None
     return "balanced" if left_out or sampling == "class_balanced" else "softmax"
 

@@ -27,7 +27,7 @@ class Given(NamedTuple):
     soft: Tensor | None
     "float32 [B, C]: the teacher's raw logits; None for a method without targets"
     log_prior: Tensor
-    "float32 [C]: log of the training images per class; zeros for a method without a prior"
+    "float32 [C]: log of how often each class is drawn, up to a constant; zeros for a method without a prior"
     class_counts: Tensor
     "int64 [C]: training images per class, on the device as all tensors here"
     settings: "DistillConfig"

@@ -7,6 +7,7 @@ holds no state of the training: switches are functions of the step.
 
 import copy
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -27,7 +28,8 @@ class Objective:
     class_counts: int64 [C], training images per class, on the device. UserError for a 0 where the method takes their logarithm,
     or a power of them. scale: by which the network's head multiplies its cosines; 1 for a linear head. steps_per_epoch: of the
     optimizer; None is enough where nothing is switched on during the training. compile_mode: of torch.compile, which makes a few
-    launches of the loss; None: it is computed as it is written.
+    launches of the loss; None: it is computed as it is written. drawn: [C], in proportion to which the sampling draws the
+    classes, whose logarithm is the prior of balanced softmax; None: as class_counts.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Objective:
         scale: float = 1.0,
         steps_per_epoch: int | None = None,
         compile_mode: str | None = None,
+        drawn: np.ndarray | None = None,
     ):
         self._method = METHODS[config.method]
         if self._method.targets != (targets is not None):
@@ -47,7 +50,8 @@ class Objective:
         self._config, self._steps_per_epoch = config, steps_per_epoch
         self._class_counts = class_counts
         counts, device, reads = class_counts.cpu().numpy(), class_counts.device, settings_of(config)
-        prior = log_prior(counts) if METHODS[hard_part(config)].prior else torch.zeros(len(counts))
+        often = counts if drawn is None else drawn
+        prior = log_prior(often) if METHODS[hard_part(config)].prior else torch.zeros(len(counts))
         self._log_prior = prior.to(device)
         self._margins = self._class_weights = self._target_weights = self._temperatures = None
         if "margin" in reads:

@@ -147,33 +147,38 @@ def test_a_handful_of_images_trains(images: int, tmp_path: Path) -> None:
     assert result(tmp_path, "few")["steps"] == images // int(typed[0].partition("=")[2])
 
 
-def test_class_balanced_sampling_trains_and_is_refused_where_the_prior_corrects_too(taught: Path, tiny: Path) -> None:
-    balanced = "data.sampling=class_balanced"
-    run("teacher", tiny_config(taught, tiny, "ce"), balanced, "run=balanced", cwd=taught)
-    assert losses(taught, "balanced")[-1] < losses(taught, "balanced")[0]
-    kd = tiny_config(taught, tiny, "kd", "  tau: 4\n")
-    run("distill", kd, "cache.paths=[caches]", "run=kd-balanced", balanced, cwd=taught)
-    assert "evened out already" in refused(taught, "teacher", taught / "bsce.yaml", balanced)
-    assert "distill.hard=bsce corrects" in refused(
-        taught, "distill", kd, "cache.paths=[caches]", balanced, "distill.hard=bsce"
-    )
-    ldam = tiny_config(taught, tiny, "ldam")
-    assert "distill.drw_from=1 corrects" in refused(taught, "teacher", ldam, balanced, "distill.drw_from=1")
-    bkd = tiny_config(taught, tiny, "bkd", "  tau: 4\n")
-    assert "bkd corrects" in refused(taught, "distill", bkd, "cache.paths=[caches]", balanced)
-    run(
-        "distill",
-        bkd,
+def test_sampling_by_class_trains_with_the_prior_of_what_is_drawn(taught: Path, tiny: Path) -> None:
+    """Of classes drawn equally often balanced softmax is cross-entropy, and DiVE with p = 1 is KD."""
+    balanced, root, cached = "data.sampling=class_balanced", "data.sampling=square_root", "cache.paths=[caches]"
+    ce, kd = tiny_config(taught, tiny, "ce"), tiny_config(taught, tiny, "kd", "  tau: 4\n")
+    dive = tiny_config(taught, tiny, "dive", "  tau: 4\n  p: 1\n")
+    for name, script, first, second in (
+        ("plain", "teacher", (ce,), (taught / "bsce.yaml",)),
+        ("soft", "distill", (kd, cached), (dive, cached)),
+    ):
+        run(script, *first, balanced, f"run={name}-balanced", cwd=taught)
+        run(script, *second, balanced, f"run={name}-prior-balanced", cwd=taught)
+        run(script, *first, root, f"run={name}-root", cwd=taught)
+        run(script, *second, root, f"run={name}-prior-root", cwd=taught)
+        assert losses(taught, f"{name}-balanced")[-1] < losses(taught, f"{name}-balanced")[0]
+        assert losses(taught, f"{name}-balanced") == losses(taught, f"{name}-prior-balanced")
+        assert losses(taught, f"{name}-root") != losses(taught, f"{name}-prior-root")
+
+
+def test_sampling_by_class_is_refused_where_something_else_corrects_too(taught: Path, tiny: Path) -> None:
+    cached, ldam, bkd, xerm, ce = (
         "cache.paths=[caches]",
-        balanced,
-        "distill.bkd_beta=0",
-        "run=unweighted",
-        "--dry-run",
-        cwd=taught,
+        *(tiny_config(taught, tiny, name) for name in ("ldam", "bkd", "xerm", "ce")),
     )
-    ce = tiny_config(taught, tiny, "ce")
-    mixed = refused(taught, "teacher", ce, balanced, "data.recipe.mix=mixup")
-    assert "half of the labels would not be balanced" in mixed
+    for sampling in ("data.sampling=class_balanced", "data.sampling=square_root"):
+        assert "distill.drw_from=1 corrects" in refused(taught, "teacher", ldam, sampling, "distill.drw_from=1")
+        for config, name in ((bkd, "bkd"), (xerm, "xerm")):
+            said = refused(taught, "distill", config, cached, sampling, *(["distill.tau=4"] if name == "bkd" else []))
+            assert f"{sampling}: {name} corrects by the class counts" in said
+        unweighted = ("distill.tau=4", "distill.bkd_beta=0", "run=unweighted", "--dry-run")
+        run("distill", bkd, cached, sampling, *unweighted, cwd=taught)
+        mixed = refused(taught, "teacher", ce, sampling, "data.recipe.mix=mixup")
+        assert "half of the labels would be drawn otherwise" in mixed
 
 
 def test_a_temperature_is_not_chosen_for_logits_that_the_loss_changes(taught: Path, tiny: Path) -> None:
@@ -182,8 +187,9 @@ def test_a_temperature_is_not_chosen_for_logits_that_the_loss_changes(taught: Pa
     assert "bkd weights them anew" in refused(taught, "distill", bkd, *cached)
     run("distill", bkd, *cached, "distill.bkd_beta=0", "run=flat", "--dry-run", cwd=taught)
     assert "distill.zscore=true changes them" in refused(taught, "distill", kd, *cached, "distill.zscore=true")
-    by_class = refused(taught, "distill", kd, *cached, "data.sampling=class_balanced")
-    assert "data.sampling=class_balanced draws them by class: type distill.tau=3" in by_class
+    for sampling in ("data.sampling=class_balanced", "data.sampling=square_root"):
+        by_class = refused(taught, "distill", kd, *cached, sampling)
+        assert f"{sampling} draws them by class: type distill.tau=3" in by_class
 
 
 def test_switches_of_the_loss_lie_within_the_training_however_its_length_is_given(taught: Path, tiny: Path) -> None:

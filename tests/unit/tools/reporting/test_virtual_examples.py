@@ -47,7 +47,8 @@ def test_of_a_cache(tmp_path: Path, few: Records) -> None:
         ({"method": "xerm"}, "xerm has no temperature"),
         ({"zscore": True}, "standardises the logits"),
         ({"method": "bkd"}, "bkd weights their classes"),
-        ({"method": "kd", "sampling": "class_balanced"}, "draws the images by class"),
+        ({"method": "kd", "sampling": "class_balanced"}, "data.sampling=class_balanced draws the images by class"),
+        ({"method": "dive", "sampling": "square_root"}, "data.sampling=square_root draws the images by class"),
     ],
 )
 def test_other_targets_are_not_shown_as_those_of_dive(

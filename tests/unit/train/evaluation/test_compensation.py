@@ -52,6 +52,13 @@ def test_a_training_that_drew_all_classes_equally_often_leaves_the_prior_out() -
     assert named_method(DistillConfig(method="ldam"), "class_balanced") == "ldam"
 
 
+def test_square_root_sampling_leaves_no_exact_rule_to_logits_that_hold_what_was_drawn() -> None:
+    drawn = {name: rule_of_training(DistillConfig(method=name), "square_root") for name in METHODS}
+    assert {name: rule for name, rule in drawn.items() if rule} == dict.fromkeys(("bsce", "dive"), "balanced")
+    assert named_method(DistillConfig(method="ce"), "square_root") == ""
+    assert named_method(DistillConfig(method="dive"), "square_root") == "dive"
+
+
 def test_the_answers_are_those_of_bayes_rule() -> None:
     """With p(x | y) known, plain softmax learns log p(x | y) + log p_train, balanced softmax log p(x | y)."""
     likelihood = np.random.default_rng(0).random((500, 3))

@@ -13,6 +13,7 @@ from pipelines.augment.recipe import Recipe
 from pipelines.batch import Batch, Mix
 from pipelines.errors import UserError
 from pipelines.loader import DataConfig, Loader
+from pipelines.order import drawn
 from pipelines.records.reader import Records
 from train.config import Config
 from train.objectives import losses, reweighting
@@ -59,6 +60,15 @@ def test_each_method_is_its_formula() -> None:
     kd, _ = Objective(DistillConfig(method="kd", tau=4, alpha=0.9), COUNTS, targets)(OUTPUTS, BATCH, 0)
     kl = losses.kd_kl(LOGITS, losses.soften(TEACHER, 4, 1), 4)
     assert torch.equal(kd, losses.distilled(losses.cross_entropy(LOGITS, LABELS), kl, 4, 0.9))
+
+
+def test_the_prior_is_that_of_the_classes_as_drawn() -> None:
+    roots = drawn(COUNTS.numpy(), "square_root")
+    bsce, _ = Objective(DistillConfig(method="bsce"), COUNTS, None, drawn=roots)(OUTPUTS, BATCH, 0)
+    torch.testing.assert_close(bsce, losses.balanced_softmax(LOGITS, LABELS, PRIOR / 2))
+    equal = drawn(COUNTS.numpy(), "class_balanced")
+    bsce, _ = Objective(DistillConfig(method="bsce"), COUNTS, None, drawn=equal)(OUTPUTS, BATCH, 0)
+    torch.testing.assert_close(bsce, losses.cross_entropy(LOGITS, LABELS))
 
 
 def objective(scale: float = 1.0, steps_per_epoch: int | None = 4, **settings) -> Objective:
