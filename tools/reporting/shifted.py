@@ -112,7 +112,7 @@ def _rule(run: Run, given: Mapping[str, Rule]) -> Rule:
             f"{run.title} does not say how it was trained, or has no rule of its own (margins, class weights, smoothed labels, a "
             f"teacher's targets), on which post-compensation depends; type --balanced {run.title} (balanced softmax: its loss "
             f"adds log prior to the logits) or --softmax {run.title} (plain cross-entropy, of "
-            "images as they come: after class-balanced sampling it is --balanced)"
+            "images as they come: after class-balanced sampling it is --balanced, after square-root sampling neither)"
         )
     return rule
 
