@@ -209,22 +209,24 @@ def test_strong_settings_are_those_of_the_page(path: Path) -> None:
     )
     assert (schedule.kind, schedule.epochs, schedule.warmup_epochs, config.optim.nesterov) == ("cosine", 200, 5, True)
     if path.stem.startswith("dive"):
-        assert (config.distill.tau, config.distill.p, config.distill.alpha, config.data.seed) == (6, 1, 0.5, 0)
+        assert (config.distill.tau, config.distill.p, config.distill.alpha, config.data.seed) == (6, 1, 0.8, 0)
+        assert config.data.sampling == "class_balanced"
     else:
-        assert config.data.seed == 1
+        assert (config.data.seed, config.data.sampling) == (1, "instance")
 
 
 def test_student_and_teacher_differ_only_where_they_must() -> None:
     """A teacher is trained with the student's recipe."""
     plain = {"distill.method", "distill.tau", "distill.p", "data.seed"}
+    strong = plain | {"distill.alpha", "data.sampling"}
     more = plain | {"distill.alpha", "distill.diversity", "model.experts"}
     for folder, student, teacher, allowed in (
         ("cifar100_lt", "dive_if100", "bsce_if100", plain),
         ("imagenet_lt", "dive_x50", "bsce_x50", plain),
         ("inat18", "dive_r50_90", "bsce_r50_90", plain),
         ("demo", "dive", "bsce", plain),
-        ("cifar100_lt_strong", "dive_strong_if100", "bsce_strong_if100", plain),
-        ("cifar100_lt_strong", "dive_strong_if100", "bsce_r56_strong_if100", plain | {"model.name"}),
+        ("cifar100_lt_strong", "dive_strong_if100", "bsce_strong_if100", strong),
+        ("cifar100_lt_strong", "dive_strong_if100", "bsce_r56_strong_if100", strong | {"model.name"}),
         ("cifar100_lt", "ride_dive4_if100", "bsce6_if100", more | {"schedule.warmup_epochs"}),
         ("imagenet_lt", "ride_dive4_x50", "bsce6_x50", more),
         ("inat18", "ride_dive4_r50", "bsce6_r50", more),
