@@ -38,7 +38,7 @@ def _shuffle_step(items, place, high, low):
 
 
 @exact
-def _by_class(seed, epoch, samples, starts, pool, places):
+def _walk(seed, epoch, samples, starts, pool, places):
     """(sample, occurrence number) int64[places] of an epoch in which the classes have the shares that they have in the pool.
 
     samples: positions grouped by class; class c has samples[starts[c]:starts[c + 1]]. Classes come in rounds, each a
@@ -81,7 +81,7 @@ def drawn(class_counts: np.ndarray, sampling: Sampling) -> np.ndarray:
     class_counts: int64 [C]; a class without images is never drawn.
     """
     counts = np.asarray(class_counts, np.float64)
-    return counts if sampling == "instance" else np.sqrt(counts) if sampling == "square_root" else np.sign(counts)
+    return {"instance": counts, "square_root": np.sqrt(counts), "class_balanced": np.sign(counts)}[sampling]
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class TrainOrder:
 
     @cached_property
     def _by_class(self) -> tuple[np.ndarray, np.ndarray]:
-        """`samples` and `starts` of `_by_class`: sorted by (label, key); classes without samples do not count."""
+        """`samples` and `starts` of `_walk`: sorted by (label, key); classes without samples do not count."""
         assert self.labels is not None, "sampling by class needs labels"
         counts = np.bincount(self.labels)
         return np.lexsort((self.keys, self.labels)), np.append(0, np.cumsum(counts[counts > 0]))
@@ -136,7 +136,7 @@ class TrainOrder:
                 pool = np.arange(len(starts) - 1)
             else:
                 pool = _in_shares(self.seed, epoch, drawn(np.diff(starts), self.sampling), places)
-            return _by_class(self.seed, epoch, samples, starts, pool, places)
+            return _walk(self.seed, epoch, samples, starts, pool, places)
         words = _shuffle_words(self.seed, self.keys, epoch)
         # Ties of 64-bit words (and only those) are broken by key, so that the order never depends on positions.
         return np.lexsort((self.keys, words))[:places], np.zeros(places, np.int64)

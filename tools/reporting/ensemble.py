@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from pipelines.errors import UserError
 from tools.reporting.runs import Run
@@ -22,14 +23,17 @@ def ensembles(runs: Sequence[Run]) -> list[Run]:
     have not answered the same images.
     """
     if len(runs) < 2:
-        raise UserError(f"--ensemble needs two runs or more, and {runs[0].title} is the only one")
+        raise UserError(
+            f"--ensemble needs two runs or more, and {runs[0].title} is the only one; name others beside it, or leave "
+            "--ensemble out"
+        )
     first = runs[0].predictions
     by_logits = np.zeros_like(first.logits, np.float32)
     by_probabilities = np.full_like(by_logits, -np.inf)
     for run, rows in zip(runs, same_images(runs), strict=True):
         logits = run.predictions.logits[rows].astype(np.float32)
         by_logits += logits / len(runs)
-        np.logaddexp(by_probabilities, _log_softmax(logits), out=by_probabilities)
+        np.logaddexp(by_probabilities, torch.from_numpy(logits).log_softmax(dim=1).numpy(), out=by_probabilities)
     by_probabilities -= np.log(len(runs))
     order, methods = first.by_list, {run.predictions.method for run in runs}
     told = replace(
@@ -44,9 +48,3 @@ def ensembles(runs: Sequence[Run]) -> list[Run]:
         Run(title=f"all {len(runs)}, mean of {what}", predictions=replace(told, logits=logits))
         for what, logits in (("logits", by_logits), ("probabilities", by_probabilities))
     ]
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    """float32 [n, C]"""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -165,16 +165,14 @@ def test_instance_order_gives_the_committed_vectors() -> None:
         assert order.epoch(epoch)[0].tolist() == positions
 
 
-def test_class_balanced_order_gives_the_committed_vectors() -> None:
-    order = TrainOrder(VECTOR_KEYS, (1 << 63) - 5, 6, 4, labels=VECTOR_LABELS, sampling="class_balanced")
-    for epoch, (positions, views) in BALANCED_VECTORS.items():
-        found = order.epoch(epoch)
-        assert (found[0].tolist(), found[1].tolist()) == (positions, views)
-
-
-def test_square_root_order_gives_the_committed_vectors() -> None:
-    order = TrainOrder(VECTOR_KEYS, (1 << 63) - 5, 6, 4, labels=VECTOR_LABELS, sampling="square_root")
-    for epoch, (positions, views) in SQUARE_ROOT_VECTORS.items():
+@pytest.mark.parametrize(
+    ("sampling", "vectors"), [("square_root", SQUARE_ROOT_VECTORS), ("class_balanced", BALANCED_VECTORS)]
+)
+def test_orders_by_class_give_the_committed_vectors(
+    sampling: Sampling, vectors: dict[int, tuple[list[int], list[int]]]
+) -> None:
+    order = TrainOrder(VECTOR_KEYS, (1 << 63) - 5, 6, 4, labels=VECTOR_LABELS, sampling=sampling)
+    for epoch, (positions, views) in vectors.items():
         found = order.epoch(epoch)
         assert (found[0].tolist(), found[1].tolist()) == (positions, views)
 
