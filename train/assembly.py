@@ -219,7 +219,7 @@ def assemble(config: Config, folder: Path, accelerator: Accelerator) -> Assemble
     resumed = resumed_from(config, folder, splits.train)
     _check_overlaps(config, splits, say)
     order = _order(config, splits.train, accelerator)
-    notes = (reuse_of_views(config, len(splits.train)), describe_scaling(config.optim))
+    notes = (reuse_of_views(config, splits.train.class_counts), describe_scaling(config.optim))
     for line in (*notes, _note_on_rest(order, len(splits.train)), _note_on_norms(config, accelerator.num_processes)):
         if line:
             say(line)
@@ -389,7 +389,7 @@ def _require_full_batch(config: Config, images: int, world: int) -> None:
 def _note_on_rest(order: TrainOrder, images: int) -> str | None:
     """A line on the images that full batches leave out, where these are more than a tenth."""
     rest = images - order.steps_per_epoch * order.batch
-    if rest * 10 <= images:
+    if rest * 10 <= images or order.sampling != "instance":  # which leaves out more, of frequent classes
         return None
     return (
         f"an epoch has {counted(order.steps_per_epoch, 'step')} of {order.batch} images: {rest} of {images} are left out of "

@@ -14,6 +14,7 @@ from pipelines.augment.recipe import Recipe
 from pipelines.backends.choice import available_backends, resolve_backend
 from pipelines.errors import UserError
 from pipelines.loader import Loader
+from pipelines.order import drawn
 from pipelines.records.reader import Records
 from train.config import Config
 from train.schedule import begun_epochs
@@ -98,14 +99,21 @@ def views_of(config: Config, samples: int) -> int:
     return config.data.views or epochs_of(config, samples)
 
 
-def reuse_of_views(config: Config, samples: int) -> str | None:
-    """A line that says how often each view is used; None when every epoch has its own."""
+def reuse_of_views(config: Config, class_counts: np.ndarray) -> str | None:
+    """A line that says how often each view is used, in a sampling by class at most; None when none is used again."""
+    samples = int(class_counts.sum())
     views, epochs = views_of(config, samples), epochs_of(config, samples)
-    if views >= epochs:
+    if config.data.sampling == "instance":
+        if views >= epochs:
+            return None
+        times = f"{epochs // views}" if epochs % views == 0 else f"{epochs // views} or {epochs // views + 1}"
+        return f"{views} views for {epochs} epochs: each is used {times} times"
+    places = samples // config.optim.batch * config.optim.batch
+    often = drawn(class_counts, config.data.sampling)
+    most = epochs * places * np.max(often / np.maximum(class_counts, 1)) / often.sum()  # of an image
+    if most <= views:
         return None
-    times = f"{epochs // views}" if epochs % views == 0 else f"{epochs // views} or {epochs // views + 1}"
-    balanced = "" if config.data.sampling == "instance" else " (of a sample that comes once an epoch)"
-    return f"{views} views for {epochs} epochs: each is used {times} times{balanced}"
+    return f"{views} views for {epochs} epochs: of an image of the rarest class each is used {most / views:.1f} times"
 
 
 def make_loader(

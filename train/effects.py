@@ -147,7 +147,9 @@ def of_training(config: Config, options: Options) -> str | None:
 
 def of_cache_writer(config: Config, options: Options) -> str | None:
     """A line on settings of the student that a cache does not depend on."""
-    idle = [text for key, text in _typed(config, options).items() if not _among(key, CACHE_WRITER)]
+    idle = [
+        text for key, text in _typed(config, options).items() if not _among(key, CACHE_WRITER) or key == "data.sampling"
+    ]
     return f"without effect on a cache, for students: {', '.join(idle)}" if idle else None
 
 

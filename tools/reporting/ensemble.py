@@ -19,14 +19,20 @@ from tools.reporting.together import known_counts, same_images
 def ensembles(runs: Sequence[Run]) -> list[Run]:
     """Two runs without a folder, of all of `runs` together: by the mean of their logits, and by that of their probabilities.
 
-    The second has log(mean) as its logits [n, C], whose softmax is the mean. UserError for fewer than two runs, and where they
-    have not answered the same images.
+    The second has log(mean) as its logits [n, C], whose softmax is the mean. UserError for fewer than two runs, for one network
+    twice, and where they have not answered the same images.
     """
     if len(runs) < 2:
         raise UserError(
             f"--ensemble needs two runs or more, and {runs[0].title} is the only one; name others beside it, or leave "
             "--ensemble out"
         )
+    titles: dict[str, str] = {}
+    for run in runs:
+        if (other := titles.setdefault(run.predictions.weights, run.title)) != run.title and run.predictions.weights:
+            raise UserError(
+                f"{other} and {run.title} are the same network, which --ensemble counts once; leave one out"
+            )
     first = runs[0].predictions
     by_logits = np.zeros_like(first.logits, np.float32)
     by_probabilities = np.full_like(by_logits, -np.inf)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from models.features import UnknownFeatures, require_features
 from pipelines.errors import UserError
@@ -55,7 +56,7 @@ class Run:
 
     @property
     def rule(self) -> Rule | None:
-        """What its logits hold of the training prior; None where that is not known, or neither all nor nothing of it."""
+        """What its logits hold of the training prior; None where that is not known."""
         if self.config is None:
             return rule_of(self.predictions.method)
         return rule_of_training(self.config.distill, self.config.data.sampling)
@@ -132,6 +133,7 @@ def _open(
         if found is not None:
             found = replace(found, method=method)  # an earlier version may have kept another
     if found is None or (features and found.features is None):
+        AcceleratorState._reset_state()  # else it keeps the precision of the run before
         accelerator = make_accelerator(config)
         subject = make_subject(folder, weights, config, accelerator)
         features = features is True or (features == "wanted" and _has_features(subject, config, accelerator))

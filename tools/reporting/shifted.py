@@ -74,7 +74,7 @@ def measure(
     without, compensated = [], []
     for run in runs:
         rule, train = own_rules[run.title], counts[run.title]
-        if rule == "softmax" and train.min() == 0:
+        if rule != "balanced" and train.min() == 0:
             missing = run.predictions.class_names[train.argmin()]
             raise UserError(
                 f"{run.title}: class {quoted(missing)} has no training images, so that post-compensation, which divides by "
@@ -104,7 +104,8 @@ def _train_counts(run: Run, given: np.ndarray | None) -> np.ndarray:
 def _rule(run: Run, given: Mapping[str, Rule]) -> Rule:
     rule = run.rule
     if rule is not None and given.get(run.title, rule) != rule:
-        how = f"by method {run.predictions.method}" if run.predictions.method else f"so that --{rule} holds"
+        other = "with data.sampling=square_root" if rule == "square_root" else f"so that --{rule} holds"
+        how = f"by method {run.predictions.method}" if run.predictions.method else other
         raise UserError(f"{run.title} was trained {how}; leave --{given[run.title]} out")
     rule = rule or given.get(run.title)
     if rule is None:
@@ -112,7 +113,7 @@ def _rule(run: Run, given: Mapping[str, Rule]) -> Rule:
             f"{run.title} does not say how it was trained, or has no rule of its own (margins, class weights, smoothed labels, a "
             f"teacher's targets), on which post-compensation depends; type --balanced {run.title} (balanced softmax: its loss "
             f"adds log prior to the logits) or --softmax {run.title} (plain cross-entropy, of "
-            "images as they come: after class-balanced sampling it is --balanced, after square-root sampling neither)"
+            "images as they come: after class-balanced sampling it is --balanced)"
         )
     return rule
 
@@ -173,7 +174,11 @@ def _with_error(accuracy: ShiftedAccuracy) -> str:
 
 def notes(measured: Shifted) -> list[str]:
     """How the tables are to be read, and what of this test set does not fit."""
-    said = {"softmax": "argmax(f - log p_train + log p_test)", "balanced": "argmax(f + log p_test)"}
+    said = {
+        "softmax": "argmax(f - log p_train + log p_test)",
+        "square_root": "argmax(f - log p_train / 2 + log p_test)",
+        "balanced": "argmax(f + log p_test)",
+    }
     rules = "; ".join(
         f"{said[rule]} for {', '.join(run for run, own in measured.rules.items() if own == rule)}"
         for rule in said

@@ -76,7 +76,9 @@ def of_teacher(run: Run) -> Virtual:
     if not config.cache.paths:
         raise UserError(f"{run.title} asked its teacher online, and kept no logits")
     if why := _why_others(config):
-        raise UserError(f"{run.title} learned other targets than the softmax of its teacher's logits: {why}")
+        raise UserError(
+            f"{run.title} was not trained on its teacher's softmax, each image as often as the others: {why}"
+        )
     facts = Facts.of_run(run.folder)
     if facts.caches is None or facts.tau is None:
         raise UserError(f"{run.title} does not say which cache and temperature it was trained with")

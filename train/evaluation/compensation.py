@@ -16,7 +16,9 @@ from pipelines.errors import UserError, quoted
 from pipelines.records.reader import Records
 from train.objectives.methods import METHODS, DistillConfig, prior_left_out
 
-Rule = Literal["softmax", "balanced"]  # what a network was trained with: its logits hold the training prior, or do not
+# What a network was trained with: its logits hold the training prior, its square root (square-root sampling), or none of it.
+Rule = Literal["softmax", "square_root", "balanced"]
+_HELD: dict[Rule, float] = {"softmax": 1, "square_root": 0.5, "balanced": 0}  # how much of the logarithm
 _BLOCK = 2**24  # logits in double precision at a time: 128 MB
 
 
@@ -29,13 +31,13 @@ def rule_of(method: str) -> Rule | None:
 def rule_of_training(distill: DistillConfig, sampling: str) -> Rule | None:
     """The rule of a network trained with these settings and data.sampling; None where none is exact.
 
-    The prior of a training that drew every class equally often is uniform, so logits that hold it leave out that of the images.
-    Square-root sampling leaves a half of it (of its logarithm) in logits that hold what was drawn.
+    Logits that hold the prior of a training hold that of the classes as drawn: uniform, where each came equally often.
     """
     left_out = prior_left_out(distill)
-    if left_out is None or (sampling == "square_root" and not left_out):
+    if left_out is None:
         return None
-    return "balanced" if left_out or sampling == "class_balanced" else "softmax"
+    held: dict[str, Rule] = {"instance": "softmax", "square_root": "square_root", "class_balanced": "balanced"}
+    return "balanced" if left_out else held[sampling]
 
 
 def named_method(distill: DistillConfig, sampling: str) -> str:
@@ -49,11 +51,12 @@ def named_method(distill: DistillConfig, sampling: str) -> str:
 def logit_shift(rule: Rule, train_counts: np.ndarray, test_counts: np.ndarray) -> np.ndarray:
     """What is added to logits f, float64 [C]; the softmax of the sum is the posterior under the test prior.
 
-    For a network trained with plain softmax log p_test - log p_train, for one trained with balanced softmax log p_test; up to a
-    constant, which moves neither an argmax nor a softmax. ValueError where a prior is 0, whose logarithm does not exist.
+    For a network trained with plain softmax log p_test - log p_train, after square-root sampling log p_test - log p_train / 2,
+    for one trained with balanced softmax log p_test; up to a constant, which moves neither an argmax nor a softmax. ValueError
+    where a prior is 0, whose logarithm does not exist.
     """
-    shift = _log_prior(test_counts)
-    return shift - _log_prior(train_counts) if rule == "softmax" else shift
+    shift, held = _log_prior(test_counts), _HELD[rule]
+    return shift - held * _log_prior(train_counts) if held else shift
 
 
 def compensated_answers(

@@ -101,6 +101,8 @@ def _trained(info: ModelInfo, config: Config) -> str:
         "data": {name: settings["data"][name] for name in ("recipe", "seed", "views", "sampling")},
         **{name: settings[name] for name in ("optim", "schedule", "seed", "precision")},
     }
+    if len(info.teachers) > 1:
+        shown["cache"] = {name: settings["cache"][name] for name in ("average", "weights")}
     table = markdown_table(("", ""), rows.items())
     return f"{table}\n\nAll settings are in config.yaml, among them:\n\n```yaml\n{_yaml(shown)}```"
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from helpers.launch import run, tiny_config
 
 from tools.compare import main
@@ -49,6 +50,20 @@ def test_an_ensemble_beside_its_networks(
     labels = read(work / "runs/dive/predictions_test.npz").labels
     right = (sum(logits).argmax(axis=1) == labels).mean()
     assert lines[2]["figures"]["top1"]["mean"] == pytest.approx(right)
+
+
+def test_runs_of_two_precisions(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is evaluated in its own, whichever comes first."""
+    monkeypatch.chdir(work)
+    AcceleratorState._reset_state(True)
+    run("teacher", work / "bsce.yaml", "run=half", "precision=bf16", "schedule.epochs=1", cwd=work)
+    for given in (["bsce-s0", "half"], ["half", "bsce-s0"]):
+        for name in given:
+            (work / "runs" / name / "predictions_test.npz").unlink(missing_ok=True)
+        assert main([*given, "--out", "precisions"]) == 0, capsys.readouterr().err
+        assert capsys.readouterr().out.count("evaluating") == 2
 
 
 def test_refusals(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers.launch import losses, refused, result, run
 
+from pipelines.records.reader import Records
 from pipelines.records.workers import Sample
 from pipelines.records.writing import write_records
 
@@ -34,6 +35,18 @@ def test_views_of_a_training_in_steps_are_its_begun_epochs(taught: Path) -> None
     assert "views" in refused(taught, "distill", taught / "dive.yaml", *in_steps, "schedule.steps=22")
     images = ["distill.teacher=t", "schedule.epochs=null", "schedule.samples=240", "--dry-run"]
     assert "would write 3 views" in run("cache_logits", taught / "dive.yaml", *images, cwd=taught).stdout
+
+
+@pytest.mark.parametrize(("sampling", "power"), [("class_balanced", 0), ("square_root", 0.5)])
+def test_a_sampling_by_class_says_how_often_it_shows_the_views_of_rare_images(
+    taught: Path, tiny: Path, sampling: str, power: float
+) -> None:
+    counts = Records(tiny / "train.beton").class_counts.astype(float)
+    shown = 3 * 112 * counts.min() ** (power - 1) / (counts**power).sum()  # 7 batches of 16, three epochs
+    given = ["teacher", taught / "bsce.yaml", f"data.sampling={sampling}", "--dry-run"]
+    line = f"3 views for 3 epochs: of an image of the rarest class each is used {shown / 3:.1f} times\n"
+    assert shown > 3.3 and line in run(*given, cwd=taught).stdout
+    assert "each is used" not in run(*given, f"data.views={int(shown) + 1}", cwd=taught).stdout
 
 
 def write_images(path: Path, positions: Iterable[int], prefix: str) -> None:

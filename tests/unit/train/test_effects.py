@@ -111,10 +111,11 @@ def test_what_another_program_reads_is_told(typed) -> None:
         "cache.average=probabilities goes with several cache.paths"
     )
     assert of_training(*typed("cache.check=always", "cache.paths=[a]")) is None
+    sampling = "data.sampling=class_balanced"
     told = of_cache_writer(
-        *typed("optim.lr=3", "distill.teacher=t", "data.views=3", "distill.tau=9", "schedule.epochs=5")
+        *typed("optim.lr=3", "distill.teacher=t", "data.views=3", "distill.tau=9", "schedule.epochs=5", sampling)
     )
-    assert told == "without effect on a cache, for students: optim.lr=3.0, distill.tau=9.0"
+    assert told == f"without effect on a cache, for students: optim.lr=3.0, distill.tau=9.0, {sampling}"
     mixed = ("data.recipe.mix=mixup", "distill.mixed_targets=parts")
     assert of_cache_writer(*typed("distill.teacher=t", *mixed)) is None
     assert of_cache_writer(*typed("distill.teacher=t", "cache.codec=f32", "optim.batch=4", "compile=true")) is None

@@ -129,6 +129,7 @@ def test_a_batch_that_leaves_out_many_images_says_so(taught: Path) -> None:
 
     assert "an epoch has 1 step of 64 images: 54 of 118 are left out of each, others each time" in dry("optim.batch=64")
     assert "left out" not in dry("optim.batch=16")  # 6 of 118
+    assert "left out" not in dry("optim.batch=64", "data.sampling=class_balanced"), "it would be another number"
 
 
 @pytest.mark.parametrize("images", [1, 2, 7])

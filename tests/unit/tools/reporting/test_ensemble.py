@@ -61,5 +61,13 @@ def test_refusals() -> None:
     one = made_run("one", CLASSES, COUNTS)
     with pytest.raises(UserError, match="--ensemble needs two runs or more, and one is the only one"):
         ensembles([one])
+    run, export, other = (
+        made_run(title, CLASSES, COUNTS, weights=weights)
+        for title, weights in (("run", "a"), ("export", "a"), ("b", "b"))
+    )
+    with pytest.raises(
+        UserError, match="run and export are the same network, which --ensemble counts once; leave one out"
+    ):
+        ensembles([run, other, export])
     with pytest.raises(UserError, match="other images"):
         ensembles([one, made_run("two", CLASSES, COUNTS, each=7)])

@@ -52,9 +52,10 @@ def test_a_training_that_drew_all_classes_equally_often_leaves_the_prior_out() -
     assert named_method(DistillConfig(method="ldam"), "class_balanced") == "ldam"
 
 
-def test_square_root_sampling_leaves_no_exact_rule_to_logits_that_hold_what_was_drawn() -> None:
+def test_square_root_sampling_leaves_half_of_the_prior_to_logits_that_hold_what_was_drawn() -> None:
     drawn = {name: rule_of_training(DistillConfig(method=name), "square_root") for name in METHODS}
-    assert {name: rule for name, rule in drawn.items() if rule} == dict.fromkeys(("bsce", "dive"), "balanced")
+    expected = {"ce": "square_root", "bsce": "balanced", "dive": "balanced"}
+    assert {name: rule for name, rule in drawn.items() if rule} == expected
     assert named_method(DistillConfig(method="ce"), "square_root") == ""
     assert named_method(DistillConfig(method="dive"), "square_root") == "dive"
 
@@ -67,6 +68,7 @@ def test_the_answers_are_those_of_bayes_rule() -> None:
     balanced = np.log(likelihood) + constant
     assert np.array_equal(compensated_answers(balanced, "balanced", TRAIN, TEST), best)
     assert np.array_equal(compensated_answers(balanced + np.log(TRAIN / 100), "softmax", TRAIN, TEST), best)
+    assert np.array_equal(compensated_answers(balanced + np.log(TRAIN**0.5), "square_root", TRAIN, TEST), best)
     assert not np.array_equal(compensated_answers(balanced, "softmax", TRAIN, TEST), best)
 
 
@@ -92,8 +94,9 @@ def test_blocks_are_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_class_without_images_is_refused() -> None:
     logits = np.zeros((2, 3))
-    with pytest.raises(ValueError, match="class 2 has no images"):
-        compensated_answers(logits, "softmax", np.array([5, 5, 0]), TEST)
+    for rule in ("softmax", "square_root"):
+        with pytest.raises(ValueError, match="class 2 has no images"):
+            compensated_answers(logits, rule, np.array([5, 5, 0]), TEST)
     with pytest.raises(ValueError, match="class 0 has no images"):
         compensated_answers(logits, "balanced", TRAIN, np.array([0, 1, 1]))
     assert compensated_answers(logits, "balanced", np.array([5, 5, 0]), TEST).tolist() == [2, 2]
@@ -102,7 +105,8 @@ def test_a_class_without_images_is_refused() -> None:
 def test_the_probabilities_are_those_of_bayes_rule() -> None:
     likelihood = np.random.default_rng(0).random((20, 3))
     posterior = likelihood * TEST / (likelihood * TEST).sum(axis=1, keepdims=True)
-    for rule, logits in (("balanced", np.log(likelihood)), ("softmax", np.log(likelihood * TRAIN))):
+    learned = {"balanced": likelihood, "square_root": likelihood * TRAIN**0.5, "softmax": likelihood * TRAIN}
+    for rule, logits in ((rule, np.log(one)) for rule, one in learned.items()):
         shifted = np.exp(logits + logit_shift(rule, TRAIN, TEST))
         assert np.allclose(shifted / shifted.sum(axis=1, keepdims=True), posterior, rtol=1e-12)
 

@@ -1,8 +1,10 @@
 """The model card: which settings it names. What it says in all: test_export.py."""
 
 from models.registry import ModelConfig
+from pipelines.logits.reader import CacheConfig
 from train.config import Config
-from train.networks.card import _of_the_loss
+from train.networks.card import _of_the_loss, _trained
+from train.networks.info import ModelInfo
 from train.objectives.methods import DistillConfig
 
 
@@ -21,3 +23,15 @@ def test_the_card_names_the_settings_that_the_loss_read() -> None:
         "tau 4.0, alpha 0.5, hard ldam, kl_of ensemble, margin 0.5, diversity -0.2, diversity_from 3, diversity_eta 0.05"
     )
     assert shown(distill=DistillConfig(p=0.5)) == "tau 4.0, p 0.5, alpha 0.5"
+
+
+def test_the_card_says_how_several_teachers_were_averaged() -> None:
+    def shown(teachers: int) -> str:
+        given = [{"source": f"t{i}", "architecture": "resnet8", "weights": "0"} for i in range(teachers)]
+        facts = ModelInfo(
+            architecture="resnet8", class_names=["a", "b"], train_counts=[5, 2], mean=[0.5] * 3, std=[0.2] * 3, input_size=8,
+            teachers=given, training={"facts": {"tau": 3.0}},
+        )  # fmt: skip
+        return _trained(facts, Config(cache=CacheConfig(paths=["a", "b"], average="probabilities", weights=[2, 1])))
+
+    assert "cache:\n  average: probabilities\n  weights: [2, 1]\n" in shown(2) and "cache:" not in shown(1)
