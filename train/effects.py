@@ -26,7 +26,7 @@ EVALUATION = (
 PREDICTION = (*_ASKING, *("weights", "out", "top", "prior"))
 # What the reports of tools/ take: of the evaluation of runs without kept predictions, and where caches and training records are.
 REPORT = ("data.train", "data.val", "data.test", *_ASKING, "cache.paths")
-# What train/cache_logits.py reads of a student's settings.
+# What train/cache_logits.py reads of a student's settings; of `data` all but the sampling, as it asks about every view once.
 CACHE_WRITER = (
     *("data", "schedule", "optim.batch", "cache.codec", "cache.batch", "cache.dir", "precision", "deterministic"),
     *("compile", "compile_mode", *(f"distill.teacher{of}" for of in ("", "_arch", "_classes", "_mean", "_std"))),

@@ -36,8 +36,8 @@ def rule_of_training(distill: DistillConfig, sampling: str) -> Rule | None:
     left_out = prior_left_out(distill)
     if left_out is None:
         return None
-    held: dict[str, Rule] = {"instance": "softmax", "square_root": "square_root", "class_balanced": "balanced"}
-    return "balanced" if left_out else held[sampling]
+    by_sampling: dict[str, Rule] = {"instance": "softmax", "square_root": "square_root", "class_balanced": "balanced"}
+    return "balanced" if left_out else by_sampling[sampling]
 
 
 def named_method(distill: DistillConfig, sampling: str) -> str:

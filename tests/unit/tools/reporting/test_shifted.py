@@ -223,13 +223,21 @@ def test_what_is_missing_or_wrong_is_one_line(
     assert message in said and said.count("\n") == 1 and not (files / "out").exists()
 
 
-def test_a_run_sampled_by_class_is_balanced() -> None:
+@pytest.mark.parametrize(
+    ("sampling", "rule", "how", "formula"),
+    [
+        ("class_balanced", "balanced", "so that --balanced holds", "argmax(f + log p_test)"),
+        ("square_root", "square_root", "with data.sampling=square_root", "argmax(f - log p_train / 2 + log p_test)"),
+    ],
+)
+def test_a_run_sampled_by_class_has_the_rule_of_its_sampling(sampling: str, rule: str, how: str, formula: str) -> None:
     """Its predictions name no method, as cross-entropy has the other rule; its settings say it."""
     own = replace(run("mine", method=""), config=config(method="ce"))
     assert own.config is not None and own.rule == "softmax"
-    sampled = replace(own, config=replace(own.config, data=replace(own.config.data, sampling="class_balanced")))
-    assert measure([sampled], [4]).rules == {"mine": "balanced"}
-    with pytest.raises(UserError, match="mine was trained so that --balanced holds; leave --softmax out"):
+    sampled = replace(own, config=replace(own.config, data=replace(own.config.data, sampling=sampling)))
+    measured = measure([sampled], [4])
+    assert measured.rules == {"mine": rule} and f"the answer is {formula} for mine" in " ".join(notes(measured))
+    with pytest.raises(UserError, match=f"mine was trained {how}; leave --softmax out"):
         measure([sampled], [4], {"mine": "softmax"})
 
 
